@@ -1,0 +1,147 @@
+package collector
+
+import (
+	"context"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+)
+
+// conntrack is one reading of the connection tracking table of the host's
+// network namespace.
+type conntrack struct {
+	entries, limit, buckets Number
+	counters                [conntrackCounters]Number
+}
+
+// The counters of connection tracking, in the order of conntrackColumns.
+const (
+	conntrackDrop = iota
+	conntrackEarlyDrop
+	conntrackInsertFailed
+	conntrackInvalid
+	conntrackSearchRestart
+	conntrackCounters
+)
+
+// conntrackColumns names the columns of /proc/net/stat/nf_conntrack that are
+// read. The number of entries stands in every row, and is the whole table's.
+func conntrackColumns() []string {
+	return []string{"drop", "early_drop", "insert_failed", "invalid", "search_restart", "entries"}
+}
+
+func conntrackSpec() Spec {
+	counter := func(i int) func(*conntrack) Number {
+		return func(s *conntrack) Number { return s.counters[i] }
+	}
+	const source = " From /proc/net/stat/nf_conntrack or ctnetlink."
+	return define(Definition[conntrack]{
+		Name:      "conntrack",
+		Help:      "The connection tracking table of the host's network namespace, from sysctls and /proc/net/stat/nf_conntrack, or from ctnetlink where the kernel has no such file.",
+		Privilege: "On a kernel without CONFIG_NF_CONNTRACK_PROCFS the counters need CAP_NET_ADMIN.",
+		Open:      openConntrack,
+		Metrics: []Metric[conntrack]{
+			{
+				Name:  "conntrack_entries",
+				Help:  "Connections tracked now. From net.netfilter.nf_conntrack_count.",
+				Value: func(s *conntrack) Number { return s.entries },
+			},
+			{
+				Name:  "conntrack_entries_limit",
+				Help:  "Connections that may be tracked in each network namespace; 0 is no limit. From net.netfilter.nf_conntrack_max.",
+				Value: func(s *conntrack) Number { return s.limit },
+			},
+			{
+				Name:  "conntrack_buckets",
+				Help:  "Buckets of the hash table, which all network namespaces share. From net.netfilter.nf_conntrack_buckets.",
+				Value: func(s *conntrack) Number { return s.buckets },
+			},
+			{
+				Name:  "conntrack_drops_total",
+				Help:  "Packets dropped because a new connection could not be tracked: the table was full, or there was no memory." + source,
+				Value: counter(conntrackDrop),
+			},
+			{
+				Name:  "conntrack_early_drops_total",
+				Help:  "Tracked connections thrown out to make room in a full table." + source,
+				Value: counter(conntrackEarlyDrop),
+			},
+			{
+				Name:  "conntrack_insert_failures_total",
+				Help:  "Connections that could not be put into the table, for instance because of a clash." + source,
+				Value: counter(conntrackInsertFailed),
+			},
+			{
+				Name:  "conntrack_invalid_total",
+				Help:  "Packets that belong to no connection and can begin none." + source,
+				Value: counter(conntrackInvalid),
+			},
+			{
+				Name:  "conntrack_search_restarts_total",
+				Help:  "Searches that began again because the table was being resized." + source,
+				Value: counter(conntrackSearchRestart),
+			},
+		},
+		Limits: []Limit[conntrack]{{
+			LimitInfo: LimitInfo{
+				Resource: "conntrack_entries", Unit: Entries, Sysctl: "net.netfilter.nf_conntrack_max", Warning: 0.75, Critical: 0.9,
+				Effect: "Packets of new connections are dropped: \"nf_conntrack: table full, dropping packet\".",
+			},
+			Usage: func(s *conntrack) Number { return s.entries },
+			Limit: func(s *conntrack) Number { return s.limit },
+		}},
+	})
+}
+
+func openConntrack(k *Kernel) func(context.Context, *conntrack) error {
+	count := k.sysctl("net.netfilter.nf_conntrack_count")
+	// One value for all namespaces, so any namespace's file will do.
+	limit := k.globalSysctl("net.netfilter.nf_conntrack_max")
+	buckets := k.globalSysctl("net.netfilter.nf_conntrack_buckets")
+	stat := k.net("stat/nf_conntrack")
+	netlink := newConntrackNetlink(k.dialNetfilter)
+	counters := newPerCPU(conntrackCounters)
+
+	return func(ctx context.Context, s *conntrack) error {
+		var err error
+		for _, l := range []struct {
+			file *procfile.File
+			into *Number
+		}{{count, &s.entries}, {limit, &s.limit}, {buckets, &s.buckets}} {
+			if *l.into, err = sysctlNumber(l.file); err != nil {
+				return err
+			}
+		}
+		b, err := optional(stat)
+		if err != nil {
+			return err
+		}
+		if !s.limit.Present && b == nil {
+			return &NotSupportedError{Feature: "connection tracking (module nf_conntrack is not loaded)"}
+		}
+
+		found := [conntrackCounters]bool{}
+		add := func(cpu, column int, v uint64) {
+			if column < conntrackCounters {
+				counters.add(cpu, column, v)
+				found[column] = true
+			} else if !s.entries.Present {
+				// The host's sysctl is out of reach, but this file is not.
+				s.entries = number(v)
+			}
+		}
+		if b != nil {
+			err = parseCPUTable(b, stat.Path(), conntrackColumns(), add)
+		} else {
+			err = netlink.read(ctx, add)
+		}
+		if err != nil {
+			return err
+		}
+		for i := range s.counters {
+			if found[i] {
+				s.counters[i] = counters.total(i)
+			}
+		}
+		return nil
+	}
+}

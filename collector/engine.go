@@ -1,0 +1,224 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// Config says how collectors are run.
+type Config struct {
+	// MaxCPU is the share of one core that a collector marked Walk may take, from
+	// above 0 to 1: one that took t is not read again before t / MaxCPU has
+	// passed since it began.
+	MaxCPU float64
+	Logger *slog.Logger
+}
+
+// Set is the collectors that are enabled, ready to be read.
+type Set struct {
+	kernel  *Kernel
+	health  *health
+	runners []*runner
+}
+
+// NewSet prepares the given collectors. It opens nothing yet: the first read
+// does.
+func NewSet(k *Kernel, specs []Spec, c Config) *Set {
+	s := &Set{kernel: k, health: healthRows()}
+	for _, spec := range specs {
+		r := &runner{spec: spec, read: spec.open(k), logger: c.Logger.With("collector", spec.Name)}
+		if spec.Walk {
+			r.maxCPU = c.MaxCPU
+		}
+		s.runners = append(s.runners, r)
+	}
+	return s
+}
+
+// Names returns the names of the collectors in their order.
+func (s *Set) Names() []string {
+	names := make([]string, len(s.runners))
+	for i, r := range s.runners {
+		names[i] = r.spec.Name
+	}
+	return names
+}
+
+// Result is what became of one collector in one read.
+type Result struct {
+	Collector string
+	// Limits and the samples are those of the whole reading, or none.
+	Limits []LimitReading
+	// Err is a real failure, a time-out, or a panic.
+	Err error
+	// Unsupported is set where this kernel does not have what the collector
+	// reads.
+	Unsupported error
+	// Duration is how long the reading took, Age how long ago it began to be
+	// served: 0 for one that was made for this read.
+	Duration, Age time.Duration
+
+	samples []sample
+}
+
+// Read reads the collectors that choose accepts, all at once, and returns when
+// each has given its result or the context's deadline has come. The results
+// stand in the order of Names.
+func (s *Set) Read(ctx context.Context, choose func(name string) bool) []Result {
+	asked := time.Now()
+	var tickets []ticket
+	for _, r := range s.runners {
+		if choose(r.spec.Name) {
+			tickets = append(tickets, r.join(ctx))
+		}
+	}
+	results := make([]Result, len(tickets))
+	for i, t := range tickets {
+		results[i] = t.wait(ctx, asked)
+	}
+	return results
+}
+
+// All chooses every collector.
+func All(string) bool { return true }
+
+// A runner reads one collector, never twice at the same time.
+type runner struct {
+	spec   Spec
+	read   func(context.Context) (reading, error)
+	maxCPU float64 // 0: read at every scrape
+	logger *slog.Logger
+
+	mu       sync.Mutex
+	running  *run
+	last     *run // the last one that ended
+	reported string
+}
+
+// A run is one reading, made by one goroutine and shared by all scrapes that
+// come while it lasts.
+type run struct {
+	done  chan struct{} // closed at the end; what follows is set by then
+	began time.Time
+	took  time.Duration
+	reading
+	err error
+}
+
+func (r *run) ended() time.Time { return r.began.Add(r.took) }
+
+// A ticket is one scrape's place at a run.
+type ticket struct {
+	*runner
+	run    *run
+	shared bool // with the scrape that began the run, whose deadline it has
+}
+
+// join finds the run that a scrape is to wait for: the last one while the budget
+// lasts, the one that is under way, or a new one.
+func (r *runner) join(ctx context.Context) ticket {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running != nil {
+		return ticket{r, r.running, true}
+	}
+	if l := r.last; l != nil && r.maxCPU > 0 &&
+		time.Since(l.began) < time.Duration(float64(l.took)/r.maxCPU) {
+		return ticket{r, l, false}
+	}
+	r.running = &run{done: make(chan struct{}), began: time.Now()}
+	go r.start(ctx, r.running)
+	return ticket{r, r.running, false}
+}
+
+// start reads the collector and publishes the result. The reading goes on when
+// the client that asked for it has gone away, but not past its deadline.
+func (r *runner) start(ctx context.Context, run *run) {
+	deadline, bounded := ctx.Deadline()
+	ctx = context.WithoutCancel(ctx)
+	if bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline)
+		defer cancel()
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			run.reading = reading{}
+			run.err = fmt.Errorf("panic: %v", p)
+			r.logger.Debug("panic", "stack", string(debug.Stack()))
+		}
+		run.took = time.Since(run.began)
+		r.mu.Lock()
+		r.running, r.last = nil, run
+		r.mu.Unlock()
+		close(run.done)
+	}()
+	run.reading, run.err = r.read(ctx)
+}
+
+var errDeadline = errors.New("no result by the scrape's deadline")
+
+// wait returns the result of the run.
+func (t ticket) wait(ctx context.Context, asked time.Time) Result {
+	select {
+	case <-t.run.done:
+	case <-ctx.Done():
+		t.report(errDeadline)
+		return Result{Collector: t.spec.Name, Err: errDeadline, Duration: time.Since(asked)}
+	}
+	// The run was cut short by another scrape's deadline, ours is still to come.
+	if t.shared && errors.Is(t.run.err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return t.join(ctx).wait(ctx, asked)
+	}
+	t.report(t.run.err)
+
+	res := Result{
+		Collector: t.spec.Name,
+		Duration:  t.run.took,
+		Limits:    t.run.limits,
+		samples:   t.run.samples,
+	}
+	if t.run.ended().Before(asked) {
+		res.Age = asked.Sub(t.run.began)
+	}
+	var unsupported *NotSupportedError
+	if errors.As(t.run.err, &unsupported) {
+		res.Unsupported = unsupported
+	} else {
+		res.Err = t.run.err
+	}
+	return res
+}
+
+// report logs what became of a collector when that has changed.
+func (r *runner) report(err error) {
+	msg := ""
+	if err != nil {
+		msg = err.Error()
+	}
+	r.mu.Lock()
+	changed := msg != r.reported
+	r.reported = msg
+	r.mu.Unlock()
+	if !changed {
+		return
+	}
+	var unsupported *NotSupportedError
+	switch {
+	case err == nil:
+		r.logger.Info("collector works again")
+	case errors.As(err, &unsupported):
+		r.logger.Info("collector has nothing to read on this kernel", "reason", unsupported.Feature)
+	default:
+		r.logger.Warn("collector failed", "err", err)
+	}
+}
+
+// HostNetworkNamespace is nil where every number is of the host's network
+// namespace, else the reason why not.
+func (s *Set) HostNetworkNamespace() error { return s.kernel.HostNetworkNamespace() }

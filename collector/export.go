@@ -1,0 +1,94 @@
+package collector
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// health is the metrics of the set itself, the same for every collector.
+type health struct {
+	duration, success, supported, age, saturation, hostNetwork MetricInfo
+}
+
+// healthRows describes what is exported beside the collectors' own rows.
+func healthRows() *health {
+	h := &health{
+		duration: MetricInfo{
+			Name:   "scrape_collector_duration_seconds",
+			Help:   "How long the collector's last reading took.",
+			Labels: []string{"collector"},
+		},
+		success: MetricInfo{
+			Name:   "scrape_collector_success",
+			Help:   "1 if the collector gave all that this kernel has, 0 after an error, a time-out or a panic, when none of its samples are exported.",
+			Labels: []string{"collector"},
+		},
+		supported: MetricInfo{
+			Name:   "scrape_collector_supported",
+			Help:   "0 where this kernel does not have what the collector reads (a module that is not loaded, for instance), else 1.",
+			Labels: []string{"collector"},
+		},
+		age: MetricInfo{
+			Name:   "scrape_collector_age_seconds",
+			Help:   "How old the collector's samples are: 0 if they were read for this scrape, more where --collector.max-cpu put a new reading off.",
+			Labels: []string{"collector"},
+		},
+		saturation: MetricInfo{
+			Name:   "saturation_ratio",
+			Help:   "Usage of a kernel limit divided by the limit, one series for each limit that this kernel has and enforces. At 1 the kernel refuses, drops or kills.",
+			Labels: []string{"resource"},
+		},
+		hostNetwork: MetricInfo{
+			Name: "host_network_namespace",
+			Help: "1 if every number is of the host's network namespace, 0 if the exporter stands outside of it and may not enter it: sysctls and sockets of the host are not exported then.",
+		},
+	}
+	for _, m := range h.rows() {
+		m.describe()
+	}
+	return h
+}
+
+func (h *health) rows() []*MetricInfo {
+	return []*MetricInfo{&h.saturation, &h.hostNetwork, &h.success, &h.supported, &h.duration, &h.age}
+}
+
+// scrape is one read of a set as a prometheus.Collector. It is unchecked (it
+// describes nothing in advance): its names are those of the rows.
+type scrape struct {
+	set     *Set
+	results []Result
+}
+
+// Collector returns the results of one Read of the set as a collector for a
+// registry that serves one request.
+func (s *Set) Collector(results []Result) prometheus.Collector {
+	return scrape{s, results}
+}
+
+func (scrape) Describe(chan<- *prometheus.Desc) {}
+
+func (c scrape) Collect(ch chan<- prometheus.Metric) {
+	send := func(m *MetricInfo, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(m.desc, m.Type(), value, labels...)
+	}
+	h := c.set.health
+	send(&h.hostNetwork, ratio(c.set.kernel.HostNetworkNamespace() == nil))
+	for _, r := range c.results {
+		send(&h.success, ratio(r.Err == nil), r.Collector)
+		send(&h.supported, ratio(r.Unsupported == nil), r.Collector)
+		send(&h.duration, r.Duration.Seconds(), r.Collector)
+		send(&h.age, r.Age.Seconds(), r.Collector)
+		for _, l := range r.Limits {
+			send(&h.saturation, l.Saturation(), l.Resource)
+		}
+		for _, s := range r.samples {
+			send(s.metric, s.value, s.labels...)
+		}
+	}
+}
+
+// ratio is 1 for true, 0 for false.
+func ratio(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

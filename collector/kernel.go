@@ -1,0 +1,138 @@
+package collector
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+)
+
+// Kernel is where collectors find the kernel's files and sockets, those of the
+// host and never those of a container around the exporter.
+type Kernel struct {
+	procPath string
+	sysPath  string
+	netPath  string // empty where the host's is out of reach
+	host     *hostns.Host
+
+	// pageSize is the unit of what the kernel counts in pages, in bytes.
+	pageSize float64
+	// top bounds every list of listeners, ports, processes, caches and zones.
+	top int
+	// dialSockDiag opens a sock_diag socket in the host's network namespace.
+	dialSockDiag func() (sockdiag.Transport, error)
+}
+
+// OpenKernel looks at the procfs at procPath, whose process 1 is the host's, and
+// finds the host's network namespace. It fails where procPath cannot be read.
+func OpenKernel(procPath, sysPath string, top int) (*Kernel, error) {
+	// Reading the folder is what fails on a path without permission or procfs.
+	if _, err := os.ReadDir(procPath); err != nil {
+		return nil, fmt.Errorf("procfs: %w", err)
+	}
+	host, err := hostns.Find(procPath)
+	if err != nil {
+		return nil, err
+	}
+	k := &Kernel{
+		procPath: procPath,
+		sysPath:  sysPath,
+		host:     host,
+		pageSize: float64(os.Getpagesize()),
+		top:      top,
+	}
+	k.dialSockDiag = func() (sockdiag.Transport, error) { return dialHost(k, sockdiag.Dial) }
+
+	k.netPath = filepath.Join(procPath, "1/net")
+	if _, err := os.Stat(k.netPath); err != nil {
+		switch host.View() {
+		case hostns.Own, hostns.Files:
+			k.netPath = filepath.Join(procPath, "net")
+		default:
+			k.netPath = ""
+		}
+	}
+	return k, nil
+}
+
+// Close gives back what the kernel's view of the host holds.
+func (k *Kernel) Close() { k.host.Close() }
+
+// HostNetworkNamespace is nil where every number is of the host's network
+// namespace. Otherwise it says why sysctls and sockets of the host's are out of
+// reach; what they would have given is not exported.
+func (k *Kernel) HostNetworkNamespace() error {
+	if k.host.View() == hostns.Foreign {
+		return k.host.Why()
+	}
+	return nil
+}
+
+// proc returns a file of procfs that is the same in every namespace.
+func (k *Kernel) proc(name string) *procfile.File {
+	return procfile.New(filepath.Join(k.procPath, name), nil)
+}
+
+// sys returns a file of sysfs that is opened with open.
+func (k *Kernel) sys(name string, open procfile.Opener) *procfile.File {
+	return procfile.New(filepath.Join(k.sysPath, name), open)
+}
+
+// net returns a file below <procfs>/1/net, which follows process 1 and so
+// belongs to the host's network namespace whoever reads it.
+func (k *Kernel) net(name string) *procfile.File {
+	if k.netPath == "" {
+		return procfile.New(filepath.Join(k.procPath, "1/net", name), func(string) (int, error) {
+			return -1, hostns.ErrForeign
+		})
+	}
+	return procfile.New(filepath.Join(k.netPath, name), nil)
+}
+
+// sysctl returns a sysctl by its dotted name. A file below <procfs>/sys/net
+// belongs to the network namespace of the thread that opens it, so it is opened
+// on one in the host's.
+func (k *Kernel) sysctl(name string) *procfile.File {
+	return procfile.New(k.sysctlPath(name), func(path string) (fd int, err error) {
+		err = k.host.Do(func() error {
+			fd, err = procfile.Open(path)
+			return err
+		})
+		return fd, err
+	})
+}
+
+// globalSysctl returns a sysctl that has the same value in every network
+// namespace.
+func (k *Kernel) globalSysctl(name string) *procfile.File {
+	return procfile.New(k.sysctlPath(name), nil)
+}
+
+func (k *Kernel) sysctlPath(name string) string {
+	return filepath.Join(k.procPath, "sys", strings.ReplaceAll(name, ".", "/"))
+}
+
+// dialHost opens a socket with dial in the host's network namespace.
+func dialHost[T any](k *Kernel, dial func() (T, error)) (conn T, err error) {
+	if k.host.View() == hostns.Files {
+		return conn, fmt.Errorf("%w: %s is not a procfs", hostns.ErrForeign, k.procPath)
+	}
+	err = k.host.Do(func() error {
+		conn, err = dial()
+		return err
+	})
+	return conn, err
+}
+
+func (k *Kernel) dialNetfilter() (*netlink.Conn, error) {
+	return dialHost(k, func() (*netlink.Conn, error) {
+		return netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	})
+}

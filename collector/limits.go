@@ -1,0 +1,64 @@
+package collector
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+)
+
+// Level says how urgent the state of a limit is.
+type Level int
+
+// The levels, numbered like the exit status of a monitoring plugin.
+const (
+	OK Level = iota
+	Warning
+	Critical
+)
+
+// String returns the level's name in lower case.
+func (l Level) String() string { return [...]string{"ok", "warning", "critical"}[l] }
+
+// Level compares the saturation with the thresholds of the limit.
+func (l LimitReading) Level() Level {
+	switch s := l.Saturation(); {
+	case s >= l.Critical:
+		return Critical
+	case s >= l.Warning:
+		return Warning
+	default:
+		return OK
+	}
+}
+
+// Limits returns the limits of all results, the most saturated first.
+func Limits(results []Result) []LimitReading {
+	var limits []LimitReading
+	for _, r := range results {
+		limits = append(limits, r.Limits...)
+	}
+	slices.SortStableFunc(limits, func(a, b LimitReading) int { return cmp.Compare(b.Saturation(), a.Saturation()) })
+	return limits
+}
+
+// Percent is the saturation in percent.
+func (l LimitReading) Percent() float64 { return 100 * l.Saturation() }
+
+// Format writes a usage or a limit with its unit, for people.
+func (l LimitReading) Format(v float64) string {
+	if v >= 1<<62 {
+		return "none" // as good as: the kernel's largest number
+	}
+	if l.Unit != Bytes {
+		return strconv.FormatFloat(v, 'f', -1, 64) + " " + string(l.Unit)
+	}
+	for _, u := range []struct {
+		size float64
+		name string
+	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if v >= u.size {
+			return strconv.FormatFloat(v/u.size, 'f', 1, 64) + " " + u.name
+		}
+	}
+	return strconv.FormatFloat(v, 'f', -1, 64) + " bytes"
+}

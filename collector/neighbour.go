@@ -1,0 +1,110 @@
+package collector
+
+import (
+	"context"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+)
+
+// neighbour is one reading of the neighbour tables, IPv4 (ARP) and IPv6.
+type neighbour [2]neighbourTable
+
+type neighbourTable struct {
+	entries, limit, full Number
+}
+
+func neighbourSpec() Spec {
+	return define(Definition[neighbour]{
+		Name: "neighbour",
+		Help: "The neighbour tables (ARP and IPv6 neighbour discovery), which all network namespaces share, from /proc/net/stat/arp_cache and ndisc_cache.",
+		Open: openNeighbour,
+		Metrics: []Metric[neighbour]{
+			{
+				Name:   "neighbour_entries",
+				Help:   "Entries of the neighbour table, permanent ones included. From /proc/net/stat/arp_cache and ndisc_cache.",
+				Labels: []string{"family"},
+				Values: func(s *neighbour, emit Emit) {
+					for i, t := range s {
+						emit(t.entries, families(i))
+					}
+				},
+			},
+			{
+				Name:   "neighbour_entries_limit",
+				Help:   "Entries above which no new neighbour can be reached. From net.ipv4.neigh.default.gc_thresh3 and that of IPv6.",
+				Labels: []string{"family"},
+				Values: func(s *neighbour, emit Emit) {
+					for i, t := range s {
+						emit(t.limit, families(i))
+					}
+				},
+			},
+			{
+				Name:   "neighbour_table_full_total",
+				Help:   "Times that an entry could not be made because the table was full. From /proc/net/stat/arp_cache and ndisc_cache.",
+				Labels: []string{"family"},
+				Values: func(s *neighbour, emit Emit) {
+					for i, t := range s {
+						emit(t.full, families(i))
+					}
+				},
+			},
+		},
+		Limits: []Limit[neighbour]{
+			neighbourLimit(0, "net.ipv4.neigh.default.gc_thresh3"),
+			neighbourLimit(1, "net.ipv6.neigh.default.gc_thresh3"),
+		},
+	})
+}
+
+func neighbourLimit(family int, sysctl string) Limit[neighbour] {
+	return Limit[neighbour]{
+		LimitInfo: LimitInfo{
+			Resource: "neighbours_" + families(family), Unit: Entries, Sysctl: sysctl, Warning: 0.8, Critical: 0.95,
+			Effect: "Packets to hosts of the local network without an entry are dropped: \"neighbor table overflow!\".",
+		},
+		Usage: func(s *neighbour) Number { return s[family].entries },
+		Limit: func(s *neighbour) Number { return s[family].limit },
+	}
+}
+
+func openNeighbour(k *Kernel) func(context.Context, *neighbour) error {
+	type source struct{ stat, limit *procfile.File }
+	sources := [2]source{
+		{k.net("stat/arp_cache"), k.sysctl("net.ipv4.neigh.default.gc_thresh3")},
+		{k.net("stat/ndisc_cache"), k.sysctl("net.ipv6.neigh.default.gc_thresh3")},
+	}
+	wanted := []string{"entries", "table_fulls"}
+
+	return func(_ context.Context, s *neighbour) error {
+		for i, f := range sources {
+			t := &s[i]
+			b, err := optional(f.stat)
+			if err != nil {
+				return err
+			}
+			if b != nil {
+				var full uint64
+				err := parseCPUTable(b, f.stat.Path(), wanted, func(_, column int, v uint64) {
+					switch column {
+					case 0: // the whole table's, repeated in every row
+						t.entries = number(v)
+					case 1:
+						full += v
+						t.full = number(full)
+					}
+				})
+				if err != nil {
+					return err
+				}
+			}
+			if t.limit, err = sysctlNumber(f.limit); err != nil {
+				return err
+			}
+		}
+		if !s[0].entries.Present && !s[1].entries.Present {
+			return &NotSupportedError{Feature: "statistics of the neighbour tables (/proc/net/stat/arp_cache)"}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,191 @@
+package collector
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+)
+
+// netstat is one reading of the counters of /proc/net/snmp, snmp6 and netstat:
+// one number for each row of netstatCounters, in the same order.
+type netstat []Number
+
+// netstatCounter is a row: one counter, under the name of its section and field.
+type netstatCounter struct {
+	name    string
+	section string // "TcpExt:", or "snmp6" for a field of that file
+	field   string
+	scale   float64 // 0 is 1
+	help    string
+}
+
+// netstatCounters lists the counters that tell of pressure. All are those of the
+// host's network namespace since it was made. A counter that a kernel does not
+// have is left out.
+func netstatCounters() []netstatCounter {
+	return []netstatCounter{
+		{"tcp_listen_overflows_total", "TcpExt:", "ListenOverflows", 0, "Connections dropped because the accept queue of their listener was full."},
+		{"tcp_listen_drops_total", "TcpExt:", "ListenDrops", 0, "Connections that a listener dropped for any reason, overflows included."},
+		{"tcp_syncookies_sent_total", "TcpExt:", "SyncookiesSent", 0, "SYN cookies sent because a queue of connection requests was full."},
+		{"tcp_syncookies_received_total", "TcpExt:", "SyncookiesRecv", 0, "Connections made from a valid SYN cookie."},
+		{"tcp_syncookies_failed_total", "TcpExt:", "SyncookiesFailed", 0, "SYN cookies received that were not valid."},
+		{"tcp_request_queue_full_drops_total", "TcpExt:", "TCPReqQFullDrop", 0, "Connection requests dropped because the queue was full and SYN cookies were off."},
+		{"tcp_request_queue_full_cookies_total", "TcpExt:", "TCPReqQFullDoCookies", 0, "Connection requests answered by a SYN cookie because the queue was full."},
+		{"tcp_time_wait_overflows_total", "TcpExt:", "TCPTimeWaitOverflow", 0, "Connections closed without TIME_WAIT because there were tcp_max_tw_buckets already."},
+		{"tcp_memory_pressures_total", "TcpExt:", "TCPMemoryPressures", 0, "Times that TCP memory rose above the pressure threshold, as far as a socket of this namespace was the one that met it."},
+		{"tcp_memory_pressure_seconds_total", "TcpExt:", "TCPMemoryPressuresChrono", 1e-3, "Time spent under TCP memory pressure, added when it ends."},
+		{"tcp_aborts_on_memory_total", "TcpExt:", "TCPAbortOnMemory", 0, "Connections reset for want of TCP memory or because of too many orphans."},
+		{"tcp_aborts_on_timeout_total", "TcpExt:", "TCPAbortOnTimeout", 0, "Connections reset because the other side did not answer in time."},
+		{"tcp_receive_queue_drops_total", "TcpExt:", "TCPRcvQDrop", 0, "Segments dropped because the receive queue could not be grown."},
+		{"tcp_zero_window_drops_total", "TcpExt:", "TCPZeroWindowDrop", 0, "Segments dropped because the receive window was closed."},
+		{"tcp_pruned_total", "TcpExt:", "PruneCalled", 0, "Times that a receive buffer was too full and was compacted."},
+		{"tcp_receive_pruned_total", "TcpExt:", "RcvPruned", 0, "Segments dropped because compacting a receive buffer did not free enough."},
+		{"tcp_out_of_order_pruned_total", "TcpExt:", "OfoPruned", 0, "Times that out-of-order data was dropped to free a receive buffer."},
+		{"tcp_backlog_drops_total", "TcpExt:", "TCPBacklogDrop", 0, "Segments dropped because the backlog of a busy socket was full."},
+		{"tcp_memalloc_drops_total", "TcpExt:", "PFMemallocDrop", 0, "Segments dropped because they came in memory of the emergency reserve."},
+		{"tcp_write_queue_too_big_total", "TcpExt:", "TCPWqueueTooBig", 0, "Times that a send queue was not split because it would have passed its bound."},
+		{"tcp_syn_retransmits_total", "TcpExt:", "TCPSynRetrans", 0, "SYN and SYN/ACK segments sent again: this host or the other side does not answer."},
+		{"tcp_retransmitted_segments_total", "Tcp:", "RetransSegs", 0, "Segments sent again."},
+		{"tcp_active_opens_total", "Tcp:", "ActiveOpens", 0, "Connections that this host began."},
+		{"tcp_passive_opens_total", "Tcp:", "PassiveOpens", 0, "Connections that others began to this host."},
+		{"tcp_attempt_failures_total", "Tcp:", "AttemptFails", 0, "Connections that failed before they were established."},
+		{"tcp_resets_sent_total", "Tcp:", "OutRsts", 0, "Segments sent with the RST flag."},
+		{"udp_receive_buffer_errors_total", "Udp:", "RcvbufErrors", 0, "IPv4 datagrams dropped because the socket's receive buffer was full."},
+		{"udp_send_buffer_errors_total", "Udp:", "SndbufErrors", 0, "IPv4 datagrams not sent because the socket's send buffer was full."},
+		{"udp_memory_errors_total", "Udp:", "MemErrors", 0, "IPv4 datagrams dropped because UDP memory had met its limit."},
+		{"udp6_receive_buffer_errors_total", "snmp6", "Udp6RcvbufErrors", 0, "IPv6 datagrams dropped because the socket's receive buffer was full."},
+		{"udp6_send_buffer_errors_total", "snmp6", "Udp6SndbufErrors", 0, "IPv6 datagrams not sent because the socket's send buffer was full."},
+		{"udp6_memory_errors_total", "snmp6", "Udp6MemErrors", 0, "IPv6 datagrams dropped because UDP memory had met its limit."},
+		{"ip_reassembly_failures_total", "Ip:", "ReasmFails", 0, "IPv4 packets not put together from their fragments: a time-out, or no memory for them."},
+		{"ip6_reassembly_failures_total", "snmp6", "Ip6ReasmFails", 0, "IPv6 packets not put together from their fragments: a time-out, or no memory for them."},
+		{"ip_output_discards_total", "Ip:", "OutDiscards", 0, "IPv4 packets dropped on the way out, for want of a buffer or by a rule."},
+		{"ip_input_discards_total", "Ip:", "InDiscards", 0, "IPv4 packets dropped on the way in, for want of a buffer."},
+	}
+}
+
+func netstatSpec() Spec {
+	counters := netstatCounters()
+	metrics := make([]Metric[netstat], len(counters))
+	for i, c := range counters {
+		source := "/proc/net/netstat, " + c.section[:len(c.section)-1] + " " + c.field
+		switch c.section {
+		case "Tcp:", "Udp:", "Ip:":
+			source = "/proc/net/snmp, " + c.section[:len(c.section)-1] + " " + c.field
+		case "snmp6":
+			source = "/proc/net/snmp6, " + c.field
+		}
+		metrics[i] = Metric[netstat]{
+			Name:  c.name,
+			Help:  c.help + " From " + source + ".",
+			Value: func(s *netstat) Number { return (*s)[i] },
+		}
+	}
+	return define(Definition[netstat]{
+		Name:    "netstat",
+		Help:    "Counters of drops, refusals and pressure in TCP, UDP and IP, from /proc/net/netstat, /proc/net/snmp and /proc/net/snmp6.",
+		Open:    openNetstat,
+		Metrics: metrics,
+	})
+}
+
+// netstatIndex gives the place of a field in a netstat, by section and name.
+type netstatIndex map[string]map[string]int
+
+func openNetstat(k *Kernel) func(context.Context, *netstat) error {
+	counters := netstatCounters()
+	index := netstatIndex{}
+	for i, c := range counters {
+		if index[c.section] == nil {
+			index[c.section] = map[string]int{}
+		}
+		index[c.section][c.field] = i
+	}
+	snmp, ext, snmp6 := k.net("snmp"), k.net("netstat"), k.net("snmp6")
+	return func(_ context.Context, s *netstat) error {
+		*s = make(netstat, len(counters))
+		for _, file := range []*procfile.File{snmp, ext} {
+			b, err := required(file, "IPv4 (CONFIG_INET)")
+			if err != nil {
+				return err
+			}
+			if err := parseSNMP(b, file.Path(), index, *s); err != nil {
+				return err
+			}
+		}
+		b, err := optional(snmp6)
+		if err != nil {
+			return err
+		}
+		if err := parseSNMP6(b, snmp6.Path(), index["snmp6"], *s); err != nil {
+			return err
+		}
+		for i, c := range counters {
+			if c.scale != 0 {
+				(*s)[i] = (*s)[i].times(c.scale)
+			}
+		}
+		return nil
+	}
+}
+
+// parseSNMP reads /proc/net/snmp or /proc/net/netstat (net/ipv4/proc.c, Linux
+// 2.4): pairs of lines, the names of a section's fields and their values. Which
+// fields there are differs from kernel to kernel, so they go by name. A file
+// without any of the sections wanted is an error.
+func parseSNMP(b []byte, path string, index netstatIndex, into []Number) error {
+	sections := 0
+	for names, b, ok := procfile.NextLine(b); ok; names, b, ok = procfile.NextLine(b) {
+		section, names, _ := procfile.NextField(names)
+		var values []byte
+		values, b, _ = procfile.NextLine(b)
+		again, values, _ := procfile.NextField(values)
+		wanted := index[string(section)]
+		if wanted == nil {
+			continue
+		}
+		if string(again) != string(section) {
+			return fieldError(path, string(section), fmt.Errorf("line of values %w", errMissing))
+		}
+		if n, v := procfile.CountFields(names), procfile.CountFields(values); n != v || n == 0 {
+			return fieldError(path, string(section), fmt.Errorf("%d names, %d values", n, v))
+		}
+		sections++
+		for name, names, ok := procfile.NextField(names); ok; name, names, ok = procfile.NextField(names) {
+			var value []byte
+			value, values, _ = procfile.NextField(values)
+			i, ok := wanted[string(name)]
+			if !ok {
+				continue
+			}
+			v, err := procfile.Uint(value, 10)
+			if err != nil {
+				return fieldError(path, string(section)+" "+string(name), err)
+			}
+			into[i] = number(v)
+		}
+	}
+	if sections == 0 {
+		return fieldError(path, "every section", errMissing)
+	}
+	return nil
+}
+
+// parseSNMP6 reads /proc/net/snmp6 (net/ipv6/proc.c, Linux 2.6): a name and a
+// value a line. An empty file is a host without IPv6.
+func parseSNMP6(b []byte, path string, wanted map[string]int, into []Number) error {
+	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
+		name, line, _ := procfile.NextField(line)
+		i, ok := wanted[string(name)]
+		if !ok {
+			continue
+		}
+		value, _, _ := procfile.NextField(line)
+		v, err := procfile.Uint(value, 10)
+		if err != nil {
+			return fieldError(path, string(name), err)
+		}
+		into[i] = number(v)
+	}
+	return nil
+}

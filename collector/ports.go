@@ -1,0 +1,234 @@
+package collector
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+)
+
+// ports is one reading of the ephemeral ports that outbound connections hold.
+type ports struct {
+	// limit is the ports of the range that may be handed out.
+	limit uint64
+	// tuples are those with the most ports in use, the most first.
+	tuples []tupleCount
+}
+
+// tuple is what the kernel hands out ports by: each may use every port of the
+// range once. An IPv4 address is mapped into IPv6.
+type tuple struct {
+	source, destination [16]byte
+	port                uint16 // of the destination
+}
+
+func (t tuple) from() string { return netip.AddrFrom16(t.source).Unmap().String() }
+
+func (t tuple) to() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(t.destination).Unmap(), t.port)
+}
+
+type tupleCount struct {
+	tuple
+	used uint64
+}
+
+func (t tupleCount) before(o tupleCount) bool {
+	if t.used != o.used {
+		return t.used > o.used
+	}
+	if c := bytes.Compare(t.destination[:], o.destination[:]); c != 0 {
+		return c < 0
+	}
+	if t.port != o.port {
+		return t.port < o.port
+	}
+	return bytes.Compare(t.source[:], o.source[:]) < 0
+}
+
+func portsSpec() Spec {
+	return define(Definition[ports]{
+		Name: "ports",
+		Help: "Ephemeral ports in use by outbound connections, by a walk of netlink sock_diag over the ports of net.ipv4.ip_local_port_range.",
+		Walk: true,
+		Open: openPorts,
+		Metrics: []Metric[ports]{
+			{
+				Name:   "ephemeral_ports_used",
+				Help:   "Ports of the ephemeral range that connections from one address to one destination hold, TIME_WAIT included, of the pairs with the most. From sock_diag.",
+				Labels: []string{"source", "destination"},
+				Values: func(s *ports, emit Emit) {
+					for _, t := range s.tuples {
+						emit(number(t.used), t.from(), t.to().String())
+					}
+				},
+			},
+			{
+				Name:  "ephemeral_ports_limit",
+				Help:  "Ports that connections from one address to one destination can hold. From net.ipv4.ip_local_port_range less net.ipv4.ip_local_reserved_ports.",
+				Value: func(s *ports) Number { return number(s.limit) },
+			},
+		},
+		Limits: []Limit[ports]{{
+			LimitInfo: LimitInfo{
+				Resource: "ephemeral_ports", Unit: Ports, Sysctl: "net.ipv4.ip_local_port_range", Warning: 0.7, Critical: 0.9,
+				Effect: "connect to that destination fails with EADDRNOTAVAIL; nothing is counted or logged.",
+			},
+			Usage: func(s *ports) Number {
+				if len(s.tuples) == 0 {
+					return number(0)
+				}
+				return number(s.tuples[0].used)
+			},
+			Limit: func(s *ports) Number { return number(s.limit) },
+		}},
+	})
+}
+
+func openPorts(k *Kernel) func(context.Context, *ports) error {
+	client := sockdiag.New(k.dialSockDiag)
+	portRange := k.sysctl("net.ipv4.ip_local_port_range")
+	reserved := k.sysctl("net.ipv4.ip_local_reserved_ports")
+	outbound := new(portSet)
+	v := &portsVisitor{outbound: outbound, used: map[tuple]uint64{}}
+
+	return func(ctx context.Context, s *ports) error {
+		b, err := required(portRange, "net.ipv4.ip_local_port_range")
+		if err != nil {
+			return err
+		}
+		low, high, err := parsePortRange(b, portRange.Path())
+		if err != nil {
+			return err
+		}
+		*outbound = portSet{}
+		outbound.add(low, high)
+		if b, err = optional(reserved); err != nil {
+			return err
+		}
+		if err := parsePortList(b, reserved.Path(), outbound.remove); err != nil {
+			return err
+		}
+		s.limit = outbound.count()
+
+		// A port that is listened on is never handed out, and its connections were
+		// accepted. Asking for listeners alone spares the kernel the large table.
+		listeners := sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen), MinPort: low, MaxPort: high}
+		if err := walk(ctx, client, listeners, (*listenVisitor)(outbound)); err != nil {
+			return err
+		}
+		held := sockdiag.Request{
+			States:  sockdiag.AllStates.Without(sockdiag.Listen, sockdiag.Close, sockdiag.SynRecv),
+			MinPort: low, MaxPort: high,
+		}
+		if err := walk(ctx, client, held, v); err != nil {
+			return err
+		}
+		most := top[tupleCount]{n: max(k.top, 1), before: tupleCount.before}
+		for t, used := range v.used {
+			most.offer(tupleCount{t, used})
+		}
+		s.tuples = most.items
+		return nil
+	}
+}
+
+// portsVisitor counts the ports that each tuple holds.
+type portsVisitor struct {
+	outbound *portSet
+	used     map[tuple]uint64
+}
+
+func (v *portsVisitor) Reset() { clear(v.used) }
+
+func (v *portsVisitor) Visit(s *sockdiag.Socket) {
+	if v.outbound.has(s.SourcePort) {
+		v.used[tuple{s.Source().Addr().As16(), s.Destination().Addr().As16(), s.DestinationPort}]++
+	}
+}
+
+// listenVisitor takes the ports that are listened on out of a set.
+type listenVisitor portSet
+
+func (v *listenVisitor) Reset() {}
+
+func (v *listenVisitor) Visit(s *sockdiag.Socket) { (*portSet)(v).remove(s.SourcePort, s.SourcePort) }
+
+// portSet is a set of port numbers.
+type portSet [65536]bool
+
+func (p *portSet) add(low, high uint16)    { p.set(low, high, true) }
+func (p *portSet) remove(low, high uint16) { p.set(low, high, false) }
+func (p *portSet) has(port uint16) bool    { return p[port] }
+
+func (p *portSet) set(low, high uint16, in bool) {
+	for i := int(low); i <= int(high); i++ {
+		p[i] = in
+	}
+}
+
+func (p *portSet) count() (n uint64) {
+	for _, in := range p {
+		if in {
+			n++
+		}
+	}
+	return n
+}
+
+// parsePortRange reads net.ipv4.ip_local_port_range: the first and the last port.
+func parsePortRange(b []byte, path string) (low, high uint16, err error) {
+	first, rest, _ := procfile.NextField(bytes.TrimSpace(b))
+	last, _, _ := procfile.NextField(rest)
+	if low, err = parsePort(first); err != nil {
+		return 0, 0, fieldError(path, "first port", err)
+	}
+	if high, err = parsePort(last); err != nil {
+		return 0, 0, fieldError(path, "last port", err)
+	}
+	if low > high {
+		return 0, 0, fieldError(path, "first port", fmt.Errorf("%d is above the last, %d", low, high))
+	}
+	return low, high, nil
+}
+
+// parsePortList reads net.ipv4.ip_local_reserved_ports (Linux 2.6.35): ports and
+// ranges with commas between them, or nothing.
+func parsePortList(b []byte, path string, visit func(low, high uint16)) error {
+	b = bytes.TrimSpace(b)
+	for len(b) > 0 {
+		var item []byte
+		item, b, _ = bytes.Cut(b, []byte(","))
+		first, last, isRange := bytes.Cut(item, []byte("-"))
+		if !isRange {
+			last = first
+		}
+		low, err := parsePort(first)
+		if err != nil {
+			return fieldError(path, "ports", err)
+		}
+		high, err := parsePort(last)
+		if err != nil {
+			return fieldError(path, "ports", err)
+		}
+		if low > high {
+			return fieldError(path, "ports", fmt.Errorf("%q is no range", item))
+		}
+		visit(low, high)
+	}
+	return nil
+}
+
+func parsePort(b []byte) (uint16, error) {
+	v, err := procfile.Uint(b, 10)
+	if err != nil {
+		return 0, err
+	}
+	if v > 65535 {
+		return 0, fmt.Errorf("%d is not a port", v)
+	}
+	return uint16(v), nil
+}

@@ -1,0 +1,361 @@
+package collector
+
+import (
+	"context"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+)
+
+// sockstat is one reading of /proc/net/sockstat and sockstat6, and of the sysctls
+// that bound what they count. All of it is constant-time for the kernel.
+type sockstat struct {
+	used, alloc, orphans, timeWait Number
+	tcpMemory, udpMemory           Number // bytes
+	family                         [2]sockstatFamily
+
+	orphansLimit, timeWaitLimit Number
+	tcpThresholds               [3]Number // bytes: low, pressure, high
+	udpThresholds               [3]Number // bytes: low, pressure, high
+	receiveBuffer               [3]Number // bytes: min, default, max
+	sendBuffer                  [3]Number // bytes: min, default, max
+	listenBacklog, synBacklog   Number
+}
+
+// sockstatFamily is what is counted for each address family.
+type sockstatFamily struct {
+	tcp, udp, udplite, raw  Number
+	fragments, fragmentsMax Number // bytes
+}
+
+func sockstatSpec() Spec {
+	return define(Definition[sockstat]{
+		Name: "sockstat",
+		Help: "Sockets and socket memory against their limits, from /proc/net/sockstat, /proc/net/sockstat6 and sysctls.",
+		Open: openSockstat,
+		Metrics: []Metric[sockstat]{
+			{
+				Name:  "sockets_used",
+				Help:  "Sockets of every address family (unix and netlink ones too) in the host's network namespace. From /proc/net/sockstat.",
+				Value: func(s *sockstat) Number { return s.used },
+			},
+			{
+				Name:   "sockets_inuse",
+				Help:   "Sockets in use by address family and protocol; TIME_WAIT and orphaned ones do not count. From /proc/net/sockstat and sockstat6.",
+				Labels: []string{"family", "protocol"},
+				Values: func(s *sockstat, emit Emit) {
+					for i, f := range s.family {
+						emit(f.tcp, families(i), "tcp")
+						emit(f.udp, families(i), "udp")
+						emit(f.udplite, families(i), "udplite")
+						emit(f.raw, families(i), "raw")
+					}
+				},
+			},
+			{
+				Name:  "tcp_sockets_allocated",
+				Help:  "TCP sockets allocated on the whole machine, both address families, every network namespace. From /proc/net/sockstat.",
+				Value: func(s *sockstat) Number { return s.alloc },
+			},
+			{
+				Name:  "tcp_orphans",
+				Help:  "TCP sockets that no process holds any more but the kernel has yet to close, on the whole machine. From /proc/net/sockstat.",
+				Value: func(s *sockstat) Number { return s.orphans },
+			},
+			{
+				Name:  "tcp_orphans_limit",
+				Help:  "Orphans above which the kernel resets new ones (it may count one up to four times). From net.ipv4.tcp_max_orphans.",
+				Value: func(s *sockstat) Number { return s.orphansLimit },
+			},
+			{
+				Name:  "tcp_time_wait",
+				Help:  "TIME_WAIT mini-sockets of both address families in the host's network namespace, those in FIN_WAIT2 included. From /proc/net/sockstat.",
+				Value: func(s *sockstat) Number { return s.timeWait },
+			},
+			{
+				Name:  "tcp_time_wait_limit",
+				Help:  "Mini-sockets above which connections are closed without TIME_WAIT. From net.ipv4.tcp_max_tw_buckets.",
+				Value: func(s *sockstat) Number { return s.timeWaitLimit },
+			},
+			{
+				Name:  "tcp_memory_bytes",
+				Help:  "Memory of all TCP buffers on the machine, both address families; it lags by up to 1 MiB for each CPU. From /proc/net/sockstat.",
+				Value: func(s *sockstat) Number { return s.tcpMemory },
+			},
+			{
+				Name:   "tcp_memory_threshold_bytes",
+				Help:   "Where the kernel starts to save TCP memory (pressure), stops saving (low), and refuses more (high). From net.ipv4.tcp_mem.",
+				Labels: []string{"threshold"},
+				Values: func(s *sockstat, emit Emit) { emitThresholds(s.tcpThresholds, emit) },
+			},
+			{
+				Name:  "udp_memory_bytes",
+				Help:  "Memory of all UDP buffers on the machine, both address families; it lags by up to 1 MiB for each CPU. From /proc/net/sockstat.",
+				Value: func(s *sockstat) Number { return s.udpMemory },
+			},
+			{
+				Name:   "udp_memory_threshold_bytes",
+				Help:   "The thresholds of UDP memory, of which the kernel enforces high. From net.ipv4.udp_mem.",
+				Labels: []string{"threshold"},
+				Values: func(s *sockstat, emit Emit) { emitThresholds(s.udpThresholds, emit) },
+			},
+			{
+				Name:   "ip_fragment_memory_bytes",
+				Help:   "Memory of IP fragments that wait for the rest of their packet. From /proc/net/sockstat and sockstat6.",
+				Labels: []string{"family"},
+				Values: func(s *sockstat, emit Emit) {
+					for i, f := range s.family {
+						emit(f.fragments, families(i))
+					}
+				},
+			},
+			{
+				Name:   "ip_fragment_memory_limit_bytes",
+				Help:   "Memory above which new fragments are dropped. From net.ipv4.ipfrag_high_thresh and net.ipv6.ip6frag_high_thresh.",
+				Labels: []string{"family"},
+				Values: func(s *sockstat, emit Emit) {
+					for i, f := range s.family {
+						emit(f.fragmentsMax, families(i))
+					}
+				},
+			},
+			{
+				Name:   "tcp_buffer_bytes",
+				Help:   "Bounds of one TCP socket's receive and send buffer. From net.ipv4.tcp_rmem and tcp_wmem.",
+				Labels: []string{"direction", "bound"},
+				Values: func(s *sockstat, emit Emit) {
+					for i, bound := range [...]string{"min", "default", "max"} {
+						emit(s.receiveBuffer[i], "receive", bound)
+						emit(s.sendBuffer[i], "send", bound)
+					}
+				},
+			},
+			{
+				Name:  "listen_backlog_limit",
+				Help:  "The longest accept queue that a program can ask for. From net.core.somaxconn.",
+				Value: func(s *sockstat) Number { return s.listenBacklog },
+			},
+			{
+				Name:  "syn_backlog_limit",
+				Help:  "Connection requests that may wait for their handshake at one listener while SYN cookies are off. From net.ipv4.tcp_max_syn_backlog.",
+				Value: func(s *sockstat) Number { return s.synBacklog },
+			},
+		},
+		Limits: []Limit[sockstat]{
+			{
+				LimitInfo: LimitInfo{
+					Resource: "tcp_memory", Unit: Bytes, Sysctl: "net.ipv4.tcp_mem", Warning: 0.7, Critical: 0.9,
+					Effect: "Buffers are not grown, received data is dropped, and connections are reset: \"TCP: out of memory -- consider tuning tcp_mem\".",
+				},
+				Usage: func(s *sockstat) Number { return s.tcpMemory },
+				Limit: func(s *sockstat) Number { return s.tcpThresholds[2] },
+			},
+			{
+				LimitInfo: LimitInfo{
+					Resource: "udp_memory", Unit: Bytes, Sysctl: "net.ipv4.udp_mem", Warning: 0.7, Critical: 0.9,
+					Effect: "Datagrams are dropped on arrival.",
+				},
+				Usage: func(s *sockstat) Number { return s.udpMemory },
+				Limit: func(s *sockstat) Number { return s.udpThresholds[2] },
+			},
+			{
+				LimitInfo: LimitInfo{
+					Resource: "tcp_orphans", Unit: Sockets, Sysctl: "net.ipv4.tcp_max_orphans", Warning: 0.25, Critical: 0.5,
+					Effect: "Closed connections are reset with their data unsent: \"TCP: too many orphaned sockets\". It can start at a quarter of the limit.",
+				},
+				Usage: func(s *sockstat) Number { return s.orphans },
+				Limit: func(s *sockstat) Number { return s.orphansLimit },
+			},
+			{
+				LimitInfo: LimitInfo{
+					Resource: "tcp_time_wait", Unit: Sockets, Sysctl: "net.ipv4.tcp_max_tw_buckets", Warning: 0.8, Critical: 0.95,
+					Effect: "Connections are closed without TIME_WAIT, so that late segments can reach their successors; nothing is logged.",
+				},
+				Usage: func(s *sockstat) Number { return s.timeWait },
+				Limit: func(s *sockstat) Number { return s.timeWaitLimit },
+			},
+			fragmentLimit(0, "net.ipv4.ipfrag_high_thresh"),
+			fragmentLimit(1, "net.ipv6.ip6frag_high_thresh"),
+		},
+	})
+}
+
+func fragmentLimit(family int, sysctl string) Limit[sockstat] {
+	return Limit[sockstat]{
+		LimitInfo: LimitInfo{
+			Resource: "ip_fragments_" + families(family), Unit: Bytes, Sysctl: sysctl, Warning: 0.8, Critical: 0.95,
+			Effect: "Fragments are dropped, and with them the packets that they belong to.",
+		},
+		Usage: func(s *sockstat) Number { return s.family[family].fragments },
+		Limit: func(s *sockstat) Number { return s.family[family].fragmentsMax },
+	}
+}
+
+// families is the label value for an index into an array by address family.
+func families(i int) string { return [...]string{"ipv4", "ipv6"}[i] }
+
+func emitThresholds(n [3]Number, emit Emit) {
+	for i, threshold := range [...]string{"low", "pressure", "high"} {
+		emit(n[i], threshold)
+	}
+}
+
+func openSockstat(k *Kernel) func(context.Context, *sockstat) error {
+	file, file6 := k.net("sockstat"), k.net("sockstat6")
+	tcpMem, udpMem := k.sysctl("net.ipv4.tcp_mem"), k.sysctl("net.ipv4.udp_mem")
+	rmem, wmem := k.sysctl("net.ipv4.tcp_rmem"), k.sysctl("net.ipv4.tcp_wmem")
+	single := []struct {
+		file *procfile.File
+		into func(*sockstat) *Number
+	}{
+		{k.sysctl("net.ipv4.tcp_max_orphans"), func(s *sockstat) *Number { return &s.orphansLimit }},
+		{k.sysctl("net.ipv4.tcp_max_tw_buckets"), func(s *sockstat) *Number { return &s.timeWaitLimit }},
+		{k.sysctl("net.ipv4.ipfrag_high_thresh"), func(s *sockstat) *Number { return &s.family[0].fragmentsMax }},
+		{k.sysctl("net.ipv6.ip6frag_high_thresh"), func(s *sockstat) *Number { return &s.family[1].fragmentsMax }},
+		{k.sysctl("net.core.somaxconn"), func(s *sockstat) *Number { return &s.listenBacklog }},
+		{k.sysctl("net.ipv4.tcp_max_syn_backlog"), func(s *sockstat) *Number { return &s.synBacklog }},
+	}
+	return func(_ context.Context, s *sockstat) error {
+		b, err := required(file, "IPv4 (CONFIG_INET)")
+		if err != nil {
+			return err
+		}
+		if err := parseSockstat(b, file.Path(), k.pageSize, s); err != nil {
+			return err
+		}
+		if b, err = optional(file6); err != nil {
+			return err
+		}
+		if b != nil {
+			if err := parseSockstat6(b, file6.Path(), s); err != nil {
+				return err
+			}
+		}
+		for _, l := range single {
+			if *l.into(s), err = sysctlNumber(l.file); err != nil {
+				return err
+			}
+		}
+		for _, l := range []struct {
+			file *procfile.File
+			into *[3]Number
+			unit float64
+		}{
+			{tcpMem, &s.tcpThresholds, k.pageSize},
+			{udpMem, &s.udpThresholds, k.pageSize},
+			{rmem, &s.receiveBuffer, 1},
+			{wmem, &s.sendBuffer, 1},
+		} {
+			if err := sysctlNumbers(l.file, l.into[:]); err != nil {
+				return err
+			}
+			for i := range l.into {
+				l.into[i] = l.into[i].times(l.unit)
+			}
+		}
+		return nil
+	}
+}
+
+// parseSockstat reads /proc/net/sockstat (net/ipv4/proc.c, Linux 2.4; UDPLITE is
+// gone since 7.1), whose memory counts are pages.
+func parseSockstat(b []byte, path string, pageSize float64, s *sockstat) error {
+	f := &s.family[0]
+	err := parseSockstatLines(b, path, func(protocol, name []byte) *Number {
+		switch string(protocol) {
+		case "sockets:":
+			return pick(name, "used", &s.used)
+		case "TCP:":
+			switch string(name) {
+			case "inuse":
+				return &f.tcp
+			case "orphan":
+				return &s.orphans
+			case "tw":
+				return &s.timeWait
+			case "alloc":
+				return &s.alloc
+			case "mem":
+				return &s.tcpMemory
+			}
+		case "UDP:":
+			switch string(name) {
+			case "inuse":
+				return &f.udp
+			case "mem":
+				return &s.udpMemory
+			}
+		case "UDPLITE:":
+			return pick(name, "inuse", &f.udplite)
+		case "RAW:":
+			return pick(name, "inuse", &f.raw)
+		case "FRAG:":
+			return pick(name, "memory", &f.fragments)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.tcpMemory, s.udpMemory = s.tcpMemory.times(pageSize), s.udpMemory.times(pageSize)
+	return complete(path, []field{
+		{"sockets used", s.used}, {"TCP inuse", f.tcp}, {"TCP orphan", s.orphans}, {"TCP tw", s.timeWait},
+		{"TCP alloc", s.alloc}, {"TCP mem", s.tcpMemory}, {"UDP inuse", f.udp}, {"UDP mem", s.udpMemory},
+		{"RAW inuse", f.raw}, {"FRAG memory", f.fragments},
+	})
+}
+
+// parseSockstat6 reads /proc/net/sockstat6 (net/ipv6/proc.c, Linux 2.6), which
+// counts sockets and fragments only.
+func parseSockstat6(b []byte, path string, s *sockstat) error {
+	f := &s.family[1]
+	err := parseSockstatLines(b, path, func(protocol, name []byte) *Number {
+		switch string(protocol) {
+		case "TCP6:":
+			return pick(name, "inuse", &f.tcp)
+		case "UDP6:":
+			return pick(name, "inuse", &f.udp)
+		case "UDPLITE6:":
+			return pick(name, "inuse", &f.udplite)
+		case "RAW6:":
+			return pick(name, "inuse", &f.raw)
+		case "FRAG6:":
+			return pick(name, "memory", &f.fragments)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return complete(path, []field{
+		{"TCP6 inuse", f.tcp}, {"UDP6 inuse", f.udp}, {"RAW6 inuse", f.raw}, {"FRAG6 memory", f.fragments},
+	})
+}
+
+func pick(name []byte, want string, n *Number) *Number {
+	if string(name) == want {
+		return n
+	}
+	return nil
+}
+
+// parseSockstatLines reads lines of the form "TCP: inuse 5 orphan 0". target
+// gives where a value belongs, or nil for one that is not wanted.
+func parseSockstatLines(b []byte, path string, target func(protocol, name []byte) *Number) error {
+	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
+		protocol, line, _ := procfile.NextField(line)
+		for name, line, ok := procfile.NextField(line); ok; name, line, ok = procfile.NextField(line) {
+			var value []byte
+			value, line, _ = procfile.NextField(line)
+			n := target(protocol, name)
+			if n == nil {
+				continue
+			}
+			v, err := procfile.Uint(value, 10)
+			if err != nil {
+				return fieldError(path, string(protocol)+" "+string(name), err)
+			}
+			*n = number(v)
+		}
+	}
+	return nil
+}

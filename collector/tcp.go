@@ -1,0 +1,200 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+)
+
+// tcp is one reading of the TCP sockets of the host's network namespace.
+type tcp struct {
+	states    [sockdiag.Closing + 1]Number
+	listeners int
+	// queues are the accept queues nearest to their limit, the nearest first.
+	queues []acceptQueue
+}
+
+// acceptQueue is the connections that wait to be accepted at an address: of all
+// sockets of a SO_REUSEPORT group together.
+type acceptQueue struct {
+	listener      netip.AddrPort
+	length, limit uint64
+}
+
+// saturation compares with 1 at least: at a backlog of 0 the kernel still lets
+// one connection wait.
+func (q acceptQueue) saturation() float64 { return float64(q.length) / float64(max(q.limit, 1)) }
+
+func (q acceptQueue) before(o acceptQueue) bool {
+	if a, b := q.saturation(), o.saturation(); a != b {
+		return a > b
+	}
+	return q.listener.Compare(o.listener) < 0
+}
+
+func tcpSpec() Spec {
+	return define(Definition[tcp]{
+		Name: "tcp",
+		Help: "TCP sockets by state and accept queues, by one walk of netlink sock_diag; established and time_wait from constant-time counters.",
+		Walk: true,
+		Open: openTCP,
+		Metrics: []Metric[tcp]{
+			{
+				Name:   "tcp_sockets",
+				Help:   "TCP sockets by state, both address families. From sock_diag; established and time_wait from /proc/net/snmp and sockstat.",
+				Labels: []string{"state"},
+				Values: func(s *tcp, emit Emit) {
+					for state := sockdiag.Established; state <= sockdiag.Closing; state++ {
+						emit(s.states[state], state.String())
+					}
+				},
+			},
+			{
+				Name:  "tcp_listeners",
+				Help:  "Addresses and ports that are listened on, a SO_REUSEPORT group counted once. From sock_diag.",
+				Value: func(s *tcp) Number { return number(s.listeners) },
+			},
+			{
+				Name:   "accept_queue_length",
+				Help:   "Connections that wait to be accepted, of the listeners nearest to their limit. From sock_diag.",
+				Labels: []string{"listener"},
+				Values: func(s *tcp, emit Emit) {
+					for _, q := range s.queues {
+						emit(number(q.length), q.listener.String())
+					}
+				},
+			},
+			{
+				Name:   "accept_queue_limit",
+				Help:   "Connections that may wait there: the backlog given to listen, at most net.core.somaxconn. From sock_diag.",
+				Labels: []string{"listener"},
+				Values: func(s *tcp, emit Emit) {
+					for _, q := range s.queues {
+						emit(number(q.limit), q.listener.String())
+					}
+				},
+			},
+		},
+		Limits: []Limit[tcp]{{
+			LimitInfo: LimitInfo{
+				Resource: "accept_queue", Unit: Connections, Sysctl: "net.core.somaxconn and the program's backlog", Warning: 0.7, Critical: 1,
+				Effect: "New connections are dropped at the end of their handshake, and the other side tries again or gives up.",
+			},
+			Usage: func(s *tcp) Number {
+				if len(s.queues) == 0 {
+					return Number{}
+				}
+				return number(s.queues[0].length)
+			},
+			Limit: func(s *tcp) Number {
+				if len(s.queues) == 0 {
+					return Number{}
+				}
+				return number(max(s.queues[0].limit, 1))
+			},
+		}},
+	})
+}
+
+// openTCP prepares the walk. ESTABLISHED and TIME_WAIT, the two states that a
+// busy host has by the million, are left out of it: the kernel counts them.
+func openTCP(k *Kernel) func(context.Context, *tcp) error {
+	client := sockdiag.New(k.dialSockDiag)
+	request := sockdiag.Request{
+		States: sockdiag.AllStates.Without(sockdiag.Established, sockdiag.TimeWait),
+	}
+	snmp, stat := k.net("snmp"), k.net("sockstat")
+	currEstab := netstatIndex{"Tcp:": {"CurrEstab": 0}}
+	v := &tcpVisitor{queues: map[netip.AddrPort]acceptQueue{}}
+
+	return func(ctx context.Context, s *tcp) error {
+		if err := walk(ctx, client, request, v); err != nil {
+			return err
+		}
+		// After the walk, so that they are as near as can be to what it counted.
+		b, err := required(snmp, "IPv4 (CONFIG_INET)")
+		if err != nil {
+			return err
+		}
+		var estab [1]Number
+		if err := parseSNMP(b, snmp.Path(), currEstab, estab[:]); err != nil {
+			return err
+		}
+		if err := complete(snmp.Path(), []field{{"Tcp: CurrEstab", estab[0]}}); err != nil {
+			return err
+		}
+		if b, err = required(stat, "IPv4 (CONFIG_INET)"); err != nil {
+			return err
+		}
+		var counts sockstat
+		if err := parseSockstat(b, stat.Path(), k.pageSize, &counts); err != nil {
+			return err
+		}
+		v.fill(s, estab[0], counts.timeWait, k.top)
+		return nil
+	}
+}
+
+// walk is a sock_diag walk whose errors are a collector's.
+func walk(ctx context.Context, c *sockdiag.Client, r sockdiag.Request, v sockdiag.Visitor) error {
+	err := c.Walk(ctx, r, v)
+	if errors.Is(err, sockdiag.ErrNotSupported) {
+		return &NotSupportedError{Feature: sockdiag.ErrNotSupported.Error(), Err: err}
+	}
+	return err
+}
+
+// tcpVisitor counts the sockets of a walk.
+type tcpVisitor struct {
+	states   [sockdiag.Closing + 1]uint64
+	finWait2 uint64 // mini-sockets in FIN_WAIT2
+	queues   map[netip.AddrPort]acceptQueue
+}
+
+func (v *tcpVisitor) Reset() {
+	*v = tcpVisitor{queues: v.queues}
+	clear(v.queues)
+}
+
+func (v *tcpVisitor) Visit(s *sockdiag.Socket) {
+	v.states[s.State]++
+	switch s.State {
+	case sockdiag.FinWait2:
+		if s.Timer == sockdiag.TimerTimeWait {
+			v.finWait2++
+		}
+	case sockdiag.Listen:
+		at := s.Source()
+		q := v.queues[at]
+		q.listener = at
+		q.length += uint64(s.RecvQueue)
+		q.limit += uint64(s.SendQueue)
+		v.queues[at] = q
+	default:
+	}
+}
+
+// fill makes the snapshot. currEstab counts CLOSE_WAIT too, timeWait the
+// mini-sockets in FIN_WAIT2.
+func (v *tcpVisitor) fill(s *tcp, currEstab, timeWait Number, n int) {
+	for state, count := range v.states {
+		s.states[state] = number(count)
+	}
+	// The counters are read a moment after the walk, so a difference may come out
+	// below what there can be.
+	notNegative := func(n Number) Number {
+		n.Value = max(n.Value, 0)
+		return n
+	}
+	s.states[sockdiag.Established] = notNegative(currEstab.minus(number(v.states[sockdiag.CloseWait])))
+	s.states[sockdiag.TimeWait] = notNegative(timeWait.minus(number(v.finWait2)))
+
+	s.listeners = len(v.queues)
+	nearest := top[acceptQueue]{n: max(n, 1), before: acceptQueue.before}
+	for _, q := range v.queues {
+		nearest.offer(q)
+	}
+	s.queues = nearest.items
+}

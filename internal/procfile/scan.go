@@ -1,0 +1,64 @@
+package procfile
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+)
+
+// NextLine cuts the first line off b. ok is false when b is empty.
+func NextLine(b []byte) (line, rest []byte, ok bool) {
+	if len(b) == 0 {
+		return nil, nil, false
+	}
+	if i := bytes.IndexByte(b, '\n'); i >= 0 {
+		return b[:i], b[i+1:], true
+	}
+	return b, nil, true
+}
+
+// NextField cuts the first field off a line; fields stand apart by blanks and
+// tabs. ok is false when there is none left.
+func NextField(b []byte) (field, rest []byte, ok bool) {
+	i := 0
+	for i < len(b) && isBlank(b[i]) {
+		i++
+	}
+	if i == len(b) {
+		return nil, nil, false
+	}
+	j := i
+	for j < len(b) && !isBlank(b[j]) {
+		j++
+	}
+	return b[i:j], b[j:], true
+}
+
+// CountFields returns the number of fields in a line.
+func CountFields(b []byte) int {
+	n := 0
+	for {
+		_, rest, ok := NextField(b)
+		if !ok {
+			return n
+		}
+		b = rest
+		n++
+	}
+}
+
+func isBlank(c byte) bool { return c == ' ' || c == '\t' || c == '\r' }
+
+// Uint parses an unsigned 64-bit number in the given base. The error quotes
+// what stood there.
+func Uint(b []byte, base int) (uint64, error) {
+	// No number of 64 bits has more digits, and garbage stays out of the log.
+	if len(b) > 24 {
+		return 0, fmt.Errorf("%q... is not a number", b[:24])
+	}
+	v, err := strconv.ParseUint(string(b), base, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a number", b)
+	}
+	return v, nil
+}

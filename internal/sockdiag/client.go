@@ -1,0 +1,213 @@
+package sockdiag
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// bufferSize is the size of the receive buffer. The kernel fills at most 32 KiB
+// of it, however large it is (netlink_recvmsg).
+const bufferSize = 32 << 10
+
+// ErrNotSupported means that this kernel has no sock_diag for TCP, or that its
+// module is not loaded and was not loaded on demand.
+var ErrNotSupported = errors.New("this kernel has no sock_diag for TCP (try: modprobe tcp_diag)")
+
+// errInterrupted means that the kernel's table changed in a way that tore the
+// dump.
+var errInterrupted = errors.New("dump interrupted")
+
+// A Visitor takes the sockets of a walk. Reset is called before the first one,
+// and again where a walk has to start over.
+type Visitor interface {
+	Reset()
+	// Visit must not keep s, which is used again for the next socket.
+	Visit(s *Socket)
+}
+
+// A Transport carries messages to and from the kernel.
+type Transport interface {
+	// Send sends a request and returns it with the sequence number it got.
+	Send(m netlink.Message) (netlink.Message, error)
+	// Receive reads one datagram into b.
+	Receive(b []byte) (int, error)
+	SetDeadline(t time.Time) error
+	Close() error
+}
+
+// Client walks the socket table through a netlink socket that it keeps open: a
+// process that may open no file any more can still walk. It has one user at a
+// time.
+type Client struct {
+	dial func() (Transport, error)
+	sock Transport
+	buf  []byte
+	s    Socket
+}
+
+// New returns a client that connects with dial when it is first used, and again
+// after a walk that broke off.
+func New(dial func() (Transport, error)) *Client {
+	return &Client{dial: dial, buf: make([]byte, bufferSize)}
+}
+
+// Close closes the netlink socket. A later walk opens another one.
+func (c *Client) Close() {
+	if c.sock != nil {
+		_ = c.sock.Close()
+		c.sock = nil
+	}
+}
+
+// Walk visits every socket that r asks for, of both address families, in one
+// pass over the kernel's table. A walk is no snapshot: sockets come and go
+// meanwhile. It ends early with the context's error at its deadline, and with
+// ErrNotSupported where the kernel cannot do it.
+func (c *Client) Walk(ctx context.Context, r Request, v Visitor) error {
+	err := c.walk(ctx, r, v)
+	if errors.Is(err, errInterrupted) || errors.Is(err, unix.ENOBUFS) {
+		err = c.walk(ctx, r, v)
+	}
+	if err != nil {
+		return fmt.Errorf("sock_diag: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) walk(ctx context.Context, r Request, v Visitor) error {
+	v.Reset()
+	err := c.dump(ctx, r.tcpDiag(), r, v)
+	if !isRefused(err) {
+		return err
+	}
+	// The kernel, or a security module, refuses the older request type.
+	v.Reset()
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		if err := c.dump(ctx, r.byFamily(family), r, v); err != nil {
+			if isRefused(err) {
+				return ErrNotSupported
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// isRefused says whether err means that the kernel does not know the request:
+// EOPNOTSUPP without inet_diag, ENOENT without tcp_diag, EINVAL for an unknown
+// type, EPROTONOSUPPORT without sock_diag itself.
+func isRefused(err error) bool {
+	for _, e := range []error{unix.EOPNOTSUPP, unix.ENOENT, unix.EINVAL, unix.EPROTONOSUPPORT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// dump sends one request and visits the answer. After an error other than the
+// kernel's refusal the rest of the answer may still wait in the socket, so that
+// is closed.
+func (c *Client) dump(ctx context.Context, m netlink.Message, r Request, v Visitor) (err error) {
+	if c.sock == nil {
+		if c.sock, err = c.dial(); err != nil {
+			c.sock = nil
+			return err
+		}
+	}
+	defer func() {
+		if err != nil && !isRefused(err) {
+			c.Close()
+		}
+	}()
+
+	// No deadline is the zero time, which takes an earlier one away.
+	deadline, _ := ctx.Deadline()
+	if err := c.sock.SetDeadline(deadline); err != nil {
+		return err
+	}
+	m, err = c.sock.Send(m)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := c.sock.Receive(c.buf)
+		if err != nil {
+			return err
+		}
+		done, err := c.datagram(c.buf[:n], m.Header.Sequence, r, v)
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+const sizeofHeader = 16 // struct nlmsghdr
+
+// datagram visits the messages of one datagram. done is true after the last
+// message of the dump.
+func (c *Client) datagram(b []byte, seq uint32, r Request, v Visitor) (done bool, err error) {
+	for len(b) >= sizeofHeader {
+		size := int(binary.NativeEndian.Uint32(b))
+		if size < sizeofHeader || size > len(b) {
+			return false, fmt.Errorf("netlink message of %d bytes in %d", size, len(b))
+		}
+		typ := netlink.HeaderType(binary.NativeEndian.Uint16(b[4:]))
+		flags := netlink.HeaderFlags(binary.NativeEndian.Uint16(b[6:]))
+		mine := binary.NativeEndian.Uint32(b[8:]) == seq
+		payload := b[sizeofHeader:size]
+		b = b[min((size+3)&^3, len(b)):]
+		if !mine {
+			continue
+		}
+
+		if flags&netlink.DumpInterrupted != 0 {
+			return false, errInterrupted
+		}
+		switch typ {
+		case netlink.Noop:
+		case netlink.Done, netlink.Error:
+			return true, errno(typ, payload)
+		case netlink.Overrun:
+			return false, unix.ENOBUFS
+		case typeTCPDiag, typeByFamily:
+			if err := decode(payload, &c.s); err != nil {
+				return false, err
+			}
+			if r.selects(&c.s) {
+				v.Visit(&c.s)
+			}
+		default:
+			return false, fmt.Errorf("netlink message of unknown type %d", typ)
+		}
+	}
+	if len(b) != 0 {
+		return false, errShort
+	}
+	return false, nil
+}
+
+// errno decodes the result that a Done or Error message carries: an error
+// message always has one, the end of a dump since Linux 4.
+func errno(typ netlink.HeaderType, b []byte) error {
+	if len(b) < 4 {
+		if typ == netlink.Done {
+			return nil
+		}
+		return errShort
+	}
+	if e := int32(binary.NativeEndian.Uint32(b)); e != 0 {
+		return syscall.Errno(-e)
+	}
+	return nil
+}

@@ -1,0 +1,132 @@
+// Package sockdiag walks the kernel's TCP socket table over netlink sock_diag.
+//
+// It streams: one receive buffer, one Socket, no allocation for a socket,
+// whatever their number. What the kernel can filter, it filters, so that a walk
+// over a million sockets copies only the few that are asked for.
+package sockdiag
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// State is a TCP state as numbered in include/net/tcp_states.h (Linux 2.6).
+type State uint8
+
+// The TCP states that sock_diag reports. A request socket (TCP_NEW_SYN_RECV
+// inside the kernel) is reported as SynRecv.
+const (
+	Established State = iota + 1
+	SynSent
+	SynRecv
+	FinWait1
+	FinWait2
+	TimeWait
+	Close
+	CloseWait
+	LastAck
+	Listen
+	Closing
+)
+
+// String returns the state's name in lower case, as in tcp_sockets{state}.
+func (s State) String() string {
+	names := [...]string{
+		"unknown", "established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait",
+		"close", "close_wait", "last_ack", "listen", "closing",
+	}
+	if int(s) >= len(names) {
+		s = 0
+	}
+	return names[s]
+}
+
+// AllStates is the mask of the eleven states above. Sockets that are bound but
+// neither connected nor listening (bit 13, Linux 6.8) are not in it.
+const AllStates Mask = 0xffe
+
+// Mask is a set of states, one bit each.
+type Mask uint32
+
+// MaskOf returns the set of the given states.
+func MaskOf(states ...State) Mask {
+	var m Mask
+	for _, s := range states {
+		m |= 1 << s
+	}
+	return m
+}
+
+// Without returns the set less the given states.
+func (m Mask) Without(states ...State) Mask { return m &^ MaskOf(states...) }
+
+// TimerTimeWait is the value of Socket.Timer for a time-wait mini-socket. A
+// mini-socket in state FinWait2 is counted in sockstat's tw.
+const TimerTimeWait = 3
+
+// Socket is one struct inet_diag_msg (include/uapi/linux/inet_diag.h, Linux
+// 2.6.14, unchanged since). An address of family AF_INET fills the first four
+// bytes of its array.
+type Socket struct {
+	Family          uint8
+	State           State
+	Timer           uint8
+	SourcePort      uint16
+	DestinationPort uint16
+	SourceAddr      [16]byte
+	DestinationAddr [16]byte
+	// RecvQueue and SendQueue are bytes, but of a listener the number of
+	// connections that wait to be accepted and the greatest number that may.
+	RecvQueue uint32
+	SendQueue uint32
+}
+
+// Source returns the local address and port, an IPv4-mapped address as IPv4.
+func (s *Socket) Source() netip.AddrPort {
+	return netip.AddrPortFrom(s.addr(&s.SourceAddr), s.SourcePort)
+}
+
+// Destination returns the remote address and port, an IPv4-mapped address as
+// IPv4.
+func (s *Socket) Destination() netip.AddrPort {
+	return netip.AddrPortFrom(s.addr(&s.DestinationAddr), s.DestinationPort)
+}
+
+func (s *Socket) addr(a *[16]byte) netip.Addr {
+	if s.Family == unix.AF_INET {
+		return netip.AddrFrom4([4]byte(a[:4]))
+	}
+	return netip.AddrFrom16(*a).Unmap()
+}
+
+// sizeofMsg is the size of struct inet_diag_msg; attributes follow it.
+const sizeofMsg = 72
+
+var errShort = errors.New("inet_diag message is cut short")
+
+// decode reads a struct inet_diag_msg, the payload of one netlink message, into
+// s. After an error s is not to be used.
+func decode(b []byte, s *Socket) error {
+	if len(b) < sizeofMsg {
+		return errShort
+	}
+	b = b[:sizeofMsg]
+	s.Family, s.State, s.Timer = b[0], State(b[1]), b[2]
+	if s.Family != unix.AF_INET && s.Family != unix.AF_INET6 {
+		return fmt.Errorf("inet_diag message of unknown address family %d", s.Family)
+	}
+	if s.State < Established || s.State > Closing {
+		return fmt.Errorf("inet_diag message of unknown TCP state %d", s.State)
+	}
+	s.SourcePort = binary.BigEndian.Uint16(b[4:])
+	s.DestinationPort = binary.BigEndian.Uint16(b[6:])
+	s.SourceAddr = [16]byte(b[8:24])
+	s.DestinationAddr = [16]byte(b[24:40])
+	s.RecvQueue = binary.NativeEndian.Uint32(b[56:])
+	s.SendQueue = binary.NativeEndian.Uint32(b[60:])
+	return nil
+}

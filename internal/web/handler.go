@@ -1,0 +1,144 @@
+// Package web serves the metrics, the status page and the probes over HTTP.
+package web
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// Config says what is served where.
+type Config struct {
+	TelemetryPath string
+	// MaxRequests is how many scrapes may be under way at once; more are told to
+	// come again (503).
+	MaxRequests int
+	// Exporter holds metrics of the exporter itself, or is nil.
+	Exporter *prometheus.Registry
+	Version  string
+	Logger   *slog.Logger
+}
+
+const (
+	// defaultTimeout is the deadline of a scrape whose header names none, maxTimeout
+	// the longest that is believed.
+	defaultTimeout = 10 * time.Second
+	maxTimeout     = 2 * time.Minute
+	// writeTimeout is what a client has to read the page.
+	writeTimeout = 30 * time.Second
+)
+
+// Server returns an HTTP server for the set. Its time-outs bound what a slow or
+// hostile client can hold. A connection may stay idle for minutes: on a host
+// that has no file descriptors left, the one that Prometheus already has is the
+// only way in.
+func Server(set *collector.Set, c Config) *http.Server {
+	return &http.Server{
+		Handler:           handler(set, c),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+	}
+}
+
+func handler(set *collector.Set, c Config) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET "+c.TelemetryPath, metrics(set, c))
+	mux.Handle("GET /{$}", status(set, c))
+	mux.HandleFunc("GET /-/healthy", say("healthy\n"))
+	mux.HandleFunc("GET /-/ready", say("ready\n"))
+	return mux
+}
+
+// say answers a probe. The server listens only after a first reading, so it is
+// ready as soon as it answers.
+func say(text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = w.Write([]byte(text))
+	}
+}
+
+// metrics serves one reading of the set, or of the part of it that the query
+// parameters collect[] and exclude[] choose.
+func metrics(set *collector.Set, c Config) http.Handler {
+	slots := make(chan struct{}, c.MaxRequests)
+	var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		default:
+			http.Error(w, fmt.Sprintf("%d requests are being served already, try again later", c.MaxRequests), http.StatusServiceUnavailable)
+			return
+		}
+		choose, err := selection(set.Names(), r.URL.Query())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		timeout := scrapeTimeout(r.Header)
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(timeout + writeTimeout))
+		ctx, cancel := context.WithTimeout(r.Context(), timeout)
+		defer cancel()
+
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(set.Collector(set.Read(ctx, choose)))
+		gatherers := prometheus.Gatherers{registry}
+		if c.Exporter != nil {
+			gatherers = append(gatherers, c.Exporter)
+		}
+		promhttp.HandlerFor(gatherers, promhttp.HandlerOpts{
+			EnableOpenMetrics: true,
+			ErrorHandling:     promhttp.ContinueOnError,
+			ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelWarn),
+		}).ServeHTTP(w, r)
+	})
+	if c.Exporter != nil {
+		h = promhttp.InstrumentMetricHandler(c.Exporter, h)
+	}
+	return h
+}
+
+// selection says which collectors a query asks for: all by default, those named
+// by collect[], or all but those named by exclude[].
+func selection(names []string, query map[string][]string) (func(string) bool, error) {
+	collect, exclude := query["collect[]"], query["exclude[]"]
+	if len(collect) > 0 && len(exclude) > 0 {
+		return nil, fmt.Errorf("collect[] and exclude[] cannot be combined")
+	}
+	for _, name := range slices.Concat(collect, exclude) {
+		if !slices.Contains(names, name) {
+			return nil, fmt.Errorf("unknown or disabled collector %q, there are: %s", name, strings.Join(names, ", "))
+		}
+	}
+	switch {
+	case len(collect) > 0:
+		return func(name string) bool { return slices.Contains(collect, name) }, nil
+	default:
+		return func(name string) bool { return !slices.Contains(exclude, name) }, nil
+	}
+}
+
+// scrapeTimeout reads how long Prometheus waits, less what the way back takes.
+func scrapeTimeout(h http.Header) time.Duration {
+	seconds, err := strconv.ParseFloat(h.Get("X-Prometheus-Scrape-Timeout-Seconds"), 64)
+	if err != nil || math.IsNaN(seconds) || seconds <= 0 {
+		return defaultTimeout
+	}
+	timeout := time.Duration(min(seconds, maxTimeout.Seconds()) * float64(time.Second))
+	return timeout - min(timeout/10, 500*time.Millisecond)
+}

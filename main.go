@@ -1,0 +1,114 @@
+// Command sockpressure_exporter tells Prometheus how near a Linux host is to the
+// kernel's limits on sockets and memory.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/collectors/version"
+	"github.com/prometheus/common/promslog"
+	toolkit "github.com/prometheus/exporter-toolkit/web"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/web"
+)
+
+const name = "sockpressure_exporter"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run does what the arguments say until ctx ends, and returns the exit status.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	c, exit, err := parseFlags(args, stdout)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	if exit {
+		return 0
+	}
+	c.log.Writer = stderr
+	logger := promslog.New(c.log)
+
+	kernel, err := collector.OpenKernel(c.procPath, c.sysPath, c.top)
+	if err != nil {
+		return fail(stderr, err)
+	}
+	defer kernel.Close()
+	if err := kernel.HostNetworkNamespace(); err != nil {
+		logger.Warn("Cannot enter the host's network namespace: its sysctls and sockets are not exported", "err", err)
+	}
+	set := collector.NewSet(kernel, c.specs, collector.Config{MaxCPU: c.maxCPU, Logger: logger})
+	if c.command == commandCheck {
+		return check(ctx, set, stdout, stderr)
+	}
+	if err := serve(ctx, set, c, logger); err != nil {
+		return fail(stderr, err)
+	}
+	return 0
+}
+
+func fail(stderr io.Writer, err error) int {
+	fmt.Fprintf(stderr, "%s: error: %v\n", name, err)
+	return 1
+}
+
+const (
+	// firstRead bounds the reading before the server listens, lastRequests what
+	// is under way when it stops.
+	firstRead    = 10 * time.Second
+	lastRequests = 5 * time.Second
+)
+
+// serve answers scrapes until ctx ends.
+func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logger) error {
+	logger.Info("Starting "+name, "version", versionInfo())
+	// The first read opens every file, while that is still possible.
+	first, cancel := context.WithTimeout(ctx, firstRead)
+	set.Read(first, collector.All)
+	cancel()
+
+	var exporter *prometheus.Registry
+	if !c.disableExporterMetrics {
+		exporter = prometheus.NewRegistry()
+		exporter.MustRegister(
+			version.NewCollector(name),
+			collectors.NewGoCollector(),
+			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		)
+	}
+	server := web.Server(set, web.Config{
+		TelemetryPath: c.telemetryPath,
+		MaxRequests:   c.maxRequests,
+		Exporter:      exporter,
+		Version:       versionInfo(),
+		Logger:        logger,
+	})
+
+	stopped := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		logger.Info("Stopping")
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastRequests)
+		defer cancel()
+		stopped <- server.Shutdown(ctx)
+	}()
+	if err := toolkit.ListenAndServe(server, c.web, logger); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return <-stopped
+}
