@@ -99,6 +99,7 @@ func openConntrack(k *Kernel) func(context.Context, *conntrack) error {
 	buckets := k.globalSysctl("net.netfilter.nf_conntrack_buckets")
 	stat := k.net("stat/nf_conntrack")
 	netlink := newConntrackNetlink(k.dialNetfilter)
+	k.closers = append(k.closers, netlink.close)
 	counters := newPerCPU(conntrackCounters)
 
 	return func(ctx context.Context, s *conntrack) error {

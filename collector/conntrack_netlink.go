@@ -64,8 +64,7 @@ func (c *conntrackNetlink) dump(ctx context.Context) (_ []netlink.Message, err e
 	}
 	defer func() {
 		if err != nil {
-			_ = c.conn.Close()
-			c.conn = nil
+			c.close()
 		}
 	}()
 	deadline, _ := ctx.Deadline()
@@ -76,6 +75,13 @@ func (c *conntrackNetlink) dump(ctx context.Context) (_ []netlink.Message, err e
 		Header: netlink.Header{Type: ctnetlinkGetStatsCPU, Flags: netlink.Request | netlink.Dump},
 		Data:   make([]byte, sizeofNfgenmsg),
 	})
+}
+
+func (c *conntrackNetlink) close() {
+	if c.conn != nil {
+		_ = c.conn.Close()
+		c.conn = nil
+	}
 }
 
 // isRefusedByNetfilter says whether err means that there is no ctnetlink (not

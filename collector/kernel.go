@@ -28,6 +28,8 @@ type Kernel struct {
 	top int
 	// dialSockDiag opens a sock_diag socket in the host's network namespace.
 	dialSockDiag func() (sockdiag.Transport, error)
+
+	closers []func()
 }
 
 // OpenKernel looks at the procfs at procPath, whose process 1 is the host's, and
@@ -62,8 +64,28 @@ func OpenKernel(procPath, sysPath string, top int) (*Kernel, error) {
 	return k, nil
 }
 
-// Close gives back what the kernel's view of the host holds.
-func (k *Kernel) Close() { k.host.Close() }
+// Close closes every file and socket that was opened through k. No collector may
+// be running.
+func (k *Kernel) Close() {
+	for _, c := range k.closers {
+		c()
+	}
+	k.host.Close()
+}
+
+// file returns the file at path, to be opened with open.
+func (k *Kernel) file(path string, open procfile.Opener) *procfile.File {
+	f := procfile.New(path, open)
+	k.closers = append(k.closers, f.Close)
+	return f
+}
+
+// sockDiag returns a client for the sockets of the host's network namespace.
+func (k *Kernel) sockDiag() *sockdiag.Client {
+	c := sockdiag.New(k.dialSockDiag)
+	k.closers = append(k.closers, c.Close)
+	return c
+}
 
 // HostNetworkNamespace is nil where every number is of the host's network
 // namespace. Otherwise it says why sysctls and sockets of the host's are out of
@@ -77,30 +99,30 @@ func (k *Kernel) HostNetworkNamespace() error {
 
 // proc returns a file of procfs that is the same in every namespace.
 func (k *Kernel) proc(name string) *procfile.File {
-	return procfile.New(filepath.Join(k.procPath, name), nil)
+	return k.file(filepath.Join(k.procPath, name), nil)
 }
 
 // sys returns a file of sysfs that is opened with open.
 func (k *Kernel) sys(name string, open procfile.Opener) *procfile.File {
-	return procfile.New(filepath.Join(k.sysPath, name), open)
+	return k.file(filepath.Join(k.sysPath, name), open)
 }
 
 // net returns a file below <procfs>/1/net, which follows process 1 and so
 // belongs to the host's network namespace whoever reads it.
 func (k *Kernel) net(name string) *procfile.File {
 	if k.netPath == "" {
-		return procfile.New(filepath.Join(k.procPath, "1/net", name), func(string) (int, error) {
+		return k.file(filepath.Join(k.procPath, "1/net", name), func(string) (int, error) {
 			return -1, hostns.ErrForeign
 		})
 	}
-	return procfile.New(filepath.Join(k.netPath, name), nil)
+	return k.file(filepath.Join(k.netPath, name), nil)
 }
 
 // sysctl returns a sysctl by its dotted name. A file below <procfs>/sys/net
 // belongs to the network namespace of the thread that opens it, so it is opened
 // on one in the host's.
 func (k *Kernel) sysctl(name string) *procfile.File {
-	return procfile.New(k.sysctlPath(name), func(path string) (fd int, err error) {
+	return k.file(k.sysctlPath(name), func(path string) (fd int, err error) {
 		err = k.host.Do(func() error {
 			fd, err = procfile.Open(path)
 			return err
@@ -112,7 +134,7 @@ func (k *Kernel) sysctl(name string) *procfile.File {
 // globalSysctl returns a sysctl that has the same value in every network
 // namespace.
 func (k *Kernel) globalSysctl(name string) *procfile.File {
-	return procfile.New(k.sysctlPath(name), nil)
+	return k.file(k.sysctlPath(name), nil)
 }
 
 func (k *Kernel) sysctlPath(name string) string {

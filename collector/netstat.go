@@ -3,6 +3,8 @@ package collector
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
@@ -92,6 +94,15 @@ func netstatSpec() Spec {
 // netstatIndex gives the place of a field in a netstat, by section and name.
 type netstatIndex map[string]map[string]int
 
+// sections returns the part of the index that one file has.
+func (x netstatIndex) sections(names ...string) netstatIndex {
+	part := netstatIndex{}
+	for _, name := range names {
+		part[name] = x[name]
+	}
+	return part
+}
+
 func openNetstat(k *Kernel) func(context.Context, *netstat) error {
 	counters := netstatCounters()
 	index := netstatIndex{}
@@ -101,15 +112,23 @@ func openNetstat(k *Kernel) func(context.Context, *netstat) error {
 		}
 		index[c.section][c.field] = i
 	}
-	snmp, ext, snmp6 := k.net("snmp"), k.net("netstat"), k.net("snmp6")
+	type source struct {
+		file  *procfile.File
+		index netstatIndex
+	}
+	sources := []source{
+		{k.net("snmp"), index.sections("Ip:", "Tcp:", "Udp:")},
+		{k.net("netstat"), index.sections("TcpExt:")},
+	}
+	snmp6 := k.net("snmp6")
 	return func(_ context.Context, s *netstat) error {
 		*s = make(netstat, len(counters))
-		for _, file := range []*procfile.File{snmp, ext} {
-			b, err := required(file, "IPv4 (CONFIG_INET)")
+		for _, f := range sources {
+			b, err := required(f.file, "IPv4 (CONFIG_INET)")
 			if err != nil {
 				return err
 			}
-			if err := parseSNMP(b, file.Path(), index, *s); err != nil {
+			if err := parseSNMP(b, f.file.Path(), f.index, *s); err != nil {
 				return err
 			}
 		}
@@ -132,9 +151,9 @@ func openNetstat(k *Kernel) func(context.Context, *netstat) error {
 // parseSNMP reads /proc/net/snmp or /proc/net/netstat (net/ipv4/proc.c, Linux
 // 2.4): pairs of lines, the names of a section's fields and their values. Which
 // fields there are differs from kernel to kernel, so they go by name. A file
-// without any of the sections wanted is an error.
+// without a section of the index is an error.
 func parseSNMP(b []byte, path string, index netstatIndex, into []Number) error {
-	sections := 0
+	found := make([]string, 0, 4)
 	for names, b, ok := procfile.NextLine(b); ok; names, b, ok = procfile.NextLine(b) {
 		section, names, _ := procfile.NextField(names)
 		var values []byte
@@ -150,7 +169,7 @@ func parseSNMP(b []byte, path string, index netstatIndex, into []Number) error {
 		if n, v := procfile.CountFields(names), procfile.CountFields(values); n != v || n == 0 {
 			return fieldError(path, string(section), fmt.Errorf("%d names, %d values", n, v))
 		}
-		sections++
+		found = append(found, string(section))
 		for name, names, ok := procfile.NextField(names); ok; name, names, ok = procfile.NextField(names) {
 			var value []byte
 			value, values, _ = procfile.NextField(values)
@@ -165,8 +184,10 @@ func parseSNMP(b []byte, path string, index netstatIndex, into []Number) error {
 			into[i] = number(v)
 		}
 	}
-	if sections == 0 {
-		return fieldError(path, "every section", errMissing)
+	for _, section := range slices.Sorted(maps.Keys(index)) {
+		if !slices.Contains(found, section) {
+			return fieldError(path, section, errMissing)
+		}
 	}
 	return nil
 }

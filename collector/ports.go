@@ -89,7 +89,7 @@ func portsSpec() Spec {
 }
 
 func openPorts(k *Kernel) func(context.Context, *ports) error {
-	client := sockdiag.New(k.dialSockDiag)
+	client := k.sockDiag()
 	portRange := k.sysctl("net.ipv4.ip_local_port_range")
 	reserved := k.sysctl("net.ipv4.ip_local_reserved_ports")
 	outbound := new(portSet)

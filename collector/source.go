@@ -14,7 +14,10 @@ func required(f *procfile.File, feature string) ([]byte, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &NotSupportedError{Feature: feature, Err: err}
 	}
-	return b, err
+	if err != nil {
+		return nil, err
+	}
+	return b, whole(b, f.Path())
 }
 
 // optional reads a file that a kernel may not have. Then b is nil and so is err.
@@ -23,7 +26,19 @@ func optional(f *procfile.File) (b []byte, err error) {
 	if isAbsent(err) {
 		return nil, nil
 	}
-	return b, err
+	if err != nil {
+		return nil, err
+	}
+	return b, whole(b, f.Path())
+}
+
+// whole says whether a file was cut short. The kernel ends every line, so the
+// last number of a file that does not end with one may lack digits.
+func whole(b []byte, path string) error {
+	if len(b) > 0 && b[len(b)-1] == '\n' {
+		return nil
+	}
+	return fieldError(path, "end of the last line", errMissing)
 }
 
 // sysctlNumber reads a sysctl of one number; absent where there is no such
@@ -37,18 +52,23 @@ func sysctlNumber(f *procfile.File) (Number, error) {
 // sysctlNumbers reads a sysctl of several numbers, as many as into holds.
 func sysctlNumbers(f *procfile.File, into []Number) error {
 	b, err := optional(f)
-	if b == nil {
+	if b == nil || err != nil {
 		return err
 	}
+	return parseNumbers(b, f.Path(), into)
+}
+
+// parseNumbers reads the numbers at the start of the first line.
+func parseNumbers(b []byte, path string, into []Number) error {
 	line, _, _ := procfile.NextLine(b)
 	for i := range into {
 		field, rest, ok := procfile.NextField(line)
 		if !ok {
-			return fieldError(f.Path(), ordinal(i), errMissing)
+			return fieldError(path, ordinal(i), errMissing)
 		}
 		v, err := procfile.Uint(field, 10)
 		if err != nil {
-			return fieldError(f.Path(), ordinal(i), err)
+			return fieldError(path, ordinal(i), err)
 		}
 		into[i], line = number(v), rest
 	}

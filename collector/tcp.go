@@ -101,7 +101,7 @@ func tcpSpec() Spec {
 // openTCP prepares the walk. ESTABLISHED and TIME_WAIT, the two states that a
 // busy host has by the million, are left out of it: the kernel counts them.
 func openTCP(k *Kernel) func(context.Context, *tcp) error {
-	client := sockdiag.New(k.dialSockDiag)
+	client := k.sockDiag()
 	request := sockdiag.Request{
 		States: sockdiag.AllStates.Without(sockdiag.Established, sockdiag.TimeWait),
 	}

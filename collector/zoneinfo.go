@@ -82,8 +82,16 @@ func parseZoneinfo(b []byte, path string) ([]zone, error) {
 		return nil, fieldError(path, "every zone", errMissing)
 	}
 	for _, z := range zones {
-		err := complete(path+": zone "+z.name+" of node "+z.node, []field{
-			{"pages free", z.free}, {"min", z.min}, {"low", z.low}, {"high", z.high}, {"managed", z.managed},
+		at := path + ": zone " + z.name + " of node " + z.node
+		if err := complete(at, []field{{"managed", z.managed}}); err != nil {
+			return nil, err
+		}
+		if z.managed.Value == 0 {
+			continue
+		}
+		err := complete(at, []field{
+			{"pages free", z.free}, {"min", z.min}, {"low", z.low}, {"high", z.high},
+			{"nr_zone_active_file", z.activeFile}, {"nr_zone_inactive_file", z.inactiveFile},
 		})
 		if err != nil {
 			return nil, err

@@ -1,0 +1,230 @@
+package collector
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+)
+
+// seed adds a file of every recorded kernel, whole and cut.
+func seed(f *testing.F, name string) {
+	f.Helper()
+	for _, kernel := range kernels() {
+		b, err := os.ReadFile(filepath.Join(testdata, kernel, "proc", name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(b[:len(b)/2])
+	}
+}
+
+// sane fails for a number that no kernel counts.
+func sane(t *testing.T, name string, numbers ...Number) {
+	t.Helper()
+	for i, n := range numbers {
+		if math.IsNaN(n.Value) || math.IsInf(n.Value, 0) || n.Present && n.Value < 0 {
+			t.Errorf("%s: number %d is %v", name, i, n.Value)
+		}
+	}
+}
+
+func FuzzSockstat(f *testing.F) {
+	seed(f, "net/sockstat")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var s sockstat
+		if err := parseSockstat(b, "sockstat", 4096, &s); err != nil {
+			return
+		}
+		if !s.used.Present || !s.tcpMemory.Present || !s.orphans.Present {
+			t.Error("no error, and a field that every kernel has is missing")
+		}
+		sane(t, "sockstat", s.used, s.alloc, s.orphans, s.timeWait, s.tcpMemory, s.udpMemory)
+	})
+}
+
+func FuzzSockstat6(f *testing.F) {
+	seed(f, "net/sockstat6")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var s sockstat
+		if err := parseSockstat6(b, "sockstat6", &s); err == nil && !s.family[1].tcp.Present {
+			t.Error("no error, and TCP6 is missing")
+		}
+	})
+}
+
+func FuzzSNMP(f *testing.F) {
+	seed(f, "net/snmp")
+	seed(f, "net/netstat")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		index := netstatIndex{"Tcp:": {"CurrEstab": 0}, "TcpExt:": {"ListenDrops": 1, "TCPBacklogDrop": 2}}
+		into := make([]Number, 3)
+		_ = parseSNMP(b, "snmp", index.sections("Tcp:"), into)
+		_ = parseSNMP(b, "netstat", index.sections("TcpExt:"), into)
+		sane(t, "snmp", into...)
+	})
+}
+
+func FuzzSNMP6(f *testing.F) {
+	seed(f, "net/snmp6")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		into := make([]Number, 1)
+		_ = parseSNMP6(b, "snmp6", map[string]int{"Ip6ReasmFails": 0}, into)
+		sane(t, "snmp6", into...)
+	})
+}
+
+func FuzzCPUTable(f *testing.F) {
+	seed(f, "net/stat/nf_conntrack")
+	seed(f, "net/stat/arp_cache")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		wanted := append(conntrackColumns(), "table_fulls")
+		_ = parseCPUTable(b, "stat", wanted, func(cpu, column int, _ uint64) {
+			if cpu < 0 || column < 0 || column >= len(wanted) {
+				t.Errorf("column %d of CPU %d", column, cpu)
+			}
+		})
+	})
+}
+
+func FuzzSoftnet(f *testing.F) {
+	seed(f, "net/softnet_stat")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var s softnet
+		if err := parseSoftnet(b, "softnet_stat", newPerCPU(2), &s); err == nil && !s.drops.Present {
+			t.Error("no error, and no drops")
+		}
+		sane(t, "softnet", s.drops, s.squeezes, s.length, s.input)
+	})
+}
+
+func FuzzMeminfo(f *testing.F) {
+	seed(f, "meminfo")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m meminfo
+		if err := parseMeminfo(b, "meminfo", &m); err == nil && (!m.total.Present || m.lowTotal.Present && !m.lowFree.Present) {
+			t.Error("no error, and a field is missing")
+		}
+		sane(t, "meminfo", m.total, m.available, m.lowTotal, m.lowFree, m.committed, m.commitLimit)
+	})
+}
+
+func FuzzZoneinfo(f *testing.F) {
+	seed(f, "zoneinfo")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		zones, err := parseZoneinfo(b, "zoneinfo")
+		if err != nil && zones != nil {
+			t.Error("an error and zones")
+		}
+		for _, z := range zones {
+			if z.name == "" || !z.min.Present || !z.activeFile.Present {
+				t.Errorf("zone %+v", z)
+			}
+		}
+		for _, z := range neediest(zones, 3) {
+			sane(t, "zone", z.free, z.min, z.low, z.high, number(z.need()))
+		}
+	})
+}
+
+func FuzzVmstat(f *testing.F) {
+	seed(f, "vmstat")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, err := parseOOMKills(b, "vmstat")
+		if err != nil && n.Present {
+			t.Error("an error and a value")
+		}
+		sane(t, "vmstat", n)
+	})
+}
+
+func FuzzPressure(f *testing.F) {
+	seed(f, "pressure/memory")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var s memory
+		_ = parsePressure(b, "pressure", &s)
+		sane(t, "pressure", s.pressureSome, s.pressureFull)
+	})
+}
+
+func FuzzSlabinfo(f *testing.F) {
+	seed(f, "slabinfo")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		slabs, err := parseSlabinfo(b, "slabinfo", slabCaches(), 4096)
+		if err != nil && slabs != nil {
+			t.Error("an error and caches")
+		}
+		for _, s := range largestSlabs(slabs, 5) {
+			sane(t, s.cache, number(s.size))
+		}
+	})
+}
+
+func FuzzPorts(f *testing.F) {
+	f.Add([]byte("32768\t60999\n"))
+	f.Add([]byte("8080,9000-9010,50051\n"))
+	f.Add([]byte("\n"))
+	f.Add([]byte("65535-1"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if low, high, err := parsePortRange(b, "range"); err == nil && low > high {
+			t.Errorf("%d to %d", low, high)
+		}
+		set := new(portSet)
+		set.add(0, 65535)
+		_ = parsePortList(b, "list", func(low, high uint16) {
+			if low > high {
+				t.Errorf("%d to %d", low, high)
+			}
+			set.remove(low, high)
+		})
+		if n := set.count(); n > 65536 {
+			t.Errorf("%d ports", n)
+		}
+	})
+}
+
+func FuzzSysctl(f *testing.F) {
+	seed(f, "sys/net/ipv4/tcp_mem")
+	seed(f, "sys/fs/file-nr")
+	f.Add([]byte("0\t0\t9223372036854775807\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var n [3]Number
+		if err := parseNumbers(b, "sysctl", n[:]); err == nil && !n[2].Present {
+			t.Error("no error, and a number is missing")
+		}
+		sane(t, "sysctl", n[:]...)
+	})
+}
+
+func FuzzConntrackStats(f *testing.F) {
+	// CPU 1: found, invalid, insert_failed, drop, early_drop, search_restart.
+	f.Add([]byte{
+		0, 0, 0, 1,
+		8, 0, 2, 0, 0, 0, 0, 9, 8, 0, 4, 0, 0, 0, 0, 1, 8, 0, 9, 0, 0, 0, 0, 2,
+		8, 0, 10, 0, 0, 0, 0, 3, 8, 0, 11, 0, 0, 0, 0, 4, 8, 0, 13, 0, 0xff, 0xff, 0xff, 0xff,
+	})
+	f.Add([]byte{0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_ = parseConntrackStats(b, func(cpu, counter int, v uint64) {
+			if cpu < 0 || counter < 0 || counter >= conntrackCounters || v > math.MaxUint32 {
+				t.Errorf("counter %d of CPU %d is %d", counter, cpu, v)
+			}
+		})
+	})
+}
+
+func FuzzFields(f *testing.F) {
+	f.Add([]byte("a  b\tc \n d"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n := 0
+		for line, rest, ok := procfile.NextLine(b); ok; line, rest, ok = procfile.NextLine(rest) {
+			n += procfile.CountFields(line) + 1
+		}
+		if n > 2*len(b)+1 {
+			t.Errorf("%d fields in %d bytes", n, len(b))
+		}
+	})
+}

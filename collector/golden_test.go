@@ -1,0 +1,118 @@
+package collector
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files and docs/metrics.md anew")
+
+// golden compares a text with a file, or writes it with -update.
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v (write it with: go test ./collector -update)", err)
+	}
+	if got == string(want) {
+		return
+	}
+	gotLines, wantLines := strings.Split(got, "\n"), strings.Split(string(want), "\n")
+	for i := range max(len(gotLines), len(wantLines)) {
+		var g, w string
+		if i < len(gotLines) {
+			g = gotLines[i]
+		}
+		if i < len(wantLines) {
+			w = wantLines[i]
+		}
+		if g != w {
+			t.Fatalf("%s is stale (renew it with: go test ./collector -update)\nline %d\nhas:  %s\ngets: %s", path, i+1, w, g)
+		}
+	}
+}
+
+// TestGolden compares the whole page of each scenario with the file under
+// testdata/golden.
+func TestGolden(t *testing.T) {
+	type scenario struct {
+		kernel string
+		change func(*tree)
+	}
+	scenarios := map[string]scenario{
+		"no-ipv6": {"linux-6.12", func(tr *tree) {
+			tr.remove("proc/net/sockstat6", "proc/net/snmp6", "proc/net/stat/ndisc_cache", "proc/sys/net/ipv6")
+			tr.replay.Dump = tr.dump("sock_diag_by_family_ipv4.bin")
+		}},
+		"no-conntrack": {"linux-6.12", func(tr *tree) {
+			tr.remove("proc/net/stat/nf_conntrack", "proc/sys/net/netfilter")
+		}},
+		"conntrack-without-limit": {"linux-6.12", func(tr *tree) {
+			tr.write("proc/sys/net/netfilter/nf_conntrack_max", "0\n")
+		}},
+		"no-tcp-diag":  {"linux-6.12", func(tr *tree) { tr.replay.RefuseAll = 2 /* ENOENT */ }},
+		"page-64k":     {"linux-6.12", func(tr *tree) { tr.pageSize = 64 << 10 }},
+		"overcommit-2": {"linux-6.12", func(tr *tree) { tr.write("proc/sys/vm/overcommit_memory", "2\n") }},
+		"slab-sysfs": {"linux-6.12", func(tr *tree) {
+			tr.write("sys/kernel/slab/TCP/slabs", "3 N0=2 N1=1\n")
+			tr.write("sys/kernel/slab/TCP/order", "3\n")
+			// Merged with others: a link, whose size is not this cache's own.
+			tr.write("sys/kernel/slab/:0000256/slabs", "99 N0=99\n")
+			tr.write("sys/kernel/slab/:0000256/order", "0\n")
+			tr.link("sys/kernel/slab/skbuff_head_cache", ":0000256")
+		}},
+		"low-memory-gone": {"linux-6.1-686-pae", func(tr *tree) {
+			// As recorded on a 32-bit kernel a moment before its OOM killer came.
+			tr.edit("proc/meminfo", "LowFree:          840780 kB", "LowFree:           52416 kB")
+		}},
+		"low-memory-page-cache": {"linux-6.1-686-pae", func(tr *tree) {
+			// As little is free, but page cache fills the rest.
+			tr.edit("proc/meminfo", "LowFree:          840780 kB", "LowFree:           52416 kB")
+			z := tr.read("proc/zoneinfo")
+			normal := strings.Index(z, "zone   Normal")
+			z = z[:normal] + strings.Replace(z[normal:], "nr_zone_inactive_file 0", "nr_zone_inactive_file 180000", 1)
+			tr.write("proc/zoneinfo", z)
+		}},
+		"truncated": {"linux-6.12", func(tr *tree) {
+			for _, name := range tr.files() {
+				content := tr.read(name)
+				tr.write(name, content[:len(content)*2/3])
+			}
+		}},
+		"garbage": {"linux-6.12", func(tr *tree) {
+			for _, name := range tr.files() {
+				tr.write(name, strings.Map(func(r rune) rune {
+					if r >= '1' && r <= '9' {
+						return '?'
+					}
+					return r
+				}, tr.read(name)))
+			}
+		}},
+		"garbage-in-one-file": {"linux-6.12", func(tr *tree) {
+			tr.edit("proc/net/sockstat", "TCP: inuse", "TCP: inuse x")
+		}},
+	}
+	for _, kernel := range kernels() {
+		scenarios[kernel] = scenario{kernel, func(*tree) {}}
+	}
+	for name, s := range scenarios {
+		t.Run(name, func(t *testing.T) {
+			tr := newTree(t, s.kernel)
+			s.change(tr)
+			golden(t, filepath.Join(testdata, "golden", name+".prom"), tr.render())
+		})
+	}
+}

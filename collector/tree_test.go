@@ -1,0 +1,195 @@
+package collector
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag/sockdiagtest"
+)
+
+const testdata = "../testdata"
+
+// kernels lists the recorded trees: the files of /proc and the sock_diag dumps
+// of stock Debian kernels under a small load.
+func kernels() []string {
+	return []string{"linux-5.10", "linux-6.1", "linux-6.1-686-pae", "linux-6.12", "linux-7.2"}
+}
+
+// tree is a copy of a recorded tree that a test may change.
+type tree struct {
+	t        *testing.T
+	dir      string
+	pageSize float64
+	top      int
+	replay   *sockdiagtest.Replay
+}
+
+// newTree copies a recorded tree. It adds a process with five descriptors, which
+// a recording of files cannot hold.
+func newTree(t *testing.T, kernel string) *tree {
+	t.Helper()
+	tr := &tree{t: t, dir: t.TempDir(), pageSize: 4096, top: 10}
+	if err := os.CopyFS(tr.dir, os.DirFS(filepath.Join(testdata, kernel))); err != nil {
+		t.Fatal(err)
+	}
+	dump, err := os.ReadFile(filepath.Join(tr.dir, "sock_diag/tcpdiag_getsock_all_states.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.replay = &sockdiagtest.Replay{Dump: dump}
+	tr.write("proc/1/comm", "init\n")
+	for fd := range 5 {
+		tr.write(fmt.Sprintf("proc/1/fd/%d", fd), "")
+	}
+	return tr
+}
+
+func (tr *tree) write(name, content string) {
+	tr.t.Helper()
+	path := filepath.Join(tr.dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		tr.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		tr.t.Fatal(err)
+	}
+}
+
+func (tr *tree) read(name string) string {
+	tr.t.Helper()
+	b, err := os.ReadFile(filepath.Join(tr.dir, name))
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// edit replaces a text that must stand in a file.
+func (tr *tree) edit(name, old, replacement string) {
+	tr.t.Helper()
+	content := tr.read(name)
+	if !strings.Contains(content, old) {
+		tr.t.Fatalf("%s has no %q", name, old)
+	}
+	tr.write(name, strings.Replace(content, old, replacement, 1))
+}
+
+func (tr *tree) link(name, target string) {
+	tr.t.Helper()
+	if err := os.Symlink(target, filepath.Join(tr.dir, name)); err != nil {
+		tr.t.Fatal(err)
+	}
+}
+
+// dump returns a recorded sock_diag dump, as if taken by the older request.
+func (tr *tree) dump(name string) []byte {
+	tr.t.Helper()
+	return []byte(tr.read(filepath.Join("sock_diag", name)))
+}
+
+func (tr *tree) remove(names ...string) {
+	tr.t.Helper()
+	for _, name := range names {
+		if err := os.RemoveAll(filepath.Join(tr.dir, name)); err != nil {
+			tr.t.Fatal(err)
+		}
+	}
+}
+
+// files lists the files of the tree's procfs that collectors read as text.
+func (tr *tree) files() []string {
+	var files []string
+	for _, pattern := range []string{
+		"proc/net/s*", "proc/net/netstat", "proc/net/stat/*", "proc/meminfo", "proc/zoneinfo", "proc/vmstat", "proc/slabinfo",
+		"proc/pressure/*", "proc/sys/*/*", "proc/sys/net/*/*", "proc/sys/net/*/neigh/default/*",
+	} {
+		matches, err := filepath.Glob(filepath.Join(tr.dir, pattern))
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+		for _, m := range matches {
+			name, _ := filepath.Rel(tr.dir, m)
+			if st, err := os.Stat(m); err == nil && st.Mode().IsRegular() {
+				files = append(files, name)
+			}
+		}
+	}
+	return files
+}
+
+// set opens the collectors over the tree, until its kernel is closed.
+func (tr *tree) set() *Set {
+	tr.t.Helper()
+	k, err := OpenKernel(filepath.Join(tr.dir, "proc"), filepath.Join(tr.dir, "sys"), tr.top)
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	k.pageSize = tr.pageSize
+	k.dialSockDiag = tr.replay.Dial
+	return NewSet(k, Specs(), Config{MaxCPU: 1, Logger: slog.New(slog.DiscardHandler)})
+}
+
+// render reads the set once and writes it as Prometheus text, less what differs
+// from run to run, with the errors of collectors at the end.
+func (tr *tree) render() string {
+	tr.t.Helper()
+	set := tr.set()
+	defer set.kernel.Close()
+	results := set.Read(context.Background(), All)
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(set.Collector(results))
+	families, err := registry.Gather()
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, f := range families {
+		if strings.HasSuffix(f.GetName(), "_duration_seconds") {
+			continue
+		}
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			tr.t.Fatal(err)
+		}
+	}
+	for _, r := range results {
+		if e := whatFailed(r); e != "" {
+			fmt.Fprintf(&b, "# collector %s: %s\n", r.Collector, strings.ReplaceAll(e, tr.dir, ""))
+		}
+	}
+	return b.String()
+}
+
+func whatFailed(r Result) string {
+	switch {
+	case r.Err != nil:
+		return r.Err.Error()
+	case r.Unsupported != nil:
+		return r.Unsupported.Error()
+	}
+	return ""
+}
+
+// series reads the set once and returns the series of each collector.
+func (tr *tree) series() (map[string]map[string]float64, map[string]error) {
+	tr.t.Helper()
+	all, errs := map[string]map[string]float64{}, map[string]error{}
+	set := tr.set()
+	defer set.kernel.Close()
+	for _, r := range set.Read(context.Background(), All) {
+		series := map[string]float64{}
+		for _, s := range r.samples {
+			series[s.metric.Name+" "+strings.Join(slices.Clone(s.labels), ",")] = s.value
+		}
+		all[r.Collector], errs[r.Collector] = series, r.Err
+	}
+	return all, errs
+}
