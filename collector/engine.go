@@ -168,8 +168,13 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 	select {
 	case <-t.run.done:
 	case <-ctx.Done():
-		t.report(errDeadline)
-		return Result{Collector: t.spec.Name, Err: errDeadline, Duration: time.Since(asked)}
+		// Both may be true by now: the one before this one took all the time.
+		select {
+		case <-t.run.done:
+		default:
+			t.report(errDeadline)
+			return Result{Collector: t.spec.Name, Err: errDeadline, Duration: time.Since(asked)}
+		}
 	}
 	// The run was cut short by another scrape's deadline, ours is still to come.
 	if t.shared && errors.Is(t.run.err, context.DeadlineExceeded) && ctx.Err() == nil {

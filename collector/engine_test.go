@@ -1,0 +1,304 @@
+package collector
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
+)
+
+// fake is a collector whose reading is a function of the test.
+func fake(name string, walk bool, read func(context.Context) (float64, error)) Spec {
+	return define(Definition[float64]{
+		Name: name, Walk: walk,
+		Open: func(*Kernel) func(context.Context, *float64) error {
+			return func(ctx context.Context, s *float64) (err error) {
+				*s, err = read(ctx)
+				return err
+			}
+		},
+		Metrics: []Metric[float64]{{Name: name + "_value", Help: "A value.", Value: func(s *float64) Number { return number(*s) }}},
+		Limits: []Limit[float64]{{
+			LimitInfo: LimitInfo{Resource: name},
+			Usage:     func(s *float64) Number { return number(*s) },
+			Limit:     func(*float64) Number { return number(10) },
+		}},
+	})
+}
+
+func fakeSet(logger *slog.Logger, specs ...Spec) *Set {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	return NewSet(&Kernel{host: new(hostns.Host)}, specs, Config{MaxCPU: 0.02, Logger: logger})
+}
+
+func always(v float64) func(context.Context) (float64, error) {
+	return func(context.Context) (float64, error) { return v, nil }
+}
+
+// TestOneFailsAlone expects an error, a panic and a time-out to leave the other
+// collectors as they are, and to publish nothing of their own.
+func TestOneFailsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := fakeSet(nil,
+			fake("good", false, always(1)),
+			fake("failed", false, func(context.Context) (float64, error) { return 2, errors.New("broken") }),
+			fake("panicked", false, func(context.Context) (float64, error) { panic("oops") }),
+			fake("slow", false, func(context.Context) (float64, error) {
+				time.Sleep(time.Minute)
+				return 3, nil
+			}),
+			fake("absent", false, func(context.Context) (float64, error) { return 4, &NotSupportedError{Feature: "a thing"} }),
+		)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		results := set.Read(ctx, All)
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("it took %v", took)
+		}
+		for i, want := range []struct {
+			err         string
+			unsupported bool
+			samples     int
+		}{{"", false, 1}, {"broken", false, 0}, {"panic: oops", false, 0}, {errDeadline.Error(), false, 0}, {"", true, 0}} {
+			r := results[i]
+			if (r.Err == nil) != (want.err == "") || r.Err != nil && r.Err.Error() != want.err {
+				t.Errorf("%s: error %v, want %q", r.Collector, r.Err, want.err)
+			}
+			if (r.Unsupported != nil) != want.unsupported {
+				t.Errorf("%s: unsupported is %v", r.Collector, r.Unsupported)
+			}
+			if len(r.samples) != want.samples || len(r.Limits) != want.samples {
+				t.Errorf("%s: %d samples, %d limits", r.Collector, len(r.samples), len(r.Limits))
+			}
+		}
+
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(set.Collector(results))
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if name := f.GetName(); strings.Contains(name, "scrape_collector_") && len(f.GetMetric()) != 5 {
+				t.Errorf("%s for %d collectors of 5", name, len(f.GetMetric()))
+			}
+		}
+		time.Sleep(time.Minute) // the slow one ends
+	})
+}
+
+// TestShared expects scrapes that come while a collector runs to wait for it and
+// share its result.
+func TestShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int32
+		set := fakeSet(nil, fake("slow", false, func(context.Context) (float64, error) {
+			time.Sleep(3 * time.Second)
+			return float64(runs.Add(1)), nil
+		}))
+		var wg sync.WaitGroup
+		for i := range 5 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				if r := set.Read(ctx, All)[0]; r.Err != nil || r.samples[0].value != 1 || r.Age != 0 {
+					t.Errorf("scrape %d: %+v", i, r)
+				}
+			})
+		}
+		wg.Wait()
+		if runs.Load() != 1 {
+			t.Errorf("%d runs", runs.Load())
+		}
+	})
+}
+
+// TestStuck expects a collector that never ends to be started once, however many
+// scrapes give up on it.
+func TestStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int32
+		release := make(chan struct{})
+		set := fakeSet(nil, fake("stuck", false, func(context.Context) (float64, error) {
+			runs.Add(1)
+			<-release
+			return 7, nil
+		}))
+		for range 20 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if r := set.Read(ctx, All)[0]; !errors.Is(r.Err, errDeadline) {
+				t.Errorf("%+v", r)
+			}
+			cancel()
+		}
+		if runs.Load() != 1 {
+			t.Errorf("%d runs", runs.Load())
+		}
+		close(release)
+		synctest.Wait()
+		if r := set.Read(t.Context(), All)[0]; r.Err != nil || runs.Load() != 2 {
+			t.Errorf("after it ended: %+v, %d runs", r, runs.Load())
+		}
+	})
+}
+
+// TestDeadlineOfAnother expects a scrape with time left not to suffer from the
+// shorter deadline of the scrape that began the run.
+func TestDeadlineOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := fakeSet(nil, fake("slow", false, func(ctx context.Context) (float64, error) {
+			select {
+			case <-time.After(3 * time.Second):
+				return 1, nil
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			}
+		}))
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if r := set.Read(ctx, All)[0]; r.Err == nil {
+				t.Error("the first scrape got a result past its deadline")
+			}
+		})
+		time.Sleep(time.Millisecond)
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if r := set.Read(ctx, All)[0]; r.Err != nil {
+				t.Errorf("the second scrape: %v", r.Err)
+			}
+		})
+		wg.Wait()
+	})
+}
+
+// TestClientGoesAway expects a reading to go on when its scrape was cancelled,
+// for the others that share it.
+func TestClientGoesAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := fakeSet(nil, fake("slow", false, func(ctx context.Context) (float64, error) {
+			time.Sleep(2 * time.Second)
+			return 1, ctx.Err()
+		}))
+		first, goAway := context.WithCancel(t.Context())
+		go set.Read(first, All)
+		synctest.Wait()
+		time.AfterFunc(time.Second, goAway)
+		if r := set.Read(t.Context(), All)[0]; r.Err != nil {
+			t.Error(r.Err)
+		}
+	})
+}
+
+// TestBudget expects a walk that took 0.3 s to be repeated after 15 s, which is
+// 2 percent of one core, and its age to say how old the last one is meanwhile.
+func TestBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		walks, reads := 0, 0
+		set := fakeSet(nil,
+			fake("walk", true, func(context.Context) (float64, error) {
+				walks++
+				time.Sleep(300 * time.Millisecond)
+				return float64(walks), nil
+			}),
+			fake("cheap", false, func(context.Context) (float64, error) {
+				reads++
+				return 0, nil
+			}),
+		)
+		began := time.Now()
+		for i := range 300 {
+			time.Sleep(time.Until(began.Add(time.Duration(i) * time.Second)))
+			r := set.Read(t.Context(), All)[0]
+			if i%15 == 0 && r.Age != 0 || i%15 != 0 && r.Age != time.Duration(i%15)*time.Second {
+				t.Fatalf("at %d s: age %v", i, r.Age)
+			}
+			if r.samples[0].value != float64(1+i/15) {
+				t.Fatalf("at %d s: walk %v", i, r.samples[0].value)
+			}
+		}
+		if walks != 20 || reads != 300 {
+			t.Errorf("%d walks, %d reads in 300 s", walks, reads)
+		}
+	})
+}
+
+// TestReport expects a lasting failure to be logged once, and its end too.
+func TestReport(t *testing.T) {
+	var b bytes.Buffer
+	fail := true
+	set := fakeSet(slog.New(slog.NewTextHandler(&b, nil)), fake("flaky", false, func(context.Context) (float64, error) {
+		if fail {
+			return 0, errors.New("broken")
+		}
+		return 0, nil
+	}))
+	for range 5 {
+		set.Read(t.Context(), All)
+	}
+	fail = false
+	for range 5 {
+		set.Read(t.Context(), All)
+	}
+	if got := b.String(); strings.Count(got, "\n") != 2 || strings.Count(got, "broken") != 1 || !strings.Contains(got, "works again") {
+		t.Errorf("the log:\n%s", got)
+	}
+}
+
+func TestPerCPU(t *testing.T) {
+	p := newPerCPU(1)
+	total := 0.0
+	step := func(what string, want float64, values ...uint64) {
+		t.Helper()
+		for cpu, v := range values {
+			p.add(cpu, 0, v)
+		}
+		if got := p.total(0).Value; got != want || got < total {
+			t.Errorf("%s: %v, want %v", what, got, want)
+		}
+		total = p.total(0).Value
+	}
+	const top = 1<<32 - 10
+	step("first reading", top+5, top, 5)
+	step("one CPU wraps", top+25, 10, 5)
+	step("nothing happens", top+25, 10, 5)
+	step("both grow", top+28, 11, 7)
+	step("the module is loaded anew", top+28, 0, 0)
+	step("and counts again", top+32, 3, 1)
+	step("a CPU appears", top+41, 3, 1, 9)
+}
+
+func TestTop(t *testing.T) {
+	for _, n := range []int{0, 1, 3, 10} {
+		keep := top[int]{n: n, before: func(a, b int) bool { return a > b }}
+		for _, v := range []int{5, 1, 9, 7, 3, 8} {
+			keep.offer(v)
+		}
+		want := []int{9, 8, 7, 5, 3, 1}
+		want = want[:min(n, len(want))]
+		if len(keep.items) != len(want) {
+			t.Fatalf("top %d: %v", n, keep.items)
+		}
+		for i := range want {
+			if keep.items[i] != want[i] {
+				t.Errorf("top %d: %v", n, keep.items)
+			}
+		}
+	}
+}

@@ -1,0 +1,77 @@
+package sockdiag
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"testing"
+)
+
+// BenchmarkDatagram decodes datagrams of recorded messages, as full as the
+// kernel makes them: no allocation for any number of sockets.
+func BenchmarkDatagram(b *testing.B) {
+	for _, sockets := range []int{1, 1_000, 100_000} {
+		b.Run(fmt.Sprintf("%d-sockets", sockets), func(b *testing.B) {
+			datagrams := datagramsOf(b, sockets)
+			c := New(nil)
+			v := new(counter)
+			b.ReportAllocs()
+			for b.Loop() {
+				v.Reset()
+				for _, d := range datagrams {
+					if _, err := c.datagram(d, 1, Request{States: AllStates}, v); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			total := 0
+			for _, n := range v.states {
+				total += n
+			}
+			if total != sockets {
+				b.Fatalf("%d sockets of %d", total, sockets)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(sockets), "ns/socket")
+		})
+	}
+}
+
+// datagramsOf repeats the messages of a recording.
+func datagramsOf(t testing.TB, sockets int) [][]byte {
+	t.Helper()
+	var messages [][]byte
+	for b := recordings(t)[0]; len(b) >= sizeofHeader; {
+		size := int(binary.NativeEndian.Uint32(b))
+		if binary.NativeEndian.Uint16(b[4:]) >= uint16(typeTCPDiag) {
+			messages = append(messages, b[:size])
+		}
+		b = b[(size+3)&^3:]
+	}
+	var datagrams [][]byte
+	var d bytes.Buffer
+	for i := range sockets {
+		m := messages[i%len(messages)]
+		if d.Len()+len(m) > bufferSize {
+			datagrams = append(datagrams, bytes.Clone(d.Bytes()))
+			d.Reset()
+		}
+		d.Write(m)
+	}
+	return append(datagrams, d.Bytes())
+}
+
+// TestNoAllocation holds what the benchmark shows.
+func TestNoAllocation(t *testing.T) {
+	datagrams := datagramsOf(t, 1000)
+	c := New(nil)
+	v := new(counter)
+	if n := testing.AllocsPerRun(10, func() {
+		for _, d := range datagrams {
+			if _, err := c.datagram(d, 1, Request{States: AllStates}, v); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations for 1,000 sockets", n)
+	}
+}

@@ -1,0 +1,167 @@
+package sockdiag_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag/sockdiagtest"
+)
+
+// tally counts the sockets of a walk by family and state.
+type tally struct {
+	resets int
+	counts map[string]int
+}
+
+func (v *tally) Reset() {
+	v.resets++
+	v.counts = map[string]int{}
+}
+
+func (v *tally) Visit(s *sockdiag.Socket) {
+	v.counts[fmt.Sprintf("%d %s", s.Family, s.State)]++
+}
+
+func recording(t testing.TB, kernel string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("../../testdata", kernel, "sock_diag/tcpdiag_getsock_all_states.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// client returns a client whose one transport is r.
+func client(r *sockdiagtest.Replay) *sockdiag.Client {
+	return sockdiag.New(func() (sockdiag.Transport, error) { return r, nil })
+}
+
+// TestWalk walks the recorded load: 12 connections to 127.0.0.1:8080 and
+// [::1]:8081, of which one is half closed and one in time-wait.
+func TestWalk(t *testing.T) {
+	for _, kernel := range []string{"linux-5.10", "linux-6.1", "linux-6.1-686-pae", "linux-6.12", "linux-7.2"} {
+		var v tally
+		r := &sockdiagtest.Replay{Dump: recording(t, kernel)}
+		if err := client(r).Walk(t.Context(), sockdiag.Request{States: sockdiag.AllStates}, &v); err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]int{
+			"2 listen": 1, "10 listen": 1, "2 established": 12, "10 established": 8,
+			"2 fin_wait2": 1, "2 time_wait": 1, "2 close_wait": 1,
+		}
+		if !maps.Equal(v.counts, want) {
+			t.Errorf("%s: %v, want %v", kernel, v.counts, want)
+		}
+	}
+}
+
+// TestRequests compares the bytes that are sent with those of the kernel's
+// structures, field by field.
+func TestRequests(t *testing.T) {
+	r := &sockdiagtest.Replay{RefuseLegacy: unix.EOPNOTSUPP}
+	err := client(r).Walk(t.Context(), sockdiag.Request{States: 0xf7c, MinPort: 32768, MaxPort: 60999}, &tally{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Requests) != 3 {
+		t.Fatalf("%d requests", len(r.Requests))
+	}
+	u16 := func(v uint16) []byte { return binary.NativeEndian.AppendUint16(nil, v) }
+	u32 := func(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+	bytecode := slices.Concat(
+		u16(4+16), u16(1), // nlattr: INET_DIAG_REQ_BYTECODE
+		[]byte{2, 8}, u16(20), u16(0), u16(32768), // source port >= 32768, or jump past the end
+		[]byte{3, 8}, u16(12), u16(0), u16(60999), // source port <= 60999
+	)
+	for i, want := range [][]byte{
+		slices.Concat([]byte{unix.AF_INET, 0, 0, 0}, make([]byte, 48), u32(0xf7c), u32(0), bytecode),
+		slices.Concat([]byte{unix.AF_INET, unix.IPPROTO_TCP, 0, 0}, u32(0xf7c), make([]byte, 48), bytecode),
+		slices.Concat([]byte{unix.AF_INET6, unix.IPPROTO_TCP, 0, 0}, u32(0xf7c), make([]byte, 48), bytecode),
+	} {
+		m := r.Requests[i]
+		if typ := []uint16{18, 20, 20}[i]; uint16(m.Header.Type) != typ || m.Header.Flags != unix.NLM_F_REQUEST|unix.NLM_F_DUMP {
+			t.Errorf("request %d has type %d and flags %x", i, m.Header.Type, uint16(m.Header.Flags))
+		}
+		if !slices.Equal(m.Data, want) {
+			t.Errorf("request %d\nis   %x\nwant %x", i, m.Data, want)
+		}
+	}
+}
+
+// TestFallback expects the same sockets from one request for each family where
+// the kernel refuses the request for both.
+func TestFallback(t *testing.T) {
+	dump := recording(t, "linux-6.12")
+	var want, got tally
+	if err := client(&sockdiagtest.Replay{Dump: dump}).Walk(t.Context(), sockdiag.Request{States: sockdiag.AllStates}, &want); err != nil {
+		t.Fatal(err)
+	}
+	r := &sockdiagtest.Replay{Dump: dump, RefuseLegacy: unix.EINVAL}
+	if err := client(r).Walk(t.Context(), sockdiag.Request{States: sockdiag.AllStates}, &got); err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(want.counts, got.counts) {
+		t.Errorf("%v, want %v", got.counts, want.counts)
+	}
+}
+
+func TestNotSupported(t *testing.T) {
+	err := client(&sockdiagtest.Replay{RefuseAll: unix.ENOENT}).Walk(t.Context(), sockdiag.Request{}, &tally{})
+	if !errors.Is(err, sockdiag.ErrNotSupported) {
+		t.Error(err)
+	}
+	err = client(&sockdiagtest.Replay{RefuseAll: unix.EPERM}).Walk(t.Context(), sockdiag.Request{}, &tally{})
+	if errors.Is(err, sockdiag.ErrNotSupported) || !errors.Is(err, unix.EPERM) {
+		t.Errorf("a refusal of permission is %v", err)
+	}
+}
+
+// TestInterrupted expects a torn walk to start over once, and to fail then.
+func TestInterrupted(t *testing.T) {
+	dump := recording(t, "linux-6.12")
+	for torn, ok := range map[int]bool{0: true, 1: true, 2: false} {
+		var v tally
+		err := client(&sockdiagtest.Replay{Dump: dump, Interrupt: torn}).Walk(t.Context(), sockdiag.Request{States: sockdiag.AllStates}, &v)
+		if (err == nil) != ok {
+			t.Errorf("torn %d times: %v", torn, err)
+		}
+		if ok && v.counts["2 established"] != 12 {
+			t.Errorf("torn %d times: %v", torn, v.counts)
+		}
+	}
+}
+
+func TestDeadline(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), -time.Second)
+	defer cancel()
+	err := client(&sockdiagtest.Replay{Dump: recording(t, "linux-6.12")}).Walk(ctx, sockdiag.Request{States: sockdiag.AllStates}, &tally{})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+// TestLive walks this machine's sockets with both kinds of request.
+func TestLive(t *testing.T) {
+	c := sockdiag.New(sockdiag.Dial)
+	defer c.Close()
+	for range 3 {
+		if err := c.Walk(t.Context(), sockdiag.Request{States: sockdiag.AllStates}, &tally{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Walk(t.Context(), sockdiag.Request{States: sockdiag.AllStates, MinPort: 1, MaxPort: 65535}, &tally{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
