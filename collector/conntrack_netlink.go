@@ -109,7 +109,7 @@ func parseConntrackStats(b []byte, visit func(cpu, counter int, v uint64)) error
 	attributes.ByteOrder = binary.BigEndian
 	var values [conntrackCounters]Number
 	for attributes.Next() {
-		counter := 0
+		var counter int
 		switch attributes.Type() {
 		case ctaStatsDrop:
 			counter = conntrackDrop

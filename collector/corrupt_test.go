@@ -20,12 +20,10 @@ func TestCutShort(t *testing.T) {
 			tr.top = 100
 			content := tr.read(name)
 			var cuts []int
-			for at, line := 0, ""; at < len(content); at += len(line) {
-				line = content[at:]
-				if i := strings.IndexByte(line, '\n'); i >= 0 {
-					line = line[:i+1]
-				}
+			at := 0
+			for line := range strings.Lines(content) {
 				cuts = append(cuts, at, at+len(line)/2)
+				at += len(line)
 			}
 			// The long files have hundreds of lines that nobody reads.
 			for len(cuts) > 120 {

@@ -191,8 +191,7 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 	if t.run.ended().Before(asked) {
 		res.Age = asked.Sub(t.run.began)
 	}
-	var unsupported *NotSupportedError
-	if errors.As(t.run.err, &unsupported) {
+	if unsupported, ok := errors.AsType[*NotSupportedError](t.run.err); ok {
 		res.Unsupported = unsupported
 	} else {
 		res.Err = t.run.err
@@ -213,11 +212,11 @@ func (r *runner) report(err error) {
 	if !changed {
 		return
 	}
-	var unsupported *NotSupportedError
+	unsupported, ok := errors.AsType[*NotSupportedError](err)
 	switch {
 	case err == nil:
 		r.logger.Info("collector works again")
-	case errors.As(err, &unsupported):
+	case ok:
 		r.logger.Info("collector has nothing to read on this kernel", "reason", unsupported.Feature)
 	default:
 		r.logger.Warn("collector failed", "err", err)

@@ -37,9 +37,12 @@ func parseMeminfo(b []byte, path string, m *meminfo) error {
 		*n = number(v).times(1024)
 	}
 	fields := []field{
-		{"MemTotal", m.total}, {"MemAvailable", m.available},
-		{"SReclaimable", m.slabReclaimable}, {"SUnreclaim", m.slabUnreclaimable},
-		{"CommitLimit", m.commitLimit}, {"Committed_AS", m.committed},
+		{"MemTotal", m.total},
+		{"MemAvailable", m.available},
+		{"SReclaimable", m.slabReclaimable},
+		{"SUnreclaim", m.slabUnreclaimable},
+		{"CommitLimit", m.commitLimit},
+		{"Committed_AS", m.committed},
 	}
 	if m.lowTotal.Present {
 		fields = append(fields, field{"LowFree", m.lowFree})

@@ -298,9 +298,16 @@ func parseSockstat(b []byte, path string, pageSize float64, s *sockstat) error {
 	}
 	s.tcpMemory, s.udpMemory = s.tcpMemory.times(pageSize), s.udpMemory.times(pageSize)
 	return complete(path, []field{
-		{"sockets used", s.used}, {"TCP inuse", f.tcp}, {"TCP orphan", s.orphans}, {"TCP tw", s.timeWait},
-		{"TCP alloc", s.alloc}, {"TCP mem", s.tcpMemory}, {"UDP inuse", f.udp}, {"UDP mem", s.udpMemory},
-		{"RAW inuse", f.raw}, {"FRAG memory", f.fragments},
+		{"sockets used", s.used},
+		{"TCP inuse", f.tcp},
+		{"TCP orphan", s.orphans},
+		{"TCP tw", s.timeWait},
+		{"TCP alloc", s.alloc},
+		{"TCP mem", s.tcpMemory},
+		{"UDP inuse", f.udp},
+		{"UDP mem", s.udpMemory},
+		{"RAW inuse", f.raw},
+		{"FRAG memory", f.fragments},
 	})
 }
 

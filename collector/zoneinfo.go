@@ -90,8 +90,12 @@ func parseZoneinfo(b []byte, path string) ([]zone, error) {
 			continue
 		}
 		err := complete(at, []field{
-			{"pages free", z.free}, {"min", z.min}, {"low", z.low}, {"high", z.high},
-			{"nr_zone_active_file", z.activeFile}, {"nr_zone_inactive_file", z.inactiveFile},
+			{"pages free", z.free},
+			{"min", z.min},
+			{"low", z.low},
+			{"high", z.high},
+			{"nr_zone_active_file", z.activeFile},
+			{"nr_zone_inactive_file", z.inactiveFile},
 		})
 		if err != nil {
 			return nil, err

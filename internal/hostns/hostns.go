@@ -67,10 +67,10 @@ func Find(proc string) (*Host, error) {
 	if err != nil {
 		// Process 1 is hidden (mount option hidepid). tcp_mem exists in the
 		// initial network namespace only, so it tells where we are.
-		if _, e := os.Stat(filepath.Join(proc, "sys/net/ipv4/tcp_mem")); e == nil {
-			return &Host{view: Own}, nil
+		if _, e := inode(filepath.Join(proc, "sys/net/ipv4/tcp_mem")); e != nil {
+			return &Host{view: Foreign, why: err}, nil
 		}
-		return &Host{view: Foreign, why: err}, nil
+		return &Host{view: Own}, nil
 	}
 	if host == own {
 		return &Host{view: Own}, nil
@@ -139,5 +139,5 @@ func inode(path string) (uint64, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return uint64(st.Ino), nil
+	return st.Ino, nil
 }

@@ -11,10 +11,8 @@ func NextLine(b []byte) (line, rest []byte, ok bool) {
 	if len(b) == 0 {
 		return nil, nil, false
 	}
-	if i := bytes.IndexByte(b, '\n'); i >= 0 {
-		return b[:i], b[i+1:], true
-	}
-	return b, nil, true
+	line, rest, _ = bytes.Cut(b, []byte{'\n'})
+	return line, rest, true
 }
 
 // NextField cuts the first field off a line; fields stand apart by blanks and

@@ -164,4 +164,3 @@ func TestLive(t *testing.T) {
 		}
 	}
 }
-

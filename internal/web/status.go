@@ -11,7 +11,7 @@ import (
 )
 
 //go:embed status.html
-var files embed.FS //nolint:gochecknoglobals // go:embed needs a variable
+var files embed.FS
 
 // page is what status.html shows.
 type page struct {

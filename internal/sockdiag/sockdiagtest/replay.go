@@ -49,13 +49,13 @@ func (r *Replay) Send(m netlink.Message) (netlink.Message, error) {
 	r.pending = nil
 
 	refuse := r.RefuseAll
+	if r.RefuseLegacy != 0 && m.Header.Type == typeLegacy {
+		refuse = r.RefuseLegacy
+	}
 	states, family := uint32(0), uint8(0)
-	switch m.Header.Type {
+	switch m.Header.Type { //nolint:exhaustive // control messages are no requests
 	case typeLegacy:
 		states = binary.NativeEndian.Uint32(m.Data[52:])
-		if r.RefuseLegacy != 0 {
-			refuse = r.RefuseLegacy
-		}
 	case typeByFamily:
 		states, family = binary.NativeEndian.Uint32(m.Data[4:]), m.Data[0]
 	}
@@ -93,7 +93,8 @@ func (r *Replay) add(request netlink.Message, typ uint16, payload []byte) {
 	b = binary.NativeEndian.AppendUint32(b, request.Header.Sequence)
 	b = binary.NativeEndian.AppendUint32(b, 0)
 	b = append(b, payload...)
-	r.pending = append(b, make([]byte, (size+3)&^3-size)...)
+	b = append(b, make([]byte, (size+3)&^3-size)...)
+	r.pending = b
 }
 
 // Receive returns as many whole messages as fit into b.

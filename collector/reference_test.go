@@ -1,0 +1,167 @@
+package collector
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// TestReference holds docs/metrics.md to the rows it is made from.
+func TestReference(t *testing.T) {
+	golden(t, "../docs/metrics.md", reference())
+}
+
+// reference writes docs/metrics.md.
+func reference() string {
+	var b strings.Builder
+	b.WriteString(`# Metrics and limits
+
+<!-- Generated from the rows of the collectors. Renew it with: go test ./collector -update -->
+
+Every name begins with ` + "`" + namespace + "`" + `. A value that this kernel does not have, or that could not be
+read, is absent, never 0. Lists (listeners, ports, processes, caches, zones) show the first
+` + "`--collector.top`" + `, 10 by default; the saturation of a limit is always that of the whole list.
+
+## Limits
+
+Each is one series of ` + "`sockpressure_saturation_ratio{resource}`" + `: usage divided by limit. A limit that this
+kernel does not have, does not enforce, or that is 0 (unlimited) has no series. From *warning* on a person should
+look at it, from *critical* on at once; the status page and the check command use these levels.
+
+`)
+	for _, s := range Specs() {
+		for _, l := range s.Limits {
+			fmt.Fprintf(&b, "### %s\n%s\n\n", l.Resource, l.Effect)
+			fmt.Fprintf(&b, "Counted in %s · moved by %s · warning from %v, critical from %v · collector [%s](#collector-%s)\n\n",
+				l.Unit, l.Sysctl, l.Warning, l.Critical, s.Name, s.Name)
+		}
+	}
+	b.WriteString("## Of every collector\n\n")
+	rows(&b, healthRows().rows()...)
+	for _, s := range Specs() {
+		fmt.Fprintf(&b, "## Collector %s\n%s\n", s.Name, s.Help)
+		if s.Privilege != "" {
+			fmt.Fprintf(&b, "\n%s\n", s.Privilege)
+		}
+		if s.Walk {
+			b.WriteString("\nIts cost grows with the host's load, so it is bounded by `--collector.max-cpu`.\n")
+		}
+		b.WriteString("\n")
+		metrics := make([]*MetricInfo, len(s.Metrics))
+		for i := range s.Metrics {
+			metrics[i] = &s.Metrics[i]
+		}
+		rows(&b, metrics...)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+func rows(b *strings.Builder, metrics ...*MetricInfo) {
+	b.WriteString("| metric | type | labels | meaning |\n|---|---|---|---|\n")
+	for _, m := range metrics {
+		typ := "gauge"
+		if m.Type() == prometheus.CounterValue {
+			typ = "counter"
+		}
+		fmt.Fprintf(b, "| `%s` | %s | %s | %s |\n", m.FullName(), typ, strings.Join(m.Labels, ", "), m.Help)
+	}
+	b.WriteString("\n")
+}
+
+// TestRows holds the rows to the conventions of Prometheus and to each other.
+func TestRows(t *testing.T) {
+	var metrics []*MetricInfo
+	for _, s := range Specs() {
+		if s.Help == "" || !strings.HasSuffix(s.Help, ".") {
+			t.Errorf("collector %s: help %q", s.Name, s.Help)
+		}
+		for i := range s.Metrics {
+			metrics = append(metrics, &s.Metrics[i])
+		}
+	}
+	metrics = append(metrics, healthRows().rows()...)
+	seen := map[string]bool{}
+	for _, m := range metrics {
+		if seen[m.Name] {
+			t.Errorf("%s stands twice", m.Name)
+		}
+		seen[m.Name] = true
+		if !strings.HasSuffix(m.Help, ".") || strings.ContainsAny(m.Help, "|\n") {
+			t.Errorf("%s: help %q", m.Name, m.Help)
+		}
+		if strings.HasSuffix(m.Name, "_milliseconds") || strings.HasSuffix(m.Name, "_kilobytes") || strings.HasSuffix(m.Name, "_percent") {
+			t.Errorf("%s is not in a base unit", m.Name)
+		}
+	}
+
+	var resources []string
+	for _, s := range Specs() {
+		for _, l := range s.Limits {
+			resources = append(resources, l.Resource)
+			if l.Effect == "" || l.Sysctl == "" || l.Unit == "" || l.Warning <= 0 || l.Critical <= l.Warning || l.Critical > 1 {
+				t.Errorf("limit %+v", l)
+			}
+		}
+	}
+	slices.Sort(resources)
+	want := []string{
+		"accept_queue", "committed_memory", "conntrack_entries", "ephemeral_ports", "file_descriptors",
+		"ip_fragments_ipv4", "ip_fragments_ipv6", "low_memory", "memory", "neighbours_ipv4", "neighbours_ipv6",
+		"netdev_backlog", "process_file_descriptors", "tcp_memory", "tcp_orphans", "tcp_time_wait", "udp_memory",
+	}
+	if !slices.Equal(resources, want) {
+		t.Errorf("resources %v, want %v", resources, want)
+	}
+}
+
+// TestSeries fills every list of a 32-bit kernel and counts: a page stays below
+// 400 series, the exporter's own (some 45) included.
+func TestSeries(t *testing.T) {
+	tr := newTree(t, "linux-6.1-686-pae")
+	tr.write("proc/sys/vm/overcommit_memory", "2\n")
+	var zones strings.Builder
+	for node := range 16 {
+		zones.WriteString(strings.ReplaceAll(tr.read("proc/zoneinfo"), "Node 0,", fmt.Sprintf("Node %d,", node)))
+	}
+	tr.write("proc/zoneinfo", zones.String())
+	for pid := 2; pid < 50; pid++ {
+		dir := fmt.Sprintf("proc/%d/", pid)
+		tr.write(dir+"comm", fmt.Sprintf("process-%d\n", pid))
+		tr.write(dir+"limits", tr.read("proc/1/limits"))
+		tr.write(dir+"fd/0", "")
+	}
+	// Listeners and destinations: the recorded ones, on many ports.
+	dump := tr.replay.Dump
+	message := func(at, port int, source bool) {
+		m := slices.Clone(dump[at : at+124])
+		offset := 16 + 6
+		if source {
+			offset = 16 + 4
+		}
+		m[offset], m[offset+1] = byte(port>>8), byte(port)
+		tr.replay.Dump = append(m, tr.replay.Dump...)
+	}
+	for port := range 40 {
+		message(132, 1000+port, true)      // the IPv4 listener
+		message(132+124, 2000+port, false) // a connection
+	}
+	page := tr.render()
+	lines := 0
+	for line := range strings.Lines(page) {
+		if !strings.HasPrefix(line, "#") {
+			lines++
+		}
+	}
+	for _, list := range []string{"accept_queue_length", "ephemeral_ports_used", "process_open_file_descriptors", "memory_zone_free_bytes", "memory_slab_bytes"} {
+		if n := strings.Count(page, "\n"+namespace+list+"{"); n != 10 {
+			t.Errorf("%s has %d series, want a full list of 10", list, n)
+		}
+	}
+	if lines+55 >= 400 {
+		t.Errorf("%d series", lines)
+	}
+	t.Logf("%d series with full lists, less the duration of 10 collectors and the exporter's own", lines)
+}
