@@ -39,7 +39,7 @@ func processSpec() Spec {
 	return define(Definition[processes]{
 		Name:      "process",
 		Help:      "File descriptors of processes against their limit (RLIMIT_NOFILE), from /proc/<pid>/fd and /proc/<pid>/limits.",
-		Privilege: "Before Linux 6.2 the descriptors of other users' processes need root, or CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE.",
+		Privilege: "Before Linux 6.2 the descriptors of other users' processes need root or CAP_DAC_READ_SEARCH.",
 		Walk:      true,
 		Open: func(k *Kernel) func(context.Context, *processes) error {
 			return func(ctx context.Context, s *processes) error { return readProcesses(ctx, k, s) }
