@@ -77,16 +77,10 @@ func processSpec() Spec {
 				Effect: "open, socket and accept of that process fail with EMFILE.",
 			},
 			Usage: func(s *processes) Number {
-				if len(s.worst) == 0 {
-					return Number{}
-				}
-				return number(s.worst[0].open)
+				return ofFirst(s.worst, func(p processFiles) float64 { return p.open })
 			},
 			Limit: func(s *processes) Number {
-				if len(s.worst) == 0 {
-					return Number{}
-				}
-				return number(s.worst[0].limit)
+				return ofFirst(s.worst, func(p processFiles) float64 { return p.limit })
 			},
 		}},
 	})

@@ -83,16 +83,10 @@ func tcpSpec() Spec {
 				Effect: "New connections are dropped at the end of their handshake, and the other side tries again or gives up.",
 			},
 			Usage: func(s *tcp) Number {
-				if len(s.queues) == 0 {
-					return Number{}
-				}
-				return number(s.queues[0].length)
+				return ofFirst(s.queues, func(q acceptQueue) float64 { return float64(q.length) })
 			},
 			Limit: func(s *tcp) Number {
-				if len(s.queues) == 0 {
-					return Number{}
-				}
-				return number(max(s.queues[0].limit, 1))
+				return ofFirst(s.queues, func(q acceptQueue) float64 { return float64(max(q.limit, 1)) })
 			},
 		}},
 	})

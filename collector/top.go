@@ -21,3 +21,12 @@ func (t *top[T]) offer(item T) {
 		t.items[i], t.items[i-1] = t.items[i-1], t.items[i]
 	}
 }
+
+// ofFirst is a number of the first item of a list, absent where the list is
+// empty.
+func ofFirst[T any](items []T, value func(T) float64) Number {
+	if len(items) == 0 {
+		return Number{}
+	}
+	return number(value(items[0]))
+}
