@@ -70,7 +70,9 @@ func TestWalk(t *testing.T) {
 // structures, field by field.
 func TestRequests(t *testing.T) {
 	r := &sockdiagtest.Replay{RefuseLegacy: unix.EOPNOTSUPP}
-	err := client(r).Walk(t.Context(), sockdiag.Request{States: 0xf7c, MinPort: 32768, MaxPort: 60999}, &tally{})
+	err := client(r).Walk(t.Context(), sockdiag.Request{
+		States: 0xf7c, Ports: []sockdiag.PortRange{{Low: 32768, High: 50050}, {Low: 50052, High: 60999}},
+	}, &tally{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,9 +82,12 @@ func TestRequests(t *testing.T) {
 	u16 := func(v uint16) []byte { return binary.NativeEndian.AppendUint16(nil, v) }
 	u32 := func(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 	bytecode := slices.Concat(
-		u16(4+16), u16(1), // nlattr: INET_DIAG_REQ_BYTECODE
-		[]byte{2, 8}, u16(20), u16(0), u16(32768), // source port >= 32768, or jump past the end
-		[]byte{3, 8}, u16(12), u16(0), u16(60999), // source port <= 60999
+		u16(4+36), u16(1), // nlattr: INET_DIAG_REQ_BYTECODE
+		[]byte{2, 8}, u16(40), u16(0), u16(32768), // source port >= 32768, or jump past the end
+		[]byte{3, 8}, u16(12), u16(0), u16(50050), // source port <= 50050, or try the next range
+		[]byte{1, 4}, u16(20), // jump to the end
+		[]byte{2, 8}, u16(20), u16(0), u16(50052),
+		[]byte{3, 8}, u16(12), u16(0), u16(60999),
 	)
 	for i, want := range [][]byte{
 		slices.Concat([]byte{unix.AF_INET, 0, 0, 0}, make([]byte, 48), u32(0xf7c), u32(0), bytecode),
@@ -155,11 +160,16 @@ func TestDeadline(t *testing.T) {
 func TestLive(t *testing.T) {
 	c := sockdiag.New(sockdiag.Dial)
 	defer c.Close()
+	// As many ranges as can be sent: every odd port of the lowest.
+	var ports []sockdiag.PortRange
+	for i := range sockdiag.MaxRanges {
+		ports = append(ports, sockdiag.PortRange{Low: uint16(2*i + 1), High: uint16(2*i + 1)})
+	}
 	for range 3 {
 		if err := c.Walk(t.Context(), sockdiag.Request{States: sockdiag.AllStates}, &tally{}); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Walk(t.Context(), sockdiag.Request{States: sockdiag.AllStates, MinPort: 1, MaxPort: 65535}, &tally{}); err != nil {
+		if err := c.Walk(t.Context(), sockdiag.Request{States: sockdiag.AllStates, Ports: ports}, &tally{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -22,11 +22,18 @@ const (
 // Request says which sockets a walk is to visit.
 type Request struct {
 	States Mask
-	// MinPort and MaxPort bound the source port, both included. The kernel
-	// leaves out what lies outside, at a fraction of the cost of copying it.
-	// Both 0 means every port.
-	MinPort, MaxPort uint16
+	// Ports bounds the source port, in ascending order and without overlap. The
+	// kernel leaves out what lies outside, at a fraction of the cost of copying
+	// it. None means every port. More than MaxRanges cannot be sent.
+	Ports []PortRange
 }
+
+// PortRange is the ports from Low to High, both included.
+type PortRange struct{ Low, High uint16 }
+
+// MaxRanges is how many ranges of ports a request may have: the kernel compares
+// every socket with them one after the other.
+const MaxRanges = 64
 
 // sizeofID is the size of struct inet_diag_sockid, all zero in a dump request.
 const sizeofID = 48
@@ -49,7 +56,7 @@ func (r Request) byFamily(family uint8) netlink.Message {
 }
 
 func (r Request) message(t netlink.HeaderType, b []byte) netlink.Message {
-	if r.MinPort != 0 || r.MaxPort != 0 {
+	if len(r.Ports) > 0 {
 		code := r.bytecode()
 		b = binary.NativeEndian.AppendUint16(b, uint16(4+len(code)))
 		b = binary.NativeEndian.AppendUint16(b, attrBytecode)
@@ -61,26 +68,50 @@ func (r Request) message(t netlink.HeaderType, b []byte) netlink.Message {
 	}
 }
 
-// Operations of struct inet_diag_bc_op. An operation that compares a port takes
-// two slots of four bytes: {code, yes, no} and {0, 0, port}. yes and no are how
-// far to jump; a socket is accepted when a jump lands exactly on the end.
+// Operations of struct inet_diag_bc_op: {code, yes, no}, four bytes, where yes and
+// no are how far to jump from here. One that compares a port takes a second slot,
+// {0, 0, port}. A socket is accepted when a jump lands exactly on the end, and
+// rejected when it lands behind it. opJump always jumps by no.
 const (
+	opJump     = 1
 	opSourceGE = 2
 	opSourceLE = 3
-	opSize     = 8
+
+	sizeofJump    = 4
+	sizeofCompare = 8
+	// sizeofRange is what a range takes but for the last, which needs no jump.
+	sizeofRange = 2*sizeofCompare + sizeofJump
 )
 
-// bytecode encodes "MinPort <= source port <= MaxPort".
+// bytecode encodes "the source port is in one of the ranges".
 func (r Request) bytecode() []byte {
-	b := make([]byte, 0, 2*opSize)
-	op := func(code uint8, port uint16, left int) {
-		b = append(b, code, opSize)
-		b = binary.NativeEndian.AppendUint16(b, uint16(left+4)) // past the end: reject
-		b = append(b, 0, 0)
-		b = binary.NativeEndian.AppendUint16(b, port)
+	end := len(r.Ports)*sizeofRange - sizeofJump
+	reject := end + 4
+	b := make([]byte, 0, end)
+	op := func(code uint8, yes int, no int) {
+		at := len(b)
+		b = append(b, code, uint8(yes))
+		b = binary.NativeEndian.AppendUint16(b, uint16(no-at))
 	}
-	op(opSourceGE, r.MinPort, 2*opSize)
-	op(opSourceLE, r.MaxPort, opSize)
+	port := func(p uint16) {
+		b = append(b, 0, 0)
+		b = binary.NativeEndian.AppendUint16(b, p)
+	}
+	for i, p := range r.Ports {
+		last := i == len(r.Ports)-1
+		next := (i + 1) * sizeofRange
+		if last {
+			next = reject
+		}
+		// Below this range, and above those before it.
+		op(opSourceGE, sizeofCompare, reject)
+		port(p.Low)
+		op(opSourceLE, sizeofCompare, next)
+		port(p.High)
+		if !last {
+			op(opJump, sizeofJump, end)
+		}
+	}
 	return b
 }
 
@@ -90,5 +121,13 @@ func (r Request) selects(s *Socket) bool {
 	if r.States&MaskOf(s.State) == 0 {
 		return false
 	}
-	return r.MinPort == 0 && r.MaxPort == 0 || s.SourcePort >= r.MinPort && s.SourcePort <= r.MaxPort
+	if len(r.Ports) == 0 {
+		return true
+	}
+	for _, p := range r.Ports {
+		if s.SourcePort >= p.Low && s.SourcePort <= p.High {
+			return true
+		}
+	}
+	return false
 }

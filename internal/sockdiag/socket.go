@@ -85,6 +85,19 @@ type Socket struct {
 	SendQueue uint32
 }
 
+// Source16 returns the local address, an IPv4 address mapped into IPv6.
+func (s *Socket) Source16() [16]byte { return s.mapped(&s.SourceAddr) }
+
+// Destination16 returns the remote address, an IPv4 address mapped into IPv6.
+func (s *Socket) Destination16() [16]byte { return s.mapped(&s.DestinationAddr) }
+
+func (s *Socket) mapped(a *[16]byte) [16]byte {
+	if s.Family == unix.AF_INET {
+		return [16]byte{10: 0xff, 11: 0xff, 12: a[0], 13: a[1], 14: a[2], 15: a[3]}
+	}
+	return *a
+}
+
 // Source returns the local address and port, an IPv4-mapped address as IPv4.
 func (s *Socket) Source() netip.AddrPort {
 	return netip.AddrPortFrom(s.addr(&s.SourceAddr), s.SourcePort)
