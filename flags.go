@@ -58,7 +58,7 @@ func parseFlags(args []string, stdout io.Writer) (c *config, exit bool, err erro
 	app.Flag("path.procfs", "Mount point of the procfs whose process 1 is the host's.").Default("/proc").StringVar(&c.procPath)
 	app.Flag("path.sysfs", "Mount point of sysfs.").Default("/sys").StringVar(&c.sysPath)
 	app.Flag("collector.top", "Series of each list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
-	app.Flag("collector.max-cpu", "Share of one core that a walk over all sockets or processes may take: one that took t is repeated after t / max-cpu at the earliest.").Default("0.02").Float64Var(&c.maxCPU)
+	app.Flag("collector.max-cpu", "Share of one core that walks over all sockets and processes may take together: when they took t, they are repeated after t / max-cpu at the earliest.").Default("0.02").Float64Var(&c.maxCPU)
 	var disableDefaults bool
 	app.Flag("collector.disable-defaults", "Disable all collectors but those that are enabled by a flag.").BoolVar(&disableDefaults)
 	specs := collector.Specs()

@@ -12,9 +12,8 @@ import (
 
 // Config says how collectors are run.
 type Config struct {
-	// MaxCPU is the share of one core that a collector marked Walk may take, from
-	// above 0 to 1: one that took t is not read again before t / MaxCPU has
-	// passed since it began.
+	// MaxCPU is the share of one core that all collectors marked Walk together may
+	// take, from above 0 to 1.
 	MaxCPU float64
 	Logger *slog.Logger
 }
@@ -30,10 +29,11 @@ type Set struct {
 // does.
 func NewSet(k *Kernel, specs []Spec, c Config) *Set {
 	s := &Set{kernel: k, health: healthRows()}
+	walks := &budget{maxCPU: c.MaxCPU, took: map[string]time.Duration{}}
 	for _, spec := range specs {
 		r := &runner{spec: spec, read: spec.open(k), logger: c.Logger.With("collector", spec.Name)}
 		if spec.Walk {
-			r.maxCPU = c.MaxCPU
+			r.budget = walks
 		}
 		s.runners = append(s.runners, r)
 	}
@@ -91,7 +91,7 @@ func All(string) bool { return true }
 type runner struct {
 	spec   Spec
 	read   func(context.Context) (reading, error)
-	maxCPU float64 // 0: read at every scrape
+	budget *budget // nil: read at every scrape
 	logger *slog.Logger
 
 	mu       sync.Mutex
@@ -127,8 +127,7 @@ func (r *runner) join(ctx context.Context) ticket {
 	if r.running != nil {
 		return ticket{r, r.running, true}
 	}
-	if l := r.last; l != nil && r.maxCPU > 0 &&
-		time.Since(l.began) < time.Duration(float64(l.took)/r.maxCPU) {
+	if l := r.last; l != nil && r.budget != nil && time.Since(l.began) < r.budget.interval() {
 		return ticket{r, l, false}
 	}
 	r.running = &run{done: make(chan struct{}), began: time.Now()}
@@ -153,6 +152,9 @@ func (r *runner) start(ctx context.Context, run *run) {
 			r.logger.Debug("panic", "stack", string(debug.Stack()))
 		}
 		run.took = time.Since(run.began)
+		if r.budget != nil {
+			r.budget.spend(r.spec.Name, run.took)
+		}
 		r.mu.Lock()
 		r.running, r.last = nil, run
 		r.mu.Unlock()

@@ -206,6 +206,30 @@ func TestClientGoesAway(t *testing.T) {
 	})
 }
 
+// TestBudgetIsShared expects two walks of 0.3 s and one of 0.1 s to take 2 percent
+// of one core together.
+func TestBudgetIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var busy atomic.Int64
+		walk := func(name string, took time.Duration) Spec {
+			return fake(name, true, func(context.Context) (float64, error) {
+				time.Sleep(took)
+				busy.Add(int64(took))
+				return 0, nil
+			})
+		}
+		set := fakeSet(nil, walk("a", 300*time.Millisecond), walk("b", 300*time.Millisecond), walk("c", 100*time.Millisecond))
+		began := time.Now()
+		for time.Since(began) < time.Hour {
+			set.Read(t.Context(), All)
+			time.Sleep(time.Second)
+		}
+		if share := time.Duration(busy.Load()).Seconds() / time.Since(began).Seconds(); share < 0.019 || share > 0.0202 {
+			t.Errorf("they took %.2f %% of a core", 100*share)
+		}
+	})
+}
+
 // TestBudget expects a walk that took 0.3 s to be repeated after 15 s, which is
 // 2 percent of one core, and its age to say how old the last one is meanwhile.
 func TestBudget(t *testing.T) {

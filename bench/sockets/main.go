@@ -267,4 +267,3 @@ func (l load) connect(client, server [4]byte, port int) (int, error) {
 		return fd, nil
 	}
 }
-

@@ -1,0 +1,34 @@
+package collector
+
+import (
+	"sync"
+	"time"
+)
+
+// budget bounds the share of one core that walks take, all together. If each is
+// repeated after the time that all of them took, divided by the share, then in
+// that time each runs once, and the share is kept.
+type budget struct {
+	maxCPU float64
+
+	mu   sync.Mutex
+	took map[string]time.Duration // the last walk of each collector
+}
+
+// interval is how long after its beginning a walk may be repeated.
+func (b *budget) interval() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var sum time.Duration
+	for _, t := range b.took {
+		sum += t
+	}
+	return time.Duration(float64(sum) / b.maxCPU)
+}
+
+// spend notes how long a walk took.
+func (b *budget) spend(collector string, took time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.took[collector] = took
+}

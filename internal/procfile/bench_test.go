@@ -1,0 +1,23 @@
+package procfile
+
+import "testing"
+
+// BenchmarkProcfileRead rereads files of the running kernel, a short one and a
+// long one: without an allocation once the buffer has grown.
+func BenchmarkProcfileRead(b *testing.B) {
+	for _, name := range []string{"sys/fs/file-nr", "net/netstat", "zoneinfo"} {
+		b.Run(name, func(b *testing.B) {
+			f := New("/proc/"+name, nil)
+			defer f.Close()
+			if _, err := f.Read(); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := f.Read(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
