@@ -245,7 +245,7 @@ func seconds(line string) (time.Duration, error) {
 // compareStates compares the states that the exporter gives with those that ss
 // lists, and tries again where something changed between the two.
 func (o *options) compareStates(ctx context.Context, e *exporter.Exporter) (string, error) {
-	var difference string
+	var differences []string
 	for range 3 {
 		lines, err := series(ctx, e, "?collect[]=tcp", "sockpressure_tcp_sockets{")
 		if err != nil {
@@ -255,7 +255,7 @@ func (o *options) compareStates(ctx context.Context, e *exporter.Exporter) (stri
 		if err != nil {
 			return "", err
 		}
-		difference = ""
+		differences = nil
 		for _, line := range lines {
 			state, _, _ := strings.Cut(strings.TrimPrefix(line, `sockpressure_tcp_sockets{state="`), `"`)
 			got, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
@@ -263,17 +263,17 @@ func (o *options) compareStates(ctx context.Context, e *exporter.Exporter) (stri
 				return "", err
 			}
 			if int(got) != want[state] {
-				difference += fmt.Sprintf(" %s is %.0f, not %d;", state, got, want[state])
+				differences = append(differences, fmt.Sprintf("%s is %.0f, not %d", state, got, want[state]))
 			}
 		}
 		if len(lines) != 11 {
-			difference += fmt.Sprintf(" %d states", len(lines))
+			differences = append(differences, fmt.Sprintf("%d states", len(lines)))
 		}
-		if difference == "" {
+		if len(differences) == 0 {
 			return "yes", nil
 		}
 	}
-	return "no:" + difference, nil
+	return "no: " + strings.Join(differences, "; "), nil
 }
 
 // countStates counts what `ss -tan` lists, by the exporter's names of states.

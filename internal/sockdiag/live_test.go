@@ -63,11 +63,11 @@ func TestFilteredByKernel(t *testing.T) {
 		"the highest port": {[]sockdiag.PortRange{{Low: 65535, High: 65535}}, nil},
 	} {
 		for _, legacy := range []bool{true, false} {
-			real, err := sockdiag.Dial()
+			kernel, err := sockdiag.Dial()
 			if err != nil {
 				t.Fatal(err)
 			}
-			transport := &counting{Transport: real}
+			transport := &counting{Transport: kernel}
 			client := sockdiag.New(func() (sockdiag.Transport, error) {
 				if legacy {
 					return transport, nil
