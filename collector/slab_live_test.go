@@ -1,0 +1,88 @@
+package collector
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestSlabFilesAgree compares the size of the caches by /sys/kernel/slab with
+// that by /proc/slabinfo, read before and after.
+func TestSlabFilesAgree(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: the kernel shows its caches to no one else")
+	}
+	k, err := OpenKernel("/proc", "/sys", 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	r := newSlabReader(k)
+
+	// A cache may have grown and shrunk meanwhile, so each has several chances.
+	agreed := map[string]bool{}
+	for end := time.Now().Add(20 * time.Second); ; {
+		before := slabinfo(t)
+		slabs, err := r.readSysfs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := slabinfo(t)
+		if len(slabs) == 0 {
+			t.Skip("this kernel has no /sys/kernel/slab (CONFIG_SLUB_DEBUG)")
+		}
+		var differ []slab
+		for _, s := range slabs {
+			a, b := before[s.cache], after[s.cache]
+			if s.size >= min(a, b) && s.size <= max(a, b) {
+				agreed[s.cache] = true
+			}
+			if !agreed[s.cache] {
+				differ = append(differ, s)
+			}
+		}
+		if len(differ) == 0 {
+			t.Logf("%d caches agree", len(slabs))
+			break
+		}
+		if time.Now().After(end) {
+			for _, s := range differ {
+				t.Errorf("%s: %v by /sys/kernel/slab, %v and %v by /proc/slabinfo", s.cache, s.size, before[s.cache], after[s.cache])
+			}
+			break
+		}
+	}
+	for _, cache := range []string{"TCP", "dentry"} {
+		if !agreed[cache] {
+			t.Errorf("%s was not read", cache)
+		}
+	}
+}
+
+// slabinfo reads the size of every cache: pages in a slab times slabs.
+func slabinfo(t *testing.T) map[string]float64 {
+	t.Helper()
+	b, err := os.ReadFile("/proc/slabinfo")
+	if err != nil {
+		t.Skip(err)
+	}
+	sizes := map[string]float64{}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) != 16 || f[0] == "#" {
+			continue
+		}
+		pages, err := strconv.ParseFloat(f[5], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slabs, err := strconv.ParseFloat(f[14], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sizes[f[0]] = pages * slabs * float64(os.Getpagesize())
+	}
+	return sizes
+}

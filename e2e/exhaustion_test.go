@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// TestExhaustedDescriptors lets the exporter open nothing any more, and expects
+// that only the scan of processes, which has to open files, suffers from it.
+func TestExhaustedDescriptors(t *testing.T) {
+	for name, args := range map[string][]string{"as ever": nil, "without sysfs": {"--path.sysfs=" + t.TempDir()}} {
+		t.Run(name, func(t *testing.T) { testExhausted(t, nil, args...) })
+		t.Run(name+", unprivileged", func(t *testing.T) {
+			needRoot(t)
+			testExhausted(t, asNobody, args...)
+		})
+	}
+}
+
+func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
+	e := start(t, wrap, args...)
+	c := keepAlive(e.url, 1)
+	scrape := func(timeout string) page {
+		t.Helper()
+		body, err := c.get("/metrics", timeout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parsePage(t, body)
+	}
+	// The soft limit is set by a process of the exporter's user, since even root
+	// needs CAP_SYS_RESOURCE to set another user's.
+	limit := func(soft string) {
+		t.Helper()
+		cmd := exec.Command("prlimit", "--pid", strconv.Itoa(e.cmd.Process.Pid), "--nofile="+soft+":")
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+		if wrap != nil {
+			wrap(cmd)
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", cmd, err, out)
+		}
+	}
+	// What the exporter tells of processes and of itself comes from files that it
+	// opens each time.
+	lost := func(series string, _ bool) bool {
+		return strings.HasPrefix(series, "sockpressure_process") || strings.HasPrefix(series, "process_") ||
+			series == `sockpressure_saturation_ratio{resource="process_file_descriptors"}`
+	}
+	all := scrape("10").stable()
+	want := maps.Clone(all)
+	maps.DeleteFunc(want, lost)
+	check := func() {
+		t.Helper()
+		p := scrape("10")
+		for _, s := range collector.Specs() {
+			want := 1.0
+			if s.Name == "process" {
+				want = 0
+			}
+			if got := p.value(t, success(s.Name)); got != want {
+				t.Errorf("success of collector %s is %v, want %v", s.Name, got, want)
+			}
+		}
+		if len(p.with("sockpressure_process")) > 0 {
+			t.Error("the process collector failed but has samples")
+		}
+		got := p.stable()
+		maps.DeleteFunc(got, lost)
+		compareSeries(t, got, want)
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+
+	// Descriptors above the limit stay open, and the three below it are taken.
+	limit("3")
+	for range 20 {
+		check()
+	}
+	if n := strings.Count(e.logged(), "level=WARN"); n != 1 {
+		t.Errorf("%d warnings, want one of the process collector", n)
+	}
+	// A scrape that has no time leaves the next one what it needs.
+	for _, timeout := range []string{"1e-9", "0.0001", "0.0002", "0.0005", "0.001", "0.002"} {
+		scrape(timeout)
+		check()
+	}
+	limit("1024")
+	compareSeries(t, scrape("10").stable(), all)
+}
+
+// kept fetches pages over connections that it keeps, and never opens another one
+// in their place.
+type kept struct {
+	url  string
+	http *http.Client
+}
+
+var errNewConnection = errors.New("a connection was lost")
+
+// keepAlive returns a client that opens at most n connections, ever.
+func keepAlive(url string, n int) *kept {
+	left := make(chan struct{}, n)
+	for range n {
+		left <- struct{}{}
+	}
+	return &kept{url, &http.Client{
+		Timeout: 30 * time.Second,
+		Transport: &http.Transport{
+			MaxConnsPerHost:     n,
+			MaxIdleConnsPerHost: n,
+			DisableCompression:  true,
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				select {
+				case <-left:
+					return new(net.Dialer).DialContext(ctx, network, address)
+				default:
+					return nil, errNewConnection
+				}
+			},
+		},
+	}}
+}
+
+// get fetches a path. timeout is what Prometheus would say that it waits.
+func (c *kept) get(path, timeout string) (string, error) {
+	r, err := http.NewRequest(http.MethodGet, c.url+path, http.NoBody)
+	if err != nil {
+		return "", err
+	}
+	r.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", timeout)
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
+	}
+	return string(b), err
+}

@@ -1,0 +1,328 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// init keeps the first thread of the process to TestMain. /proc/self/net is that
+// thread's, so no test may take it into another network namespace.
+func init() { runtime.LockOSThread() }
+
+// patience bounds every wait of these tests. It is for a machine that is very
+// busy: on an idle one all of them end within milliseconds.
+const patience = 20 * time.Second
+
+// netns is a network namespace of a test's own. The goroutine of the test is in
+// it, and with it the sockets that it opens, the commands that it starts, and
+// what it reads of /proc/thread-self/net and /proc/sys/net.
+type netns struct {
+	t    *testing.T
+	open map[int]bool // descriptors of sockets
+}
+
+// enterNetns makes a namespace and enters it. The thread is never given back: it
+// ends with the test, and the namespace with it, so nothing can be left behind.
+func enterNetns(t *testing.T) *netns {
+	t.Helper()
+	needRoot(t)
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal("unshare:", err)
+	}
+	n := &netns{t, map[int]bool{}}
+	command(t, "", "ip", "link", "set", "lo", "up")
+	t.Cleanup(func() {
+		// Nothing may hold up the resets that end the connections.
+		command(t, "", "nft", "flush", "ruleset")
+		for fd := range n.open {
+			_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			_ = unix.Close(fd)
+		}
+	})
+	return n
+}
+
+// command runs a program in the network namespace of the calling goroutine and
+// returns what it said.
+func command(t *testing.T, stdin, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(cmd.Args, " "), err, stderr.String())
+	}
+	return string(out)
+}
+
+// nft changes the packet filter of the namespace, all at once.
+func (n *netns) nft(commands string) {
+	n.t.Helper()
+	command(n.t, commands, "nft", "-f", "-")
+}
+
+// sysctl changes a sysctl of the namespace.
+func (n *netns) sysctl(name, value string) {
+	n.t.Helper()
+	path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// line is an exporter and a connection to it. It stays open, so that a scrape
+// makes and ends no socket.
+type line struct {
+	*exporter
+	http *http.Client
+	due  time.Time // when every walk may be repeated
+}
+
+// connect opens the connection from the namespace of the calling goroutine.
+func connect(e *exporter) *line {
+	e.t.Helper()
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(e.url, "http://"), patience)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(func() { _ = conn.Close() })
+	return &line{exporter: e, http: &http.Client{
+		Timeout: patience,
+		Transport: &http.Transport{
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+		},
+	}}
+}
+
+// start runs the exporter in the namespace. It gets a procfs of its own in which
+// it is process 1, or it would look for the host and leave the namespace.
+func (n *netns) start(args ...string) *line {
+	n.t.Helper()
+	return connect(start(n.t, func(cmd *exec.Cmd) {
+		unshare, err := exec.LookPath("unshare")
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		cmd.Path = unshare
+		cmd.Args = append([]string{"unshare", "--pid", "--fork", "--kill-child", "--mount-proc"}, cmd.Args...)
+	}, args...))
+}
+
+// scrape fetches a page whose every number was read for it.
+func (l *line) scrape() page {
+	l.t.Helper()
+	for end := time.Now().Add(patience); ; {
+		l.rest()
+		p, old := l.page(), false
+		var took float64
+		for _, series := range p.with("sockpressure_scrape_collector_") {
+			switch family(series) {
+			case "sockpressure_scrape_collector_age_seconds":
+				old = old || p[series] != 0
+			case "sockpressure_scrape_collector_duration_seconds":
+				took += p[series]
+			}
+		}
+		// The walks may take one core (--collector.max-cpu=1).
+		l.due = time.Now().Add(time.Duration(took * float64(time.Second)))
+		if !old {
+			return p
+		}
+		if time.Now().After(end) {
+			l.t.Fatalf("after %v a walk is still put off", patience)
+		}
+	}
+}
+
+// rest waits until no walk is put off any more.
+func (l *line) rest() { time.Sleep(time.Until(l.due)) }
+
+// page fetches the page over the open connection.
+func (l *line) page() page {
+	l.t.Helper()
+	resp, err := l.http.Get(l.url + "/metrics")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		l.t.Fatalf("GET /metrics: %d: %s", resp.StatusCode, body)
+	}
+	return parsePage(l.t, string(body))
+}
+
+// socket opens a socket that does not block, of the family of an address.
+func (n *netns) socket(a netip.Addr, kind, protocol int) int {
+	n.t.Helper()
+	family := unix.AF_INET6
+	if a.Is4() {
+		family = unix.AF_INET
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		n.t.Fatal("socket:", err)
+	}
+	n.open[fd] = true
+	return fd
+}
+
+func (n *netns) close(fds ...int) {
+	n.t.Helper()
+	for _, fd := range fds {
+		delete(n.open, fd)
+		if err := unix.Close(fd); err != nil {
+			n.t.Fatal("close:", err)
+		}
+	}
+}
+
+func (n *netns) set(fd, level, option, value int) {
+	n.t.Helper()
+	if err := unix.SetsockoptInt(fd, level, option, value); err != nil {
+		n.t.Fatal("setsockopt:", err)
+	}
+}
+
+func (n *netns) bind(fd int, at netip.AddrPort) {
+	n.t.Helper()
+	if err := unix.Bind(fd, sockaddr(at)); err != nil {
+		n.t.Fatalf("bind %s: %v", at, err)
+	}
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+// listen opens a listener. Several may share an address.
+func (n *netns) listen(at netip.AddrPort, backlog int) int {
+	n.t.Helper()
+	fd := n.socket(at.Addr(), unix.SOCK_STREAM, 0)
+	n.set(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	n.bind(fd, at)
+	if err := unix.Listen(fd, backlog); err != nil {
+		n.t.Fatalf("listen %s: %v", at, err)
+	}
+	return fd
+}
+
+// bound returns a TCP socket with an address. The port is chosen by connect, which
+// knows the destination.
+func (n *netns) bound(from netip.AddrPort) int {
+	n.t.Helper()
+	fd := n.socket(from.Addr(), unix.SOCK_STREAM, 0)
+	n.set(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	n.bind(fd, from)
+	return fd
+}
+
+// dialing begins a connection. from is an address with port 0, or nothing.
+func (n *netns) dialing(from, to netip.AddrPort) int {
+	n.t.Helper()
+	var fd int
+	if from.IsValid() {
+		fd = n.bound(from)
+	} else {
+		fd = n.socket(to.Addr(), unix.SOCK_STREAM, 0)
+	}
+	if err := unix.Connect(fd, sockaddr(to)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		n.t.Fatalf("connect %s: %v", to, err)
+	}
+	return fd
+}
+
+// dial makes a connection.
+func (n *netns) dial(from, to netip.AddrPort) int {
+	n.t.Helper()
+	fd := n.dialing(from, to)
+	n.poll(fd, unix.POLLOUT)
+	if e, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || e != 0 {
+		n.t.Fatalf("connect %s: %v %v", to, err, unix.Errno(e))
+	}
+	return fd
+}
+
+func (n *netns) accept(listener int) int {
+	n.t.Helper()
+	n.poll(listener, unix.POLLIN)
+	fd, _, err := unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	if err != nil {
+		n.t.Fatal("accept:", err)
+	}
+	n.open[fd] = true
+	return fd
+}
+
+// pair is the two ends of a connection.
+type pair struct{ client, server int }
+
+// pairs makes connections to a listener, all accepted.
+func (n *netns) pairs(listener int, from, to netip.AddrPort, count int) []pair {
+	n.t.Helper()
+	var p []pair
+	for range count {
+		c := n.dial(from, to)
+		p = append(p, pair{c, n.accept(listener)})
+	}
+	return p
+}
+
+// poll waits for an event on a socket.
+func (n *netns) poll(fd int, event int16) {
+	n.t.Helper()
+	n.until("poll", func() bool {
+		got, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: event}}, 100)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			n.t.Fatal("poll:", err)
+		}
+		return got == 1
+	})
+}
+
+// reach waits until a socket is in a state of /proc/net/tcp.
+func (n *netns) reach(fd int, state uint8) {
+	n.t.Helper()
+	n.until(fmt.Sprintf("state %d", state), func() bool {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
+		if err != nil {
+			n.t.Fatal("TCP_INFO:", err)
+		}
+		return info.State == state
+	})
+}
+
+// until waits for a condition.
+func (n *netns) until(what string, done func() bool) {
+	n.t.Helper()
+	for end := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			n.t.Fatalf("not reached after %v: %s", patience, what)
+		}
+	}
+}

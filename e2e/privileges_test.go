@@ -1,0 +1,116 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// nobody is the user and the group that own nothing.
+const nobody = 65534
+
+// asNobody makes a command run as nobody: without capabilities, which go with the
+// user, and without groups.
+func asNobody(cmd *exec.Cmd) {
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+}
+
+// TestUnprivileged expects that a user without any privilege gets every series
+// that root gets, but those that a collector says need a privilege.
+func TestUnprivileged(t *testing.T) {
+	needRoot(t)
+	root := start(t, nil).scrape("")
+	e := start(t, asNobody)
+	user := e.scrape("")
+
+	want := root.stable()
+	maps.DeleteFunc(want, func(series string, _ bool) bool { return needsPrivilege(family(series)) })
+	compareSeries(t, user.stable(), want)
+	for _, s := range collector.Specs() {
+		if user.value(t, success(s.Name)) != 1 {
+			t.Errorf("collector %s failed", s.Name)
+		}
+	}
+	if hidden := user.value(t, "sockpressure_processes_unreadable") > 0; hidden == kernelAtLeast(t, 6, 2) {
+		t.Errorf("descriptors of other users' processes are hidden: %v", hidden)
+	}
+	if log := e.logged(); strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
+		t.Errorf("it complained:\n%s", log)
+	}
+}
+
+// needsPrivilege says whether a collector says so of a metric.
+func needsPrivilege(name string) bool {
+	return slices.ContainsFunc(collector.Specs(), func(s collector.Spec) bool {
+		return slices.ContainsFunc(s.Metrics, func(m collector.MetricInfo) bool {
+			return m.FullName() == name && strings.Contains(s.Privilege, m.Name)
+		})
+	})
+}
+
+// stable returns the series of a page that two scrapes of one host have in
+// common. Of a list that changes from moment to moment (processes, listeners,
+// ports, caches, zones) it holds the name only.
+func (p page) stable() map[string]bool {
+	series := map[string]bool{}
+	for s := range p {
+		switch f := family(s); {
+		case strings.HasPrefix(f, "sockpressure_process_"),
+			strings.HasPrefix(f, "sockpressure_accept_queue_"),
+			strings.HasPrefix(f, "sockpressure_memory_zone_"),
+			f == "sockpressure_memory_slab_bytes", f == "sockpressure_ephemeral_ports_used":
+			s = f
+		}
+		series[s] = true
+	}
+	return series
+}
+
+// compareSeries expects the same series in both sets.
+func compareSeries(t *testing.T, got, want map[string]bool) {
+	t.Helper()
+	for _, s := range slices.Sorted(maps.Keys(want)) {
+		if !got[s] {
+			t.Errorf("%s is missing", s)
+		}
+	}
+	for _, s := range slices.Sorted(maps.Keys(got)) {
+		if !want[s] {
+			t.Errorf("%s should not be there", s)
+		}
+	}
+}
+
+// family returns the name of a series.
+func family(series string) string {
+	name, _, _ := strings.Cut(series, "{")
+	return name
+}
+
+// success is the series that tells whether a collector worked.
+func success(name string) string {
+	return fmt.Sprintf("sockpressure_scrape_collector_success{collector=%q}", name)
+}
+
+// kernelAtLeast compares the version of the running kernel.
+func kernelAtLeast(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var v [2]int
+	release := unix.ByteSliceToString(u.Release[:])
+	if _, err := fmt.Sscanf(release, "%d.%d", &v[0], &v[1]); err != nil {
+		t.Fatalf("kernel %s: %v", release, err)
+	}
+	return slices.Compare(v[:], []int{major, minor}) >= 0
+}

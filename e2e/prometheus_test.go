@@ -1,0 +1,139 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// TestPrometheus has a real Prometheus scrape the exporter, and expects to find
+// every metric there.
+func TestPrometheus(t *testing.T) {
+	e := start(t, nil)
+	p := startPrometheus(t, e)
+
+	scrapes := func() float64 { return slices.Max(append(p.query(t, `count_over_time(up[1m])`), 0)) }
+	for end := time.Now().Add(30 * time.Second); scrapes() < 5; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%v scrapes after 30 s", scrapes())
+		}
+	}
+	for query, ok := range map[string]func(float64) bool{
+		`min_over_time(up[1m])`:                                         func(v float64) bool { return v == 1 },
+		`max_over_time(scrape_samples_scraped[1m])`:                     func(v float64) bool { return v > 100 && v < 400 },
+		`min(min_over_time(sockpressure_scrape_collector_success[1m]))`: func(v float64) bool { return v == 1 },
+		`count(sockpressure_scrape_collector_success)`:                  func(v float64) bool { return v == float64(len(collector.Specs())) },
+	} {
+		if got := p.query(t, query); len(got) != 1 || !ok(got[0]) {
+			t.Errorf("%s: %v", query, got)
+		}
+	}
+	for _, name := range contract(e.scrape("")) {
+		if len(p.query(t, name)) == 0 {
+			t.Errorf("no data of %s", name)
+		}
+	}
+}
+
+// contract returns the name of every metric that this kernel has a value for.
+func contract(p page) []string {
+	names := map[string]bool{"sockpressure_saturation_ratio": true, "sockpressure_host_network_namespace": true}
+	for _, health := range []string{"success", "supported", "duration_seconds", "age_seconds"} {
+		names["sockpressure_scrape_collector_"+health] = true
+	}
+	for _, s := range collector.Specs() {
+		if p[fmt.Sprintf("sockpressure_scrape_collector_supported{collector=%q}", s.Name)] == 0 {
+			continue
+		}
+		for _, m := range s.Metrics {
+			if os.Geteuid() == 0 || !needsPrivilege(m.FullName()) {
+				names[m.FullName()] = true
+			}
+		}
+	}
+	// Not every kernel has these.
+	for _, name := range []string{
+		"sockpressure_memory_low_total_bytes", "sockpressure_memory_low_free_bytes", // 32 bits, CONFIG_HIGHMEM
+		"sockpressure_memory_high_total_bytes", "sockpressure_memory_high_free_bytes", // likewise
+		"sockpressure_udp_memory_errors_total", "sockpressure_udp6_memory_errors_total", // Linux 5.11
+	} {
+		if len(p.with(name)) == 0 {
+			delete(names, name)
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// prometheus is a running Prometheus server.
+type prometheus struct{ *exporter }
+
+// startPrometheus runs a Prometheus that scrapes e every second until the test
+// ends.
+func startPrometheus(t *testing.T, e *exporter) prometheus {
+	t.Helper()
+	path, err := exec.LookPath("prometheus")
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("needs prometheus (Debian package prometheus):", err)
+	}
+	dir := t.TempDir()
+	config := filepath.Join(dir, "prometheus.yml")
+	err = os.WriteFile(config, fmt.Appendf(nil, `global: {scrape_interval: 1s, scrape_timeout: 1s}
+scrape_configs:
+  - job_name: e2e
+    static_configs:
+      - targets: [%q]
+`, strings.TrimPrefix(e.url, "http://")), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It has the web server of the exporter, and says in the same words where it
+	// listens.
+	return prometheus{start(t, func(cmd *exec.Cmd) {
+		cmd.Path = path
+		cmd.Args = []string{path, "--config.file=" + config, "--storage.tsdb.path=" + filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0"}
+	})}
+}
+
+// query returns the values of an instant query.
+func (p prometheus) query(t *testing.T, promQL string) []float64 {
+	t.Helper()
+	// It listens before it is ready, and answers 503 until then.
+	status, body := p.get("/api/v1/query?query=" + url.QueryEscape(promQL))
+	if status == http.StatusServiceUnavailable {
+		return nil
+	}
+	var answer struct {
+		Data struct {
+			Result []struct {
+				Value [2]any // the time, and a number as a string
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || status != http.StatusOK {
+		t.Fatalf("%s: %d %s: %v", promQL, status, body, err)
+	}
+	values := make([]float64, len(answer.Data.Result))
+	for i, r := range answer.Data.Result {
+		v, err := strconv.ParseFloat(fmt.Sprint(r.Value[1]), 64)
+		if err != nil {
+			t.Fatalf("%s: %s: %v", promQL, body, err)
+		}
+		values[i] = v
+	}
+	return values
+}

@@ -1,0 +1,491 @@
+package e2e
+
+import (
+	endian "encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The states as numbered in /proc/net/tcp and TCP_INFO.
+const (
+	synRecv   = 3
+	finWait2  = 5
+	closed    = 7
+	listening = 10
+	closing   = 11
+)
+
+// tcpSocket is a line of /proc/net/tcp or tcp6.
+type tcpSocket struct {
+	family         string
+	local, remote  netip.AddrPort
+	state          uint64
+	waiting, timer uint64 // of a listener: connections that nobody accepted yet
+}
+
+// mini says whether the socket is what is left of one that was closed.
+func (s tcpSocket) mini() bool { return s.timer == 3 }
+
+// tcpTable reads the TCP sockets of the namespace, the slow and plain way.
+func tcpTable(t *testing.T) []tcpSocket {
+	t.Helper()
+	var all []tcpSocket
+	for name, family := range map[string]string{"tcp": "ipv4", "tcp6": "ipv6"} {
+		b, err := os.ReadFile("/proc/thread-self/net/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n")[1:] {
+			f := strings.Fields(line)
+			_, queue, _ := strings.Cut(f[4], ":")
+			timer, _, _ := strings.Cut(f[5], ":")
+			all = append(all, tcpSocket{
+				family: family,
+				local:  hexAddr(t, f[1]), remote: hexAddr(t, f[2]),
+				state: hexNumber(t, f[3]), waiting: hexNumber(t, queue), timer: hexNumber(t, timer),
+			})
+		}
+	}
+	return all
+}
+
+// hexAddr reads an address: 32-bit words in the order of the CPU, then the port.
+func hexAddr(t *testing.T, s string) netip.AddrPort {
+	t.Helper()
+	words, port, _ := strings.Cut(s, ":")
+	b, err := hex.DecodeString(words)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(b); i += 4 {
+		endian.NativeEndian.PutUint32(b[i:], endian.BigEndian.Uint32(b[i:]))
+	}
+	a, ok := netip.AddrFromSlice(b)
+	if !ok {
+		t.Fatalf("%q is no address", s)
+	}
+	return netip.AddrPortFrom(a, uint16(hexNumber(t, port)))
+}
+
+func hexNumber(t *testing.T, s string) uint64 {
+	t.Helper()
+	v, err := strconv.ParseUint(s, 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// stateName is the label value of a state.
+func stateName(state uint64) string {
+	return [...]string{
+		"unknown", "established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait",
+		"close", "close_wait", "last_ack", "listen", "closing",
+	}[state]
+}
+
+// ssStates counts the lines of ss -tan by state. An option (-4, -6) may choose
+// the address family.
+func ssStates(t *testing.T, option ...string) map[string]int {
+	t.Helper()
+	names := map[string]string{
+		"ESTAB": "established", "SYN-SENT": "syn_sent", "SYN-RECV": "syn_recv", "FIN-WAIT-1": "fin_wait1",
+		"FIN-WAIT-2": "fin_wait2", "TIME-WAIT": "time_wait", "UNCONN": "close", "CLOSE-WAIT": "close_wait",
+		"LAST-ACK": "last_ack", "LISTEN": "listen", "CLOSING": "closing",
+	}
+	count := map[string]int{}
+	for line := range strings.Lines(command(t, "", "ss", append(option, "-tanH")...)) {
+		state := strings.Fields(line)[0]
+		if names[state] == "" {
+			t.Fatalf("ss knows a state %s", state)
+		}
+		count[names[state]]++
+	}
+	return count
+}
+
+// ssListeners adds up what ss -ltn says of the accept queues, by address.
+func ssListeners(t *testing.T) (length, limit map[string]int) {
+	t.Helper()
+	length, limit = map[string]int{}, map[string]int{}
+	for line := range strings.Lines(command(t, "", "ss", "-ltnH")) {
+		f := strings.Fields(line)
+		at := f[3]
+		if port, ok := strings.CutPrefix(at, "*:"); ok { // both families
+			at = "[::]:" + port
+		}
+		a, err := netip.ParseAddrPort(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = netip.AddrPortFrom(a.Addr().Unmap(), a.Port()).String()
+		waiting, err := strconv.Atoi(f[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		most, err := strconv.Atoi(f[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		length[at] += waiting
+		limit[at] += most
+	}
+	return length, limit
+}
+
+// everyState makes TCP sockets in every state but CLOSE, over IPv4 and IPv6, and
+// says how many. A socket in CLOSE stands in no table of the kernel's that can
+// be listed before Linux 6.8, and is asked for by nobody since.
+func (n *netns) everyState() map[string]map[string]int {
+	n.t.Helper()
+	// What comes from, or goes to, a silent port is lost. A mute port hears, but
+	// what it says is lost.
+	n.nft(`
+		table inet lossy {
+			set silent { type inet_service; }
+			set mute { type inet_service; }
+			chain in {
+				type filter hook input priority 0;
+				tcp dport @silent drop
+				tcp sport @silent drop
+				tcp sport @mute drop
+			}
+		}`)
+	silence := func(port uint16) { n.nft(fmt.Sprintf("add element inet lossy silent { %d }", port)) }
+	made := map[string]map[string]int{}
+	for i, ip := range []string{"127.0.0.1", "::1"} {
+		family := []string{"ipv4", "ipv6"}[i]
+		count := map[string]int{}
+		made[family] = count
+		// Every scene has a port, and one connection more over IPv6. How often each
+		// is played sees to it that no two states have the same count.
+		port := uint16(1000 + 100*i)
+		scene := func(times int, states ...string) (netip.AddrPort, int) {
+			port++
+			for _, s := range states {
+				count[s] += times + i
+			}
+			return netip.AddrPortFrom(netip.MustParseAddr(ip), port), times + i
+		}
+		play := func(times int, states ...string) (netip.AddrPort, []pair) {
+			at, times := scene(times, states...)
+			count["listen"]++
+			return at, n.pairs(n.listen(at, 100), netip.AddrPort{}, at, times)
+		}
+
+		at, times := scene(4, "syn_sent")
+		silence(at.Port())
+		for range times {
+			n.dialing(netip.AddrPort{}, at)
+		}
+
+		at, times = scene(1, "syn_sent", "syn_recv")
+		n.nft(fmt.Sprintf("add element inet lossy mute { %d }", at.Port()))
+		n.listen(at, 100)
+		count["listen"]++
+		for range times {
+			n.dialing(netip.AddrPort{}, at)
+		}
+
+		play(13, "established", "established")
+
+		_, pairs := play(6, "fin_wait2", "close_wait")
+		for _, p := range pairs {
+			n.shutdown(p.client)
+		}
+
+		// Nobody holds the client any more, so the kernel makes it a mini-socket.
+		_, pairs = play(8, "fin_wait2", "close_wait")
+		for _, p := range pairs {
+			n.close(p.client)
+		}
+
+		_, pairs = play(10, "time_wait")
+		for _, p := range pairs {
+			n.close(p.client)
+			n.poll(p.server, unix.POLLRDHUP)
+			n.close(p.server)
+		}
+
+		at, pairs = play(3, "fin_wait1", "established")
+		silence(at.Port())
+		for _, p := range pairs {
+			n.close(p.client) // an orphan
+		}
+
+		at, pairs = play(7, "fin_wait2", "last_ack")
+		for _, p := range pairs {
+			n.shutdown(p.client)
+			n.reach(p.client, finWait2)
+		}
+		silence(at.Port())
+		for _, p := range pairs {
+			n.shutdown(p.server)
+		}
+
+		// Both ends close and neither hears it. Then the client's FIN, sent again,
+		// comes through, but nothing that the server answers.
+		at, pairs = play(3, "fin_wait1", "closing")
+		silence(at.Port())
+		for _, p := range pairs {
+			n.shutdown(p.client)
+			n.shutdown(p.server)
+		}
+		n.nft(fmt.Sprintf("add element inet lossy mute { %d }\ndelete element inet lossy silent { %d }", at.Port(), at.Port()))
+		for _, p := range pairs {
+			n.reach(p.server, closing)
+		}
+	}
+
+	var got map[string]map[string]int
+	n.until("every state", func() bool {
+		got = map[string]map[string]int{"ipv4": {}, "ipv6": {}}
+		for _, s := range tcpTable(n.t) {
+			got[s.family][stateName(s.state)]++
+		}
+		return fmt.Sprint(got) == fmt.Sprint(made)
+	})
+	return made
+}
+
+func (n *netns) shutdown(fd int) {
+	n.t.Helper()
+	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+		n.t.Fatal("shutdown:", err)
+	}
+}
+
+// TestStates makes sockets in every TCP state and expects the exporter to count
+// them all, as ss does.
+func TestStates(t *testing.T) {
+	n := enterNetns(t)
+	made := n.everyState()
+	e := n.start()
+	p := e.scrape()
+	if got := p.value(t, "sockpressure_host_network_namespace"); got != 1 {
+		t.Fatalf("host_network_namespace is %v", got)
+	}
+	// The exporter's own listener, and both ends of the connection to it.
+	made["ipv4"]["listen"]++
+	made["ipv4"]["established"] += 2
+
+	for family, option := range map[string]string{"ipv4": "-4", "ipv6": "-6"} {
+		if got := ssStates(t, option); !maps.Equal(got, made[family]) {
+			t.Errorf("ss says of %s: %v, made were %v", family, got, made[family])
+		}
+	}
+	all := ssStates(t)
+	for state := uint64(1); state <= closing; state++ {
+		name := stateName(state)
+		got := int(p.value(t, fmt.Sprintf("sockpressure_tcp_sockets{state=%q}", name)))
+		want := made["ipv4"][name] + made["ipv6"][name]
+		if got != want || got != all[name] {
+			t.Errorf("%s: the exporter says %d, ss %d, made were %d", name, got, all[name], want)
+		}
+		if (want == 0) != (state == closed) {
+			t.Errorf("%s: %d were made", name, want)
+		}
+	}
+
+	mini := 0
+	for _, s := range tcpTable(t) {
+		if s.mini() {
+			mini++
+		}
+	}
+	if got := int(p.value(t, "sockpressure_tcp_time_wait")); got != mini || got <= all["time_wait"] {
+		t.Errorf("tcp_time_wait is %d, mini-sockets are %d, %d of them in TIME_WAIT", got, mini, all["time_wait"])
+	}
+	if got := int(p.value(t, "sockpressure_tcp_listeners")); got != made["ipv4"]["listen"]+made["ipv6"]["listen"] {
+		t.Errorf("tcp_listeners is %d", got)
+	}
+}
+
+// TestAcceptQueues lets connections wait at listeners of every kind.
+func TestAcceptQueues(t *testing.T) {
+	n := enterNetns(t)
+	n.sysctl("net.core.somaxconn", "50")
+	v4, v6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
+	mapped, anyone := netip.MustParseAddr("::ffff:127.0.0.2"), netip.IPv6Unspecified()
+	at := netip.AddrPortFrom
+
+	type queue struct {
+		listener netip.AddrPort
+		backlogs []int // of each socket that listens there
+		clients  []netip.Addr
+		limit    int
+	}
+	queues := map[string]queue{
+		"127.0.0.1:1001": {listener: at(v4, 1001), backlogs: []int{8}, clients: slices.Repeat([]netip.Addr{v4}, 3), limit: 8},
+		"[::1]:1002":     {listener: at(v6, 1002), backlogs: []int{9}, clients: slices.Repeat([]netip.Addr{v6}, 4), limit: 9},
+		// One listener for both families.
+		"[::]:1003": {listener: at(anyone, 1003), backlogs: []int{10}, clients: []netip.Addr{v4, v6, v4, v6, v6}, limit: 10},
+		// A listener of the IPv6 kind whose address is an IPv4 one.
+		"127.0.0.2:1004": {listener: at(mapped, 1004), backlogs: []int{11}, clients: slices.Repeat([]netip.Addr{mapped.Unmap()}, 6), limit: 11},
+		// A group among which the kernel spreads the connections.
+		"127.0.0.1:1005": {listener: at(v4, 1005), backlogs: []int{20, 21}, clients: slices.Repeat([]netip.Addr{v4}, 7), limit: 41},
+		"[::1]:1006":     {listener: at(v6, 1006), backlogs: []int{20, 22}, clients: slices.Repeat([]netip.Addr{v6}, 8), limit: 42},
+		// somaxconn bounds what a program asks for.
+		"127.0.0.1:1007": {listener: at(v4, 1007), backlogs: []int{1000}, limit: 50},
+		// The kernel lets in one more than the backlog says.
+		"127.0.0.1:1008": {listener: at(v4, 1008), backlogs: []int{2}, clients: slices.Repeat([]netip.Addr{v4}, 3), limit: 2},
+		"127.0.0.1:1009": {listener: at(v4, 1009), backlogs: []int{0}, limit: 0},
+	}
+	for _, q := range queues {
+		for _, b := range q.backlogs {
+			n.listen(q.listener, b)
+		}
+		for _, c := range q.clients {
+			n.dial(netip.AddrPort{}, at(c, q.listener.Port()))
+		}
+	}
+	e := n.start()
+	var length, limit map[string]int
+	n.until("every connection in its queue", func() bool {
+		length, limit = ssListeners(t)
+		for name, q := range queues {
+			if length[name] != len(q.clients) {
+				return false
+			}
+		}
+		return true
+	})
+
+	p := e.scrape()
+	for name, q := range queues {
+		label := fmt.Sprintf("{listener=%q}", name)
+		got := int(p.value(t, "sockpressure_accept_queue_length"+label))
+		gotLimit := int(p.value(t, "sockpressure_accept_queue_limit"+label))
+		if got != len(q.clients) || gotLimit != q.limit || got != length[name] || gotLimit != limit[name] {
+			t.Errorf("%s: the exporter says %d of %d, ss %d of %d, made were %d of %d",
+				name, got, gotLimit, length[name], limit[name], len(q.clients), q.limit)
+		}
+	}
+	if got := int(p.value(t, "sockpressure_tcp_listeners")); got != len(queues)+1 || got != len(limit) {
+		t.Errorf("tcp_listeners is %d, made were %d and the exporter's own, ss has %d", got, len(queues), len(limit))
+	}
+	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got != 1.5 {
+		t.Errorf("the fullest queue is at %v", got)
+	}
+}
+
+// limitPorts leaves 169 ephemeral ports in the namespace, away from those that
+// listeners were given before.
+func (n *netns) limitPorts() (limit int) {
+	n.t.Helper()
+	n.sysctl("net.ipv4.ip_local_port_range", "20000 20199")
+	n.sysctl("net.ipv4.ip_local_reserved_ports", "19990-20009,20030,20100-20119,30000")
+	// A busy machine may take so long that ports in TIME_WAIT are used again.
+	n.sysctl("net.ipv4.tcp_tw_reuse", "0")
+	return 200 - 10 - 1 - 20
+}
+
+// TestEphemeralPorts holds ports by connections from one address to another.
+func TestEphemeralPorts(t *testing.T) {
+	n := enterNetns(t)
+	e := n.start()
+	limit := n.limitPorts()
+	at := func(ip string, port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(ip), port) }
+	want := map[string]int{}
+	expect := func(from, to netip.AddrPort, count int) {
+		to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+		want[fmt.Sprintf("{destination=%q,source=%q}", to, from.Addr().Unmap())] = count
+	}
+
+	// Some connections stay, some are closed by the client, which keeps its port
+	// in TIME_WAIT.
+	for i, c := range []struct{ from, to netip.AddrPort }{
+		// IPv4 by sockets of the IPv6 kind, to a port of the range itself, which the
+		// other ends hold without having been given it.
+		{at("::ffff:127.0.0.7", 0), at("::ffff:127.0.0.8", 20050)},
+		{at("127.0.0.7", 0), at("127.0.0.9", 1001)},
+		{at("::1", 0), at("::1", 1002)},
+	} {
+		pairs := n.pairs(n.listen(c.to, 100), c.from, c.to, 20+i)
+		for _, p := range pairs[:11] {
+			n.close(p.client)
+			n.poll(p.server, unix.POLLRDHUP)
+			n.close(p.server)
+		}
+		expect(c.from, c.to, len(pairs))
+	}
+
+	// Connections that the other side has yet to answer.
+	n.nft(`
+		table ip lossy {
+			chain in {
+				type filter hook input priority 0
+				tcp dport 1003 drop
+			}
+		}`)
+	from, to := at("127.0.0.7", 0), at("127.0.0.8", 1003)
+	for range 9 {
+		n.dialing(from, to)
+	}
+	expect(from, to, 9)
+
+	byHand := map[string]int{}
+	for _, s := range tcpTable(t) {
+		to := netip.AddrPortFrom(s.remote.Addr().Unmap(), s.remote.Port())
+		name := fmt.Sprintf("{destination=%q,source=%q}", to, s.local.Addr().Unmap())
+		if want[name] > 0 {
+			byHand[name]++
+		}
+	}
+	if !maps.Equal(byHand, want) {
+		t.Fatalf("/proc/net/tcp has %v, made were %v", byHand, want)
+	}
+
+	p := e.scrape()
+	got := map[string]int{}
+	for _, s := range p.with("sockpressure_ephemeral_ports_used{") {
+		got[strings.TrimPrefix(s, "sockpressure_ephemeral_ports_used")] = int(p[s])
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("the exporter says %v, made were %v", got, want)
+	}
+	if got := p.value(t, "sockpressure_ephemeral_ports_limit"); got != float64(limit) {
+		t.Errorf("ephemeral_ports_limit is %v, not %d", got, limit)
+	}
+	saturation := p.value(t, `sockpressure_saturation_ratio{resource="ephemeral_ports"}`)
+	if want := 22 / float64(limit); saturation != want {
+		t.Errorf("saturation is %v, not %v", saturation, want)
+	}
+}
+
+// TestNoEphemeralPorts makes connections to one destination until the kernel
+// refuses, and expects that to be at the limit.
+func TestNoEphemeralPorts(t *testing.T) {
+	n := enterNetns(t)
+	e := n.start()
+	limit := n.limitPorts()
+	for _, ip := range []string{"127.0.0.1", "::1"} {
+		from := netip.AddrPortFrom(netip.MustParseAddr(ip), 0)
+		to := netip.AddrPortFrom(from.Addr(), 1001)
+		n.listen(to, 2*limit)
+		for range limit {
+			n.dial(from, to)
+		}
+		if err := unix.Connect(n.bound(from), sockaddr(to)); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			t.Errorf("%s: connection %d: %v", ip, limit+1, err)
+		}
+		p := e.scrape()
+		series := fmt.Sprintf("sockpressure_ephemeral_ports_used{destination=%q,source=%q}", to, ip)
+		if got := p.value(t, series); got != float64(limit) {
+			t.Errorf("%s is %v, not %d", series, got, limit)
+		}
+		if got := p.value(t, `sockpressure_saturation_ratio{resource="ephemeral_ports"}`); got != 1 {
+			t.Errorf("%s: no port is left, but saturation is %v", ip, got)
+		}
+	}
+}
