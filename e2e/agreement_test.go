@@ -282,7 +282,7 @@ func decimal(t *testing.T, s string) float64 {
 func numbers(t *testing.T, path string) []float64 {
 	t.Helper()
 	var v []float64
-	for _, f := range strings.Fields(text(t, path)) {
+	for f := range strings.FieldsSeq(text(t, path)) {
 		v = append(v, decimal(t, f))
 	}
 	return v
@@ -495,13 +495,29 @@ func column(t *testing.T, path, name string, once bool) (sum float64, ok bool) {
 	return sum, true
 }
 
+// readConntrack reads the counters of connection tracking, by its tool where the
+// kernel has no file of them.
 func readConntrack(t *testing.T, r readings) {
 	t.Helper()
+	const path = "/proc/net/stat/nf_conntrack"
+	if text(t, "/proc/sys/net/netfilter/nf_conntrack_max") == "" {
+		return
+	}
+	tool := ""
+	if text(t, path) == "" {
+		tool = command(t, "", "conntrack", "-S")
+	}
 	for name, counter := range map[string]string{
 		"conntrack_drops_total": "drop", "conntrack_early_drops_total": "early_drop", "conntrack_invalid_total": "invalid",
 		"conntrack_insert_failures_total": "insert_failed", "conntrack_search_restarts_total": "search_restart",
 	} {
-		if v, ok := column(t, "/proc/net/stat/nf_conntrack", counter, false); ok {
+		v, ok := column(t, path, counter, false)
+		for field := range strings.FieldsSeq(tool) {
+			if n, found := strings.CutPrefix(field, counter+"="); found {
+				v, ok = v+decimal(t, n), true
+			}
+		}
+		if ok {
 			r.set(v, name)
 		}
 	}
@@ -728,12 +744,12 @@ func (n *netns) trouble() {
 	n.sysctl("net.ipv4.tcp_max_tw_buckets", "5432")
 	p := n.pairs(n.listen(at(1307), 100), netip.AddrPort{}, at(1307), 1)[0]
 	n.nft("add element inet lossy silent { 1307 }")
-	n.set(p.client, unix.SOL_TCP, unix.TCP_USER_TIMEOUT, 1)
+	n.set(p.client, unix.SOL_TCP, unix.TCP_USER_TIMEOUT)
 	n.write(p.client, 1)
 	n.poll(p.client, unix.POLLERR)
 	p = n.pairs(n.listen(at(1308), 100), netip.AddrPort{}, at(1308), 1)[0]
-	n.set(p.server, unix.SOL_SOCKET, unix.SO_RCVBUF, 1)
-	n.set(p.client, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+	n.set(p.server, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	n.set(p.client, unix.SOL_TCP, unix.TCP_NODELAY)
 	n.write(p.client, 100)
 
 	// Datagrams that a rule stops, that are no packet, that clash, that nobody
@@ -746,7 +762,7 @@ func (n *netns) trouble() {
 	for a, times := range map[netip.Addr]int{v4: 40, v6: 50} {
 		to := netip.AddrPortFrom(a, 1302)
 		receiver := n.socket(a, unix.SOCK_DGRAM, 0)
-		n.set(receiver, unix.SOL_SOCKET, unix.SO_RCVBUF, 1)
+		n.set(receiver, unix.SOL_SOCKET, unix.SO_RCVBUF)
 		n.bind(receiver, to)
 		n.datagrams(n.socket(a, unix.SOCK_DGRAM, 0), to, times, make([]byte, 1000))
 	}

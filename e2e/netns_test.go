@@ -21,7 +21,7 @@ import (
 
 // init keeps the first thread of the process to TestMain. /proc/self/net is that
 // thread's, so no test may take it into another network namespace.
-func init() { runtime.LockOSThread() }
+func init() { runtime.LockOSThread() } //nolint:gochecknoinits // nowhere else can the first thread be kept //nolint:gochecknoinits // later than this, the main goroutine may be on another thread
 
 // patience bounds every wait of these tests. It is for a machine that is very
 // busy: on an idle one all of them end within milliseconds.
@@ -48,7 +48,7 @@ func enterNetns(t *testing.T) *netns {
 	command(t, "", "ip", "link", "set", "lo", "up")
 	t.Cleanup(func() {
 		// Nothing may hold up the resets that end the connections.
-		command(t, "", "nft", "flush", "ruleset")
+		n.nft("add table inet lossy\ndelete table inet lossy")
 		for fd := range n.open {
 			_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 			_ = unix.Close(fd)
@@ -74,7 +74,8 @@ func command(t *testing.T, stdin, name string, args ...string) string {
 	return string(out)
 }
 
-// nft changes the packet filter of the namespace, all at once.
+// nft changes the packet filter of the namespace, all at once. Rules that drop
+// packets belong into the table inet lossy.
 func (n *netns) nft(commands string) {
 	n.t.Helper()
 	command(n.t, commands, "nft", "-f", "-")
@@ -199,9 +200,10 @@ func (n *netns) close(fds ...int) {
 	}
 }
 
-func (n *netns) set(fd, level, option, value int) {
+// set gives an option the value 1: on, or as little as can be.
+func (n *netns) set(fd, level, option int) {
 	n.t.Helper()
-	if err := unix.SetsockoptInt(fd, level, option, value); err != nil {
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
 		n.t.Fatal("setsockopt:", err)
 	}
 }
@@ -224,7 +226,7 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 func (n *netns) listen(at netip.AddrPort, backlog int) int {
 	n.t.Helper()
 	fd := n.socket(at.Addr(), unix.SOCK_STREAM, 0)
-	n.set(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	n.set(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
 	n.bind(fd, at)
 	if err := unix.Listen(fd, backlog); err != nil {
 		n.t.Fatalf("listen %s: %v", at, err)
@@ -237,7 +239,7 @@ func (n *netns) listen(at netip.AddrPort, backlog int) int {
 func (n *netns) bound(from netip.AddrPort) int {
 	n.t.Helper()
 	fd := n.socket(from.Addr(), unix.SOCK_STREAM, 0)
-	n.set(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	n.set(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT)
 	n.bind(fd, from)
 	return fd
 }

@@ -92,6 +92,10 @@ func TestWithoutDescriptors(t *testing.T) {
 	if _, err := f.Read(); err != nil {
 		t.Fatal(err)
 	}
+	absent, unknown := New("/proc/nowhere", nil), New("/proc/nowhere", nil)
+	if _, err := absent.Read(); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
 	var old unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
@@ -101,6 +105,8 @@ func TestWithoutDescriptors(t *testing.T) {
 	}
 	_, openErr := os.Open("/proc/net/sockstat")
 	b, err := f.Read()
+	_, absentErr := absent.Read()
+	_, unknownErr := unknown.Read()
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +115,11 @@ func TestWithoutDescriptors(t *testing.T) {
 	}
 	if err != nil || len(b) == 0 {
 		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	// What did not exist is taken not to exist still; what was never looked for is
+	// a failure.
+	if !errors.Is(absentErr, fs.ErrNotExist) || !errors.Is(unknownErr, unix.EMFILE) {
+		t.Errorf("%v, %v", absentErr, unknownErr)
 	}
 }
 

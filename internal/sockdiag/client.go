@@ -50,6 +50,10 @@ type Client struct {
 	sock Transport
 	buf  []byte
 	s    Socket
+
+	seq uint32 // of the last request
+	// answering is set while the answer to the last request is not at its end.
+	answering bool
 }
 
 // New returns a client that connects with dial when it is first used, and again
@@ -112,18 +116,19 @@ func isRefused(err error) bool {
 	return false
 }
 
-// dump sends one request and visits the answer. After an error other than the
-// kernel's refusal the rest of the answer may still wait in the socket, so that
-// is closed.
+// dump sends one request and visits the answer. A deadline leaves the rest of the
+// answer for the next dump to clear away, since a socket that was closed might
+// not be had again; after any other failure it is.
 func (c *Client) dump(ctx context.Context, m netlink.Message, r Request, v Visitor) (err error) {
 	if c.sock == nil {
 		if c.sock, err = c.dial(); err != nil {
 			c.sock = nil
 			return err
 		}
+		c.answering = false
 	}
 	defer func() {
-		if err != nil && !isRefused(err) {
+		if err != nil && !isRefused(err) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errInterrupted) {
 			c.Close()
 		}
 	}()
@@ -133,10 +138,36 @@ func (c *Client) dump(ctx context.Context, m netlink.Message, r Request, v Visit
 	if err := c.sock.SetDeadline(deadline); err != nil {
 		return err
 	}
+	if c.answering {
+		// The kernel takes no request before it has given the last answer.
+		if err := c.receive(ctx, nil); err != nil && !isRefused(err) {
+			return err
+		}
+	}
 	m, err = c.sock.Send(m)
 	if err != nil {
 		return err
 	}
+	c.seq, c.answering = m.Header.Sequence, true
+	return c.receive(ctx, c.decoded(r, v))
+}
+
+// decoded returns a function that decodes a message and lets v visit it.
+func (c *Client) decoded(r Request, v Visitor) func(payload []byte) error {
+	return func(payload []byte) error {
+		if err := decode(payload, &c.s); err != nil {
+			return err
+		}
+		if r.selects(&c.s) {
+			v.Visit(&c.s)
+		}
+		return nil
+	}
+}
+
+// receive hands the messages of an answer on until its end. A nil visit throws
+// them away.
+func (c *Client) receive(ctx context.Context, visit func(payload []byte) error) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -145,7 +176,10 @@ func (c *Client) dump(ctx context.Context, m netlink.Message, r Request, v Visit
 		if err != nil {
 			return err
 		}
-		done, err := c.datagram(c.buf[:n], m.Header.Sequence, r, v)
+		done, err := c.datagram(c.buf[:n], visit)
+		if done {
+			c.answering = false
+		}
 		if done || err != nil {
 			return err
 		}
@@ -156,7 +190,8 @@ const sizeofHeader = 16 // struct nlmsghdr
 
 // datagram visits the messages of one datagram. done is true after the last
 // message of the dump.
-func (c *Client) datagram(b []byte, seq uint32, r Request, v Visitor) (done bool, err error) {
+func (c *Client) datagram(b []byte, visit func(payload []byte) error) (done bool, err error) {
+	var torn error
 	for len(b) >= sizeofHeader {
 		size := int(binary.NativeEndian.Uint32(b))
 		if size < sizeofHeader || size > len(b) {
@@ -164,28 +199,31 @@ func (c *Client) datagram(b []byte, seq uint32, r Request, v Visitor) (done bool
 		}
 		typ := netlink.HeaderType(binary.NativeEndian.Uint16(b[4:]))
 		flags := netlink.HeaderFlags(binary.NativeEndian.Uint16(b[6:]))
-		mine := binary.NativeEndian.Uint32(b[8:]) == seq
+		mine := binary.NativeEndian.Uint32(b[8:]) == c.seq
 		payload := b[sizeofHeader:size]
 		b = b[min((size+3)&^3, len(b)):]
 		if !mine {
 			continue
 		}
 
-		if flags&netlink.DumpInterrupted != 0 {
-			return false, errInterrupted
+		if typ == netlink.Done || typ == netlink.Error {
+			return true, errors.Join(torn, errno(typ, payload))
 		}
-		switch typ {
+		if visit == nil {
+			continue
+		}
+		if flags&netlink.DumpInterrupted != 0 {
+			// The rest of the answer is of no use, but for its end.
+			visit, torn = nil, errInterrupted
+			continue
+		}
+		switch typ { //nolint:exhaustive // the rest of the control messages came above
 		case netlink.Noop:
-		case netlink.Done, netlink.Error:
-			return true, errno(typ, payload)
 		case netlink.Overrun:
 			return false, unix.ENOBUFS
 		case typeTCPDiag, typeByFamily:
-			if err := decode(payload, &c.s); err != nil {
+			if err := visit(payload); err != nil {
 				return false, err
-			}
-			if r.selects(&c.s) {
-				v.Visit(&c.s)
 			}
 		default:
 			return false, fmt.Errorf("netlink message of unknown type %d", typ)
@@ -194,7 +232,7 @@ func (c *Client) datagram(b []byte, seq uint32, r Request, v Visitor) (done bool
 	if len(b) != 0 {
 		return false, errShort
 	}
-	return false, nil
+	return false, torn
 }
 
 // errno decodes the result that a Done or Error message carries: an error

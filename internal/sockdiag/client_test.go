@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -155,6 +156,69 @@ func TestDeadline(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestDeadlineInTheMiddle ends walks at their deadline after some sockets, and
+// expects the next walk over the same netlink socket to be whole.
+func TestDeadlineInTheMiddle(t *testing.T) {
+	// More than the kernel sends at a time.
+	for range 600 {
+		l, err := net.Listen("tcp4", "127.99.2.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	dialled := 0
+	c := sockdiag.New(func() (sockdiag.Transport, error) {
+		dialled++
+		return sockdiag.Dial()
+	})
+	defer c.Close()
+	r := sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen)}
+	for range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		visited := 0
+		err := c.Walk(deadlined{ctx}, r, visitor(func() {
+			if visited++; visited == 10 {
+				cancel()
+			}
+		}))
+		if !errors.Is(err, context.DeadlineExceeded) || visited >= 600 {
+			t.Fatalf("%v after %d sockets", err, visited)
+		}
+		visited = 0
+		if err := c.Walk(t.Context(), r, visitor(func() { visited++ })); err != nil || visited < 600 {
+			t.Fatalf("the next walk: %v after %d sockets", err, visited)
+		}
+	}
+	// One whose deadline came before it began sends nothing.
+	ctx, cancel := context.WithTimeout(t.Context(), -time.Second)
+	defer cancel()
+	if err := c.Walk(ctx, r, &tally{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if err := c.Walk(t.Context(), r, &tally{}); err != nil {
+		t.Error(err)
+	}
+	if dialled != 1 {
+		t.Errorf("%d netlink sockets were opened", dialled)
+	}
+}
+
+// deadlined is a context whose end looks like a deadline.
+type deadlined struct{ context.Context }
+
+func (d deadlined) Err() error {
+	if d.Context.Err() != nil {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+type visitor func()
+
+func (visitor) Reset()                   {}
+func (v visitor) Visit(*sockdiag.Socket) { v() }
 
 // TestLive walks this machine's sockets with both kinds of request.
 func TestLive(t *testing.T) {

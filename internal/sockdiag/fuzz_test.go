@@ -56,7 +56,8 @@ func FuzzDatagram(f *testing.F) {
 				t.Errorf("addresses of %+v", s)
 			}
 		})
-		done, err := c.datagram(b, 1, r, v)
+		c.seq = 1
+		done, err := c.datagram(b, c.decoded(r, v))
 		if done && err == nil && len(b) < sizeofHeader {
 			t.Error("the end of a dump without a message")
 		}

@@ -49,22 +49,30 @@ type socket struct {
 	err  error
 }
 
-func (s *socket) Send(m netlink.Message) (netlink.Message, error) { return s.conn.Send(m) }
+func (s *socket) Send(m netlink.Message) (netlink.Message, error) {
+	m, err := s.conn.Send(m)
+	return m, deadline(err)
+}
 
 func (s *socket) Receive(b []byte) (int, error) {
 	s.buf = b
 	err := s.raw.Read(s.read)
 	s.buf = nil
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return 0, context.DeadlineExceeded
-	}
 	if err != nil {
-		return 0, err
+		return 0, deadline(err)
 	}
 	if s.err != nil {
 		return 0, os.NewSyscallError("read netlink", s.err)
 	}
 	return s.n, nil
+}
+
+// deadline makes a deadline of the socket one of the context that it came from.
+func deadline(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return context.DeadlineExceeded
+	}
+	return err
 }
 
 func (s *socket) SetDeadline(t time.Time) error { return s.conn.SetDeadline(t) }
