@@ -58,7 +58,7 @@ func parseFlags(args []string, stdout io.Writer) (c *config, exit bool, err erro
 	app.Flag("path.procfs", "Mount point of the procfs whose process 1 is the host's.").Default("/proc").StringVar(&c.procPath)
 	app.Flag("path.sysfs", "Mount point of sysfs.").Default("/sys").StringVar(&c.sysPath)
 	app.Flag("collector.top", "Series of each list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
-	app.Flag("collector.max-cpu", "Share of one core that walks over all sockets and processes may take together: when they took t, they are repeated after t / max-cpu at the earliest.").Default("0.02").Float64Var(&c.maxCPU)
+	app.Flag("collector.max-cpu", "Share of one core that walks over all sockets and processes may take together: when they took t, they are repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
 	var disableDefaults bool
 	app.Flag("collector.disable-defaults", "Disable all collectors but those that are enabled by a flag.").BoolVar(&disableDefaults)
 	specs := collector.Specs()
@@ -93,8 +93,8 @@ func (c *config) validate() error {
 		return fmt.Errorf("--web.max-requests=%d is below 1", c.maxRequests)
 	case c.top < 1 || c.top > 100:
 		return fmt.Errorf("--collector.top=%d is not between 1 and 100", c.top)
-	case !(c.maxCPU > 0 && c.maxCPU <= 1):
-		return fmt.Errorf("--collector.max-cpu=%v is not above 0 and at most 1", c.maxCPU)
+	case !(c.maxCPU >= 0 && c.maxCPU <= 1):
+		return fmt.Errorf("--collector.max-cpu=%v is not between 0 and 1", c.maxCPU)
 	}
 	if file := *c.web.WebConfigFile; file != "" {
 		if err := toolkit.Validate(file); err != nil {

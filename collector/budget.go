@@ -7,7 +7,7 @@ import (
 
 // budget bounds the share of one core that walks take, all together. If each is
 // repeated after the time that all of them took, divided by the share, then in
-// that time each runs once, and the share is kept.
+// that time each runs once, and the share is kept. A share of 0 is no bound.
 type budget struct {
 	maxCPU float64
 
@@ -17,6 +17,9 @@ type budget struct {
 
 // interval is how long after its beginning a walk may be repeated.
 func (b *budget) interval() time.Duration {
+	if b.maxCPU == 0 {
+		return 0
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var sum time.Duration

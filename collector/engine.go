@@ -13,7 +13,7 @@ import (
 // Config says how collectors are run.
 type Config struct {
 	// MaxCPU is the share of one core that all collectors marked Walk together may
-	// take, from above 0 to 1.
+	// take, at most 1. 0 is no bound: they run at every scrape.
 	MaxCPU float64
 	Logger *slog.Logger
 }

@@ -135,7 +135,7 @@ func (tr *tree) set() *Set {
 	}
 	k.pageSize = tr.pageSize
 	k.dialSockDiag = tr.replay.Dial
-	return NewSet(k, Specs(), Config{MaxCPU: 1, Logger: slog.New(slog.DiscardHandler)})
+	return NewSet(k, Specs(), Config{MaxCPU: 0, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // render reads the set once and writes it as Prometheus text, less what differs

@@ -74,7 +74,7 @@ type exporter struct {
 // as another user or in another namespace.
 func start(t *testing.T, wrap func(*exec.Cmd), args ...string) *exporter {
 	t.Helper()
-	args = append([]string{"--web.listen-address=127.0.0.1:0", "--collector.max-cpu=1"}, args...)
+	args = append([]string{"--web.listen-address=127.0.0.1:0", "--collector.max-cpu=0"}, args...)
 	e := &exporter{t: t, cmd: exec.Command(binary, args...)}
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if wrap != nil {

@@ -82,7 +82,7 @@ func (o *options) scenario(ctx context.Context, out io.Writer, title string, soc
 	defer func() { err = errors.Join(err, held.release()) }()
 
 	fmt.Fprintln(os.Stderr, "Measuring")
-	e, err := exporter.Start(ctx, filepath.Join(o.dir, "sockpressure_exporter"), "--collector.max-cpu=1")
+	e, err := exporter.Start(ctx, filepath.Join(o.dir, "sockpressure_exporter"), "--collector.max-cpu=0")
 	if err != nil {
 		return w, err
 	}

@@ -91,7 +91,7 @@ func run(args []string, out io.Writer) (err error) {
 		path string
 		args []string
 	}{
-		{*oursPath, []string{"--collector.max-cpu=1"}},
+		{*oursPath, []string{"--collector.max-cpu=0"}},
 		{*theirsPath, equivalents()},
 		{*oursPath, nil},
 	} {

@@ -217,7 +217,7 @@ func (c *Client) datagram(b []byte, visit func(payload []byte) error) (done bool
 			visit, torn = nil, errInterrupted
 			continue
 		}
-		switch typ { //nolint:exhaustive // the rest of the control messages came above
+		switch typ {
 		case netlink.Noop:
 		case netlink.Overrun:
 			return false, unix.ENOBUFS
