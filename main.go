@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -27,6 +28,12 @@ import (
 const name = "sockpressure_exporter"
 
 func main() {
+	// A scrape is a short burst of work, mostly in system calls, which run beside
+	// each other all the same. Threads that look for Go code to run would cost
+	// more than they give, the more so the more cores there are.
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

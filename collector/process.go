@@ -1,12 +1,12 @@
 package collector
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +15,8 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
 // processes is one reading of the file descriptors of every process.
@@ -98,6 +100,7 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 	}
 	sized := hasSizedFolders(k.procPath)
 
+	buf := make([]byte, 4096)
 	var all []processFiles
 	for _, p := range procs {
 		if err := ctx.Err(); err != nil {
@@ -113,7 +116,7 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 		case err != nil:
 			return fmt.Errorf("descriptors of process %d: %w", p.PID, err)
 		}
-		limits, err := p.Limits()
+		limit, err := softLimit(filepath.Join(k.procPath, strconv.Itoa(p.PID), "limits"), buf)
 		if isGone(err) || errors.Is(err, fs.ErrPermission) {
 			continue
 		}
@@ -121,10 +124,10 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 			return fmt.Errorf("limits of process %d: %w", p.PID, err)
 		}
 		// No limit, or one of 0 under which a process may keep what it has open.
-		if limits.OpenFiles == math.MaxUint64 || limits.OpenFiles == 0 {
+		if limit == 0 {
 			continue
 		}
-		all = append(all, processFiles{pid: p.PID, open: float64(open), limit: float64(limits.OpenFiles)})
+		all = append(all, processFiles{pid: p.PID, open: float64(open), limit: float64(limit)})
 	}
 
 	slices.SortFunc(all, func(a, b processFiles) int {
@@ -135,16 +138,12 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 		if len(s.worst) == k.top {
 			break
 		}
-		proc, err := procFS.Proc(p.pid)
-		if err != nil {
-			continue
-		}
-		name, err := proc.Comm()
+		comm, err := procfile.ReadOnce(filepath.Join(k.procPath, strconv.Itoa(p.pid), "comm"), buf)
 		if err != nil {
 			continue
 		}
 		// The name is what the process chose: any bytes.
-		p.name = strings.ToValidUTF8(name, "?")
+		p.name = strings.ToValidUTF8(string(bytes.TrimSpace(comm)), "?")
 		if !seen[p.name] {
 			seen[p.name] = true
 			s.worst = append(s.worst, p)
@@ -178,6 +177,25 @@ func folderSize(path string) (int, error) {
 		return 0, err
 	}
 	return int(st.Size()), nil
+}
+
+// softLimit reads the soft limit of descriptors from /proc/<pid>/limits
+// (fs/proc/base.c, Linux 2.6.24); 0 where there is none.
+func softLimit(path string, buf []byte) (uint64, error) {
+	b, err := procfile.ReadOnce(path, buf)
+	if err != nil || len(b) == 0 { // empty when the process is just ending
+		return 0, err
+	}
+	_, rest, _ := bytes.Cut(b, []byte("\nMax open files "))
+	soft, _, _ := procfile.NextField(rest)
+	if string(soft) == "unlimited" {
+		return 0, nil
+	}
+	v, err := procfile.Uint(soft, 10)
+	if err != nil {
+		return 0, fieldError(path, "Max open files", err)
+	}
+	return v, nil
 }
 
 // isGone says whether err means that a process has ended.

@@ -16,7 +16,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -203,6 +205,24 @@ func TestScrapeTimeout(t *testing.T) {
 		}
 	}
 	compareSeries(t, e.scrape("").stable(), complete)
+}
+
+// TestImpatientScrape expects that a scrape without time for a walk does not take
+// its result from others, at the default bound on walks.
+func TestImpatientScrape(t *testing.T) {
+	e := start(t, func(cmd *exec.Cmd) {
+		cmd.Args = slices.DeleteFunc(cmd.Args, func(arg string) bool { return strings.HasPrefix(arg, "--collector.max-cpu") })
+	})
+	complete := e.scrape("").stable()
+	// Long enough for several walks.
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end) && !t.Failed(); time.Sleep(50 * time.Millisecond) {
+		a, err := e.send(http.DefaultClient, http.MethodGet, e.url+"/metrics?collect[]=tcp",
+			http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {"1e-9"}})
+		if err != nil || a.status != http.StatusOK {
+			t.Fatal(a.status, err)
+		}
+		compareSeries(t, e.scrape("").stable(), complete)
+	}
 }
 
 func TestMethods(t *testing.T) {

@@ -1,0 +1,46 @@
+package collector
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/prometheus/procfs"
+)
+
+func TestSoftLimit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "limits")
+	for content, want := range map[string]struct {
+		limit uint64
+		fails bool
+	}{
+		"Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 524288               files\n": {limit: 1024},
+		"Limit\nMax open files            unlimited            unlimited            files\n":                                {limit: 0},
+		"Limit\nMax open files            0                    0                    files\n":                                {limit: 0},
+		"Limit\nMax open files            many                 unlimited            files\n":                                {fails: true},
+		"Limit\nMax open files ":   {fails: true},
+		"Limit\nMax processes 1\n": {fails: true},
+		"":                         {limit: 0},
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		limit, err := softLimit(path, make([]byte, 4096))
+		if limit != want.limit || (err != nil) != want.fails {
+			t.Errorf("%q: %d, %v", content, limit, err)
+		}
+	}
+
+	// The running kernel's own, as procfs reads it.
+	self, err := procfs.Self()
+	if err != nil {
+		t.Skip(err)
+	}
+	limits, err := self.Limits()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if limit, err := softLimit("/proc/self/limits", make([]byte, 4096)); err != nil || limit != limits.OpenFiles {
+		t.Errorf("own limit: %d, %v; want %d", limit, err, limits.OpenFiles)
+	}
+}
