@@ -63,7 +63,6 @@ func agree(t *testing.T, e *line, proc string, quiet func(series string) bool) {
 	t.Helper()
 	agreed := map[string]bool{}
 	for end := time.Now().Add(2 * patience); ; {
-		e.rest()
 		// A process of ss that has ended leaves its socket behind for a moment, so ss
 		// runs far from the scrape.
 		ssBefore := readSS(t)

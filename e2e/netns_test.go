@@ -95,7 +95,6 @@ func (n *netns) sysctl(name, value string) {
 type line struct {
 	*exporter
 	http *http.Client
-	due  time.Time // when every walk may be repeated
 }
 
 // connect opens the connection from the namespace of the calling goroutine.
@@ -106,7 +105,7 @@ func connect(e *exporter) *line {
 		e.t.Fatal(err)
 	}
 	e.t.Cleanup(func() { _ = conn.Close() })
-	return &line{exporter: e, http: &http.Client{
+	return &line{e, &http.Client{
 		Timeout: patience,
 		Transport: &http.Transport{
 			DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
@@ -128,37 +127,9 @@ func (n *netns) start(args ...string) *line {
 	}, args...))
 }
 
-// scrape fetches a page whose every number was read for it.
+// scrape fetches a page over the open connection. Every number of it must have
+// been read for it.
 func (l *line) scrape() page {
-	l.t.Helper()
-	for end := time.Now().Add(patience); ; {
-		l.rest()
-		p, old := l.page(), false
-		var took float64
-		for _, series := range p.with("sockpressure_scrape_collector_") {
-			switch family(series) {
-			case "sockpressure_scrape_collector_age_seconds":
-				old = old || p[series] != 0
-			case "sockpressure_scrape_collector_duration_seconds":
-				took += p[series]
-			}
-		}
-		// The walks may take one core (--collector.max-cpu=1).
-		l.due = time.Now().Add(time.Duration(took * float64(time.Second)))
-		if !old {
-			return p
-		}
-		if time.Now().After(end) {
-			l.t.Fatalf("after %v a walk is still put off", patience)
-		}
-	}
-}
-
-// rest waits until no walk is put off any more.
-func (l *line) rest() { time.Sleep(time.Until(l.due)) }
-
-// page fetches the page over the open connection.
-func (l *line) page() page {
 	l.t.Helper()
 	resp, err := l.http.Get(l.url + "/metrics")
 	if err != nil {
@@ -172,7 +143,13 @@ func (l *line) page() page {
 	if resp.StatusCode != http.StatusOK {
 		l.t.Fatalf("GET /metrics: %d: %s", resp.StatusCode, body)
 	}
-	return parsePage(l.t, string(body))
+	p := parsePage(l.t, string(body))
+	for _, series := range p.with("sockpressure_scrape_collector_age_seconds") {
+		if p[series] != 0 {
+			l.t.Fatalf("%s is %v", series, p[series])
+		}
+	}
+	return p
 }
 
 // socket opens a socket that does not block, of the family of an address.
