@@ -115,8 +115,7 @@ func (r *run) ended() time.Time { return r.began.Add(r.took) }
 // A ticket is one scrape's place at a run.
 type ticket struct {
 	*runner
-	run    *run
-	shared bool // with the scrape that began the run, whose deadline it has
+	run *run
 }
 
 // join finds the run that a scrape is to wait for: the last one while the budget
@@ -125,26 +124,27 @@ func (r *runner) join(ctx context.Context) ticket {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.running != nil {
-		return ticket{r, r.running, true}
+		return ticket{r, r.running}
 	}
 	if l := r.last; l != nil && r.budget != nil && time.Since(l.began) < r.budget.interval() {
-		return ticket{r, l, false}
+		return ticket{r, l}
 	}
 	r.running = &run{done: make(chan struct{}), began: time.Now()}
 	go r.start(ctx, r.running)
-	return ticket{r, r.running, false}
+	return ticket{r, r.running}
 }
 
-// start reads the collector and publishes the result. The reading goes on when
-// the client that asked for it has gone away, but not past its deadline.
+// patience is how long a reading may take. It is not the deadline of the scrape
+// that asked for it: a reading goes on when that scrape has given up or gone
+// away, and what it finds is there for the next one. So a client without
+// patience takes nothing from the others, and a host that has become too slow
+// for its scrapes still gets numbers, if older ones.
+const patience = 30 * time.Second
+
+// start reads the collector and publishes the result.
 func (r *runner) start(ctx context.Context, run *run) {
-	deadline, bounded := ctx.Deadline()
-	ctx = context.WithoutCancel(ctx)
-	if bounded {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, deadline)
-		defer cancel()
-	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
 	defer func() {
 		if p := recover(); p != nil {
 			run.reading = reading{}
@@ -177,10 +177,6 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 			t.report(errDeadline)
 			return Result{Collector: t.spec.Name, Err: errDeadline, Duration: time.Since(asked)}
 		}
-	}
-	// The run was cut short by another scrape's deadline, ours is still to come.
-	if t.shared && errors.Is(t.run.err, context.DeadlineExceeded) && ctx.Err() == nil {
-		return t.join(ctx).wait(ctx, asked)
 	}
 	t.report(t.run.err)
 

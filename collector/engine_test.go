@@ -157,10 +157,11 @@ func TestStuck(t *testing.T) {
 }
 
 // TestDeadlineOfAnother expects a scrape with time left not to suffer from the
-// shorter deadline of the scrape that began the run.
+// shorter deadline of the scrape that began the run, and the next scrape without
+// time to get what the run has found since.
 func TestDeadlineOfAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		set := fakeSet(nil, fake("slow", false, func(ctx context.Context) (float64, error) {
+		set := fakeSet(nil, fake("slow", true, func(ctx context.Context) (float64, error) {
 			select {
 			case <-time.After(3 * time.Second):
 				return 1, nil
@@ -185,6 +186,12 @@ func TestDeadlineOfAnother(t *testing.T) {
 			}
 		})
 		wg.Wait()
+		time.Sleep(time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if r := set.Read(ctx, All)[0]; r.Err != nil || r.Age == 0 {
+			t.Errorf("the third scrape: %v, age %v", r.Err, r.Age)
+		}
 	})
 }
 

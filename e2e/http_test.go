@@ -188,7 +188,7 @@ func TestScrapeTimeout(t *testing.T) {
 	e := start(t, nil)
 	complete := e.scrape("").stable()
 	for _, timeout := range []string{
-		"", "0", "-1", "-0", "NaN", "Inf", "-Inf", "1e309", "1e308", "0x1p-1", "9223372036854775807", "ten",
+		"", "0", "-1", "-0", "NaN", "Inf", "-Inf", "1e309", "1e308", "0x1p+9", "9223372036854775807", "ten",
 		"1, 2", "10s", "\u221e", strings.Repeat("9", 10_000),
 	} {
 		a := e.metrics(http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {timeout}})

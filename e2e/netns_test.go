@@ -105,12 +105,15 @@ func connect(e *exporter) *line {
 		e.t.Fatal(err)
 	}
 	e.t.Cleanup(func() { _ = conn.Close() })
-	return &line{e, &http.Client{
+	l := &line{e, &http.Client{
 		Timeout: patience,
 		Transport: &http.Transport{
 			DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 		},
 	}}
+	// A connection may stay idle for minutes, but not before its first request.
+	l.scrape()
+	return l
 }
 
 // start runs the exporter in the namespace. It gets a procfs of its own in which
