@@ -63,7 +63,8 @@ func (c *conntrackNetlink) dump(ctx context.Context) (_ []netlink.Message, err e
 		}
 	}
 	defer func() {
-		if err != nil {
+		// A socket that got a refusal is as good as before, and may be the last.
+		if err != nil && !isRefusedByNetfilter(err) {
 			c.close()
 		}
 	}()

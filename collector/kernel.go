@@ -73,6 +73,14 @@ func (k *Kernel) Close() {
 	k.host.Close()
 }
 
+// InitialNetworkNamespace says whether the host's network namespace is the
+// machine's first one. It is not where the "host" is a container itself, as is
+// a container's own process 1.
+func (k *Kernel) InitialNetworkNamespace() bool {
+	_, err := k.sysctl("net.ipv4.tcp_mem").Read()
+	return err == nil
+}
+
 // file returns the file at path, to be opened with open.
 func (k *Kernel) file(path string, open procfile.Opener) *procfile.File {
 	f := procfile.New(path, open)

@@ -40,9 +40,8 @@ type File struct {
 
 	fd  int // -1 while not open
 	buf []byte
-	// refused is why the file could not be opened when it was last looked for: it
-	// did not exist, or was not ours to read.
-	refused error
+	// failed is why the last Read failed, if it did.
+	failed error
 }
 
 // New returns the file at path, not opened yet. A nil open means Open.
@@ -60,13 +59,26 @@ func (f *File) Path() string { return f.path }
 // Read. A file that does not exist gives an error for which
 // errors.Is(err, fs.ErrNotExist) holds, and is looked for again at the next
 // Read. Every error names the path.
+//
+// Without a descriptor to spare nothing can be looked for, so what could not be
+// read before gives the same error still: a lack of descriptors takes away no
+// more than it has to.
 func (f *File) Read() ([]byte, error) {
+	b, err := f.read()
+	if f.failed != nil && (errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)) {
+		return nil, f.failed
+	}
+	f.failed = err
+	return b, err
+}
+
+func (f *File) read() ([]byte, error) {
 	reopened := false
 	for {
 		if f.fd < 0 {
 			fd, err := f.open(f.path)
 			if err != nil {
-				return nil, &fs.PathError{Op: "open", Path: f.path, Err: f.settle(err)}
+				return nil, &fs.PathError{Op: "open", Path: f.path, Err: err}
 			}
 			f.fd, reopened = fd, true
 		}
@@ -81,19 +93,6 @@ func (f *File) Read() ([]byte, error) {
 			return nil, &fs.PathError{Op: "read", Path: f.path, Err: err}
 		}
 	}
-}
-
-// settle returns the reason for which an open failed. Without a descriptor to
-// spare nothing can be looked for, so what was not there before is taken to be
-// missing still: a lack of descriptors takes away no more than it has to.
-func (f *File) settle(err error) error {
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
-		f.refused = err
-	case f.refused != nil && (errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)):
-		return f.refused
-	}
-	return err
 }
 
 // pread reads from offset 0 to the end of the file. A short read does not mean

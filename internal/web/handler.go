@@ -32,9 +32,11 @@ type Config struct {
 
 const (
 	// defaultTimeout is the deadline of a scrape whose header names none, maxTimeout
-	// the longest that is believed.
+	// the longest that is believed, minTimeout what every scrape gets, so that a client
+	// that leaves no time cannot fill the log with missed deadlines.
 	defaultTimeout = 10 * time.Second
 	maxTimeout     = 2 * time.Minute
+	minTimeout     = 100 * time.Millisecond
 	// writeTimeout is what a client has to read the page.
 	writeTimeout = 30 * time.Second
 )
@@ -140,5 +142,5 @@ func scrapeTimeout(h http.Header) time.Duration {
 		return defaultTimeout
 	}
 	timeout := time.Duration(min(seconds, maxTimeout.Seconds()) * float64(time.Second))
-	return timeout - min(timeout/10, 500*time.Millisecond)
+	return max(timeout-min(timeout/10, 500*time.Millisecond), minTimeout)
 }

@@ -17,7 +17,7 @@ func TestScrapeTimeout(t *testing.T) {
 		"10":        9500 * time.Millisecond,
 		"1e300":     maxTimeout - 500*time.Millisecond,
 		"+Inf":      maxTimeout - 500*time.Millisecond,
-		"0.000001":  900 * time.Nanosecond,
+		"0.000001":  minTimeout,
 		"10 apples": defaultTimeout,
 	} {
 		h := http.Header{}
