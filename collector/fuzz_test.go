@@ -199,6 +199,15 @@ func FuzzSysctl(f *testing.F) {
 	})
 }
 
+func FuzzSoftLimit(f *testing.F) {
+	seed(f, "1/limits")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if v, err := parseSoftLimit(b, "limits"); err != nil && v != 0 {
+			t.Errorf("an error and %d", v)
+		}
+	})
+}
+
 func FuzzConntrackStats(f *testing.F) {
 	// CPU 1: found, invalid, insert_failed, drop, early_drop, search_restart.
 	f.Add([]byte{

@@ -179,13 +179,18 @@ func folderSize(path string) (int, error) {
 	return int(st.Size()), nil
 }
 
-// softLimit reads the soft limit of descriptors from /proc/<pid>/limits
-// (fs/proc/base.c, Linux 2.6.24); 0 where there is none.
+// softLimit reads the soft limit of descriptors of a process; 0 where there is
+// none.
 func softLimit(path string, buf []byte) (uint64, error) {
 	b, err := procfile.ReadOnce(path, buf)
 	if err != nil || len(b) == 0 { // empty when the process is just ending
 		return 0, err
 	}
+	return parseSoftLimit(b, path)
+}
+
+// parseSoftLimit reads /proc/<pid>/limits (fs/proc/base.c, Linux 2.6.24).
+func parseSoftLimit(b []byte, path string) (uint64, error) {
 	_, rest, _ := bytes.Cut(b, []byte("\nMax open files "))
 	soft, _, _ := procfile.NextField(rest)
 	if string(soft) == "unlimited" {
