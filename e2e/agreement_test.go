@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math"
 	"net/netip"
@@ -61,14 +62,21 @@ func ofMachine(series string) bool {
 // both readings must have that value, at once.
 func agree(t *testing.T, e *line, proc string, quiet func(series string) bool) {
 	t.Helper()
+	// Held open, so that reading it counts no file more.
+	fileNR, err := os.Open("/proc/sys/fs/file-nr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fileNR.Close()
 	agreed := map[string]bool{}
-	for end := time.Now().Add(2 * patience); ; {
+	end := time.Now().Add(2 * patience)
+	for scrapes := 1; ; scrapes++ {
 		// A process of ss that has ended leaves its socket behind for a moment, so ss
 		// runs far from the scrape.
 		ssBefore := readSS(t)
-		before := readProc(t, proc)
+		before := readProc(t, proc, fileNR)
 		p := e.scrape()
-		after := readProc(t, proc)
+		after := readProc(t, proc, fileNR)
 		ssAfter := readSS(t)
 
 		var differ []string
@@ -97,7 +105,7 @@ func agree(t *testing.T, e *line, proc string, quiet func(series string) bool) {
 			}
 		}
 		if len(differ) == 0 {
-			t.Logf("%d series of %d metrics agree", len(agreed), len(names))
+			t.Logf("%d series of %d metrics agree after %d scrapes", len(agreed), len(names), scrapes)
 			return
 		}
 		if over {
@@ -209,7 +217,7 @@ func readSS(t *testing.T) readings {
 // readProc reads what the exporter reads, and in another way: the files of the
 // network namespace of this goroutine, those of the machine, and the processes
 // below proc.
-func readProc(t *testing.T, proc string) readings {
+func readProc(t *testing.T, proc string, fileNR *os.File) readings {
 	t.Helper()
 	r := readings{}
 	readSockets(t, r)
@@ -222,10 +230,14 @@ func readProc(t *testing.T, proc string) readings {
 	readZones(t, r)
 	readProcesses(t, r, proc)
 	readDevices(t, r)
-	if f := numbers(t, "/proc/sys/fs/file-nr"); f != nil {
-		r.set(f[0]-f[1], "file_descriptors_allocated")
-		r.set(f[2], "file_descriptors_limit")
+	b := make([]byte, 100)
+	size, err := fileNR.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
 	}
+	files := strings.Fields(string(b[:size]))
+	r.set(decimal(t, files[0])-decimal(t, files[1]), "file_descriptors_allocated")
+	r.set(decimal(t, files[2]), "file_descriptors_limit")
 	for resource, of := range map[string][2]string{
 		"tcp_memory":        {"tcp_memory_bytes", `tcp_memory_threshold_bytes{threshold="high"}`},
 		"udp_memory":        {"udp_memory_bytes", `udp_memory_threshold_bytes{threshold="high"}`},

@@ -82,6 +82,10 @@ func (o *options) scenario(ctx context.Context, out io.Writer, title string, soc
 	defer func() { err = errors.Join(err, held.release()) }()
 
 	fmt.Fprintln(os.Stderr, "Measuring")
+	before, err := countStates(ctx)
+	if err != nil {
+		return w, err
+	}
 	e, err := exporter.Start(ctx, filepath.Join(o.dir, "sockpressure_exporter"), "--collector.max-cpu=0")
 	if err != nil {
 		return w, err
@@ -106,9 +110,6 @@ func (o *options) scenario(ctx context.Context, out io.Writer, title string, soc
 	if err != nil {
 		return w, err
 	}
-	if w.budgetCPU, err = o.budget(ctx); err != nil {
-		return w, err
-	}
 
 	rows := []cost{tcp, whole}
 	node, err := exporter.Start(ctx, filepath.Join(o.dir, "node_exporter"), "--collector.disable-defaults", "--collector.tcpstat")
@@ -130,7 +131,18 @@ func (o *options) scenario(ctx context.Context, out io.Writer, title string, soc
 		rows = append(rows, row)
 	}
 
+	after, err := countStates(ctx)
+	if err != nil {
+		return w, err
+	}
+	// Last, because it takes longer than a socket stays in TIME_WAIT.
+	if w.budgetCPU, err = o.budget(ctx); err != nil {
+		return w, err
+	}
+
 	fmt.Fprintf(out, "\n### %s\n\n", title)
+	fmt.Fprintf(out, "Before the first measurement %d sockets were established and %d in TIME_WAIT, after the last %d and %d.\n\n",
+		before["established"], before["time_wait"], after["established"], after["time_wait"])
 	printCosts(out, rows)
 	fmt.Fprintf(out, "\nThe walk alone: %.4f s; the floor: %.4f s; ratio %.2f. All eleven states equal to `ss -tan`: %s.\n",
 		w.ours.Seconds(), w.floor.Seconds(), w.ours.Seconds()/w.floor.Seconds(), states)
