@@ -93,7 +93,8 @@ func openPorts(k *Kernel) func(context.Context, *ports) error {
 	portRange := k.sysctl("net.ipv4.ip_local_port_range")
 	reserved := k.sysctl("net.ipv4.ip_local_reserved_ports")
 	outbound := new(portSet)
-	v := &portsVisitor{outbound: outbound, tuples: newFrequent[tuple](maxTuples)}
+	listening := &listenVisitor{wildcard: outbound, addresses: map[localAddr]bool{}}
+	v := &portsVisitor{outbound: outbound, listening: listening, tuples: newFrequent[tuple](maxTuples)}
 
 	return func(ctx context.Context, s *ports) error {
 		b, err := required(portRange, "net.ipv4.ip_local_port_range")
@@ -114,13 +115,13 @@ func openPorts(k *Kernel) func(context.Context, *ports) error {
 		}
 		s.limit = outbound.count()
 
-		// A port that is listened on is never handed out, and its connections were
-		// accepted. Asking for listeners alone spares the kernel the large table.
+		// The connections of a port that is listened on were accepted. Asking for
+		// listeners alone spares the kernel the large table.
 		listeners := sockdiag.Request{
 			States: sockdiag.MaskOf(sockdiag.Listen),
 			Ports:  []sockdiag.PortRange{{Low: low, High: high}},
 		}
-		if err := walk(ctx, client, listeners, (*listenVisitor)(outbound)); err != nil {
+		if err := walk(ctx, client, listeners, listening); err != nil {
 			return err
 		}
 		held := sockdiag.Request{
@@ -150,24 +151,51 @@ const maxTuples = 16384
 
 // portsVisitor counts the ports that each tuple holds.
 type portsVisitor struct {
-	outbound *portSet
-	tuples   *frequent[tuple]
+	outbound  *portSet
+	listening *listenVisitor
+	tuples    *frequent[tuple]
 }
 
 func (v *portsVisitor) Reset() { v.tuples.reset() }
 
 func (v *portsVisitor) Visit(s *sockdiag.Socket) {
-	if v.outbound.has(s.SourcePort) {
+	if v.outbound.has(s.SourcePort) && !v.listening.at(s) {
 		v.tuples.add(tuple{s.Source16(), s.Destination16(), s.DestinationPort})
 	}
 }
 
-// listenVisitor takes the ports that are listened on out of a set.
-type listenVisitor portSet
+// listenVisitor finds out what is listened on. A port that is listened on at
+// every address is taken out of a set, which the kernel filters by; one that is
+// listened on at some address is still free for connections from others.
+type listenVisitor struct {
+	wildcard  *portSet
+	addresses map[localAddr]bool
+	ports     portSet // of addresses
+}
 
-func (v *listenVisitor) Reset() {}
+type localAddr struct {
+	addr [16]byte
+	port uint16
+}
 
-func (v *listenVisitor) Visit(s *sockdiag.Socket) { (*portSet)(v).remove(s.SourcePort, s.SourcePort) }
+func (v *listenVisitor) Reset() {
+	clear(v.addresses)
+	v.ports = portSet{}
+}
+
+func (v *listenVisitor) Visit(s *sockdiag.Socket) {
+	if s.Source().Addr().IsUnspecified() {
+		v.wildcard.remove(s.SourcePort, s.SourcePort)
+		return
+	}
+	v.addresses[localAddr{s.Source16(), s.SourcePort}] = true
+	v.ports.add(s.SourcePort, s.SourcePort)
+}
+
+// at says whether the local end of a socket is listened on.
+func (v *listenVisitor) at(s *sockdiag.Socket) bool {
+	return v.ports.has(s.SourcePort) && v.addresses[localAddr{s.Source16(), s.SourcePort}]
+}
 
 // portSet is a set of port numbers.
 type portSet [65536]bool
