@@ -33,7 +33,7 @@ func check(ctx context.Context, set *collector.Set, stdout, stderr io.Writer) in
 		return unknown
 	}
 
-	failed := false
+	failed := len(collector.Limits(results)) == 0
 	for _, r := range results {
 		if r.Err != nil {
 			fmt.Fprintf(stderr, "collector %s failed: %v\n", r.Collector, r.Err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"strings"
 
 	"github.com/alecthomas/kingpin/v2"
@@ -87,7 +88,8 @@ func (c *config) validate() error {
 	switch {
 	case len(c.specs) == 0:
 		return errors.New("no collector is enabled")
-	case !strings.HasPrefix(c.telemetryPath, "/") || c.telemetryPath == "/" || strings.ContainsAny(c.telemetryPath, "{} ?#"):
+	case !strings.HasPrefix(c.telemetryPath, "/") || c.telemetryPath == "/" || path.Clean(c.telemetryPath) != c.telemetryPath ||
+		strings.HasPrefix(c.telemetryPath, "/-") || strings.ContainsAny(c.telemetryPath, "{} ?#%"):
 		return fmt.Errorf("--web.telemetry-path=%q is no path below /", c.telemetryPath)
 	case c.maxRequests < 1:
 		return fmt.Errorf("--web.max-requests=%d is below 1", c.maxRequests)

@@ -56,7 +56,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, err)
 	}
-	defer kernel.Close()
 	if err := kernel.HostNetworkNamespace(); err != nil {
 		logger.Warn("Cannot enter the host's network namespace, which needs CAP_SYS_ADMIN and CAP_SYS_PTRACE: its sysctls and sockets are not exported", "err", err)
 	} else if !kernel.InitialNetworkNamespace() {

@@ -108,6 +108,9 @@ type run struct {
 	took  time.Duration
 	reading
 	err error
+	// taken is set when some scrape got the result, under the runner's lock. One
+	// that came too late for all of them is there for the next.
+	taken bool
 }
 
 func (r *run) ended() time.Time { return r.began.Add(r.took) }
@@ -126,12 +129,28 @@ func (r *runner) join(ctx context.Context) ticket {
 	if r.running != nil {
 		return ticket{r, r.running}
 	}
-	if l := r.last; l != nil && r.budget != nil && time.Since(l.began) < r.budget.interval() {
+	if l := r.last; l != nil && (!l.taken || time.Since(l.began) < r.pause()) {
+		l.taken = true
 		return ticket{r, l}
 	}
 	r.running = &run{done: make(chan struct{}), began: time.Now()}
 	go r.start(ctx, r.running)
 	return ticket{r, r.running}
+}
+
+// failurePause is the longest time for which the failure of a walk is served in
+// place of another try.
+const failurePause = time.Minute
+
+// pause is how long after its beginning the last run may be repeated.
+func (r *runner) pause() time.Duration {
+	if r.budget == nil {
+		return 0
+	}
+	if r.last.err != nil {
+		return min(r.budget.interval(), failurePause)
+	}
+	return r.budget.interval()
 }
 
 // patience is how long a reading may take. It is not the deadline of the scrape
@@ -179,6 +198,9 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 		}
 	}
 	t.report(t.run.err)
+	t.mu.Lock()
+	t.run.taken = true
+	t.mu.Unlock()
 
 	res := Result{
 		Collector: t.spec.Name,

@@ -150,8 +150,15 @@ func TestStuck(t *testing.T) {
 		}
 		close(release)
 		synctest.Wait()
-		if r := set.Read(t.Context(), All)[0]; r.Err != nil || runs.Load() != 2 {
-			t.Errorf("after it ended: %+v, %d runs", r, runs.Load())
+		// What came too late for all of them is there for the next one, once.
+		time.Sleep(time.Second)
+		for i, want := range []struct {
+			runs int32
+			age  time.Duration
+		}{{1, 21 * time.Second}, {2, 0}} {
+			if r := set.Read(t.Context(), All)[0]; r.Err != nil || r.Age != want.age || runs.Load() != want.runs {
+				t.Errorf("read %d after it ended: %+v, %d runs", i, r, runs.Load())
+			}
 		}
 	})
 }
@@ -266,6 +273,33 @@ func TestBudget(t *testing.T) {
 		}
 		if walks != 20 || reads != 300 {
 			t.Errorf("%d walks, %d reads in 300 s", walks, reads)
+		}
+	})
+}
+
+// TestFailedWalk expects a walk that failed after long to be tried again within
+// about a minute, not when its whole time is worked off.
+func TestFailedWalk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		walks := 0
+		set := fakeSet(nil, fake("walk", true, func(ctx context.Context) (float64, error) {
+			if walks++; walks == 2 {
+				<-ctx.Done()
+				return 0, ctx.Err()
+			}
+			return 1, nil
+		}))
+		failed := time.Duration(0)
+		for range 100 {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			if r := set.Read(ctx, All)[0]; r.Err != nil {
+				failed += 15 * time.Second
+			}
+			cancel()
+			time.Sleep(15 * time.Second)
+		}
+		if failed == 0 || failed > 2*time.Minute {
+			t.Errorf("it failed for %v", failed)
 		}
 	})
 }

@@ -62,8 +62,12 @@ func TestGolden(t *testing.T) {
 		"conntrack-without-limit": {"linux-6.12", func(tr *tree) {
 			tr.write("proc/sys/net/netfilter/nf_conntrack_max", "0\n")
 		}},
-		"no-tcp-diag":  {"linux-6.12", func(tr *tree) { tr.replay.RefuseAll = 2 /* ENOENT */ }},
-		"page-64k":     {"linux-6.12", func(tr *tree) { tr.pageSize = 64 << 10 }},
+		"no-tcp-diag": {"linux-6.12", func(tr *tree) { tr.replay.RefuseAll = 2 /* ENOENT */ }},
+		"page-64k":    {"linux-6.12", func(tr *tree) { tr.pageSize = 64 << 10 }},
+		"page-64k-linux-5": {"linux-5.10", func(tr *tree) {
+			tr.pageSize = 64 << 10
+			tr.edit("proc/net/sockstat", "mem 0", "mem 100")
+		}},
 		"overcommit-2": {"linux-6.12", func(tr *tree) { tr.write("proc/sys/vm/overcommit_memory", "2\n") }},
 		"slab-sysfs": {"linux-6.12", func(tr *tree) {
 			tr.write("sys/kernel/slab/TCP/slabs", "3 N0=2 N1=1\n")

@@ -24,6 +24,8 @@ type Kernel struct {
 
 	// pageSize is the unit of what the kernel counts in pages, in bytes.
 	pageSize float64
+	// memoryUnit is the unit in which the kernel counts socket memory, in bytes.
+	memoryUnit float64
 	// top bounds every list of listeners, ports, processes, caches and zones.
 	top int
 	// dialSockDiag opens a sock_diag socket in the host's network namespace.
@@ -50,6 +52,11 @@ func OpenKernel(procPath, sysPath string, top int) (*Kernel, error) {
 		pageSize: float64(os.Getpagesize()),
 		top:      top,
 	}
+	version, err := os.ReadFile(filepath.Join(procPath, "version"))
+	if err != nil {
+		return nil, fmt.Errorf("%s is no procfs: %w", procPath, err)
+	}
+	k.memoryUnit = memoryUnit(k.pageSize, string(version))
 	k.dialSockDiag = func() (sockdiag.Transport, error) { return dialHost(k, sockdiag.Dial) }
 
 	k.netPath = filepath.Join(procPath, "1/net")
@@ -62,6 +69,17 @@ func OpenKernel(procPath, sysPath string, top int) (*Kernel, error) {
 		}
 	}
 	return k, nil
+}
+
+// memoryUnit is what socket memory is counted in. It was SK_MEM_QUANTUM, 4096
+// bytes whatever the page size, before Linux 6.0 (include/net/sock.h); the
+// limits of tcp_mem and udp_mem have always been pages.
+func memoryUnit(pageSize float64, version string) float64 {
+	var major int
+	if n, _ := fmt.Sscanf(version, "Linux version %d.", &major); n == 1 && major < 6 {
+		return min(pageSize, 4096)
+	}
+	return pageSize
 }
 
 // Close closes every file and socket that was opened through k. No collector may

@@ -143,7 +143,7 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 			continue
 		}
 		// The name is what the process chose: any bytes.
-		p.name = strings.ToValidUTF8(string(bytes.TrimSpace(comm)), "?")
+		p.name = cmp.Or(strings.ToValidUTF8(string(bytes.TrimSpace(comm)), "?"), "?")
 		if !seen[p.name] {
 			seen[p.name] = true
 			s.worst = append(s.worst, p)

@@ -219,7 +219,7 @@ func openSockstat(k *Kernel) func(context.Context, *sockstat) error {
 		if err != nil {
 			return err
 		}
-		if err := parseSockstat(b, file.Path(), k.pageSize, s); err != nil {
+		if err := parseSockstat(b, file.Path(), k.memoryUnit, s); err != nil {
 			return err
 		}
 		if b, err = optional(file6); err != nil {
@@ -257,8 +257,8 @@ func openSockstat(k *Kernel) func(context.Context, *sockstat) error {
 }
 
 // parseSockstat reads /proc/net/sockstat (net/ipv4/proc.c, Linux 2.4; UDPLITE is
-// gone since 7.1), whose memory counts are pages.
-func parseSockstat(b []byte, path string, pageSize float64, s *sockstat) error {
+// gone since 7.1), whose memory counts are in the given unit.
+func parseSockstat(b []byte, path string, unit float64, s *sockstat) error {
 	f := &s.family[0]
 	err := parseSockstatLines(b, path, func(protocol, name []byte) *Number {
 		switch string(protocol) {
@@ -296,7 +296,7 @@ func parseSockstat(b []byte, path string, pageSize float64, s *sockstat) error {
 	if err != nil {
 		return err
 	}
-	s.tcpMemory, s.udpMemory = s.tcpMemory.times(pageSize), s.udpMemory.times(pageSize)
+	s.tcpMemory, s.udpMemory = s.tcpMemory.times(unit), s.udpMemory.times(unit)
 	return complete(path, []field{
 		{"sockets used", s.used},
 		{"TCP inuse", f.tcp},

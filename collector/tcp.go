@@ -21,11 +21,20 @@ type tcp struct {
 type acceptQueue struct {
 	listener      netip.AddrPort
 	length, limit uint64
+	// worst is the socket of the group nearest to its limit: the kernel fills each
+	// by itself, so one worker that is stuck drops connections while the others'
+	// queues are empty.
+	worst singleQueue
 }
+
+func (q acceptQueue) saturation() float64 { return q.worst.saturation() }
+
+// singleQueue is the accept queue of one socket.
+type singleQueue struct{ length, limit uint64 }
 
 // saturation compares with 1 at least: at a backlog of 0 the kernel still lets
 // one connection wait.
-func (q acceptQueue) saturation() float64 { return float64(q.length) / float64(max(q.limit, 1)) }
+func (q singleQueue) saturation() float64 { return float64(q.length) / float64(max(q.limit, 1)) }
 
 func (q acceptQueue) before(o acceptQueue) bool {
 	if a, b := q.saturation(), o.saturation(); a != b {
@@ -58,7 +67,7 @@ func tcpSpec() Spec {
 			},
 			{
 				Name:   "accept_queue_length",
-				Help:   "Connections that wait to be accepted, of the listeners nearest to their limit. From sock_diag.",
+				Help:   "Connections that wait to be accepted, of the listeners nearest to their limit, a SO_REUSEPORT group added up. From sock_diag.",
 				Labels: []string{"listener"},
 				Values: func(s *tcp, emit Emit) {
 					for _, q := range s.queues {
@@ -83,10 +92,10 @@ func tcpSpec() Spec {
 				Effect: "New connections are dropped at the end of their handshake, and the other side tries again or gives up.",
 			},
 			Usage: func(s *tcp) Number {
-				return ofFirst(s.queues, func(q acceptQueue) float64 { return float64(q.length) })
+				return ofFirst(s.queues, func(q acceptQueue) float64 { return float64(q.worst.length) })
 			},
 			Limit: func(s *tcp) Number {
-				return ofFirst(s.queues, func(q acceptQueue) float64 { return float64(max(q.limit, 1)) })
+				return ofFirst(s.queues, func(q acceptQueue) float64 { return float64(max(q.worst.limit, 1)) })
 			},
 		}},
 	})
@@ -123,7 +132,7 @@ func openTCP(k *Kernel) func(context.Context, *tcp) error {
 			return err
 		}
 		var counts sockstat
-		if err := parseSockstat(b, stat.Path(), k.pageSize, &counts); err != nil {
+		if err := parseSockstat(b, stat.Path(), k.memoryUnit, &counts); err != nil {
 			return err
 		}
 		v.fill(s, estab[0], counts.timeWait, k.top)
@@ -165,6 +174,10 @@ func (v *tcpVisitor) Visit(s *sockdiag.Socket) {
 		q.listener = at
 		q.length += uint64(s.RecvQueue)
 		q.limit += uint64(s.SendQueue)
+		single := singleQueue{uint64(s.RecvQueue), uint64(s.SendQueue)}
+		if q.worst == (singleQueue{}) || single.saturation() > q.worst.saturation() {
+			q.worst = single
+		}
 		v.queues[at] = q
 	default:
 	}

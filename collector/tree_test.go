@@ -134,6 +134,7 @@ func (tr *tree) set() *Set {
 		tr.t.Fatal(err)
 	}
 	k.pageSize = tr.pageSize
+	k.memoryUnit = memoryUnit(tr.pageSize, tr.read("proc/version"))
 	k.dialSockDiag = tr.replay.Dial
 	return NewSet(k, Specs(), Config{MaxCPU: 0, Logger: slog.New(slog.DiscardHandler)})
 }

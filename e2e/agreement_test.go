@@ -71,17 +71,19 @@ func agree(t *testing.T, e *line, proc string, quiet func(series string) bool) {
 	agreed := map[string]bool{}
 	end := time.Now().Add(2 * patience)
 	for scrapes := 1; ; scrapes++ {
-		// A process of ss that has ended leaves its socket behind for a moment, so ss
-		// runs far from the scrape.
-		ssBefore := readSS(t)
+		// What is quick stands next to the scrape. A process of ss that has ended also
+		// leaves its socket behind for a moment.
+		ssBefore, tableBefore := readSS(t), readTable(t)
 		before := readProc(t, proc, fileNR)
 		p := e.scrape()
 		after := readProc(t, proc, fileNR)
-		ssAfter := readSS(t)
+		ssAfter, tableAfter := readSS(t), readTable(t)
 
 		var differ []string
-		over := time.Now().After(end)
-		for source, r := range map[string][2]readings{"/proc": {before, after}, "ss": {ssBefore, ssAfter}} {
+		over := scrapes >= 5 && time.Now().After(end)
+		for source, r := range map[string][2]readings{
+			"/proc": {before, after}, "/proc/net/tcp": {tableBefore, tableAfter}, "ss": {ssBefore, ssAfter},
+		} {
 			for series := range r[0].or(r[1]) {
 				what, hard := p.differs(series, r[0], r[1])
 				switch {
@@ -93,7 +95,7 @@ func agree(t *testing.T, e *line, proc string, quiet func(series string) bool) {
 				}
 			}
 		}
-		byHand := before.or(after).or(ssBefore).or(ssAfter)
+		byHand := before.or(after).or(tableBefore).or(tableAfter).or(ssBefore).or(ssAfter)
 		names := map[string]bool{}
 		for series := range byHand {
 			names[family(series)] = true
@@ -221,8 +223,6 @@ func readProc(t *testing.T, proc string, fileNR *os.File) readings {
 	t.Helper()
 	r := readings{}
 	readSockets(t, r)
-	readTCP(t, r)
-	readPorts(t, r)
 	readNetstat(t, r)
 	readConntrack(t, r)
 	readMemory(t, r)
@@ -359,15 +359,20 @@ func readSockets(t *testing.T, r readings) {
 	}
 }
 
-// readTCP counts the lines of /proc/net/tcp and tcp6.
-func readTCP(t *testing.T, r readings) {
+// unmap gives an IPv4 address by a socket of the IPv6 kind as such.
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
+// readTable counts the lines of /proc/net/tcp and tcp6.
+func readTable(t *testing.T) readings {
 	t.Helper()
+	r := readings{}
+	table := tcpTable(t)
 	count := map[uint64]float64{}
 	queues := map[string]float64{}
-	for _, s := range tcpTable(t) {
+	for _, s := range table {
 		count[s.state]++
 		if s.state == listening {
-			queues[netip.AddrPortFrom(s.local.Addr().Unmap(), s.local.Port()).String()] += float64(s.waiting)
+			queues[unmap(s.local).String()] += float64(s.waiting)
 		}
 	}
 	for state := uint64(1); state <= closing; state++ {
@@ -377,14 +382,10 @@ func readTCP(t *testing.T, r readings) {
 		r.set(waiting, "accept_queue_length", "listener", at)
 	}
 	r.set(float64(len(queues)), "tcp_listeners")
-}
 
-// readPorts counts the lines of /proc/net/tcp and tcp6 whose local port the kernel
-// may have chosen.
-func readPorts(t *testing.T, r readings) {
-	t.Helper()
-	ports := numbers(t, "/proc/sys/net/ipv4/ip_local_port_range")
+	// Ports that the kernel may have chosen.
 	free := map[uint16]bool{}
+	ports := numbers(t, "/proc/sys/net/ipv4/ip_local_port_range")
 	for p := ports[0]; p <= ports[1]; p++ {
 		free[uint16(p)] = true
 	}
@@ -399,23 +400,28 @@ func readPorts(t *testing.T, r readings) {
 	}
 	limit := float64(len(free))
 	r.set(limit, "ephemeral_ports_limit")
-	table := tcpTable(t)
+	// The other end of a connection that was accepted holds a listener's port.
+	listened := map[netip.AddrPort]bool{}
 	for _, s := range table {
 		if s.state == listening {
-			delete(free, s.local.Port())
+			listened[unmap(s.local)] = true
+			if s.local.Addr().IsUnspecified() {
+				delete(free, s.local.Port())
+			}
 		}
 	}
 	most := 0.0
 	for _, s := range table {
-		if !free[s.local.Port()] || s.state == closed || s.state == synRecv {
+		from, to := unmap(s.local), unmap(s.remote)
+		if !free[from.Port()] || listened[from] || s.state == closed || s.state == synRecv {
 			continue
 		}
-		to := netip.AddrPortFrom(s.remote.Addr().Unmap(), s.remote.Port())
-		series := seriesOf("ephemeral_ports_used", "source", s.local.Addr().Unmap().String(), "destination", to.String())
+		series := seriesOf("ephemeral_ports_used", "source", from.Addr().String(), "destination", to.String())
 		r[series]++
 		most = max(most, r[series])
 	}
 	r.set(most/limit, "saturation_ratio", "resource", "ephemeral_ports")
+	return r
 }
 
 // netstatFields names the field of each counter, as nstat does.

@@ -128,7 +128,7 @@ func ssListeners(t *testing.T) (length, limit map[string]int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		at = netip.AddrPortFrom(a.Addr().Unmap(), a.Port()).String()
+		at = unmap(a).String()
 		waiting, err := strconv.Atoi(f[1])
 		if err != nil {
 			t.Fatal(err)
@@ -399,8 +399,7 @@ func TestEphemeralPorts(t *testing.T) {
 	at := func(ip string, port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(ip), port) }
 	want := map[string]int{}
 	expect := func(from, to netip.AddrPort, count int) {
-		to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-		want[fmt.Sprintf("{destination=%q,source=%q}", to, from.Addr().Unmap())] = count
+		want[fmt.Sprintf("{destination=%q,source=%q}", unmap(to), from.Addr().Unmap())] = count
 	}
 
 	// Some connections stay, some are closed by the client, which keeps its port
@@ -437,8 +436,7 @@ func TestEphemeralPorts(t *testing.T) {
 
 	byHand := map[string]int{}
 	for _, s := range tcpTable(t) {
-		to := netip.AddrPortFrom(s.remote.Addr().Unmap(), s.remote.Port())
-		name := fmt.Sprintf("{destination=%q,source=%q}", to, s.local.Addr().Unmap())
+		name := fmt.Sprintf("{destination=%q,source=%q}", unmap(s.remote), s.local.Addr().Unmap())
 		if want[name] > 0 {
 			byHand[name]++
 		}
