@@ -133,6 +133,9 @@ func TestMaxRequests(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(pipe), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(proc, "version"), []byte("Linux version 6.12.0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
