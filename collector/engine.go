@@ -129,7 +129,7 @@ func (r *runner) join(ctx context.Context) ticket {
 	if r.running != nil {
 		return ticket{r, r.running}
 	}
-	if l := r.last; l != nil && (!l.taken || time.Since(l.began) < r.pause()) {
+	if l := r.last; l != nil && (!l.taken && time.Since(l.ended()) < lateness || time.Since(l.began) < r.pause()) {
 		l.taken = true
 		return ticket{r, l}
 	}
@@ -137,6 +137,9 @@ func (r *runner) join(ctx context.Context) ticket {
 	go r.start(ctx, r.running)
 	return ticket{r, r.running}
 }
+
+// lateness is how long a result that came too late for its scrape is of use.
+const lateness = time.Minute
 
 // failurePause is the longest time for which the failure of a walk is served in
 // place of another try.

@@ -150,7 +150,8 @@ func TestStuck(t *testing.T) {
 		}
 		close(release)
 		synctest.Wait()
-		// What came too late for all of them is there for the next one, once.
+		// What came too late for all of them is there for the next one, once, if
+		// that comes soon.
 		time.Sleep(time.Second)
 		for i, want := range []struct {
 			runs int32
