@@ -188,13 +188,11 @@ func readSS(t *testing.T) readings {
 	for state := uint64(1); state <= closing; state++ {
 		r.set(float64(states[stateName(state)]), "tcp_sockets", "state", stateName(state))
 	}
-	length, limit := ssListeners(t)
+	length, limit, fullest := ssListeners(t)
 	r.set(float64(len(limit)), "tcp_listeners")
-	fullest := 0.0
 	for at := range limit {
 		r.set(float64(length[at]), "accept_queue_length", "listener", at)
 		r.set(float64(limit[at]), "accept_queue_limit", "listener", at)
-		fullest = max(fullest, float64(length[at])/float64(max(limit[at], 1)))
 	}
 	if len(limit) > 0 {
 		r.set(fullest, "saturation_ratio", "resource", "accept_queue")

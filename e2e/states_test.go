@@ -114,8 +114,9 @@ func ssStates(t *testing.T, option ...string) map[string]int {
 	return count
 }
 
-// ssListeners adds up what ss -ltn says of the accept queues, by address.
-func ssListeners(t *testing.T) (length, limit map[string]int) {
+// ssListeners adds up what ss -ltn says of the accept queues, by address, and
+// finds how full the fullest of a single socket is.
+func ssListeners(t *testing.T) (length, limit map[string]int, fullest float64) {
 	t.Helper()
 	length, limit = map[string]int{}, map[string]int{}
 	for line := range strings.Lines(command(t, "", "ss", "-ltnH")) {
@@ -139,8 +140,9 @@ func ssListeners(t *testing.T) (length, limit map[string]int) {
 		}
 		length[at] += waiting
 		limit[at] += most
+		fullest = max(fullest, float64(waiting)/float64(max(most, 1)))
 	}
-	return length, limit
+	return length, limit, fullest
 }
 
 // everyState makes TCP sockets in every state but CLOSE, over IPv4 and IPv6, and
@@ -324,6 +326,7 @@ func TestAcceptQueues(t *testing.T) {
 		listener netip.AddrPort
 		backlogs []int // of each socket that listens there
 		clients  []netip.Addr
+		late     []int // backlogs of sockets that join when the clients are there
 		limit    int
 	}
 	queues := map[string]queue{
@@ -341,6 +344,8 @@ func TestAcceptQueues(t *testing.T) {
 		// The kernel lets in one more than the backlog says.
 		"127.0.0.1:1008": {listener: at(v4, 1008), backlogs: []int{2}, clients: slices.Repeat([]netip.Addr{v4}, 3), limit: 2},
 		"127.0.0.1:1009": {listener: at(v4, 1009), backlogs: []int{0}, limit: 0},
+		// One socket of the group is full, the other is empty.
+		"127.0.0.1:1010": {listener: at(v4, 1010), backlogs: []int{1}, clients: slices.Repeat([]netip.Addr{v4}, 2), late: []int{30}, limit: 31},
 	}
 	for _, q := range queues {
 		for _, b := range q.backlogs {
@@ -349,11 +354,15 @@ func TestAcceptQueues(t *testing.T) {
 		for _, c := range q.clients {
 			n.dial(netip.AddrPort{}, at(c, q.listener.Port()))
 		}
+		for _, b := range q.late {
+			n.listen(q.listener, b)
+		}
 	}
 	e := n.start()
 	var length, limit map[string]int
+	var fullest float64
 	n.until("every connection in its queue", func() bool {
-		length, limit = ssListeners(t)
+		length, limit, fullest = ssListeners(t)
 		for name, q := range queues {
 			if length[name] != len(q.clients) {
 				return false
@@ -375,8 +384,8 @@ func TestAcceptQueues(t *testing.T) {
 	if got := int(p.value(t, "sockpressure_tcp_listeners")); got != len(queues)+1 || got != len(limit) {
 		t.Errorf("tcp_listeners is %d, made were %d and the exporter's own, ss has %d", got, len(queues), len(limit))
 	}
-	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got != 1.5 {
-		t.Errorf("the fullest queue is at %v", got)
+	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got != 2 || got != fullest {
+		t.Errorf("the fullest queue is at %v, by ss at %v", got, fullest)
 	}
 }
 
