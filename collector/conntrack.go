@@ -57,7 +57,7 @@ func conntrackSpec() Spec {
 			},
 			{
 				Name:  "conntrack_drops_total",
-				Help:  "Packets dropped because a new connection could not be tracked: the table was full, or there was no memory." + source,
+				Help:  "Packets dropped because a new connection could not be tracked: the table was full, there was no memory, or it could not be inserted (conntrack_insert_failures_total counts that alone)." + source,
 				Value: counter(conntrackDrop),
 			},
 			{

@@ -40,7 +40,7 @@ func sockstatSpec() Spec {
 			},
 			{
 				Name:   "sockets_inuse",
-				Help:   "Sockets in use by address family and protocol; TIME_WAIT and orphaned ones do not count. From /proc/net/sockstat and sockstat6.",
+				Help:   "Sockets in use by address family and protocol; TIME_WAIT and connection requests do not count. From /proc/net/sockstat and sockstat6.",
 				Labels: []string{"family", "protocol"},
 				Values: func(s *sockstat, emit Emit) {
 					for i, f := range s.family {

@@ -52,7 +52,7 @@ func tcpSpec() Spec {
 		Metrics: []Metric[tcp]{
 			{
 				Name:   "tcp_sockets",
-				Help:   "TCP sockets by state, both address families. From sock_diag; established and time_wait from /proc/net/snmp and sockstat.",
+				Help:   "TCP sockets by state, both address families. From sock_diag; established and time_wait from what /proc/net/sockstat and sockstat6 count besides.",
 				Labels: []string{"state"},
 				Values: func(s *tcp, emit Emit) {
 					for state := sockdiag.Established; state <= sockdiag.Closing; state++ {
@@ -108,8 +108,7 @@ func openTCP(k *Kernel) func(context.Context, *tcp) error {
 	request := sockdiag.Request{
 		States: sockdiag.AllStates.Without(sockdiag.Established, sockdiag.TimeWait),
 	}
-	snmp, stat := k.net("snmp"), k.net("sockstat")
-	currEstab := netstatIndex{"Tcp:": {"CurrEstab": 0}}
+	stat, stat6 := k.net("sockstat"), k.net("sockstat6")
 	v := &tcpVisitor{queues: map[netip.AddrPort]acceptQueue{}}
 
 	return func(ctx context.Context, s *tcp) error {
@@ -117,25 +116,25 @@ func openTCP(k *Kernel) func(context.Context, *tcp) error {
 			return err
 		}
 		// After the walk, so that they are as near as can be to what it counted.
-		b, err := required(snmp, "IPv4 (CONFIG_INET)")
+		b, err := required(stat, "IPv4 (CONFIG_INET)")
 		if err != nil {
-			return err
-		}
-		var estab [1]Number
-		if err := parseSNMP(b, snmp.Path(), currEstab, estab[:]); err != nil {
-			return err
-		}
-		if err := complete(snmp.Path(), []field{{"Tcp: CurrEstab", estab[0]}}); err != nil {
-			return err
-		}
-		if b, err = required(stat, "IPv4 (CONFIG_INET)"); err != nil {
 			return err
 		}
 		var counts sockstat
 		if err := parseSockstat(b, stat.Path(), k.memoryUnit, &counts); err != nil {
 			return err
 		}
-		v.fill(s, estab[0], counts.timeWait, k.top)
+		if b, err = optional(stat6); err != nil {
+			return err
+		}
+		if b != nil {
+			if err := parseSockstat6(b, stat6.Path(), &counts); err != nil {
+				return err
+			}
+		}
+		inuse := counts.family[0].tcp
+		inuse.Value += counts.family[1].tcp.Value // 0 without IPv6
+		v.fill(s, inuse, counts.timeWait, k.top)
 		return nil
 	}
 }
@@ -183,11 +182,16 @@ func (v *tcpVisitor) Visit(s *sockdiag.Socket) {
 	}
 }
 
-// fill makes the snapshot. currEstab counts CLOSE_WAIT too, timeWait the
-// mini-sockets in FIN_WAIT2.
-func (v *tcpVisitor) fill(s *tcp, currEstab, timeWait Number, n int) {
+// fill makes the snapshot. inuse counts the full sockets of every state but
+// CLOSE, timeWait all mini-sockets, those in FIN_WAIT2 too.
+func (v *tcpVisitor) fill(s *tcp, inuse, timeWait Number, n int) {
+	walked := uint64(0)
 	for state, count := range v.states {
 		s.states[state] = number(count)
+		// A request for a connection is no socket yet.
+		if sockdiag.State(state) != sockdiag.SynRecv {
+			walked += count
+		}
 	}
 	// The counters are read a moment after the walk, so a difference may come out
 	// below what there can be.
@@ -195,7 +199,7 @@ func (v *tcpVisitor) fill(s *tcp, currEstab, timeWait Number, n int) {
 		n.Value = max(n.Value, 0)
 		return n
 	}
-	s.states[sockdiag.Established] = notNegative(currEstab.minus(number(v.states[sockdiag.CloseWait])))
+	s.states[sockdiag.Established] = notNegative(inuse.minus(number(walked - v.finWait2)))
 	s.states[sockdiag.TimeWait] = notNegative(timeWait.minus(number(v.finWait2)))
 
 	s.listeners = len(v.queues)

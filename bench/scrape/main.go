@@ -44,6 +44,7 @@ func run(args []string, out io.Writer) (err error) {
 	scrapes := flags.Int("scrapes", 1000, "scrapes of each exporter")
 	interval := flags.Duration("interval", 0, "pause before each round of scrapes")
 	processes := flags.Int("processes", 0, "idle processes to start, for a host that runs more than this one")
+	without := flags.String("without", "", "collectors of node_exporter to leave out, with commas between them")
 	oursPath := flags.String("exporter", "", "path of this exporter, to be built if empty")
 	theirsPath := flags.String("node-exporter", "", "path of node_exporter, to be installed if empty")
 	_ = flags.Parse(args) // exits by itself
@@ -92,7 +93,7 @@ func run(args []string, out io.Writer) (err error) {
 		args []string
 	}{
 		{*oursPath, []string{"--collector.max-cpu=0"}},
-		{*theirsPath, equivalents()},
+		{*theirsPath, equivalents(strings.Split(*without, ","))},
 		{*oursPath, nil},
 	} {
 		e, err := exporter.Start(ctx, c.path, c.args...)
@@ -112,13 +113,15 @@ func run(args []string, out io.Writer) (err error) {
 // sockets that ours read, and no others. Nothing there equals ours of ephemeral
 // ports, of accept queues against their limits, and of the descriptors of each
 // process; "processes" walks over them all for their states and threads.
-func equivalents() []string {
+func equivalents(without []string) []string {
 	args := []string{"--collector.disable-defaults"}
 	for _, name := range []string{
 		"arp", "conntrack", "filefd", "meminfo", "netstat", "pressure", "processes",
 		"slabinfo", "sockstat", "softnet", "tcpstat", "vmstat", "zoneinfo",
 	} {
-		args = append(args, "--collector."+name)
+		if !slices.Contains(without, name) {
+			args = append(args, "--collector."+name)
+		}
 	}
 	return args
 }
