@@ -54,17 +54,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 	kernel, err := collector.OpenKernel(c.procPath, c.sysPath, c.top)
 	if err != nil {
-		return fail(stderr, err)
+		if status := fail(stderr, err); c.command != commandCheck {
+			return status
+		}
+		return unknown
 	}
 	if err := kernel.HostNetworkNamespace(); err != nil {
 		logger.Warn("Cannot enter the host's network namespace, which needs CAP_SYS_ADMIN and CAP_SYS_PTRACE: its sysctls and sockets are not exported", "err", err)
 	} else if !kernel.InitialNetworkNamespace() {
 		logger.Warn("The network namespace of process 1 is not the machine's first one, so its memory limits are missing: in a container, mount the host's /proc and name it with --path.procfs")
 	}
-	set := collector.NewSet(kernel, c.specs, collector.Config{MaxCPU: c.maxCPU, Logger: logger})
 	if c.command == commandCheck {
-		return check(ctx, set, stdout, stderr)
+		// What fails stands below the table, once.
+		quiet := collector.Config{MaxCPU: c.maxCPU, Logger: slog.New(slog.DiscardHandler)}
+		return check(ctx, collector.NewSet(kernel, c.specs, quiet), stdout, stderr)
 	}
+	set := collector.NewSet(kernel, c.specs, collector.Config{MaxCPU: c.maxCPU, Logger: logger})
 	if err := serve(ctx, set, c, logger); err != nil {
 		return fail(stderr, err)
 	}

@@ -30,7 +30,7 @@ func filefdSpec() Spec {
 		Metrics: []Metric[filefd]{
 			{
 				Name:  "file_descriptors_allocated",
-				Help:  "Open files of the whole machine; before Linux 7 counted in steps of up to 32 a CPU. From /proc/sys/fs/file-nr.",
+				Help:  "Open files of the whole machine; older kernels count in steps of up to 32 a CPU. From /proc/sys/fs/file-nr.",
 				Value: func(s *filefd) Number { return s.allocated },
 			},
 			{

@@ -12,7 +12,7 @@ import (
 
 // ports is one reading of the ephemeral ports that outbound connections hold.
 type ports struct {
-	// limit is the ports of the range that may be handed out.
+	// limit is the ports of the range that connect may hand out.
 	limit uint64
 	// tuples are those with the most ports in use, the most first.
 	tuples []tupleCount
@@ -68,7 +68,7 @@ func portsSpec() Spec {
 			},
 			{
 				Name:  "ephemeral_ports_limit",
-				Help:  "Ports that connections from one address to one destination can hold. From net.ipv4.ip_local_port_range less net.ipv4.ip_local_reserved_ports.",
+				Help:  "Ports that connections from one address to one destination can hold. From net.ipv4.ip_local_port_range less net.ipv4.ip_local_reserved_ports and the ports that are listened on.",
 				Value: func(s *ports) Number { return number(s.limit) },
 			},
 		},
@@ -113,7 +113,6 @@ func openPorts(k *Kernel) func(context.Context, *ports) error {
 		if err := parsePortList(b, reserved.Path(), outbound.remove); err != nil {
 			return err
 		}
-		s.limit = outbound.count()
 
 		// The connections of a port that is listened on were accepted. Asking for
 		// listeners alone spares the kernel the large table.
@@ -124,6 +123,8 @@ func openPorts(k *Kernel) func(context.Context, *ports) error {
 		if err := walk(ctx, client, listeners, listening); err != nil {
 			return err
 		}
+		// connect passes over a port that is listened on, at whatever address.
+		s.limit = outbound.countWithout(&listening.ports)
 		held := sockdiag.Request{
 			States: sockdiag.AllStates.Without(sockdiag.Listen, sockdiag.Close, sockdiag.SynRecv),
 			Ports:  outbound.ranges(sockdiag.MaxRanges),
@@ -166,7 +167,7 @@ func (v *portsVisitor) Visit(s *sockdiag.Socket) {
 
 // listenVisitor finds out what is listened on. A port that is listened on at
 // every address is taken out of a set, which the kernel filters by; one that is
-// listened on at some address is still free for connections from others.
+// listened on at some address may hold connections from others, by bind.
 type listenVisitor struct {
 	wildcard  *portSet
 	addresses map[localAddr]bool
@@ -228,9 +229,10 @@ func (p *portSet) ranges(n int) []sockdiag.PortRange {
 	return ranges
 }
 
-func (p *portSet) count() (n uint64) {
-	for _, in := range p {
-		if in {
+// countWithout counts the ports of the set that another does not have.
+func (p *portSet) countWithout(other *portSet) (n uint64) {
+	for i, in := range p {
+		if in && !other[i] {
 			n++
 		}
 	}

@@ -396,18 +396,21 @@ func readTable(t *testing.T) readings {
 			delete(free, uint16(p))
 		}
 	}
-	limit := float64(len(free))
-	r.set(limit, "ephemeral_ports_limit")
-	// The other end of a connection that was accepted holds a listener's port.
+	// The other end of a connection that was accepted holds a listener's port, and
+	// no connection is given one.
 	listened := map[netip.AddrPort]bool{}
+	given := maps.Clone(free)
 	for _, s := range table {
 		if s.state == listening {
 			listened[unmap(s.local)] = true
+			delete(given, s.local.Port())
 			if s.local.Addr().IsUnspecified() {
 				delete(free, s.local.Port())
 			}
 		}
 	}
+	limit := float64(len(given))
+	r.set(limit, "ephemeral_ports_limit")
 	most := 0.0
 	for _, s := range table {
 		from, to := unmap(s.local), unmap(s.remote)
