@@ -99,6 +99,11 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 		return fmt.Errorf("%s: %w", k.procPath, err)
 	}
 	sized := hasSizedFolders(k.procPath)
+	// Its own descriptors are listed by one more, which is not open otherwise.
+	self := ""
+	if !sized {
+		self, _ = os.Readlink(filepath.Join(k.procPath, "self"))
+	}
 
 	buf := make([]byte, 4096)
 	var all []processFiles
@@ -115,6 +120,9 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 			continue
 		case err != nil:
 			return fmt.Errorf("descriptors of process %d: %w", p.PID, err)
+		}
+		if strconv.Itoa(p.PID) == self {
+			open--
 		}
 		limit, err := softLimit(filepath.Join(k.procPath, strconv.Itoa(p.PID), "limits"), buf)
 		if isGone(err) || errors.Is(err, fs.ErrPermission) {

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/byhand"
 )
 
 // init keeps the first thread of the process to TestMain. /proc/self/net is that
@@ -287,15 +289,15 @@ func (n *netns) poll(fd int, event int16) {
 	})
 }
 
-// reach waits until a socket is in a state of /proc/net/tcp.
-func (n *netns) reach(fd int, state uint8) {
+// reach waits until a socket is in a state.
+func (n *netns) reach(fd int, state byhand.State) {
 	n.t.Helper()
-	n.until(fmt.Sprintf("state %d", state), func() bool {
+	n.until(fmt.Sprintf("state %s", state), func() bool {
 		info, err := unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
 		if err != nil {
 			n.t.Fatal("TCP_INFO:", err)
 		}
-		return info.State == state
+		return byhand.State(info.State) == state
 	})
 }
 

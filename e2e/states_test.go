@@ -1,98 +1,19 @@
 package e2e
 
 import (
-	endian "encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/byhand"
 )
-
-// The states as numbered in /proc/net/tcp and TCP_INFO.
-const (
-	synRecv   = 3
-	finWait2  = 5
-	closed    = 7
-	listening = 10
-	closing   = 11
-)
-
-// tcpSocket is a line of /proc/net/tcp or tcp6.
-type tcpSocket struct {
-	family         string
-	local, remote  netip.AddrPort
-	state          uint64
-	waiting, timer uint64 // of a listener: connections that nobody accepted yet
-}
-
-// mini says whether the socket is what is left of one that was closed.
-func (s tcpSocket) mini() bool { return s.timer == 3 }
-
-// tcpTable reads the TCP sockets of the namespace, the slow and plain way.
-func tcpTable(t *testing.T) []tcpSocket {
-	t.Helper()
-	var all []tcpSocket
-	for name, family := range map[string]string{"tcp": "ipv4", "tcp6": "ipv6"} {
-		b, err := os.ReadFile("/proc/thread-self/net/" + name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n")[1:] {
-			f := strings.Fields(line)
-			_, queue, _ := strings.Cut(f[4], ":")
-			timer, _, _ := strings.Cut(f[5], ":")
-			all = append(all, tcpSocket{
-				family: family,
-				local:  hexAddr(t, f[1]), remote: hexAddr(t, f[2]),
-				state: hexNumber(t, f[3]), waiting: hexNumber(t, queue), timer: hexNumber(t, timer),
-			})
-		}
-	}
-	return all
-}
-
-// hexAddr reads an address: 32-bit words in the order of the CPU, then the port.
-func hexAddr(t *testing.T, s string) netip.AddrPort {
-	t.Helper()
-	words, port, _ := strings.Cut(s, ":")
-	b, err := hex.DecodeString(words)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 0; i < len(b); i += 4 {
-		endian.NativeEndian.PutUint32(b[i:], endian.BigEndian.Uint32(b[i:]))
-	}
-	a, ok := netip.AddrFromSlice(b)
-	if !ok {
-		t.Fatalf("%q is no address", s)
-	}
-	return netip.AddrPortFrom(a, uint16(hexNumber(t, port)))
-}
-
-func hexNumber(t *testing.T, s string) uint64 {
-	t.Helper()
-	v, err := strconv.ParseUint(s, 16, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v
-}
-
-// stateName is the label value of a state.
-func stateName(state uint64) string {
-	return [...]string{
-		"unknown", "established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait",
-		"close", "close_wait", "last_ack", "listen", "closing",
-	}[state]
-}
 
 // ssStates counts the lines of ss -tan by state. An option (-4, -6) may choose
 // the address family.
@@ -129,7 +50,7 @@ func ssListeners(t *testing.T) (length, limit map[string]int, fullest float64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		at = unmap(a).String()
+		at = byhand.Unmap(a).String()
 		waiting, err := strconv.Atoi(f[1])
 		if err != nil {
 			t.Fatal(err)
@@ -229,7 +150,7 @@ func (n *netns) everyState() map[string]map[string]int {
 		at, pairs = play(7, "fin_wait2", "last_ack")
 		for _, p := range pairs {
 			n.shutdown(p.client)
-			n.reach(p.client, finWait2)
+			n.reach(p.client, byhand.FinWait2)
 		}
 		silence(at.Port())
 		for _, p := range pairs {
@@ -246,15 +167,15 @@ func (n *netns) everyState() map[string]map[string]int {
 		}
 		n.nft(fmt.Sprintf("add element inet lossy mute { %d }\ndelete element inet lossy silent { %d }", at.Port(), at.Port()))
 		for _, p := range pairs {
-			n.reach(p.server, closing)
+			n.reach(p.server, byhand.Closing)
 		}
 	}
 
 	var got map[string]map[string]int
 	n.until("every state", func() bool {
 		got = map[string]map[string]int{"ipv4": {}, "ipv6": {}}
-		for _, s := range tcpTable(n.t) {
-			got[s.family][stateName(s.state)]++
+		for _, s := range read(n.t, byhand.Sockets) {
+			got[s.Family][s.State.String()]++
 		}
 		return fmt.Sprint(got) == fmt.Sprint(made)
 	})
@@ -288,21 +209,21 @@ func TestStates(t *testing.T) {
 		}
 	}
 	all := ssStates(t)
-	for state := uint64(1); state <= closing; state++ {
-		name := stateName(state)
+	for state := byhand.Established; state <= byhand.Closing; state++ {
+		name := state.String()
 		got := int(p.value(t, fmt.Sprintf("sockpressure_tcp_sockets{state=%q}", name)))
 		want := made["ipv4"][name] + made["ipv6"][name]
 		if got != want || got != all[name] {
 			t.Errorf("%s: the exporter says %d, ss %d, made were %d", name, got, all[name], want)
 		}
-		if (want == 0) != (state == closed) {
+		if (want == 0) != (state == byhand.Closed) {
 			t.Errorf("%s: %d were made", name, want)
 		}
 	}
 
 	mini := 0
-	for _, s := range tcpTable(t) {
-		if s.mini() {
+	for _, s := range read(t, byhand.Sockets) {
+		if s.Mini {
 			mini++
 		}
 	}
@@ -408,7 +329,7 @@ func TestEphemeralPorts(t *testing.T) {
 	at := func(ip string, port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(ip), port) }
 	want := map[string]int{}
 	expect := func(from, to netip.AddrPort, count int) {
-		want[fmt.Sprintf("{destination=%q,source=%q}", unmap(to), from.Addr().Unmap())] = count
+		want[fmt.Sprintf("{destination=%q,source=%q}", byhand.Unmap(to), from.Addr().Unmap())] = count
 	}
 
 	// Some connections stay, some are closed by the client, which keeps its port
@@ -444,8 +365,8 @@ func TestEphemeralPorts(t *testing.T) {
 	expect(from, to, 9)
 
 	byHand := map[string]int{}
-	for _, s := range tcpTable(t) {
-		name := fmt.Sprintf("{destination=%q,source=%q}", unmap(s.remote), s.local.Addr().Unmap())
+	for _, s := range read(t, byhand.Sockets) {
+		name := fmt.Sprintf("{destination=%q,source=%q}", byhand.Unmap(s.Remote), s.Local.Addr().Unmap())
 		if want[name] > 0 {
 			byHand[name]++
 		}

@@ -1,0 +1,446 @@
+package byhand
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Reader reads the files of /proc.
+type Reader struct {
+	proc   string
+	fileNR *os.File
+}
+
+// Open prepares to read, with the processes below proc: /proc, or where another
+// procfs stands.
+func Open(proc string) (*Reader, error) {
+	// Held open, so that reading it counts no file more.
+	fileNR, err := os.Open("/proc/sys/fs/file-nr")
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{proc, fileNR}, nil
+}
+
+// Close ends the use of the reader.
+func (r *Reader) Close() error { return r.fileNR.Close() }
+
+// Read reads the files of the network namespace of the calling thread, those of
+// the machine, and the processes.
+func (r *Reader) Read() (Readings, error) {
+	p := newPass()
+	p.sockstat()
+	p.netstat()
+	p.conntrack()
+	p.memory()
+	p.slabs()
+	p.zones()
+	p.processes(r.proc)
+	p.devices()
+	p.openFiles(r.fileNR)
+	for resource, of := range map[string][2]string{
+		"tcp_memory":        {"tcp_memory_bytes", `tcp_memory_threshold_bytes{threshold="high"}`},
+		"udp_memory":        {"udp_memory_bytes", `udp_memory_threshold_bytes{threshold="high"}`},
+		"tcp_orphans":       {"tcp_orphans", "tcp_orphans_limit"},
+		"tcp_time_wait":     {"tcp_time_wait", "tcp_time_wait_limit"},
+		"ip_fragments_ipv4": {`ip_fragment_memory_bytes{family="ipv4"}`, `ip_fragment_memory_limit_bytes{family="ipv4"}`},
+		"ip_fragments_ipv6": {`ip_fragment_memory_bytes{family="ipv6"}`, `ip_fragment_memory_limit_bytes{family="ipv6"}`},
+		"file_descriptors":  {"file_descriptors_allocated", "file_descriptors_limit"},
+		"conntrack_entries": {"conntrack_entries", "conntrack_entries_limit"},
+		"neighbours_ipv4":   {`neighbour_entries{family="ipv4"}`, `neighbour_entries_limit{family="ipv4"}`},
+		"neighbours_ipv6":   {`neighbour_entries{family="ipv6"}`, `neighbour_entries_limit{family="ipv6"}`},
+	} {
+		usage, ok := p.Readings["sockpressure_"+of[0]]
+		if limit := p.Readings["sockpressure_"+of[1]]; ok && limit > 0 {
+			p.Set(usage/limit, "saturation_ratio", "resource", resource)
+		}
+	}
+	p.Set(1, "host_network_namespace")
+	return p.result()
+}
+
+// sockstat reads sockstat and the sysctls about it.
+func (p *pass) sockstat() {
+	page := float64(os.Getpagesize())
+	stat := map[string]float64{}
+	for _, file := range []string{"/proc/net/sockstat", "/proc/net/sockstat6"} {
+		for _, f := range p.lines(file) {
+			for i := 1; i < len(f); i += 2 {
+				stat[f[0]+f[i]] = p.decimal(f.at(i + 1))
+			}
+		}
+	}
+	for family, suffix := range map[string]string{"ipv4": "", "ipv6": "6"} {
+		for _, protocol := range []string{"tcp", "udp", "udplite", "raw"} {
+			if v, ok := stat[strings.ToUpper(protocol)+suffix+":inuse"]; ok {
+				p.Set(v, "sockets_inuse", "family", family, "protocol", protocol)
+			}
+		}
+		if v, ok := stat["FRAG"+suffix+":memory"]; ok {
+			p.Set(v, "ip_fragment_memory_bytes", "family", family)
+		}
+	}
+	for _, s := range []struct {
+		field string
+		unit  float64
+		name  string
+	}{
+		{"sockets:used", 1, "sockets_used"},
+		{"TCP:alloc", 1, "tcp_sockets_allocated"},
+		{"TCP:orphan", 1, "tcp_orphans"},
+		{"TCP:tw", 1, "tcp_time_wait"},
+		{"TCP:mem", page, "tcp_memory_bytes"},
+		{"UDP:mem", page, "udp_memory_bytes"},
+	} {
+		if v, ok := stat[s.field]; ok {
+			p.Set(v*s.unit, s.name)
+		}
+	}
+
+	for _, s := range []struct {
+		file string
+		unit float64
+		name string // and labels
+		each []string
+	}{
+		{"ipv4/tcp_max_orphans", 1, "tcp_orphans_limit", nil},
+		{"ipv4/tcp_max_tw_buckets", 1, "tcp_time_wait_limit", nil},
+		{"core/somaxconn", 1, "listen_backlog_limit", nil},
+		{"ipv4/tcp_max_syn_backlog", 1, "syn_backlog_limit", nil},
+		{"core/netdev_max_backlog", 1, "netdev_backlog_limit", nil},
+		{"ipv4/ipfrag_high_thresh", 1, "ip_fragment_memory_limit_bytes", []string{"family", "ipv4"}},
+		{"ipv6/ip6frag_high_thresh", 1, "ip_fragment_memory_limit_bytes", []string{"family", "ipv6"}},
+		{"ipv4/neigh/default/gc_thresh3", 1, "neighbour_entries_limit", []string{"family", "ipv4"}},
+		{"ipv6/neigh/default/gc_thresh3", 1, "neighbour_entries_limit", []string{"family", "ipv6"}},
+		{"ipv4/tcp_mem", page, "tcp_memory_threshold_bytes", []string{"threshold", "low pressure high"}},
+		{"ipv4/udp_mem", page, "udp_memory_threshold_bytes", []string{"threshold", "low pressure high"}},
+		{"ipv4/tcp_rmem", 1, "tcp_buffer_bytes", []string{"direction", "receive", "bound", "min default max"}},
+		{"ipv4/tcp_wmem", 1, "tcp_buffer_bytes", []string{"direction", "send", "bound", "min default max"}},
+		{"netfilter/nf_conntrack_count", 1, "conntrack_entries", nil},
+		{"netfilter/nf_conntrack_max", 1, "conntrack_entries_limit", nil},
+		{"netfilter/nf_conntrack_buckets", 1, "conntrack_buckets", nil},
+	} {
+		for i, v := range p.numbers("/proc/sys/net/" + s.file) {
+			labels := slices.Clone(s.each)
+			if len(labels) > 0 {
+				labels[len(labels)-1] = fields(strings.Fields(labels[len(labels)-1])).at(i)
+			}
+			p.Set(v*s.unit, s.name, labels...)
+		}
+	}
+}
+
+// netstatFields names the field of each counter, as nstat does.
+const netstatFields = `
+	tcp_listen_overflows_total           TcpExtListenOverflows
+	tcp_listen_drops_total               TcpExtListenDrops
+	tcp_syncookies_sent_total            TcpExtSyncookiesSent
+	tcp_syncookies_received_total        TcpExtSyncookiesRecv
+	tcp_syncookies_failed_total          TcpExtSyncookiesFailed
+	tcp_request_queue_full_drops_total   TcpExtTCPReqQFullDrop
+	tcp_request_queue_full_cookies_total TcpExtTCPReqQFullDoCookies
+	tcp_time_wait_overflows_total        TcpExtTCPTimeWaitOverflow
+	tcp_memory_pressures_total           TcpExtTCPMemoryPressures
+	tcp_memory_pressure_seconds_total    TcpExtTCPMemoryPressuresChrono
+	tcp_aborts_on_memory_total           TcpExtTCPAbortOnMemory
+	tcp_aborts_on_timeout_total          TcpExtTCPAbortOnTimeout
+	tcp_receive_queue_drops_total        TcpExtTCPRcvQDrop
+	tcp_zero_window_drops_total          TcpExtTCPZeroWindowDrop
+	tcp_pruned_total                     TcpExtPruneCalled
+	tcp_receive_pruned_total             TcpExtRcvPruned
+	tcp_out_of_order_pruned_total        TcpExtOfoPruned
+	tcp_backlog_drops_total              TcpExtTCPBacklogDrop
+	tcp_memalloc_drops_total             TcpExtPFMemallocDrop
+	tcp_write_queue_too_big_total        TcpExtTCPWqueueTooBig
+	tcp_syn_retransmits_total            TcpExtTCPSynRetrans
+	tcp_retransmitted_segments_total     TcpRetransSegs
+	tcp_active_opens_total               TcpActiveOpens
+	tcp_passive_opens_total              TcpPassiveOpens
+	tcp_attempt_failures_total           TcpAttemptFails
+	tcp_resets_sent_total                TcpOutRsts
+	udp_receive_buffer_errors_total      UdpRcvbufErrors
+	udp_send_buffer_errors_total         UdpSndbufErrors
+	udp_memory_errors_total              UdpMemErrors
+	udp6_receive_buffer_errors_total     Udp6RcvbufErrors
+	udp6_send_buffer_errors_total        Udp6SndbufErrors
+	udp6_memory_errors_total             Udp6MemErrors
+	ip_reassembly_failures_total         IpReasmFails
+	ip6_reassembly_failures_total        Ip6ReasmFails
+	ip_output_discards_total             IpOutDiscards
+	ip_input_discards_total              IpInDiscards`
+
+func (p *pass) netstat() {
+	values := map[string]float64{}
+	for _, file := range []string{"/proc/net/snmp", "/proc/net/netstat"} {
+		all := p.lines(file)
+		for i := 0; i+1 < len(all); i += 2 {
+			for j := 1; j < len(all[i]); j++ {
+				values[strings.TrimSuffix(all[i][0], ":")+all[i][j]] = p.decimal(all[i+1].at(j))
+			}
+		}
+	}
+	for _, f := range p.lines("/proc/net/snmp6") {
+		values[f.at(0)] = p.decimal(f.at(1))
+	}
+	for line := range strings.Lines(strings.TrimSpace(netstatFields)) {
+		f := strings.Fields(line)
+		v, ok := values[f[1]]
+		if !ok {
+			continue
+		}
+		if f[1] == "TcpExtTCPMemoryPressuresChrono" {
+			v /= 1000
+		}
+		p.Set(v, f[0])
+	}
+}
+
+// conntrack reads the counters of connection tracking, by its tool where the
+// kernel has no file of them.
+func (p *pass) conntrack() {
+	const path = "/proc/net/stat/nf_conntrack"
+	if p.text("/proc/sys/net/netfilter/nf_conntrack_max") == "" {
+		return
+	}
+	tool := ""
+	if p.text(path) == "" {
+		tool = p.command("conntrack", "-S")
+	}
+	for name, counter := range map[string]string{
+		"conntrack_drops_total": "drop", "conntrack_early_drops_total": "early_drop", "conntrack_invalid_total": "invalid",
+		"conntrack_insert_failures_total": "insert_failed", "conntrack_search_restarts_total": "search_restart",
+	} {
+		v, ok := p.column(path, counter, false)
+		for field := range strings.FieldsSeq(tool) {
+			if n, found := strings.CutPrefix(field, counter+"="); found {
+				v, ok = v+p.decimal(n), true
+			}
+		}
+		if ok {
+			p.Set(v, name)
+		}
+	}
+}
+
+// command runs a program in the network namespace of this thread and returns what
+// it said.
+//
+//nolint:forbidigo // nothing of this is in the exporter
+func (p *pass) command(name string, args ...string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		p.file = strings.Join(cmd.Args, " ")
+		p.fail(fmt.Errorf("%w: %s", err, stderr.String()))
+	}
+	return string(out)
+}
+
+// memory reads what of memory is one number.
+func (p *pass) memory() {
+	info := map[string]float64{}
+	for _, f := range p.lines("/proc/meminfo") {
+		info[f.at(0)] = p.decimal(f.at(1)) * 1024
+	}
+	for name, field := range map[string]string{
+		"total": "MemTotal", "available": "MemAvailable", "committed": "Committed_AS", "commit_limit": "CommitLimit",
+		"low_total": "LowTotal", "low_free": "LowFree", "high_total": "HighTotal", "high_free": "HighFree",
+	} {
+		if v, ok := info[field+":"]; ok {
+			p.Set(v, "memory_"+name+"_bytes")
+		}
+	}
+	for kind, field := range map[string]string{
+		"slab_reclaimable": "SReclaimable", "slab_unreclaimable": "SUnreclaim", "kernel_stack": "KernelStack",
+		"page_tables": "PageTables", "secondary_page_tables": "SecPageTables", "percpu": "Percpu", "vmalloc": "VmallocUsed",
+	} {
+		if v, ok := info[field+":"]; ok {
+			p.Set(v, "memory_kernel_bytes", "kind", kind)
+		}
+	}
+	if total := info["MemTotal:"]; total > 0 {
+		p.Set((total-info["MemAvailable:"])/total, "saturation_ratio", "resource", "memory")
+	}
+	if limit := info["CommitLimit:"]; limit > 0 && slices.Equal(p.numbers("/proc/sys/vm/overcommit_memory"), []float64{2}) {
+		p.Set(info["Committed_AS:"]/limit, "saturation_ratio", "resource", "committed_memory")
+	}
+
+	for _, f := range p.lines("/proc/vmstat") {
+		if f.at(0) == "oom_kill" {
+			p.Set(p.decimal(f.at(1)), "oom_kills_total")
+		}
+	}
+	for _, f := range p.lines("/proc/pressure/memory") {
+		seconds := p.decimal(strings.TrimPrefix(f.at(len(f)-1), "total=")) / 1e6
+		p.Set(seconds, "memory_pressure_seconds_total", "kind", f.at(0))
+	}
+}
+
+// slabs reads slabinfo. A cache that shares its memory with others is a link in
+// /sys/kernel/slab, and is not the exporter's to show. A kernel without that
+// folder lets none share.
+func (p *pass) slabs() {
+	const shared = "/sys/kernel/slab"
+	_, err := os.Stat(shared)
+	all := errors.Is(err, fs.ErrNotExist)
+	for _, f := range p.lines("/proc/slabinfo") {
+		if len(f) < 16 || f[0] == "#" {
+			continue
+		}
+		if st, err := os.Lstat(filepath.Join(shared, f[0])); all || err == nil && st.IsDir() {
+			p.Set(p.decimal(f[14])*p.decimal(f[5])*float64(os.Getpagesize()), "memory_slab_bytes", "cache", f[0])
+		}
+	}
+}
+
+// zones reads the zones that have memory.
+func (p *pass) zones() {
+	zones := map[[2]string]map[string]float64{}
+	var zone map[string]float64
+	for _, f := range p.lines("/proc/zoneinfo") {
+		if len(f) == 4 && f[0] == "Node" {
+			zone = map[string]float64{}
+			zones[[2]string{strings.TrimSuffix(f[1], ","), f[3]}] = zone
+		}
+		if f.at(0) == "pages" {
+			f = f[1:]
+		}
+		// The first is the zone's, what follows is of its nodes and CPUs.
+		if _, ok := zone[f.at(0)]; zone != nil && len(f) == 2 && !ok && f[0] != "per-node" {
+			zone[f[0]] = p.decimal(f[1]) * float64(os.Getpagesize())
+		}
+	}
+	for id, z := range zones {
+		if z["managed"] == 0 {
+			continue
+		}
+		p.Set(z["free"], "memory_zone_free_bytes", "node", id[0], "zone", id[1])
+		for _, watermark := range []string{"min", "low", "high"} {
+			p.Set(z[watermark], "memory_zone_watermark_bytes", "node", id[0], "zone", id[1], "watermark", watermark)
+		}
+	}
+	if total, ok := p.Readings["sockpressure_memory_low_total_bytes"]; ok {
+		usage := total - p.Readings["sockpressure_memory_low_free_bytes"] - p.Readings[`sockpressure_memory_kernel_bytes{kind="slab_reclaimable"}`]
+		limit := total
+		for id, z := range zones {
+			if id[1] != "HighMem" && id[1] != "Movable" && z["managed"] > 0 {
+				usage -= z["nr_zone_active_file"] + z["nr_zone_inactive_file"]
+				limit -= z["min"]
+			}
+		}
+		p.Set(max(usage, 0)/limit, "saturation_ratio", "resource", "low_memory")
+	}
+}
+
+// processes lists the descriptors of every process.
+func (p *pass) processes(proc string) {
+	type files struct {
+		pid         int
+		open, limit float64
+	}
+	worst := map[string]files{}
+	fullest := 0.0
+	dirs, err := filepath.Glob(proc + "/[0-9]*")
+	if err != nil {
+		p.file = proc
+		p.fail(err)
+	}
+	for _, dir := range dirs {
+		f := files{open: descriptors(dir)}
+		for _, l := range p.lines(dir + "/limits") {
+			if strings.HasPrefix(strings.Join(l, " "), "Max open files") && l.at(3) != "unlimited" {
+				f.limit = p.decimal(l.at(3))
+			}
+		}
+		f.pid = int(p.decimal(filepath.Base(dir)))
+		name := strings.TrimSuffix(p.text(dir+"/comm"), "\n")
+		if f.open <= 0 || f.limit == 0 || name == "" {
+			continue
+		}
+		fullest = max(fullest, f.open/f.limit)
+		w, ok := worst[name]
+		if !ok || f.open/f.limit > w.open/w.limit || f.open/f.limit == w.open/w.limit && f.pid < w.pid {
+			worst[name] = f
+		}
+	}
+	for name, f := range worst {
+		p.Set(f.open, "process_open_file_descriptors", "process", name)
+		p.Set(f.limit, "process_file_descriptors_limit", "process", name)
+	}
+	p.Set(0, "processes_unreadable")
+	p.Set(fullest, "saturation_ratio", "resource", "process_file_descriptors")
+}
+
+// descriptors lists those of a process, which may end meanwhile. A thread that
+// waits in accept has been given one more, which counts but is not listed: the
+// size of the folder has it (Linux 6.2).
+func descriptors(dir string) float64 {
+	names, _ := os.ReadDir(dir + "/fd")
+	open := len(names)
+	if filepath.Base(dir) == strconv.Itoa(os.Getpid()) {
+		open-- // the one that lists them
+	}
+	threads, _ := os.ReadDir(dir + "/task")
+	if st, err := os.Stat(dir + "/fd"); err == nil && st.Size() > int64(open) && st.Size() <= int64(open+len(threads)) {
+		open = int(st.Size())
+	}
+	return float64(open)
+}
+
+// devices reads the queues of received packets and the neighbour tables.
+func (p *pass) devices() {
+	var drops, squeezes, length, input float64
+	lengths := false // since Linux 5.10
+	for _, f := range p.lines("/proc/net/softnet_stat") {
+		drops += float64(p.hexadecimal(f.at(1)))
+		squeezes += float64(p.hexadecimal(f.at(2)))
+		if len(f) > 11 {
+			lengths = true
+			length = max(length, float64(p.hexadecimal(f[11])))
+			input = max(input, float64(p.hexadecimal(f[min(13, len(f)-1)])))
+		}
+	}
+	p.Set(drops, "netdev_backlog_drops_total")
+	p.Set(squeezes, "netdev_time_squeezes_total")
+	if lengths {
+		p.Set(length, "netdev_backlog_length")
+	}
+	if limit := p.Readings["sockpressure_netdev_backlog_limit"]; lengths && limit > 0 {
+		p.Set(input/limit, "saturation_ratio", "resource", "netdev_backlog")
+	}
+	for family, file := range map[string]string{"ipv4": "/proc/net/stat/arp_cache", "ipv6": "/proc/net/stat/ndisc_cache"} {
+		if v, ok := p.column(file, "entries", true); ok {
+			p.Set(v, "neighbour_entries", "family", family)
+		}
+		if v, ok := p.column(file, "table_fulls", false); ok {
+			p.Set(v, "neighbour_table_full_total", "family", family)
+		}
+	}
+}
+
+// openFiles reads how many files the machine has open.
+func (p *pass) openFiles(fileNR *os.File) {
+	p.file = fileNR.Name()
+	b := make([]byte, 100)
+	size, err := fileNR.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		p.fail(err)
+	}
+	f := fields(strings.Fields(string(b[:size])))
+	p.Set(p.decimal(f.at(0))-p.decimal(f.at(1)), "file_descriptors_allocated")
+	p.Set(p.decimal(f.at(2)), "file_descriptors_limit")
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// track switches connection tracking on in the network namespace of this thread,
+// which takes a rule that asks for it.
+func track() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "lab"})
+	chain := c.AddChain(&nftables.Chain{
+		Name: "in", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
+	})
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
+		&expr.Counter{},
+	}})
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("a rule of nftables: %w", err)
+	}
+	return nil
+}
+
+// conntrackEntries keeps connections open, each an entry of the table.
+func conntrackEntries(*guest) (*load, error) {
+	const limit = 80
+	if err := track(); err != nil {
+		return nil, err
+	}
+	if err := setAll("net/netfilter/nf_conntrack_max", fmt.Sprint(limit)); err != nil {
+		return nil, err
+	}
+	at := loopback(portTrack)
+	listener, err := listen(at, everybody)
+	if err != nil {
+		return nil, err
+	}
+	var open sockets
+	made := 0
+	return &load{
+		step: func(n int) (string, error) {
+			for ; made < share(n, limit); made++ {
+				client, server, err := pair(listener, at)
+				if errors.Is(err, errUnanswered) || errors.Is(err, unix.EPERM) {
+					made++
+					return err.Error(), nil
+				}
+				if err != nil {
+					return "", err
+				}
+				open.keep(client)
+				open.keep(server)
+			}
+			return "", nil
+		},
+		release: func() error { return open.close() },
+	}, nil
+}
+
+// conntrackEntriesNetns does so in a network namespace with a process of its own,
+// as a container has it, whose procfs the exporter is given.
+func conntrackEntriesNetns(g *guest) (*load, error) {
+	const proc = "/tmp/proc"
+	if err := os.Mkdir(proc, 0o755); err != nil {
+		return nil, err
+	}
+	container := exec.Command("/proc/self/exe", workMount, proc)
+	container.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID}
+	w, err := startWorker(container)
+	if err != nil {
+		return nil, err
+	}
+	if refused, err := w.step(); refused != "" || err != nil {
+		return nil, errors.Join(errors.New(refused), err)
+	}
+	ours, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", container.Process.Pid))
+	if err != nil {
+		return nil, err
+	}
+	in := func(f func() error) error {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("entering the network namespace: %w", err)
+		}
+		err := f()
+		if back := unix.Setns(int(ours.Fd()), unix.CLONE_NEWNET); back != nil {
+			return fmt.Errorf("leaving the network namespace: %w", back)
+		}
+		runtime.UnlockOSThread()
+		return err
+	}
+	// The limit is the machine's.
+	if err := setAll("net/netfilter/nf_conntrack_max", "80"); err != nil {
+		return nil, err
+	}
+	var l *load
+	err = in(func() error {
+		if err := linkUp("lo", 0); err != nil {
+			return err
+		}
+		l, err = conntrackEntries(g)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	step, release := l.step, l.release
+	l.in, l.proc = in, proc
+	l.step = func(n int) (refused string, err error) {
+		err = in(func() error {
+			refused, err = step(n)
+			return err
+		})
+		return refused, err
+	}
+	l.release = func() error { return in(release) }
+	return l, nil
+}

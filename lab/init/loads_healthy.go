@@ -1,0 +1,130 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
+)
+
+// together is several loads at once. Orphans are not among them: the kernel begins
+// to refuse those at a quarter of their limit.
+type together []*load
+
+// manyLimits prepares the loads that one host can hold at once.
+func manyLimits(g *guest) (together, error) {
+	var all together
+	for _, prepare := range []func(*guest) (*load, error){
+		tcpMemory, udpMemory, tcpTimeWait, acceptQueue, processFileDescriptors, neighboursIPv4, neighboursIPv6,
+		fragmentsIPv4, fragmentsIPv6,
+		// The connections of the others have ephemeral ports as well.
+		func(*guest) (*load, error) { return ports(1200) },
+	} {
+		l, err := prepare(g)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, l)
+	}
+	return all, track()
+}
+
+// step brings all loads from one part of the ramp to another, and the limits of
+// what they all use up to the same part.
+func (t together) step(from, to int) (string, error) {
+	for n := from + 1; n <= to; n++ {
+		for _, l := range t {
+			if refused, err := l.step(n); refused != "" || err != nil {
+				return refused, err
+			}
+		}
+	}
+	for usage, limit := range map[string]string{"net/netfilter/nf_conntrack_count": "net/netfilter/nf_conntrack_max", "fs/file-nr": "fs/file-max"} {
+		b, err := os.ReadFile("/proc/sys/" + usage)
+		if err != nil {
+			return "", err
+		}
+		used, err := strconv.Atoi(strings.Fields(string(b))[0])
+		if err != nil {
+			return "", err
+		}
+		if err := sysctl(limit, strconv.Itoa(used*scenario.Ramp/to)); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+func (t together) release() (err error) {
+	for _, l := range t {
+		if l.release != nil {
+			err = errors.Join(err, l.release())
+		}
+	}
+	return err
+}
+
+// busy holds three tenths of what it can, while connections come and go.
+func busy(g *guest) (*load, error) {
+	const part = scenario.Ramp * 3 / 10
+	all, err := manyLimits(g)
+	if err != nil {
+		return nil, err
+	}
+	at := loopback(portChurn)
+	listener, err := listen(at, everybody)
+	if err != nil {
+		return nil, err
+	}
+	return &load{
+		step: func(n int) (string, error) {
+			if n <= part {
+				if refused, err := all.step(n-1, n); refused != "" || err != nil {
+					return refused, err
+				}
+			}
+			for range 20 {
+				client, server, err := pair(listener, at)
+				if err != nil {
+					return err.Error(), nil
+				}
+				if !arrives(client, server, 1<<10) {
+					return "1 KiB does not come through a new connection", nil
+				}
+				// With a reset there is no TIME_WAIT.
+				err = unix.SetsockoptLinger(client, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+				if err := errors.Join(err, unix.Close(client), unix.Close(server)); err != nil {
+					return "", err
+				}
+			}
+			return "", nil
+		},
+		release: all.release,
+	}, nil
+}
+
+// burst holds seven tenths of what it can for two minutes, if a step is laid out at
+// 15 s.
+func burst(g *guest) (*load, error) {
+	const begin, end, part = 12, 20, scenario.Ramp * 7 / 10
+	all, err := manyLimits(g)
+	if err != nil {
+		return nil, err
+	}
+	return &load{step: func(n int) (string, error) {
+		switch n {
+		case begin:
+			return all.step(0, part)
+		case end:
+			if err := all.release(); err != nil {
+				return "", fmt.Errorf("releasing the burst: %w", err)
+			}
+		}
+		return "", nil
+	}}, nil
+}

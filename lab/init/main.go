@@ -1,0 +1,206 @@
+// Command init is the first process of a guest of the lab, and the only one but
+// for the exporter and the workers that put a load on the kernel. It drives the
+// scenario that the kernel's command line names ("lab.scenario=...") and reports
+// in messages (see lab/scenario) to the second serial port.
+package main
+
+import (
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
+)
+
+const reportPort = "/dev/ttyS1"
+
+func main() {
+	if os.Getpid() != 1 {
+		os.Exit(work(os.Args[1:]))
+	}
+	if err := boot(); err != nil {
+		// The console is all there is.
+		fmt.Println("init:", err)
+	}
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+// boot makes a system of the bare kernel, and reports on a scenario in it.
+func boot() error {
+	for dir, kind := range map[string]string{"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs"} {
+		if err := unix.Mount(kind, dir, kind, 0, ""); err != nil {
+			return fmt.Errorf("%s: %w", dir, err)
+		}
+	}
+	r, err := newReport(reportPort)
+	if err != nil {
+		return err
+	}
+	if err := drive(r); err != nil {
+		r.send(scenario.Message{Error: err.Error()})
+	}
+	return r.close()
+}
+
+func drive(r *report) error {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return err
+	}
+	r.send(scenario.Message{Release: unix.ByteSliceToString(name.Release[:])})
+	s, err := chosen()
+	if err != nil {
+		return err
+	}
+	// A process may have many sockets here.
+	if err := writeFile("/proc/sys/fs/nr_open", "4000000"); err != nil {
+		return err
+	}
+	many := unix.Rlimit{Cur: 4000000, Max: 4000000}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &many); err != nil {
+		return err
+	}
+	if err := linkUp("lo", 0); err != nil {
+		return err
+	}
+	g := &guest{Scenario: s, report: r, collectors: collectorOf(), agreed: map[string]bool{}, seen: map[string]bool{}}
+	if g.log, err = os.OpenFile("/dev/kmsg", os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+		return err
+	}
+	if s.Name == "idle" {
+		if err := g.bare(); err != nil {
+			return fmt.Errorf("without modules: %w", err)
+		}
+	}
+	if err := loadModules(); err != nil {
+		return err
+	}
+	return g.run()
+}
+
+// chosen is the scenario that the kernel was told of.
+func chosen() (scenario.Scenario, error) {
+	b, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return scenario.Scenario{}, err
+	}
+	for word := range strings.FieldsSeq(string(b)) {
+		name, ok := strings.CutPrefix(word, "lab.scenario=")
+		if !ok {
+			continue
+		}
+		for _, s := range scenario.All() {
+			if s.Name == name {
+				return s, nil
+			}
+		}
+		return scenario.Scenario{}, fmt.Errorf("no scenario %q", name)
+	}
+	return scenario.Scenario{}, errors.New("the kernel was told of no scenario")
+}
+
+// loadModules loads those of the archive, in the order of their file names.
+func loadModules() error {
+	paths, err := filepath.Glob("/modules/*.ko")
+	if err != nil {
+		return err
+	}
+	slices.Sort(paths)
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("module %s: %w", path, err)
+		}
+		// The archive lies in the guest's memory.
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// linkUp switches a network interface on, with an MTU if that is not 0.
+func linkUp(name string, mtu int) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	if mtu > 0 {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return fmt.Errorf("MTU of %s: %w", name, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	return nil
+}
+
+func writeFile(path, value string) error {
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		return fmt.Errorf("%s = %q: %w", path, value, err)
+	}
+	return nil
+}
+
+// sysctl sets one, its name with slashes.
+func sysctl(name, value string) error { return writeFile("/proc/sys/"+name, value) }
+
+// report writes messages to a serial port, packed: the port is slow.
+type report struct {
+	port *os.File
+	zip  *gzip.Writer
+	err  error
+}
+
+func newReport(path string) (*report, error) {
+	port, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	t, err := unix.IoctlGetTermios(int(port.Fd()), unix.TCGETS)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	t.Oflag &^= unix.OPOST // bytes, not text
+	t.Cflag = t.Cflag&^unix.CBAUD | unix.B115200
+	if err := unix.IoctlSetTermios(int(port.Fd()), unix.TCSETS, t); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &report{port: port, zip: gzip.NewWriter(port)}, nil
+}
+
+// send writes a message through to the port: the guest may not live to end it.
+func (r *report) send(m scenario.Message) {
+	if r.err == nil {
+		r.err = json.NewEncoder(r.zip).Encode(m)
+	}
+	if r.err == nil {
+		r.err = r.zip.Flush()
+	}
+}
+
+func (r *report) close() error {
+	if err := r.zip.Close(); r.err == nil {
+		r.err = err
+	}
+	if r.err != nil {
+		return r.err
+	}
+	// Until all of it has left.
+	return unix.IoctlSetInt(int(r.port.Fd()), unix.TCSBRK, 1)
+}

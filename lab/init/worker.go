@@ -1,0 +1,278 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A worker is a process that puts a load on the kernel where that takes one of
+// its own: because of its user, its limits, or because it is to be killed. It is
+// this program with words; it does a step for each line that it reads, and
+// answers with a line, which is empty unless something was refused.
+const (
+	workOpen    = "open"    // opens files, so many a step
+	workMap     = "map"     // asks for memory, so many KiB a step
+	workTouch   = "touch"   // asks for memory and uses it
+	workConnect = "connect" // makes connections with unread data, so many a step
+	workMount   = "mount"   // mounts procfs, in the first step
+)
+
+// work is a worker's main.
+func work(words []string) int {
+	step, err := workerStep(words)
+	if err != nil {
+		fmt.Println("error:", err)
+		return 1
+	}
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		refused, err := step()
+		if err != nil {
+			refused = "error: " + err.Error()
+		}
+		if _, err := fmt.Println(refused); err != nil {
+			return 1
+		}
+	}
+	return 0
+}
+
+func workerStep(words []string) (func() (string, error), error) {
+	if len(words) != 2 {
+		return nil, fmt.Errorf("%q are not two words", words)
+	}
+	if words[0] == workMount {
+		// It is the procfs of this process's namespace.
+		return func() (string, error) { return "", unix.Mount("proc", words[1], "proc", 0, "") }, nil
+	}
+	each, err := strconv.Atoi(words[1])
+	if err != nil {
+		return nil, err
+	}
+	switch words[0] {
+	case workOpen:
+		return func() (string, error) {
+			for range each {
+				if _, err := unix.Open("/dev/null", unix.O_RDONLY, 0); err != nil {
+					return fmt.Sprintf("open: %v", err), nil
+				}
+			}
+			return "", nil
+		}, nil
+	case workMap, workTouch:
+		return func() (string, error) {
+			b, err := unix.Mmap(-1, 0, each<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+			if err != nil {
+				return fmt.Sprintf("mmap: %v", err), nil
+			}
+			for i := 0; words[0] == workTouch && i < len(b); i += os.Getpagesize() {
+				b[i] = 1
+			}
+			return "", nil
+		}, nil
+	case workConnect:
+		return connections(each)
+	}
+	return nil, fmt.Errorf("no work %q", words[0])
+}
+
+// connections makes connections over loopback that hold 4 KiB each.
+func connections(each int) (func() (string, error), error) {
+	const port, perAddress = 8000, 10000
+	at := netip.AddrPortFrom(netip.IPv4Unspecified(), port)
+	listener, err := listen(at, everybody)
+	if err != nil {
+		return nil, err
+	}
+	made := 0
+	return func() (string, error) {
+		for range each {
+			to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 1, byte(1 + made/perAddress)}), port)
+			client, _, err := pair(listener, to)
+			if err != nil {
+				return err.Error(), nil
+			}
+			fill(client, 4096)
+			made++
+		}
+		return "", nil
+	}, nil
+}
+
+// worker is such a process, as the guest has it.
+type worker struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+	end string // how it ended
+}
+
+// newWorker starts one that the OOM killer takes first, with a limit of
+// descriptors if that is not 0, as another user if that is not 0.
+func newWorker(kind string, each int, files uint64, user uint32) (*worker, error) {
+	cmd := exec.Command("/proc/self/exe", kind, strconv.Itoa(each))
+	if user != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+	}
+	w, err := startWorker(cmd)
+	if err != nil {
+		return nil, err
+	}
+	pid := cmd.Process.Pid
+	if files != 0 {
+		limit := &unix.Rlimit{Cur: files, Max: files}
+		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, limit, nil); err != nil {
+			return nil, err
+		}
+	}
+	return w, writeFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), "1000")
+}
+
+func startWorker(cmd *exec.Cmd) (*worker, error) {
+	w := &worker{cmd: cmd}
+	var err error
+	if w.in, err = cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	w.out = bufio.NewReader(out)
+	return w, cmd.Start()
+}
+
+// step has the worker do a step. One that was killed stays refused.
+func (w *worker) step() (refused string, err error) {
+	if w.end != "" {
+		return w.end, nil
+	}
+	answer := ""
+	if _, err = io.WriteString(w.in, "\n"); err == nil {
+		answer, err = w.out.ReadString('\n')
+	}
+	if err != nil {
+		var exit *exec.ExitError
+		if !errors.As(w.cmd.Wait(), &exit) {
+			return "", fmt.Errorf("a worker ended: %w", err)
+		}
+		w.end = "the process ended: " + exit.Error()
+		return w.end, nil
+	}
+	if text, failed := strings.CutPrefix(answer, "error: "); failed {
+		return "", errors.New(strings.TrimSpace(text))
+	}
+	return strings.TrimSpace(answer), nil
+}
+
+// stop ends the worker, and with it what it holds.
+func (w *worker) stop() error {
+	if w.end != "" {
+		return nil
+	}
+	w.end = "stopped"
+	if err := w.in.Close(); err != nil {
+		return err
+	}
+	_, err := w.out.ReadString('\n')
+	if !errors.Is(err, io.EOF) {
+		return fmt.Errorf("a worker does not end: %w", err)
+	}
+	return w.cmd.Wait()
+}
+
+// load is a load that is a worker's steps.
+func (w *worker) load() *load {
+	return &load{step: func(int) (string, error) { return w.step() }, release: w.stop}
+}
+
+// fileDescriptors opens files as a user whom fs.file-max binds.
+func fileDescriptors(*guest) (*load, error) {
+	const limit = 1200
+	b, err := os.ReadFile("/proc/sys/fs/file-nr")
+	if err != nil {
+		return nil, err
+	}
+	open, err := strconv.Atoi(strings.Fields(string(b))[0])
+	if err != nil {
+		return nil, err
+	}
+	w, err := newWorker(workOpen, share(1, limit), 1<<20, nobody)
+	if err != nil {
+		return nil, err
+	}
+	return w.load(), sysctl("fs/file-max", strconv.Itoa(limit+open))
+}
+
+// processFileDescriptors opens files in a process that may have few.
+func processFileDescriptors(*guest) (*load, error) {
+	const limit = 400
+	w, err := newWorker(workOpen, share(1, limit), limit, 0)
+	if err != nil {
+		return nil, err
+	}
+	return w.load(), nil
+}
+
+// committedMemory has a process be promised memory.
+func committedMemory(*guest) (*load, error) {
+	const limit = 400 << 10 // KiB
+	committed, err := meminfo("Committed_AS:")
+	if err != nil {
+		return nil, err
+	}
+	w, err := newWorker(workMap, share(1, limit), 0, nobody)
+	if err != nil {
+		return nil, err
+	}
+	// The exporter and the worker come on top.
+	return w.load(), setAll("vm/overcommit_kbytes", strconv.Itoa(committed+limit+(150<<10)), "vm/overcommit_memory", "2")
+}
+
+// memory has a process use memory until it is killed.
+func memory(*guest) (*load, error) {
+	available, err := meminfo("MemAvailable:")
+	if err != nil {
+		return nil, err
+	}
+	w, err := newWorker(workTouch, share(1, available), 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	return w.load(), nil
+}
+
+// lowMemory makes connections until the kernel has no memory for another.
+func lowMemory(*guest) (*load, error) {
+	if err := setAll("net/ipv4/ip_local_port_range", "10000 65000", "net/core/somaxconn", strconv.Itoa(everybody)); err != nil {
+		return nil, err
+	}
+	w, err := newWorker(workConnect, 320, 1<<20, 0)
+	if err != nil {
+		return nil, err
+	}
+	return w.load(), nil
+}
+
+// meminfo reads a number of /proc/meminfo, in KiB.
+func meminfo(name string) (int, error) {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); f[0] == name {
+			return strconv.Atoi(f[1])
+		}
+	}
+	return 0, fmt.Errorf("/proc/meminfo has no %s", name)
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// kernel is one of Debian's, as its metapackage names it.
+type kernel struct {
+	name    string // as in flags, recordings and tables
+	suite   string // of Debian
+	arch    string // Debian's word
+	meta    string // the metapackage, which depends on the newest kernel of its suite
+	goarch  string
+	machine []string // what QEMU is told besides
+}
+
+// kernels is every kernel of the lab, in ascending order. "sid" is whatever is
+// the newest.
+func kernels() []kernel {
+	amd64 := func(name, suite string) kernel {
+		return kernel{name: name, suite: suite, arch: "amd64", meta: "linux-image-amd64", goarch: "amd64"}
+	}
+	return []kernel{
+		amd64("5.10", "bullseye"),
+		amd64("6.1", "bookworm"),
+		{name: "6.1-686-pae", suite: "bookworm", arch: "i386", meta: "linux-image-686-pae", goarch: "386"},
+		amd64("6.12", "trixie"),
+		amd64("sid", "sid"),
+	}
+}
+
+// files is a kernel unpacked.
+type files struct {
+	release string // uname -r
+	vmlinuz string
+	modules string // the folder of its modules
+}
+
+// fetch unpacks a kernel into the cache, unless it is there. It uses an apt state
+// of its own, and the archive that this machine's apt takes its packages from.
+func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
+	dir := filepath.Join(cache, k.name)
+	root := filepath.Join(dir, "root")
+	if f, err := k.unpacked(root); err == nil {
+		return f, nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return files{}, err
+	}
+	state := filepath.Join(dir, "apt")
+	for _, d := range []string{"lists/partial", "cache/archives/partial", "packages"} {
+		if err := os.MkdirAll(filepath.Join(state, d), 0o755); err != nil {
+			return files{}, err
+		}
+	}
+	// apt downloads as a user of its own where it can.
+	if err := os.Chmod(filepath.Join(state, "packages"), 0o777); err != nil {
+		return files{}, err
+	}
+	sources := fmt.Sprintf("deb [arch=%s signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", k.arch, archive(ctx), k.suite)
+	for name, content := range map[string]string{"sources.list": sources, "status": ""} {
+		if err := os.WriteFile(filepath.Join(state, name), []byte(content), 0o644); err != nil {
+			return files{}, err
+		}
+	}
+	apt := func(args ...string) (string, error) {
+		options := []string{
+			"-q", "-o", "Dir::State=" + state, "-o", "Dir::State::Lists=" + filepath.Join(state, "lists"),
+			"-o", "Dir::State::status=" + filepath.Join(state, "status"), "-o", "Dir::Cache=" + filepath.Join(state, "cache"),
+			"-o", "Dir::Etc::SourceList=" + filepath.Join(state, "sources.list"), "-o", "Dir::Etc::SourceParts=/dev/null",
+			"-o", "APT::Architecture=" + k.arch, "-o", "APT::Architectures=" + k.arch, "-o", "Acquire::Languages=none",
+			"-o", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false", "-o", "Acquire::Retries=3",
+		}
+		return command(ctx, filepath.Join(state, "packages"), args[0], append(options, args[1:]...)...)
+	}
+	if _, err := apt("apt-get", "update", "--error-on=any"); err != nil {
+		return files{}, err
+	}
+	meta, err := apt("apt-cache", "show", k.meta)
+	if err != nil {
+		return files{}, err
+	}
+	name := dependency(meta, "linux-image-")
+	if name == "" {
+		return files{}, fmt.Errorf("%s of %s depends on no kernel", k.meta, k.suite)
+	}
+	names := []string{name}
+	// Since Debian 14 the modules are a package of their own.
+	show, err := apt("apt-cache", "show", name)
+	if err != nil {
+		return files{}, err
+	}
+	for _, prefix := range []string{"linux-modules-", "linux-binary-"} {
+		if more := dependency(show, prefix); more != "" {
+			names = append(names, more)
+		}
+	}
+	if _, err := apt(append([]string{"apt-get", "download"}, names...)...); err != nil {
+		return files{}, err
+	}
+	packages, err := filepath.Glob(filepath.Join(state, "packages", "*.deb"))
+	if err != nil {
+		return files{}, err
+	}
+	unpacking := root + ".part"
+	for _, p := range packages {
+		if _, err := command(ctx, "", "dpkg-deb", "-x", p, unpacking); err != nil {
+			return files{}, err
+		}
+	}
+	f, err := k.unpacked(unpacking)
+	if err != nil {
+		return files{}, err
+	}
+	if err := os.Rename(unpacking, root); err != nil {
+		return files{}, err
+	}
+	f.vmlinuz = strings.Replace(f.vmlinuz, unpacking, root, 1)
+	f.modules = strings.Replace(f.modules, unpacking, root, 1)
+	return f, os.RemoveAll(state)
+}
+
+// unpacked finds the kernel below root.
+func (k kernel) unpacked(root string) (files, error) {
+	modules, err := filepath.Glob(filepath.Join(root, "*", "modules", "*", "kernel"))
+	if err != nil {
+		return files{}, err
+	}
+	// Since Debian 13 they are where /lib leads to.
+	merged, err := filepath.Glob(filepath.Join(root, "usr", "lib", "modules", "*", "kernel"))
+	if err != nil {
+		return files{}, err
+	}
+	if modules = append(modules, merged...); len(modules) != 1 {
+		return files{}, fmt.Errorf("%d kernels below %s", len(modules), root)
+	}
+	f := files{modules: modules[0], release: filepath.Base(filepath.Dir(modules[0]))}
+	for _, f.vmlinuz = range []string{
+		filepath.Join(root, "boot", "vmlinuz-"+f.release),
+		filepath.Join(filepath.Dir(f.modules), "vmlinuz"), // since Debian 14
+	} {
+		if _, err := os.Stat(f.vmlinuz); err == nil {
+			return f, nil
+		}
+	}
+	return files{}, fmt.Errorf("no kernel image of %s below %s", f.release, root)
+}
+
+// archive is the address of Debian's archive that this machine uses.
+func archive(ctx context.Context) string {
+	const public = "http://deb.debian.org/debian"
+	out, err := command(ctx, "", "apt-get", "indextargets", "--format", "$(SITE) $(COMPONENT) $(ORIGIN) $(LABEL)", "Created-By: Packages")
+	if err != nil {
+		return public
+	}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); slices.Equal(f[1:], []string{"main", "Debian", "Debian"}) {
+			return f[0]
+		}
+	}
+	return public
+}
+
+// dependency finds the package with a prefix in the field Depends of the first
+// paragraph.
+func dependency(paragraphs, prefix string) string {
+	lines := bufio.NewScanner(strings.NewReader(paragraphs))
+	for lines.Scan() {
+		depends, ok := strings.CutPrefix(lines.Text(), "Depends: ")
+		if !ok {
+			continue
+		}
+		for item := range strings.SplitSeq(depends, ",") {
+			if name := strings.Fields(item)[0]; strings.HasPrefix(name, prefix) {
+				return name
+			}
+		}
+		return ""
+	}
+	return ""
+}
+
+// command runs a program and returns what it printed. What it complained about
+// stands in the error.
+func command(ctx context.Context, dir, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if errors.Is(err, exec.ErrNotFound) {
+		return "", fmt.Errorf("%s is not installed: apt-get install %s", name, debianPackage(name))
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(append([]string{name}, short(args)...), " "), err, lastLine(complaint.String()))
+	}
+	return string(out), nil
+}
+
+func debianPackage(program string) string {
+	switch program {
+	case "apt-get", "apt-cache":
+		return "apt"
+	case "dpkg-deb":
+		return "dpkg"
+	case "qemu-system-x86_64", "qemu-system-i386":
+		return "qemu-system-x86"
+	}
+	return program
+}
+
+// short leaves the options of apt out.
+func short(args []string) []string {
+	var words []string
+	for i, a := range args {
+		if a != "-o" && (i == 0 || args[i-1] != "-o") {
+			words = append(words, a)
+		}
+	}
+	return words
+}
+
+func lastLine(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return lines[len(lines)-1]
+}

@@ -1,0 +1,138 @@
+// Package scenario says what the lab does to a kernel: the list of scenarios,
+// which the host goes through and the guest carries out, and the messages in
+// which the guest reports.
+package scenario
+
+// Scenario is one kind of trouble, or of none.
+type Scenario struct {
+	Name string
+	// Resource is the limit that the load drives to refusal, empty if none.
+	Resource string
+	// Walks are the collectors that must have read anew after each step; other
+	// walks may be as old as their budget makes them.
+	Walks []string
+	// Counters are those that must have risen at the end.
+	Counters []string
+	// Log is part of a line that the kernel must have logged.
+	Log string
+	// Saturation is the least that the limit must show when the kernel first
+	// refuses, 0 if there is nothing to show.
+	Saturation float64
+	// Unprivileged runs the exporter as a user without capabilities.
+	Unprivileged bool
+	// Only is the one architecture that it is meant for, empty for all.
+	Only string
+	// Memory of the guest in MiB, 512 if it is 0.
+	Memory int
+	// CommandLine of the kernel, besides.
+	CommandLine string
+	// Disk is the size of an empty disk in MiB, 0 for none.
+	Disk int
+	// Healthy has nothing go wrong: no refusal, and no alert.
+	Healthy bool
+}
+
+// All is every scenario.
+func All() []Scenario {
+	const pae = "386"
+	return []Scenario{
+		{
+			Name: "conntrack_entries", Resource: "conntrack_entries", Saturation: 1,
+			Counters: []string{"conntrack_drops_total"}, Log: "table full, dropping packet",
+		},
+		// The same in a network namespace of its own, by an exporter that is given the
+		// procfs of its processes.
+		{
+			Name: "conntrack_entries_netns", Resource: "conntrack_entries", Saturation: 1,
+			Counters: []string{"conntrack_drops_total"}, Log: "table full",
+		},
+		{
+			Name: "tcp_memory", Resource: "tcp_memory", Saturation: 0.95,
+			Counters: []string{"tcp_memory_pressures_total", "tcp_pruned_total"}, Log: "consider tuning tcp_mem",
+		},
+		{Name: "udp_memory", Resource: "udp_memory", Saturation: 0.95, Counters: []string{"udp_memory_errors_total", "udp_receive_buffer_errors_total"}},
+		{
+			Name: "tcp_orphans", Resource: "tcp_orphans", Saturation: 0.95,
+			Counters: []string{"tcp_aborts_on_memory_total"}, Log: "too many orphaned sockets",
+		},
+		{Name: "tcp_time_wait", Resource: "tcp_time_wait", Saturation: 1, Counters: []string{"tcp_time_wait_overflows_total"}},
+		{
+			Name: "accept_queue", Resource: "accept_queue", Saturation: 1, Walks: []string{"tcp"},
+			Counters: []string{"tcp_listen_overflows_total", "tcp_listen_drops_total"},
+		},
+		{
+			Name:     "syn_flood",
+			Counters: []string{"tcp_request_queue_full_drops_total", "tcp_request_queue_full_cookies_total", "tcp_syncookies_sent_total"},
+			Log:      "ossible SYN flooding",
+		},
+		{Name: "ephemeral_ports", Resource: "ephemeral_ports", Saturation: 1, Walks: []string{"ports"}},
+		// On root, fs.file-max is not enforced.
+		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Unprivileged: true, Log: "file-max limit"},
+		{Name: "process_file_descriptors", Resource: "process_file_descriptors", Saturation: 1, Walks: []string{"process"}},
+		{
+			Name: "neighbours_ipv4", Resource: "neighbours_ipv4", Saturation: 0.95,
+			Counters: []string{`neighbour_table_full_total{family="ipv4"}`}, Log: "table overflow",
+		},
+		{
+			Name: "neighbours_ipv6", Resource: "neighbours_ipv6", Saturation: 0.95,
+			Counters: []string{`neighbour_table_full_total{family="ipv6"}`}, Log: "table overflow",
+		},
+		{Name: "ip_fragments_ipv4", Resource: "ip_fragments_ipv4", Saturation: 0.95, Counters: []string{"ip_reassembly_failures_total"}},
+		{Name: "ip_fragments_ipv6", Resource: "ip_fragments_ipv6", Saturation: 0.95, Counters: []string{"ip6_reassembly_failures_total"}},
+		// A backlog lasts for less than a scrape: only its drops can be seen.
+		{Name: "netdev_backlog", Counters: []string{"netdev_backlog_drops_total"}},
+		{Name: "committed_memory", Resource: "committed_memory", Saturation: 0.9},
+		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Log: "Out of memory"},
+		{
+			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Log: "Out of memory",
+			Only: pae, Memory: 880, CommandLine: "highmem=680M",
+		},
+
+		{Name: "idle", Healthy: true},
+		{Name: "busy", Healthy: true, Walks: []string{"tcp", "ports"}},
+		{Name: "burst", Healthy: true, Walks: []string{"tcp", "ports"}},
+		{Name: "page_cache", Healthy: true, Only: pae, Memory: 880, CommandLine: "highmem=680M", Disk: 300},
+	}
+}
+
+// Ramp is the steps that a load takes from nothing to its limit, more or less:
+// ten minutes if a step is laid out at 15 s. Before and After are the steps
+// without a load, Past those that go on after the first refusal.
+const (
+	Before = 4
+	Ramp   = 40
+	Past   = 8
+	After  = 4
+)
+
+// Message is what the guest writes, as a line of JSON each.
+type Message struct {
+	Release string `json:",omitempty"` // uname -r, the first
+	Step    *Step  `json:",omitempty"`
+	Done    *Done  `json:",omitempty"` // the last, if all went well
+	Error   string `json:",omitempty"` // the last, if not
+}
+
+// Step is the kernel and the exporter after a step of the load.
+type Step struct {
+	// Refused is what the program under load saw when the kernel refused, empty
+	// as long as it did not.
+	Refused string `json:",omitempty"`
+	// Page is what the exporter served, its own metrics only, empty if it did not
+	// answer, and Silent says why; Seconds is how long that took.
+	Page    string
+	Silent  string `json:",omitempty"`
+	Seconds float64
+	// Differ is where the guest read something else, though that did not move.
+	Differ []string `json:",omitempty"`
+	// Log is what the kernel logged.
+	Log []string `json:",omitempty"`
+}
+
+// Done is the sum of all steps.
+type Done struct {
+	// Agreed is the series that had the value that the guest read by itself, Never
+	// those that never had it in any step.
+	Agreed int
+	Never  []string `json:",omitempty"`
+}

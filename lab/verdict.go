@@ -1,0 +1,188 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/lab/recording"
+)
+
+// recording brings the pages of the steps into the form of a recording. How long
+// a collector took is left out: it says how fast the emulator is.
+func (o *outcome) recording() (*recording.Recording, error) {
+	r := &recording.Recording{
+		Kernel: o.image.name, Release: o.image.release, Scenario: o.scenario.Name, Resource: o.scenario.Resource,
+		Steps: len(o.steps), Refusal: -1,
+	}
+	series := map[string][]float64{}
+	logged := map[string]bool{}
+	for n, s := range o.steps {
+		for line := range strings.Lines(s.Page) {
+			at := strings.LastIndexByte(line, ' ')
+			name := line[:max(at, 0)]
+			if strings.HasPrefix(name, "sockpressure_scrape_collector_duration_seconds") || strings.HasPrefix(name, "sockpressure_exporter_build_info") {
+				continue
+			}
+			v, err := strconv.ParseFloat(strings.TrimSpace(line[at+1:]), 64)
+			if err != nil {
+				return nil, fmt.Errorf("step %d: %w", n, err)
+			}
+			if series[name] == nil {
+				series[name] = slices.Repeat([]float64{math.NaN()}, len(o.steps))
+			}
+			series[name][n] = round(v)
+		}
+		if s.Refused != "" && r.Refusal < 0 {
+			r.Refusal, r.Refused = n, s.Refused
+		}
+		for _, text := range s.Log {
+			// The boot's own lines, and what comes again and again, say nothing.
+			if n > 0 && !logged[text] && len(r.Log) < 20 {
+				logged[text] = true
+				r.Log = append(r.Log, recording.Line{Step: n, Text: text})
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(series)) {
+		r.Series = append(r.Series, recording.Series{Name: name, Values: series[name]})
+	}
+	return r, nil
+}
+
+// round keeps whole numbers, and six digits of others.
+func round(v float64) float64 {
+	if v == math.Trunc(v) {
+		return v
+	}
+	v, _ = strconv.ParseFloat(strconv.FormatFloat(v, 'g', 6, 64), 64)
+	return v
+}
+
+// verdict is a row of the table.
+type verdict struct {
+	kernel, scenario, resource string
+	seconds                    float64
+	answered, steps            int
+	slowest                    float64 // scrape, in seconds
+	refusal                    int
+	refused                    string
+	saturation                 float64 // at the refusal, NaN if there is none
+	moved                      []string
+	agreed                     int
+	failures                   []string
+}
+
+// judge holds what a guest reported against what its scenario demands.
+func judge(o *outcome, r *recording.Recording) verdict {
+	s := o.scenario
+	v := verdict{
+		kernel: o.image.name, scenario: s.Name, resource: s.Resource, seconds: o.seconds, steps: len(o.steps),
+		refusal: r.Refusal, refused: r.Refused, saturation: math.NaN(), agreed: o.done.Agreed,
+	}
+	fail := func(format string, args ...any) { v.failures = append(v.failures, fmt.Sprintf(format, args...)) }
+
+	for n, step := range o.steps {
+		v.slowest = max(v.slowest, step.Seconds)
+		if step.Silent == "" {
+			v.answered++
+		} else {
+			fail("step %d: no answer: %s", n, step.Silent)
+		}
+		for _, d := range step.Differ {
+			fail("step %d: %s", n, d)
+		}
+	}
+	for _, series := range o.done.Never {
+		fail("never equal to what the guest read: %s", series)
+	}
+	if v.refusal < 0 && !s.Healthy {
+		fail("the kernel refused nothing")
+	}
+	if s.Resource != "" && v.refusal >= 0 {
+		if ratio := r.Get(saturationOf(s.Resource)); ratio != nil {
+			v.saturation = ratio[v.refusal]
+		}
+		if !(v.saturation >= s.Saturation) {
+			fail("saturation is %v at the first refusal, below %v", v.saturation, s.Saturation)
+		}
+	}
+	for _, counter := range s.Counters {
+		values := r.Get("sockpressure_" + counter)
+		if values == nil || !(values[len(values)-1] > values[0]) {
+			fail("%s did not rise", counter)
+			continue
+		}
+		v.moved = append(v.moved, fmt.Sprintf("%s +%.0f", counter, values[len(values)-1]-values[0]))
+	}
+	if s.Log != "" && !slices.ContainsFunc(r.Log, func(l recording.Line) bool { return strings.Contains(l.Text, s.Log) }) {
+		fail("the kernel did not log %q", s.Log)
+	}
+	if s.Name == "low_memory" && v.refusal >= 0 {
+		judgeLowMemory(r, fail)
+	}
+	judgeContract(o, r, fail)
+	return v
+}
+
+func saturationOf(resource string) string {
+	return fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", resource)
+}
+
+// judgeLowMemory wants the machine to look healthy by what others look at.
+func judgeLowMemory(r *recording.Recording, fail func(string, ...any)) {
+	for _, name := range []string{"memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes"} {
+		if r.Get("sockpressure_"+name) == nil {
+			fail("no %s", name)
+		}
+	}
+	// The step before the kill: what it held is free after it.
+	at := r.Refusal - 1
+	available, total := r.Get("sockpressure_memory_available_bytes")[at], r.Get("sockpressure_memory_total_bytes")[at]
+	if share := available / total; !(share > 0.3) {
+		fail("only %.0f percent of memory was available before the OOM kill", 100*share)
+	}
+}
+
+// judgeContract wants every metric on every kernel that has it, and no collector
+// that says "not supported": these kernels have everything.
+func judgeContract(o *outcome, r *recording.Recording, fail func(string, ...any)) {
+	for _, s := range r.Series {
+		name, ok := strings.CutPrefix(s.Name, "sockpressure_scrape_collector_supported")
+		// Neighbours are counted in the machine's first network namespace only.
+		if !ok || o.scenario.Name == "conntrack_entries_netns" && strings.Contains(name, "neighbour") {
+			continue
+		}
+		if n := slices.Index(s.Values, 0); n >= 0 {
+			fail("step %d: not supported: %s", n, name)
+		}
+	}
+	if o.scenario.Name != "idle" {
+		return
+	}
+	has := map[string]bool{}
+	for _, s := range r.Series {
+		family, _, _ := strings.Cut(s.Name, "{")
+		has[family] = true
+	}
+	for _, spec := range collector.Specs() {
+		for _, m := range spec.Metrics {
+			if !has["sockpressure_"+m.Name] && !o.image.lacks(m.Name) {
+				fail("no metric %s", m.Name)
+			}
+		}
+	}
+}
+
+// lacks says what a kernel, or the idle guest, does not have.
+func (k kernel) lacks(metric string) bool {
+	switch metric {
+	case "memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes":
+		return k.goarch != "386"
+	}
+	return false
+}
