@@ -94,7 +94,7 @@ func sockstatSpec() Spec {
 			},
 			{
 				Name:   "udp_memory_threshold_bytes",
-				Help:   "The thresholds of UDP memory, of which the kernel enforces high. From net.ipv4.udp_mem.",
+				Help:   "The thresholds of UDP memory: above low a socket gets no more than net.ipv4.udp_rmem_min, the others hardly matter. From net.ipv4.udp_mem.",
 				Labels: []string{"threshold"},
 				Values: func(s *sockstat, emit Emit) { emitThresholds(s.udpThresholds, emit) },
 			},
@@ -155,7 +155,9 @@ func sockstatSpec() Spec {
 					Effect: "Datagrams are dropped on arrival.",
 				},
 				Usage: func(s *sockstat) Number { return s.udpMemory },
-				Limit: func(s *sockstat) Number { return s.udpThresholds[2] },
+				// Not the last one: UDP has no state of memory pressure, and without that
+				// __sk_mem_raise_allocated refuses all that is above the first.
+				Limit: func(s *sockstat) Number { return s.udpThresholds[0] },
 			},
 			{
 				LimitInfo: LimitInfo{

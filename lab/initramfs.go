@@ -19,9 +19,9 @@ import (
 
 // wantedModules is what the guest loads, with what they depend on: sock_diag for
 // TCP, connection tracking with a rule that switches it on, a pair of network
-// interfaces.
+// interfaces, a disk.
 func wantedModules() []string {
-	return []string{"crc32c_generic", "tcp_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth"}
+	return []string{"crc32c_generic", "tcp_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth", "virtio_pci", "virtio_blk"}
 }
 
 // module is one kernel module, unpacked.

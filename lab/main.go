@@ -41,7 +41,7 @@ func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("lab", flag.ExitOnError)
 	kernelNames := flags.String("kernels", names(kernels(), kernelName), "kernels to boot")
 	scenarioNames := flags.String("scenarios", names(scenario.All(), scenarioName), "scenarios to drive them through")
-	jobs := flags.Int("jobs", 2*runtime.NumCPU(), "guests at the same time")
+	jobs := flags.Int("jobs", runtime.NumCPU(), "guests at the same time, those that mostly wait not counted")
 	timeout := flags.Duration("timeout", 3*time.Minute, "time that a guest may take")
 	cache := flags.String("cache", filepath.Join(cacheHome, "sockpressure-lab"), "folder for Debian's kernels; remove it to have the newest")
 	record := flags.Bool("record", false, "write lab/recordings and docs/kernels.md")
@@ -95,6 +95,9 @@ func run(args []string, out io.Writer) error {
 	return nil
 }
 
+// waitingJobs is how many guests that wait for walks take what one other takes.
+const waitingJobs = 2
+
 // lab is how it is run.
 type lab struct {
 	cache, dir string
@@ -135,29 +138,34 @@ func experiment(ctx context.Context, out io.Writer, ks []kernel, ss []scenario.S
 		}
 	}
 	verdicts := make([]verdict, len(guests))
-	queue := make(chan guest)
 	var working sync.WaitGroup
 	var printing sync.Mutex
-	for range l.jobs {
-		working.Go(func() {
-			for g := range queue {
-				v := drive(ctx, g.image, g.scenario, l)
-				verdicts[g.at] = v
-				printing.Lock()
-				v.print(out)
-				printing.Unlock()
-			}
-		})
-	}
-	// Those that wait for walks take the longest, and no CPU: they are the first.
-	slices.SortStableFunc(guests, func(a, b guest) int { return len(b.scenario.Walks) - len(a.scenario.Walks) })
-	for _, g := range guests {
-		if ctx.Err() != nil {
-			break
+	drive := func(queue <-chan guest) {
+		for g := range queue {
+			v := drive(ctx, g.image, g.scenario, l)
+			verdicts[g.at] = v
+			printing.Lock()
+			v.print(out)
+			printing.Unlock()
 		}
-		queue <- g
 	}
-	close(queue)
+	// Guests that wait for walks, most of the time, stand in a queue of their own.
+	eager, waiting := make(chan guest, len(guests)), make(chan guest, len(guests))
+	for range l.jobs {
+		working.Go(func() { drive(eager) })
+	}
+	for range waitingJobs * l.jobs {
+		working.Go(func() { drive(waiting) })
+	}
+	for _, g := range guests {
+		if len(g.scenario.Walks) > 0 {
+			waiting <- g
+		} else {
+			eager <- g
+		}
+	}
+	close(eager)
+	close(waiting)
 	working.Wait()
 	return verdicts, ctx.Err()
 }
@@ -166,7 +174,7 @@ func experiment(ctx context.Context, out io.Writer, ks []kernel, ss []scenario.S
 func drive(ctx context.Context, i image, s scenario.Scenario, l lab) verdict {
 	o, err := i.boot(ctx, s, filepath.Join(l.dir, i.name, s.Name), l.timeout)
 	if err != nil {
-		v := verdict{kernel: i.name, scenario: s.Name, resource: s.Resource, refusal: -1, failures: []string{err.Error()}}
+		v := verdict{kernel: i.name, release: i.release, scenario: s.Name, refusal: -1, failures: []string{err.Error()}}
 		if o != nil {
 			v.seconds, v.steps = o.seconds, len(o.steps)
 		}
@@ -174,7 +182,7 @@ func drive(ctx context.Context, i image, s scenario.Scenario, l lab) verdict {
 	}
 	r, err := o.recording()
 	if err != nil {
-		return verdict{kernel: i.name, scenario: s.Name, resource: s.Resource, refusal: -1, failures: []string{err.Error()}}
+		return verdict{kernel: i.name, release: i.release, scenario: s.Name, refusal: -1, failures: []string{err.Error()}}
 	}
 	v := judge(o, r)
 	if l.record {

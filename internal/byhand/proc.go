@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -50,7 +49,7 @@ func (r *Reader) Read() (Readings, error) {
 	p.openFiles(r.fileNR)
 	for resource, of := range map[string][2]string{
 		"tcp_memory":        {"tcp_memory_bytes", `tcp_memory_threshold_bytes{threshold="high"}`},
-		"udp_memory":        {"udp_memory_bytes", `udp_memory_threshold_bytes{threshold="high"}`},
+		"udp_memory":        {"udp_memory_bytes", `udp_memory_threshold_bytes{threshold="low"}`},
 		"tcp_orphans":       {"tcp_orphans", "tcp_orphans_limit"},
 		"tcp_time_wait":     {"tcp_time_wait", "tcp_time_wait_limit"},
 		"ip_fragments_ipv4": {`ip_fragment_memory_bytes{family="ipv4"}`, `ip_fragment_memory_limit_bytes{family="ipv4"}`},
@@ -334,7 +333,9 @@ func (p *pass) zones() {
 		}
 	}
 	if total, ok := p.Readings["sockpressure_memory_low_total_bytes"]; ok {
-		usage := total - p.Readings["sockpressure_memory_low_free_bytes"] - p.Readings[`sockpressure_memory_kernel_bytes{kind="slab_reclaimable"}`]
+		// A TCP socket pins 860 bytes of its inode and dentry.
+		slab := p.Readings[`sockpressure_memory_kernel_bytes{kind="slab_reclaimable"}`] - 860*p.Readings["sockpressure_tcp_sockets_allocated"]
+		usage := total - p.Readings["sockpressure_memory_low_free_bytes"] - max(slab, 0)
 		limit := total
 		for id, z := range zones {
 			if id[1] != "HighMem" && id[1] != "Movable" && z["managed"] > 0 {
@@ -391,7 +392,8 @@ func (p *pass) processes(proc string) {
 func descriptors(dir string) float64 {
 	names, _ := os.ReadDir(dir + "/fd")
 	open := len(names)
-	if filepath.Base(dir) == strconv.Itoa(os.Getpid()) {
+	// Its own number where it looks, if it has one there.
+	if self, err := os.Readlink(filepath.Join(filepath.Dir(dir), "self")); err == nil && self == filepath.Base(dir) {
 		open-- // the one that lists them
 	}
 	threads, _ := os.ReadDir(dir + "/task")

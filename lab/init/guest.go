@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,17 +27,25 @@ import (
 )
 
 const (
-	// address is the exporter's default one.
-	address = "http://127.0.0.1:10058"
+	// port is the exporter's default one.
+	port = "10058"
 	// nobody is a user without capabilities.
 	nobody = 65534
 	// longest is the exporter's default length of lists.
 	longest = 10
-	// atOnce is how long a scrape may take, fresh how long a walk may be put off.
-	atOnce = 10 * time.Second
-	fresh  = 30 * time.Second
+	// deadline is what the exporter is told, as by a Prometheus with its defaults;
+	// atOnce is how long the answer may take to come through, in a guest that shares
+	// a processor with others. fresh is how long a walk may be put off.
+	deadline = 10 * time.Second
+	atOnce   = 30 * time.Second
+	fresh    = 30 * time.Second
+	// again is how long to wait before asking for a walk again.
+	again = 100 * time.Millisecond
+	// emulatedCPU is the share of a core that walks are given where every step waits
+	// for one: the emulator is so much slower than a processor.
+	emulatedCPU = "0.5"
 	// compareEvery is the steps from one that is compared to the next.
-	compareEvery = 3
+	compareEvery = 5
 	// attempts is how often a step is scraped until nothing differs.
 	attempts = 4
 )
@@ -76,6 +85,9 @@ func (g *guest) run() error {
 	if l.in != nil {
 		g.in, proc = l.in, l.proc
 		args = append(args, "--path.procfs="+proc)
+	}
+	if len(g.Walks) > 0 {
+		args = append(args, "--collector.max-cpu="+emulatedCPU)
 	}
 	if err := g.startExporter(args...); err != nil {
 		return err
@@ -182,22 +194,25 @@ func (g *guest) readings(wanted bool) (r byhand.Readings, err error) {
 		return nil, nil
 	}
 	err = g.in(func() error {
-		if r, err = g.hand.Read(); err != nil {
+		// What takes sockets comes first: the kernel counts them for a while.
+		r = byhand.Readings{}
+		if err := queues(r); err != nil {
 			return err
 		}
 		table, err := byhand.Table()
 		if err != nil {
 			return err
 		}
-		r = r.Or(table)
-		return queues(r)
+		files, err := g.hand.Read()
+		r = r.Or(table).Or(files)
+		return err
 	})
 	return r, err
 }
 
 // scrape asks for a page, again until some walks are new.
 func (g *guest) scrape(s *scenario.Step, walks []string) error {
-	for end := time.Now().Add(fresh); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(fresh); ; time.Sleep(again) {
 		began := time.Now()
 		page, err := g.get("/metrics")
 		s.Seconds = time.Since(began).Seconds()
@@ -230,14 +245,16 @@ func (g *guest) compare(page string, before, after byhand.Readings, differ map[s
 	if err != nil {
 		return err
 	}
-	for name := range values {
-		if !strings.Contains(name, "_scrape_collector_") && !strings.Contains(name, "_exporter_build_info") {
-			g.seen[name] = true
-		}
-	}
+	// An unprivileged exporter is not shown the descriptors that the guest sees.
 	old := func(series string) bool {
 		c := g.from(series)
-		return c != "" && (values[ofCollector("success", c)] != 1 || values[ofCollector("age_seconds", c)] > 0)
+		return c != "" && (values[ofCollector("success", c)] != 1 || values[ofCollector("age_seconds", c)] > 0) ||
+			g.Unprivileged && c == "process"
+	}
+	for series := range values {
+		if !strings.Contains(series, "_scrape_collector_") && !strings.Contains(series, "_exporter_build_info") && !old(series) {
+			g.seen[series] = true
+		}
 	}
 	differences := byhand.Compare(values, longest, before, after)
 	for series := range before.Or(after) {
@@ -258,14 +275,16 @@ func (g *guest) compare(page string, before, after byhand.Readings, differ map[s
 	return nil
 }
 
-// moving says which series a scrape itself moves: it takes memory for a moment.
+// moving says which series the looking itself moves: it takes memory, TCP's too,
+// for a moment, and the kernel counts a socket until a while after it was closed.
 func moving(series string) bool {
-	for _, prefix := range []string{"memory_", `saturation_ratio{resource="memory"`, `saturation_ratio{resource="low_memory"`, `saturation_ratio{resource="committed_memory"`} {
-		if strings.HasPrefix(series, "sockpressure_"+prefix) {
-			return true
-		}
+	name := strings.TrimPrefix(series, "sockpressure_")
+	if resource, ok := strings.CutPrefix(name, `saturation_ratio{resource="`); ok {
+		name = resource
 	}
-	return false
+	return slices.ContainsFunc([]string{"memory", "low_memory", "committed_memory", "tcp_memory", "sockets_used"}, func(prefix string) bool {
+		return strings.HasPrefix(name, prefix)
+	})
 }
 
 // collectorOf maps metrics, and the saturation of limits, to their collector.
@@ -353,11 +372,16 @@ func (g *guest) startExporter(args ...string) error {
 
 // get returns what of an answer is of the exporter's own metrics.
 func (g *guest) get(path string) (string, error) {
-	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, address+path, nil)
+	// Without room for neighbours of IPv4 its loopback is gone too: 127.0.0.1 is one.
+	host := "127.0.0.1"
+	if g.Name == "neighbours_ipv4" {
+		host = "::1"
+	}
+	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+net.JoinHostPort(host, port)+path, nil)
 	if err != nil {
 		return "", err
 	}
-	request.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", strconv.FormatFloat(atOnce.Seconds(), 'f', -1, 64))
+	request.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", strconv.FormatFloat(deadline.Seconds(), 'f', -1, 64))
 	answer, err := g.client.Do(request)
 	if err != nil {
 		return "", err
@@ -397,9 +421,10 @@ func parse(page string) (map[string]float64, error) {
 	return values, nil
 }
 
-// logged reads what the kernel logged since it was asked last, each text once.
+// logged reads what the kernel logged since it was asked last, as far as some
+// scenario waits for it, each text once.
 func (g *guest) logged() []string {
-	texts := map[string]bool{}
+	var texts []string
 	b := make([]byte, 8192)
 	for {
 		n, err := unix.Read(int(g.log.Fd()), b)
@@ -407,15 +432,16 @@ func (g *guest) logged() []string {
 			continue // some lines were lost
 		}
 		if err != nil {
-			break
+			return texts
 		}
 		// "6,1234,567890,-;text", and lines about the device after it.
-		if _, text, ok := strings.Cut(string(b[:n]), ";"); ok {
-			text, _, _ = strings.Cut(text, "\n")
-			texts[text] = true
+		_, text, _ := strings.Cut(string(b[:n]), ";")
+		text, _, _ = strings.Cut(text, "\n")
+		awaited := slices.ContainsFunc(scenario.All(), func(s scenario.Scenario) bool { return s.Log != "" && strings.Contains(text, s.Log) })
+		if awaited && !slices.Contains(texts, text) {
+			texts = append(texts, text)
 		}
 	}
-	return slices.Sorted(maps.Keys(texts))
 }
 
 func lastLines(s string) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -60,6 +61,7 @@ func share(n, limit int) int { return n * limit / scenario.Ramp }
 const (
 	portTrack = 9000 + iota
 	portMemory
+	portNarrow
 	portDatagrams
 	portOrphans
 	portTimeWait
@@ -95,21 +97,24 @@ func tcpMemory(*guest) (*load, error) {
 	if err != nil {
 		return nil, err
 	}
-	var open sockets
-	through := func() (bool, error) {
-		client, server, err := pair(listener, at)
-		if errors.Is(err, errUnanswered) {
-			return false, nil
-		}
+	narrow := loopback(portNarrow)
+	narrowListener, err := listenNarrow(narrow)
+	if err != nil {
+		return nil, err
+	}
+	// Connections that are closed one by one while they have data to send. They are
+	// made now: when memory is short, a new one is given too little to matter.
+	var open, closing sockets
+	for range 2*scenario.Ramp + 1 {
+		client, server, err := stuck(narrowListener, narrow)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
-		ok := arrives(client, server, 32<<10)
-		return ok, errors.Join(unix.Close(client), unix.Close(server))
+		closing = append(closing, client, server)
 	}
 	return &load{
 		step: func(n int) (string, error) {
-			for range 200 {
+			for range 400 {
 				used, err := sockstat("sockstat", "TCP:", "mem")
 				if err != nil {
 					return "", err
@@ -127,28 +132,53 @@ func tcpMemory(*guest) (*load, error) {
 				fill(open.keep(client), each)
 				open.keep(server)
 			}
-			ok, err := through()
-			if err != nil || ok {
-				return "", err
-			}
-			// A connection that is closed with data to send is reset now.
-			for range min(4, len(open)/2) {
-				client, server := open[0], open[1]
-				open = open[2:]
-				if err := errors.Join(unix.Close(client), unix.Close(server)); err != nil {
-					return "", err
-				}
-			}
-			return fmt.Sprintf("32 KiB do not come through a new connection in %v", answer), nil
+			client, server := closing[0], open.keep(closing[1])
+			closing = closing[2:]
+			return abandon(client, server)
 		},
-		release: func() error { return open.close() },
+		release: func() error { return errors.Join(open.close(), closing.close()) },
 	}, nil
+}
+
+// listenNarrow is a listener whose connections take little data that nobody reads.
+func listenNarrow(at netip.AddrPort) (int, error) {
+	fd, err := listen(at, everybody)
+	if err != nil {
+		return -1, err
+	}
+	return fd, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)
+}
+
+// stuck makes a connection with data that the other side does not take.
+func stuck(listener int, at netip.AddrPort) (client, server int, err error) {
+	if client, server, err = pair(listener, at); err != nil {
+		return -1, -1, err
+	}
+	if err := unix.SetsockoptInt(client, unix.SOL_SOCKET, unix.SO_SNDBUF, 16384); err != nil {
+		return -1, -1, err
+	}
+	fill(client, 1<<20)
+	return client, server, nil
+}
+
+// abandon closes a connection that is stuck, and returns what the other side gets
+// if the kernel does not keep the data for it.
+func abandon(client, server int) (lost string, err error) {
+	if err := unix.Close(client); err != nil {
+		return "", err
+	}
+	events, err := poll(server, 0, 0)
+	if err != nil || events&unix.POLLERR == 0 {
+		return "", err
+	}
+	n, err := unix.GetsockoptInt(server, unix.SOL_SOCKET, unix.SO_ERROR)
+	return fmt.Sprintf("a connection is closed and its data is lost, the other side gets: %v", unix.Errno(n)), err
 }
 
 // udpMemory holds datagrams that nobody reads.
 func udpMemory(*guest) (*load, error) {
-	const high, each = 16384, 20
-	if err := setAll("net/ipv4/udp_mem", fmt.Sprintf("%d %d %d", high/2, high*2/3, high)); err != nil {
+	const low, each = 16384, 20
+	if err := setAll("net/ipv4/udp_mem", fmt.Sprintf("%d %d %d", low, low*4/3, low*2)); err != nil {
 		return nil, err
 	}
 	sender, err := socket(unix.SOCK_DGRAM, loopback(0))
@@ -172,7 +202,7 @@ func udpMemory(*guest) (*load, error) {
 				if err != nil {
 					return "", err
 				}
-				if used >= share(n, high) {
+				if used >= share(n, low) {
 					break
 				}
 				fd, at, err := receiver()
@@ -191,13 +221,26 @@ func udpMemory(*guest) (*load, error) {
 				return "", err
 			}
 			defer unix.Close(fd)
-			if err := unix.Sendto(sender, datagram, 0, at); err != nil {
-				return fmt.Sprintf("sendto: %v", err), nil
+			// A socket without any may have one, whatever the limit.
+			const few = 3
+			for range few {
+				if err := unix.Sendto(sender, datagram, 0, at); err != nil {
+					return fmt.Sprintf("sendto: %v", err), nil
+				}
 			}
-			if events, err := poll(fd, unix.POLLIN, answer); err != nil || events != 0 {
-				return "", err
+			for i := range few {
+				events, err := poll(fd, unix.POLLIN, answer)
+				if err != nil {
+					return "", err
+				}
+				if events == 0 {
+					return fmt.Sprintf("of %d datagrams to a new socket %d arrive", few, i), nil
+				}
+				if _, err := unix.Read(fd, datagram); err != nil {
+					return "", err
+				}
 			}
-			return fmt.Sprintf("a datagram to a new socket does not arrive in %v", answer), nil
+			return "", nil
 		},
 		release: func() error { return open.close() },
 	}, nil
@@ -210,12 +253,8 @@ func tcpOrphans(*guest) (*load, error) {
 		return nil, err
 	}
 	at := loopback(portOrphans)
-	listener, err := listen(at, everybody)
+	listener, err := listenNarrow(at)
 	if err != nil {
-		return nil, err
-	}
-	// What is accepted has the buffer of its listener.
-	if err := unix.SetsockoptInt(listener, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
 		return nil, err
 	}
 	var open sockets
@@ -223,29 +262,15 @@ func tcpOrphans(*guest) (*load, error) {
 	return &load{
 		step: func(n int) (refused string, err error) {
 			for ; made < share(n, limit); made++ {
-				client, server, err := pair(listener, at)
+				client, server, err := stuck(listener, at)
 				if err != nil {
 					return "", err
 				}
-				open.keep(server)
-				if err := unix.SetsockoptInt(client, unix.SOL_SOCKET, unix.SO_SNDBUF, 4096); err != nil {
-					return "", err
-				}
-				fill(client, 1<<20)
-				if err := unix.Close(client); err != nil {
-					return "", err
-				}
-				events, err := poll(server, 0, 0)
+				lost, err := abandon(client, open.keep(server))
 				if err != nil {
 					return "", err
 				}
-				if events&unix.POLLERR != 0 {
-					n, err := unix.GetsockoptInt(server, unix.SOL_SOCKET, unix.SO_ERROR)
-					if err != nil {
-						return "", err
-					}
-					refused = fmt.Sprintf("a closed connection lost its data, the other side got: %v", unix.Errno(n))
-				}
+				refused = cmp.Or(refused, lost)
 			}
 			return refused, nil
 		},

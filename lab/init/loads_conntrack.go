@@ -27,7 +27,6 @@ func track() error {
 	})
 	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
-		&expr.Counter{},
 	}})
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("a rule of nftables: %w", err)
@@ -35,13 +34,20 @@ func track() error {
 	return nil
 }
 
-// conntrackEntries keeps connections open, each an entry of the table.
+// entries is the limit of entries, which is the machine's.
+const entries = 80
+
 func conntrackEntries(*guest) (*load, error) {
-	const limit = 80
-	if err := track(); err != nil {
+	if err := setAll("net/netfilter/nf_conntrack_max", fmt.Sprint(entries)); err != nil {
 		return nil, err
 	}
-	if err := setAll("net/netfilter/nf_conntrack_max", fmt.Sprint(limit)); err != nil {
+	return tracked()
+}
+
+// tracked keeps connections open, each an entry of the table of this thread's
+// network namespace.
+func tracked() (*load, error) {
+	if err := track(); err != nil {
 		return nil, err
 	}
 	at := loopback(portTrack)
@@ -53,7 +59,7 @@ func conntrackEntries(*guest) (*load, error) {
 	made := 0
 	return &load{
 		step: func(n int) (string, error) {
-			for ; made < share(n, limit); made++ {
+			for ; made < share(n, entries); made++ {
 				client, server, err := pair(listener, at)
 				if errors.Is(err, errUnanswered) || errors.Is(err, unix.EPERM) {
 					made++
@@ -73,7 +79,7 @@ func conntrackEntries(*guest) (*load, error) {
 
 // conntrackEntriesNetns does so in a network namespace with a process of its own,
 // as a container has it, whose procfs the exporter is given.
-func conntrackEntriesNetns(g *guest) (*load, error) {
+func conntrackEntriesNetns(*guest) (*load, error) {
 	const proc = "/tmp/proc"
 	if err := os.Mkdir(proc, 0o755); err != nil {
 		return nil, err
@@ -107,8 +113,7 @@ func conntrackEntriesNetns(g *guest) (*load, error) {
 		runtime.UnlockOSThread()
 		return err
 	}
-	// The limit is the machine's.
-	if err := setAll("net/netfilter/nf_conntrack_max", "80"); err != nil {
+	if err := setAll("net/netfilter/nf_conntrack_max", fmt.Sprint(entries)); err != nil {
 		return nil, err
 	}
 	var l *load
@@ -116,7 +121,7 @@ func conntrackEntriesNetns(g *guest) (*load, error) {
 		if err := linkUp("lo", 0); err != nil {
 			return err
 		}
-		l, err = conntrackEntries(g)
+		l, err = tracked()
 		return err
 	})
 	if err != nil {
@@ -131,6 +136,6 @@ func conntrackEntriesNetns(g *guest) (*load, error) {
 		})
 		return refused, err
 	}
-	l.release = func() error { return in(release) }
+	l.release = func() error { return errors.Join(in(release), w.stop()) }
 	return l, nil
 }

@@ -23,7 +23,7 @@ import (
 const reportPort = "/dev/ttyS1"
 
 func main() {
-	if os.Getpid() != 1 {
+	if os.Getenv(workerMark) != "" {
 		os.Exit(work(os.Args[1:]))
 	}
 	if err := boot(); err != nil {

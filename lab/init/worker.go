@@ -20,6 +20,10 @@ import (
 // this program with words; it does a step for each line that it reads, and
 // answers with a line, which is empty unless something was refused.
 const (
+	// workerMark is the variable that tells a worker from the first process, which
+	// may have words too, and be alike in its number.
+	workerMark = "LAB_WORKER"
+
 	workOpen    = "open"    // opens files, so many a step
 	workMap     = "map"     // asks for memory, so many KiB a step
 	workTouch   = "touch"   // asks for memory and uses it
@@ -139,6 +143,7 @@ func newWorker(kind string, each int, files uint64, user uint32) (*worker, error
 
 func startWorker(cmd *exec.Cmd) (*worker, error) {
 	w := &worker{cmd: cmd}
+	cmd.Env = append(os.Environ(), workerMark+"=1")
 	var err error
 	if w.in, err = cmd.StdinPipe(); err != nil {
 		return nil, err
