@@ -41,7 +41,7 @@ func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("lab", flag.ExitOnError)
 	kernelNames := flags.String("kernels", names(kernels(), kernelName), "kernels to boot")
 	scenarioNames := flags.String("scenarios", names(scenario.All(), scenarioName), "scenarios to drive them through")
-	jobs := flags.Int("jobs", runtime.NumCPU(), "guests at the same time, those that mostly wait not counted")
+	jobs := flags.Int("jobs", runtime.NumCPU()+1, "guests at the same time")
 	timeout := flags.Duration("timeout", 3*time.Minute, "time that a guest may take")
 	cache := flags.String("cache", filepath.Join(cacheHome, "sockpressure-lab"), "folder for Debian's kernels; remove it to have the newest")
 	record := flags.Bool("record", false, "write lab/recordings and docs/kernels.md")
@@ -95,9 +95,6 @@ func run(args []string, out io.Writer) error {
 	return nil
 }
 
-// waitingJobs is how many guests that wait for walks take what one other takes.
-const waitingJobs = 2
-
 // lab is how it is run.
 type lab struct {
 	cache, dir string
@@ -138,34 +135,24 @@ func experiment(ctx context.Context, out io.Writer, ks []kernel, ss []scenario.S
 		}
 	}
 	verdicts := make([]verdict, len(guests))
+	queue := make(chan guest, len(guests))
+	for _, g := range guests {
+		queue <- g
+	}
+	close(queue)
 	var working sync.WaitGroup
 	var printing sync.Mutex
-	drive := func(queue <-chan guest) {
-		for g := range queue {
-			v := drive(ctx, g.image, g.scenario, l)
-			verdicts[g.at] = v
-			printing.Lock()
-			v.print(out)
-			printing.Unlock()
-		}
-	}
-	// Guests that wait for walks, most of the time, stand in a queue of their own.
-	eager, waiting := make(chan guest, len(guests)), make(chan guest, len(guests))
 	for range l.jobs {
-		working.Go(func() { drive(eager) })
+		working.Go(func() {
+			for g := range queue {
+				v := drive(ctx, g.image, g.scenario, l)
+				verdicts[g.at] = v
+				printing.Lock()
+				v.print(out)
+				printing.Unlock()
+			}
+		})
 	}
-	for range waitingJobs * l.jobs {
-		working.Go(func() { drive(waiting) })
-	}
-	for _, g := range guests {
-		if len(g.scenario.Walks) > 0 {
-			waiting <- g
-		} else {
-			eager <- g
-		}
-	}
-	close(eager)
-	close(waiting)
 	working.Wait()
 	return verdicts, ctx.Err()
 }

@@ -34,16 +34,13 @@ const (
 	// longest is the exporter's default length of lists.
 	longest = 10
 	// deadline is what the exporter is told, as by a Prometheus with its defaults;
-	// atOnce is how long the answer may take to come through, in a guest that shares
-	// a processor with others. fresh is how long a walk may be put off.
+	// atOnce is how long the answer may take to come through: both of its ends are in
+	// the guest, and both are in trouble. fresh is how long a walk may be put off.
 	deadline = 10 * time.Second
-	atOnce   = 30 * time.Second
+	atOnce   = time.Minute
 	fresh    = 30 * time.Second
 	// again is how long to wait before asking for a walk again.
 	again = 100 * time.Millisecond
-	// emulatedCPU is the share of a core that walks are given where every step waits
-	// for one: the emulator is so much slower than a processor.
-	emulatedCPU = "0.5"
 	// compareEvery is the steps from one that is compared to the next.
 	compareEvery = 5
 	// attempts is how often a step is scraped until nothing differs.
@@ -87,7 +84,7 @@ func (g *guest) run() error {
 		args = append(args, "--path.procfs="+proc)
 	}
 	if len(g.Walks) > 0 {
-		args = append(args, "--collector.max-cpu="+emulatedCPU)
+		args = append(args, "--collector.max-cpu=0")
 	}
 	if err := g.startExporter(args...); err != nil {
 		return err

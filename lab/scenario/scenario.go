@@ -8,8 +8,9 @@ type Scenario struct {
 	Name string
 	// Resource is the limit that the load drives to refusal, empty if none.
 	Resource string
-	// Walks are the collectors that must have read anew after each step; other
-	// walks may be as old as their budget makes them.
+	// Walks are the collectors that must have read anew after each step. The exporter
+	// then runs with --collector.max-cpu=0: an emulator is so much slower than a
+	// processor that each step would wait for the budget of walks.
 	Walks []string
 	// Counters are those that must have risen at the end.
 	Counters []string
