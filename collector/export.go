@@ -1,6 +1,10 @@
 package collector
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"iter"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // health is the metrics of the set itself, the same for every collector.
 type health struct {
@@ -81,6 +85,18 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 		}
 		for _, s := range r.samples {
 			send(s.metric, s.value, s.labels...)
+		}
+	}
+}
+
+// Samples are the series of one metric, named without the common prefix: the
+// values of its labels and its own.
+func (r Result) Samples(metric string) iter.Seq2[[]string, float64] {
+	return func(yield func([]string, float64) bool) {
+		for _, s := range r.samples {
+			if s.metric.Name == metric && !yield(s.labels, s.value) {
+				return
+			}
 		}
 	}
 }

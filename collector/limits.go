@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Level says how urgent the state of a limit is.
@@ -50,7 +51,7 @@ func (l LimitReading) Format(v float64) string {
 		return "none" // as good as: the kernel's largest number
 	}
 	if l.Unit != Bytes {
-		return strconv.FormatFloat(v, 'f', -1, 64) + " " + string(l.Unit)
+		return strconv.FormatFloat(v, 'f', -1, 64) + " " + l.Unit.of(v)
 	}
 	for _, u := range []struct {
 		size float64
@@ -60,5 +61,16 @@ func (l LimitReading) Format(v float64) string {
 			return strconv.FormatFloat(v/u.size, 'f', 1, 64) + " " + u.name
 		}
 	}
-	return strconv.FormatFloat(v, 'f', -1, 64) + " bytes"
+	return strconv.FormatFloat(v, 'f', -1, 64) + " " + l.Unit.of(v)
+}
+
+// of is the unit of a number: 1 port, 2 ports.
+func (u Unit) of(v float64) string {
+	if v != 1 {
+		return string(u)
+	}
+	if stem, ok := strings.CutSuffix(string(u), "ies"); ok {
+		return stem + "y"
+	}
+	return strings.TrimSuffix(string(u), "s")
 }

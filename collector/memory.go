@@ -150,8 +150,8 @@ func memorySpec() Spec {
 			},
 			{
 				LimitInfo: LimitInfo{
-					Resource: "committed_memory", Unit: Bytes, Sysctl: "vm.overcommit_ratio, vm.overcommit_kbytes", Warning: 0.9, Critical: 0.97,
-					Effect: "fork, mmap and malloc fail with ENOMEM. Enforced while vm.overcommit_memory is 2.",
+					Resource: "committed_memory", Unit: Bytes, Sysctl: "vm.overcommit_ratio, vm.overcommit_kbytes", Warning: 0.85, Critical: 0.92,
+					Effect: "fork, mmap and malloc fail with ENOMEM; without CAP_SYS_ADMIN some percent earlier (vm.admin_reserve_kbytes, vm.user_reserve_kbytes). Enforced while vm.overcommit_memory is 2.",
 				},
 				Usage: func(s *memory) Number { return s.committed },
 				Limit: func(s *memory) Number {

@@ -15,12 +15,11 @@ import (
 
 // kernel is one of Debian's, as its metapackage names it.
 type kernel struct {
-	name    string // as in flags, recordings and tables
-	suite   string // of Debian
-	arch    string // Debian's word
-	meta    string // the metapackage, which depends on the newest kernel of its suite
-	goarch  string
-	machine []string // what QEMU is told besides
+	name   string // as in flags, recordings and tables
+	suite  string // of Debian
+	arch   string // Debian's word
+	meta   string // the metapackage, which depends on the newest kernel of its suite
+	goarch string
 }
 
 // kernels is every kernel of the lab, in ascending order. "sid" is whatever is

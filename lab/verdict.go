@@ -66,7 +66,7 @@ func round(v float64) float64 {
 type verdict struct {
 	kernel, release, scenario string
 	seconds                   float64
-	answered, steps           int
+	answered, missed, steps   int
 	slowest                   float64 // scrape, in seconds
 	refusal                   int
 	refused                   string
@@ -87,10 +87,14 @@ func judge(o *outcome, r *recording.Recording) verdict {
 
 	for n, step := range o.steps {
 		v.slowest = max(v.slowest, step.Seconds)
+		v.missed += step.Missed
 		if step.Silent == "" {
 			v.answered++
 		} else {
 			fail("step %d: no answer: %s", n, step.Silent)
+		}
+		if step.Missed > 0 && !o.mayMiss(n, r.Refusal) {
+			fail("step %d: %d scrapes were not answered in time", n, step.Missed)
 		}
 		for _, d := range step.Differ {
 			fail("step %d: %s", n, d)
@@ -133,6 +137,13 @@ func judge(o *outcome, r *recording.Recording) verdict {
 	}
 	judgeContract(o, r, fail)
 	return v
+}
+
+// mayMiss allows scrapes to be missed where TCP is out of memory and the kernel
+// has nothing left for an answer: until Linux 6.0 a socket has no minimum of its
+// own for sending, and over loopback the other end is as short of memory.
+func (o *outcome) mayMiss(step, refusal int) bool {
+	return o.image.name == "5.10" && o.scenario.Name == "tcp_memory" && refusal >= 0 && step >= refusal
 }
 
 func saturationOf(resource string) string {

@@ -233,8 +233,6 @@ func (p *pass) conntrack() {
 
 // command runs a program in the network namespace of this thread and returns what
 // it said.
-//
-//nolint:forbidigo // nothing of this is in the exporter
 func (p *pass) command(name string, args ...string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -383,7 +381,9 @@ func (p *pass) processes(proc string) {
 		p.Set(f.limit, "process_file_descriptors_limit", "process", name)
 	}
 	p.Set(0, "processes_unreadable")
-	p.Set(fullest, "saturation_ratio", "resource", "process_file_descriptors")
+	if len(worst) > 0 {
+		p.Set(fullest, "saturation_ratio", "resource", "process_file_descriptors")
+	}
 }
 
 // descriptors lists those of a process, which may end meanwhile. A thread that

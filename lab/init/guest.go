@@ -33,16 +33,15 @@ const (
 	nobody = 65534
 	// longest is the exporter's default length of lists.
 	longest = 10
-	// deadline is what the exporter is told, as by a Prometheus with its defaults;
-	// atOnce is how long the answer may take to come through: both of its ends are in
-	// the guest, and both are in trouble. fresh is how long a walk may be put off.
+	// deadline is how long a scrape may take, as for a Prometheus with its defaults,
+	// and tries how often it is tried. fresh is how long a walk may be put off.
 	deadline = 10 * time.Second
-	atOnce   = time.Minute
+	tries    = 5
 	fresh    = 30 * time.Second
 	// again is how long to wait before asking for a walk again.
 	again = 100 * time.Millisecond
 	// compareEvery is the steps from one that is compared to the next.
-	compareEvery = 5
+	compareEvery = 10
 	// attempts is how often a step is scraped until nothing differs.
 	attempts = 4
 )
@@ -59,8 +58,9 @@ type guest struct {
 	hand     *byhand.Reader
 	// in runs something where the numbers are: in a network namespace of the
 	// scenario's own, if it has one.
-	in    func(func() error) error
-	steps int
+	in      func(func() error) error
+	steps   int
+	refused bool
 	// collectors is the collector of each metric.
 	collectors map[string]string
 	// seen is every series of the pages, agreed those that had the right value.
@@ -152,8 +152,9 @@ func (g *guest) ramp(l *load) error {
 // every step is compared: reading by hand is slow.
 func (g *guest) step(refused string) error {
 	s := &scenario.Step{Refused: refused}
-	compared := g.steps%compareEvery == 0 || refused != ""
+	compared := g.steps%compareEvery == 0 || refused != "" && !g.refused
 	g.steps++
+	g.refused = g.refused || refused != ""
 	walks, differ := g.Walks, map[string]string{}
 	for attempt := 0; attempt == 0 || attempt < attempts && len(differ) > 0; attempt++ {
 		before, err := g.readings(compared)
@@ -212,6 +213,13 @@ func (g *guest) scrape(s *scenario.Step, walks []string) error {
 	for end := time.Now().Add(fresh); ; time.Sleep(again) {
 		began := time.Now()
 		page, err := g.get("/metrics")
+		for range tries - 1 {
+			if err == nil {
+				break
+			}
+			s.Missed++
+			page, err = g.get("/metrics")
+		}
 		s.Seconds = time.Since(began).Seconds()
 		s.Page, s.Silent = page, ""
 		if err != nil {
@@ -357,7 +365,7 @@ func (g *guest) startExporter(args ...string) error {
 		return err
 	}
 	// One connection that stays, as Prometheus has it.
-	g.client = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: atOnce}
+	g.client = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: deadline}
 	for end := time.Now().Add(fresh); ; time.Sleep(20 * time.Millisecond) {
 		if _, err := g.get("/-/ready"); err == nil {
 			return nil

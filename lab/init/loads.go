@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -249,7 +250,7 @@ func udpMemory(*guest) (*load, error) {
 // tcpOrphans closes connections whose data the other side does not take.
 func tcpOrphans(*guest) (*load, error) {
 	const limit = 240
-	if err := setAll("net/ipv4/tcp_max_orphans", fmt.Sprint(limit), "net/core/somaxconn", "4096"); err != nil {
+	if err := setAll("net/ipv4/tcp_max_orphans", strconv.Itoa(limit), "net/core/somaxconn", "4096"); err != nil {
 		return nil, err
 	}
 	at := loopback(portOrphans)
@@ -281,7 +282,7 @@ func tcpOrphans(*guest) (*load, error) {
 // tcpTimeWait closes connections at the side that keeps TIME_WAIT.
 func tcpTimeWait(*guest) (*load, error) {
 	const limit = 400
-	if err := setAll("net/ipv4/tcp_max_tw_buckets", fmt.Sprint(limit)); err != nil {
+	if err := setAll("net/ipv4/tcp_max_tw_buckets", strconv.Itoa(limit)); err != nil {
 		return nil, err
 	}
 	at := loopback(portTimeWait)
@@ -478,7 +479,7 @@ func fragmentsIPv6(*guest) (*load, error) {
 func fragments(sysctls, file, line string, at netip.AddrPort, send func(id int) error) (*load, error) {
 	const limit = 1 << 20
 	if err := setAll(
-		"net/"+sysctls+"_low_thresh", fmt.Sprint(limit*3/4), "net/"+sysctls+"_high_thresh", fmt.Sprint(limit),
+		"net/"+sysctls+"_low_thresh", strconv.Itoa(limit*3/4), "net/"+sysctls+"_high_thresh", strconv.Itoa(limit),
 		"net/"+sysctls+"_time", "600",
 	); err != nil {
 		return nil, err

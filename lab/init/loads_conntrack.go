@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -38,7 +39,7 @@ func track() error {
 const entries = 80
 
 func conntrackEntries(*guest) (*load, error) {
-	if err := setAll("net/netfilter/nf_conntrack_max", fmt.Sprint(entries)); err != nil {
+	if err := setAll("net/netfilter/nf_conntrack_max", strconv.Itoa(entries)); err != nil {
 		return nil, err
 	}
 	return tracked()
@@ -113,7 +114,7 @@ func conntrackEntriesNetns(*guest) (*load, error) {
 		runtime.UnlockOSThread()
 		return err
 	}
-	if err := setAll("net/netfilter/nf_conntrack_max", fmt.Sprint(entries)); err != nil {
+	if err := setAll("net/netfilter/nf_conntrack_max", strconv.Itoa(entries)); err != nil {
 		return nil, err
 	}
 	var l *load

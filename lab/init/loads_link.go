@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
@@ -32,7 +33,7 @@ func neighbours(family, own string, host func(n int) netip.Addr) (*load, error) 
 	const limit = 240
 	prefix := "net/" + family + "/neigh/default/"
 	if err := setAll(
-		prefix+"gc_thresh1", fmt.Sprint(limit), prefix+"gc_thresh2", fmt.Sprint(limit), prefix+"gc_thresh3", fmt.Sprint(limit),
+		prefix+"gc_thresh1", strconv.Itoa(limit), prefix+"gc_thresh2", strconv.Itoa(limit), prefix+"gc_thresh3", strconv.Itoa(limit),
 		prefix+"base_reachable_time_ms", "3600000",
 	); err != nil {
 		return nil, err
@@ -93,7 +94,7 @@ func neighbours(family, own string, host func(n int) netip.Addr) (*load, error) 
 // the backlog one right after the other.
 func netdevBacklog(*guest) (*load, error) {
 	const limit, size = 20, 100
-	if err := setAll("net/core/netdev_max_backlog", fmt.Sprint(limit)); err != nil {
+	if err := setAll("net/core/netdev_max_backlog", strconv.Itoa(limit)); err != nil {
 		return nil, err
 	}
 	tool, err := ethtool.NewEthtool()

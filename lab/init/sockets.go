@@ -150,16 +150,15 @@ func poll(fd int, events int16, timeout time.Duration) (int16, error) {
 }
 
 // fill writes to a socket until it takes no more, or has taken so many bytes.
-func fill(fd, most int) (written int) {
+func fill(fd, most int) {
 	b := make([]byte, 4096)
-	for written < most {
+	for written := 0; written < most; {
 		n, err := unix.Write(fd, b[:min(len(b), most-written)])
 		if err != nil {
-			break
+			return
 		}
 		written += n
 	}
-	return written
 }
 
 // arrives says whether bytes come through a connection.

@@ -81,7 +81,7 @@ func All() []Scenario {
 		{Name: "ip_fragments_ipv4", Resource: "ip_fragments_ipv4", Saturation: 0.95, Counters: []string{"ip_reassembly_failures_total"}},
 		{Name: "ip_fragments_ipv6", Resource: "ip_fragments_ipv6", Saturation: 0.95, Counters: []string{"ip6_reassembly_failures_total"}},
 		// A backlog lasts for less than a scrape: only its drops can be seen.
-		{Name: "netdev_backlog", Counters: []string{"netdev_backlog_drops_total"}},
+		{Name: "netdev_backlog", Resource: "netdev_backlog", Counters: []string{"netdev_backlog_drops_total"}},
 		{Name: "committed_memory", Resource: "committed_memory", Saturation: 0.9},
 		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Log: "Out of memory"},
 		{
@@ -125,6 +125,8 @@ type Step struct {
 	Page    string
 	Silent  string `json:",omitempty"`
 	Seconds float64
+	// Missed is the scrapes that were not answered in time before that.
+	Missed int `json:",omitempty"`
 	// Differ is where the guest read something else, though that did not move.
 	Differ []string `json:",omitempty"`
 	// Log is what the kernel logged.

@@ -1,0 +1,165 @@
+// Package alerts holds the alert bundle: rule files for Prometheus (*.rules.yml)
+// and an example for Alertmanager. There is no code here, only tests that hold
+// the files to the exporter, to the runbooks and to what real kernels did.
+package alerts
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v2"
+)
+
+// runbooks is where the runbook of an alert is, less its name.
+const runbooks = "https://github.com/sockpressure/sockpressure_exporter/blob/main/docs/runbooks.md#"
+
+// rule is an alerting or a recording rule.
+type rule struct {
+	Alert         string
+	Record        string
+	Expr          string
+	For           string
+	KeepFiringFor string `yaml:"keep_firing_for"`
+	Labels        map[string]string
+	Annotations   map[string]string
+
+	file string
+}
+
+func (r rule) String() string {
+	if r.Record != "" {
+		return fmt.Sprintf("%s: %s{resource=%q}", r.file, r.Record, r.Labels["resource"])
+	}
+	return fmt.Sprintf("%s: %s, %s", r.file, r.Alert, r.Labels["severity"])
+}
+
+// readRules reads every rule file.
+func readRules(t *testing.T) []rule {
+	t.Helper()
+	files, err := filepath.Glob("*.rules.yml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	var rules []rule
+	for _, file := range files {
+		var content struct {
+			Groups []struct {
+				Name  string
+				Rules []rule
+			}
+		}
+		unmarshal(t, file, &content)
+		for _, g := range content.Groups {
+			for _, r := range g.Rules {
+				r.file = file
+				rules = append(rules, r)
+			}
+		}
+	}
+	return rules
+}
+
+func unmarshal(t *testing.T, file string, into any) {
+	t.Helper()
+	if err := yaml.UnmarshalStrict([]byte(read(t, file)), into); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// alertsOf returns the alerting rules.
+func alertsOf(rules []rule) []rule {
+	return slices.DeleteFunc(slices.Clone(rules), func(r rule) bool { return r.Alert == "" })
+}
+
+// exported reads the metrics and their labels from docs/metrics.md, which the
+// collector package generates from its rows and holds fresh.
+func exported(t *testing.T) map[string][]string {
+	t.Helper()
+	metrics := map[string][]string{"up": nil}
+	row := regexp.MustCompile("(?m)^\\| `(sockpressure_\\w+)` \\| \\w+ \\| ([\\w, ]*) \\|")
+	for _, m := range row.FindAllStringSubmatch(read(t, "../docs/metrics.md"), -1) {
+		metrics[m[1]] = strings.FieldsFunc(m[2], func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	if len(metrics) < 50 {
+		t.Fatalf("docs/metrics.md: %d metrics", len(metrics))
+	}
+	return metrics
+}
+
+// selector is a metric in an expression, with what its braces say.
+type selector struct {
+	metric   string
+	matchers [][]string // label, operator, value
+}
+
+// expression is what an expression names. It is no parser: promtool has checked
+// the syntax, and this only sorts the words.
+type expression struct {
+	selectors []selector
+	grouping  []string // labels of by, without, on and ignoring
+	unknown   []string
+}
+
+func parse(expr string) expression {
+	var (
+		word     = regexp.MustCompile(`^[a-zA-Z_:][a-zA-Z0-9_:]*`)
+		braces   = regexp.MustCompile(`^\s*\{([^}]*)\}`)
+		matcher  = regexp.MustCompile(`(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"`)
+		parens   = regexp.MustCompile(`^\s*\(([^)]*)\)`)
+		call     = regexp.MustCompile(`^\s*(\(|by\b|without\b)`)
+		skip     = regexp.MustCompile(`^("[^"]*"|\[[^\]]*\]|[0-9.]+[a-z0-9]*|.)`)
+		grouping = []string{"by", "without", "on", "ignoring", "group_left", "group_right"}
+		operator = []string{"and", "or", "unless", "bool", "offset"}
+		found    expression
+	)
+	expr = strings.ReplaceAll(expr, "\n", " ")
+	for expr != "" {
+		w := word.FindString(expr)
+		if w == "" {
+			expr = expr[len(skip.FindString(expr)):]
+			continue
+		}
+		expr = expr[len(w):]
+		switch {
+		case slices.Contains(grouping, w):
+			m := parens.FindStringSubmatch(expr)
+			found.grouping = append(found.grouping, strings.FieldsFunc(m[1], func(r rune) bool { return r == ',' || r == ' ' })...)
+			expr = expr[len(m[0]):]
+		case w == "up", strings.HasPrefix(w, "sockpressure_"), strings.Contains(w, ":"):
+			s := selector{metric: w}
+			if m := braces.FindStringSubmatch(expr); m != nil {
+				for _, parts := range matcher.FindAllStringSubmatch(m[1], -1) {
+					s.matchers = append(s.matchers, parts[1:])
+				}
+				expr = expr[len(m[0]):]
+			}
+			found.selectors = append(found.selectors, s)
+		case !slices.Contains(operator, w) && !call.MatchString(expr):
+			found.unknown = append(found.unknown, w)
+		}
+	}
+	return found
+}
+
+// TestParse holds the sorting of words to an expression with all kinds of them.
+func TestParse(t *testing.T) {
+	got := fmt.Sprint(parse(`sum by (job, a) (rate(sockpressure_x_total{b="c",d=~"e|f"}[5m])) > 1.5 or on (g) level:y:rate5m unless up == bool 0 and nonsense`))
+	want := `{[{sockpressure_x_total [[b = c] [d =~ e|f]]} {level:y:rate5m []} {up []}] [job a g] [nonsense]}`
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
