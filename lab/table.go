@@ -86,7 +86,7 @@ The lab (` + "`make lab`" + `, see lab/README.md) boots stock kernels of Debian 
 that the exporter warns of. In every guest a real program meets the limit, and its own error is what marks the first
 refusal; the exporter runs with its default flags as the only other process, and is scraped at each step. Software
 emulation is some thirty times slower than a processor, so where each step has to wait for a walk of the sockets or
-processes (accept_queue, ephemeral_ports, process_file_descriptors, burst, idle) ` + "`--collector.max-cpu`" + ` is 0.
+processes (accept_queue, ephemeral_ports, process_file_descriptors, idle, busy, burst) ` + "`--collector.max-cpu`" + ` is 0.
 
 - *scrapes answered*: before, at and after the limit, each tried again if it is not answered within 10 s. None may be missed but on 5.10 while TCP is out of memory:
   both ends are in the guest, and until Linux 6.0 the kernel gives the one nothing to send with, and drops what the

@@ -69,10 +69,15 @@ func (t together) release() (err error) {
 	return err
 }
 
-// busy holds three tenths of what it can, while connections come and go.
+// busy holds three tenths of what it can, and a fifth of the orphans that may be,
+// while connections come and go.
 func busy(g *guest) (*load, error) {
 	const part = scenario.Ramp * 3 / 10
 	all, err := manyLimits(g)
+	if err != nil {
+		return nil, err
+	}
+	orphans, err := tcpOrphans(g)
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +90,10 @@ func busy(g *guest) (*load, error) {
 		step: func(n int) (string, error) {
 			if n <= part {
 				if refused, err := all.step(n-1, n); refused != "" || err != nil {
+					return refused, err
+				}
+				// With those of the other loads these are a fifth of what may be.
+				if refused, err := orphans.step(n / 2); refused != "" || err != nil {
 					return refused, err
 				}
 			}
@@ -104,7 +113,7 @@ func busy(g *guest) (*load, error) {
 			}
 			return "", nil
 		},
-		release: all.release,
+		release: func() error { return errors.Join(orphans.release(), all.release()) },
 	}, nil
 }
 

@@ -91,8 +91,8 @@ func All() []Scenario {
 
 		// Every collector must have read something that can be compared.
 		{Name: "idle", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
-		{Name: "busy", Healthy: true},
-		{Name: "burst", Healthy: true, Walks: []string{"tcp", "ports"}},
+		{Name: "busy", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
+		{Name: "burst", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
 		{Name: "page_cache", Healthy: true, Only: pae, Memory: 880, CommandLine: "highmem=680M", Disk: 300},
 	}
 }
