@@ -65,7 +65,8 @@ func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
 	if err := os.Chmod(filepath.Join(state, "packages"), 0o777); err != nil {
 		return files{}, err
 	}
-	sources := fmt.Sprintf("deb [arch=%s signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", k.arch, archive(ctx), k.suite)
+	debian := archive(ctx)
+	sources := fmt.Sprintf("deb [arch=%s signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", k.arch, debian, k.suite)
 	for name, content := range map[string]string{"sources.list": sources, "status": ""} {
 		if err := os.WriteFile(filepath.Join(state, name), []byte(content), 0o644); err != nil {
 			return files{}, err
@@ -82,7 +83,7 @@ func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
 		return command(ctx, filepath.Join(state, "packages"), args[0], append(options, args[1:]...)...)
 	}
 	if _, err := apt("apt-get", "update", "--error-on=any"); err != nil {
-		return files{}, err
+		return files{}, fmt.Errorf("no lists of packages from %s, the archive that apt of this machine is set up with: %w", debian, err)
 	}
 	meta, err := apt("apt-cache", "show", k.meta)
 	if err != nil {

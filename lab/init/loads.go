@@ -424,6 +424,9 @@ func ports(limit int) (*load, error) {
 				if errors.Is(err, unix.EADDRNOTAVAIL) {
 					return err.Error(), nil
 				}
+				if err == nil {
+					err = resets(fd)
+				}
 				if err != nil {
 					return "", err
 				}

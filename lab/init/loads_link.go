@@ -28,7 +28,8 @@ func neighboursIPv6(*guest) (*load, error) {
 }
 
 // neighbours sends to more and more hosts of a network, and makes each of them
-// known: an entry that is confirmed is not given up for another.
+// known before: an entry that is confirmed is not given up for another, and no
+// group of IPv6 is asked for it, which would be an entry too.
 func neighbours(family, own string, host func(n int) netip.Addr) (*load, error) {
 	const limit = 240
 	prefix := "net/" + family + "/neigh/default/"
@@ -69,18 +70,18 @@ func neighbours(family, own string, host func(n int) netip.Addr) (*load, error) 
 		step: func(n int) (string, error) {
 			for ; made < share(n, limit); made++ {
 				to := host(made)
+				mac := net.HardwareAddr{2, 0, 0, 0, byte(made >> 8), byte(made)}
+				added := netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: to.AsSlice(), HardwareAddr: mac, State: unix.NUD_REACHABLE})
+				if added != nil && !errors.Is(added, unix.ENOBUFS) {
+					return "", fmt.Errorf("neighbour %v: %w", to, added)
+				}
 				if err := unix.Sendto(sender, []byte("?"), 0, sockaddr(netip.AddrPortFrom(to, 9))); err != nil {
 					made++
 					return fmt.Sprintf("sendto: %v", err), nil
 				}
-				mac := net.HardwareAddr{2, 0, 0, 0, byte(made >> 8), byte(made)}
-				err := netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: to.AsSlice(), HardwareAddr: mac, State: unix.NUD_REACHABLE})
-				if errors.Is(err, unix.ENOBUFS) {
+				if added != nil {
 					made++
-					return fmt.Sprintf("a neighbour is not added: %v", err), nil
-				}
-				if err != nil {
-					return "", fmt.Errorf("neighbour %v: %w", to, err)
+					return fmt.Sprintf("a neighbour is not added: %v", added), nil
 				}
 			}
 			return "", nil

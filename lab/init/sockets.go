@@ -149,6 +149,12 @@ func poll(fd int, events int16, timeout time.Duration) (int16, error) {
 	}
 }
 
+// resets has a connection end with a reset when it is closed, and so leave no
+// TIME_WAIT.
+func resets(fd int) error {
+	return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+}
+
 // fill writes to a socket until it takes no more, or has taken so many bytes.
 func fill(fd, most int) {
 	b := make([]byte, 4096)
