@@ -1,0 +1,541 @@
+package dashboards
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v2"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+var update = flag.Bool("update", false, "write the dashboards anew")
+
+// TestFresh holds the files to what they are made from.
+func TestFresh(t *testing.T) {
+	files, err := Files("../alerts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range files {
+		if *update {
+			if err := os.WriteFile(name, want, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s is not fresh: go test ./dashboards -update (%v)", name, err)
+		}
+	}
+	have, err := filepath.Glob("*.json")
+	if err != nil || len(have) != len(files) {
+		t.Errorf("%v, want %d files (%v)", have, len(files), err)
+	}
+}
+
+// A board is a dashboard as Grafana reads it, as far as the tests look.
+type board struct {
+	UID, Title, Description, Timezone string
+	Tags                              []string
+	SchemaVersion                     int
+	GraphTooltip                      int
+	Editable                          *bool
+	Inputs                            any `json:"__inputs"`
+	Templating                        struct{ List []variableJSON }
+	Annotations                       struct{ List []targetJSON }
+	Panels                            []panelJSON
+}
+
+type variableJSON struct {
+	Name, Label, Type, AllValue string
+	Datasource                  sourceJSON
+	Query                       any
+	Multi                       bool
+	Refresh                     int
+}
+
+type sourceJSON struct{ Type, UID string }
+
+type panelJSON struct {
+	ID                       int
+	Type, Title, Description string
+	Datasource               sourceJSON
+	Targets                  []targetJSON
+	Panels                   []panelJSON
+	Transformations          []struct {
+		Options struct {
+			Include      struct{ Names []string }
+			RenameByName map[string]string
+		}
+	}
+	Options struct {
+		SortBy []struct{ DisplayName string }
+	}
+	GridPos     struct{ X, Y, W, H int }
+	FieldConfig struct {
+		Defaults  struct{ Unit string }
+		Overrides []overrideJSON
+	}
+}
+
+type overrideJSON struct {
+	Matcher struct{ ID, Options string }
+}
+
+type targetJSON struct {
+	RefID, Expr, LegendFormat, Format string
+	Instant                           bool
+	Datasource                        sourceJSON
+}
+
+// boards reads the files, not what they are made from.
+func boards(t *testing.T) []board {
+	t.Helper()
+	files, err := filepath.Glob("*.json")
+	if err != nil || len(files) != 2 {
+		t.Fatal(files, err)
+	}
+	var all []board
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b board
+		if err := json.Unmarshal(text, &b); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		if file != b.UID+".json" {
+			t.Errorf("%s has uid %s", file, b.UID)
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
+// TestLint holds the dashboards to the rules that Grafana's own linter has, and
+// to those of file provisioning.
+func TestLint(t *testing.T) {
+	for _, b := range boards(t) {
+		if b.Title == "" || b.Description == "" || b.SchemaVersion != 42 || b.Timezone != "utc" || b.GraphTooltip != 1 ||
+			len(b.Tags) != 1 || b.Editable == nil || *b.Editable || b.Inputs != nil || len(b.UID) > 40 {
+			t.Errorf("%s: head", b.UID)
+		}
+		lintVariables(t, b)
+		for _, a := range b.Annotations.List {
+			lintTarget(t, b.UID+": annotation", a)
+		}
+		ids, titles := map[int]bool{}, map[string]bool{}
+		for _, p := range b.Panels {
+			where := b.UID + ": " + p.Title
+			if ids[p.ID] || titles[p.Title] || p.Title == "" || len(p.Panels) > 0 {
+				t.Errorf("%s: an id or a title twice, or panels inside", where)
+			}
+			ids[p.ID], titles[p.Title] = true, true
+			if p.Type == "row" {
+				continue
+			}
+			if !strings.HasSuffix(p.Description, ".") || strings.Contains(p.Description, "  ") || p.FieldConfig.Defaults.Unit == "" || len(p.Targets) == 0 {
+				t.Errorf("%s: description %q, unit %q, %d queries", where, p.Description, p.FieldConfig.Defaults.Unit, len(p.Targets))
+			}
+			lintSource(t, where, p.Datasource)
+			legends := map[string]bool{}
+			for _, target := range p.Targets {
+				lintTarget(t, where, target)
+				if p.Type == "timeseries" && (legends[target.LegendFormat] || target.LegendFormat == "") {
+					t.Errorf("%s: legend %q", where, target.LegendFormat)
+				}
+				legends[target.LegendFormat] = true
+			}
+		}
+		lintPlaces(t, b)
+	}
+}
+
+func lintVariables(t *testing.T, b board) {
+	t.Helper()
+	if len(b.Templating.List) < 3 {
+		t.Fatalf("%s: %d variables", b.UID, len(b.Templating.List))
+	}
+	for i, v := range b.Templating.List {
+		if i == 0 {
+			if v.Type != "datasource" || v.Name != "datasource" || v.Label != "Data source" || v.Query != "prometheus" {
+				t.Errorf("%s: %+v", b.UID, v)
+			}
+			continue
+		}
+		if i < 3 && (v.Name != []string{"", "job", "instance"}[i] || v.Label != []string{"", "Job", "Instance"}[i]) {
+			t.Errorf("%s: variable %s, %s", b.UID, v.Name, v.Label)
+		}
+		if v.Type != "query" || !v.Multi || v.AllValue != ".+" || v.Refresh != 2 {
+			t.Errorf("%s: %+v", b.UID, v)
+		}
+		if q := variableQuery(v); strings.Contains(q, `{job=~"$job"}`) != (v.Name != "job") {
+			t.Errorf("%s: variable %s: %s does not select job", b.UID, v.Name, q)
+		}
+		lintSource(t, b.UID+": "+v.Name, v.Datasource)
+	}
+}
+
+func lintSource(t *testing.T, where string, s sourceJSON) {
+	t.Helper()
+	if s != (sourceJSON{"prometheus", "${datasource}"}) {
+		t.Errorf("%s: data source %v", where, s)
+	}
+}
+
+func lintTarget(t *testing.T, where string, target targetJSON) {
+	t.Helper()
+	lintSource(t, where, target.Datasource)
+	for _, s := range selectors(target.Expr) {
+		// Recorded over all nodes of a job: there is no node to choose.
+		if node := strings.Contains(s.matchers, `instance=~"$instance"`); node == strings.HasPrefix(s.metric, "job_resource:") || !strings.Contains(s.matchers, `job=~"$job"`) {
+			t.Errorf("%s: %s{%s} does not select job and instance", where, s.metric, s.matchers)
+		}
+		counter := strings.HasSuffix(s.metric, "_total")
+		if counter != strings.HasPrefix(s.after, "[") || counter && !regexp.MustCompile(`(rate|increase)\($`).MatchString(s.before) {
+			t.Errorf("%s: %s is to stand in rate or increase if it is a counter, and only then", where, s.metric)
+		}
+	}
+	for _, m := range regexp.MustCompile(`\[[^\]]*\]`).FindAllString(target.Expr, -1) {
+		if m != "[$__rate_interval]" {
+			t.Errorf("%s: %s", where, m)
+		}
+	}
+}
+
+// lintPlaces fails for a panel outside of the grid, or on another one.
+func lintPlaces(t *testing.T, b board) {
+	t.Helper()
+	taken := map[[2]int]string{}
+	for _, p := range b.Panels {
+		g := p.GridPos
+		if g.X < 0 || g.X+g.W > 24 || g.W == 0 || g.H == 0 {
+			t.Errorf("%s: %s: place %v", b.UID, p.Title, g)
+		}
+		for x := g.X; x < g.X+g.W; x++ {
+			for y := g.Y; y < g.Y+g.H; y++ {
+				if other := taken[[2]int{x, y}]; other != "" {
+					t.Fatalf("%s: %s is on %s", b.UID, p.Title, other)
+				}
+				taken[[2]int{x, y}] = p.Title
+			}
+		}
+	}
+}
+
+// selector is a metric in an expression.
+type selector struct{ metric, matchers, before, after string }
+
+// selectors finds the metrics of an expression, but not the words of PromQL.
+func selectors(expr string) []selector {
+	blank := regexp.MustCompile(`"[^"]*"|\b(by|without|on|ignoring|group_left|group_right) *\([^)]*\)`)
+	masked := blank.ReplaceAllStringFunc(expr, func(s string) string { return strings.Repeat(" ", len(s)) })
+	word := regexp.MustCompile(`[a-zA-Z_:][a-zA-Z0-9_:]*(\{[^}]*\})?`)
+	keywords := []string{"and", "or", "unless", "bool"}
+	var found []selector
+	for _, at := range word.FindAllStringIndex(masked, -1) {
+		name, rest, _ := strings.Cut(expr[at[0]:at[1]], "{")
+		after := expr[at[1]:]
+		if slices.Contains(keywords, name) || strings.HasPrefix(strings.TrimSpace(masked[at[1]:]), "(") || strings.HasSuffix(masked[:at[0]], "$") ||
+			regexp.MustCompile(`^(by|without|on|ignoring)$`).MatchString(name) || regexp.MustCompile(`^[0-9]`).MatchString(name) {
+			continue
+		}
+		found = append(found, selector{name, strings.TrimSuffix(rest, "}"), expr[:at[0]], after})
+	}
+	return found
+}
+
+// TestSelectors holds the search to an expression with all kinds of words.
+func TestSelectors(t *testing.T) {
+	got := selectors(`sum by (x) (rate(a_total{b=~"c|d"}[$__rate_interval])) > bool 2^62 and ignoring (y) (l:m:n5m or vector(0)) - up`)
+	var names []string
+	for _, s := range got {
+		names = append(names, s.metric+" "+s.matchers)
+	}
+	if want := []string{`a_total b=~"c|d"`, "l:m:n5m ", "up "}; !slices.Equal(names, want) {
+		t.Errorf("got %q, want %q", names, want)
+	}
+}
+
+// TestNames fails for a query that names a metric, a label or a resource that
+// there is not: its panel would be empty, and nobody would know why.
+func TestNames(t *testing.T) {
+	metrics := exported(t)
+	var all []string
+	for _, labels := range metrics {
+		all = append(all, labels...)
+	}
+	for name := range recorded(t) {
+		metrics[name] = all
+	}
+	metrics["ALERTS"] = []string{"alertname", "alertstate", "severity", "stage", "resource"}
+
+	matcher := regexp.MustCompile(`(\w+) *(?:=~|!~|!=|=) *"([^"]*)"`)
+	grouping := regexp.MustCompile(`\b(?:by|without|on|ignoring) *\(([^)]*)\)`)
+	legend := regexp.MustCompile(`\{\{(\w+)\}\}`)
+	for _, b := range boards(t) {
+		for _, q := range queries(b) {
+			labels := []string{"job", "instance"}
+			found := selectors(q.expr)
+			if len(found) == 0 {
+				t.Errorf("%s: no metric in %s", q, q.expr)
+			}
+			for _, s := range found {
+				own, ok := metrics[s.metric]
+				if !ok {
+					t.Errorf("%s: there is no metric %s", q, s.metric)
+				}
+				labels = append(labels, own...)
+				for _, m := range matcher.FindAllStringSubmatch(s.matchers, -1) {
+					if m[1] != "job" && m[1] != "instance" && !slices.Contains(own, m[1]) {
+						t.Errorf("%s: %s has no label %s", q, s.metric, m[1])
+					}
+					if m[1] == "resource" && !strings.HasPrefix(m[2], "$") && !slices.ContainsFunc(limits(), func(l collector.LimitInfo) bool { return l.Resource == m[2] }) {
+						t.Errorf("%s: there is no limit %s", q, m[2])
+					}
+				}
+			}
+			for _, m := range grouping.FindAllStringSubmatch(q.expr, -1) {
+				for l := range strings.SplitSeq(m[1], ",") {
+					if !slices.Contains(labels, strings.TrimSpace(l)) {
+						t.Errorf("%s: there is no label %s", q, l)
+					}
+				}
+			}
+			for _, m := range legend.FindAllStringSubmatch(q.legend, -1) {
+				if !slices.Contains(labels, m[1]) {
+					t.Errorf("%s: the legend names %s", q, m[1])
+				}
+			}
+		}
+	}
+}
+
+// TestColumns fails for a table that shows, sorts by or formats a column that its
+// queries do not give.
+func TestColumns(t *testing.T) {
+	by := regexp.MustCompile(`\bby *\(([^)]*)\) *\(`)
+	for _, b := range boards(t) {
+		for _, p := range b.Panels {
+			if p.Type != "table" {
+				continue
+			}
+			where := b.UID + ": " + p.Title
+			fields := []string{"job", "instance", "resource", "Value"} // of a recorded series
+			if m := by.FindStringSubmatch(p.Targets[0].Expr); m != nil && strings.HasPrefix(p.Targets[0].Expr, "max by") {
+				fields = append(strings.Split(m[1], ", "), "Value")
+			}
+			if len(p.Targets) > 1 {
+				for _, target := range p.Targets {
+					fields = append(fields, "Value #"+target.RefID)
+				}
+			}
+			var names []string
+			for _, field := range p.Transformations[0].Options.Include.Names {
+				if !slices.Contains(fields, field) || len(p.Targets) > 1 && field == "Value" {
+					t.Errorf("%s: no query gives %s", where, field)
+				}
+				names = append(names, p.Transformations[len(p.Transformations)-1].Options.RenameByName[field])
+			}
+			for _, o := range p.FieldConfig.Overrides {
+				if !slices.Contains(names, o.Matcher.Options) {
+					t.Errorf("%s: an override of %s", where, o.Matcher.Options)
+				}
+			}
+			for _, s := range p.Options.SortBy {
+				if !slices.Contains(names, s.DisplayName) {
+					t.Errorf("%s: sorted by %s", where, s.DisplayName)
+				}
+			}
+		}
+	}
+}
+
+// TestReach: the fleet's dashboard reads recording rules, alerts and up only, the
+// node's no recording rule.
+func TestReach(t *testing.T) {
+	for _, b := range boards(t) {
+		for _, q := range queries(b) {
+			for _, s := range selectors(q.expr) {
+				if s.metric != "up" && s.metric != "ALERTS" && strings.Contains(s.metric, ":") != (b.UID == "sockpressure-fleet") {
+					t.Errorf("%s reads %s", q, s.metric)
+				}
+			}
+		}
+	}
+}
+
+// TestLimits: each limit has its panel on the node's dashboard, with its runbook.
+func TestLimits(t *testing.T) {
+	for _, b := range boards(t) {
+		for _, l := range limits() {
+			for _, p := range b.Panels {
+				own := func(o overrideJSON) bool { return o.Matcher.ID == "byName" && o.Matcher.Options == l.Resource }
+				if p.Type == "bargauge" && !slices.ContainsFunc(p.FieldConfig.Overrides, own) {
+					t.Errorf("%s: %s has no levels for %s", b.UID, p.Title, l.Resource)
+				}
+			}
+			i := slices.IndexFunc(b.Panels, func(p panelJSON) bool { return p.Title == l.Resource })
+			if b.UID == "sockpressure-node" && (i < 0 || !strings.Contains(b.Panels[i].Description, "/docs/runbooks.md#sockpressure")) {
+				t.Errorf("%s: no panel of %s with a runbook", b.UID, l.Resource)
+			}
+		}
+	}
+	for resource := range measures() {
+		if !slices.ContainsFunc(limits(), func(l collector.LimitInfo) bool { return l.Resource == resource }) {
+			t.Errorf("there is no limit %s", resource)
+		}
+	}
+}
+
+// TestNewLimit: a limit that no table knows is on the node's dashboard all the same.
+func TestNewLimit(t *testing.T) {
+	d := node(append(limits(), collector.LimitInfo{Resource: "novelty", Unit: collector.Entries, Warning: 0.5, Critical: 0.75}), nil)
+	for _, r := range d.rows {
+		for _, p := range r.panels {
+			if p.title == "novelty" && r.title == "Other limits" && p.unit == share && p.queries[0].expr == `sockpressure_saturation_ratio{resource="novelty"}` {
+				return
+			}
+		}
+	}
+	t.Error("no panel of it")
+}
+
+func limits() []collector.LimitInfo {
+	var all []collector.LimitInfo
+	for _, s := range collector.Specs() {
+		all = append(all, s.Limits...)
+	}
+	return all
+}
+
+// TestProvisioning reads the example files as Grafana does.
+func TestProvisioning(t *testing.T) {
+	var sources struct {
+		APIVersion  int `yaml:"apiVersion"`
+		Datasources []struct {
+			Name, UID, Type, Access, URL string
+			IsDefault                    bool              `yaml:"isDefault"`
+			JSONData                     map[string]string `yaml:"jsonData"`
+		}
+	}
+	unmarshal(t, "provisioning/datasources/sockpressure.yml", &sources)
+	if d := sources.Datasources; sources.APIVersion != 1 || len(d) != 1 || d[0].Type != "prometheus" || d[0].URL == "" {
+		t.Errorf("%+v", sources)
+	}
+	var providers struct {
+		APIVersion int `yaml:"apiVersion"`
+		Providers  []struct {
+			Name, Type, Folder    string
+			DisableDeletion       bool `yaml:"disableDeletion"`
+			AllowUIUpdates        bool `yaml:"allowUiUpdates"`
+			UpdateIntervalSeconds int  `yaml:"updateIntervalSeconds"`
+			Options               struct{ Path string }
+		}
+	}
+	unmarshal(t, "provisioning/dashboards/sockpressure.yml", &providers)
+	if p := providers.Providers; providers.APIVersion != 1 || len(p) != 1 || p[0].Type != "file" || !filepath.IsAbs(p[0].Options.Path) {
+		t.Errorf("%+v", providers)
+	}
+}
+
+func unmarshal(t *testing.T, file string, into any) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.UnmarshalStrict(text, into); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+}
+
+// asked is a query of a dashboard, with its place.
+type asked struct{ board, place, expr, legend string }
+
+func (a asked) String() string { return a.board + ": " + a.place }
+
+// queries lists every query of a dashboard: those of panels, of annotations, and
+// of variables, as the expression that finds the same series.
+func queries(b board) []asked {
+	var all []asked
+	for _, v := range b.Templating.List[1:] {
+		m := regexp.MustCompile(`^label_values\((.*), (\w+)\)$`).FindStringSubmatch(variableQuery(v))
+		if m == nil {
+			m = []string{"", "", ""} // reported as a query without a metric
+		}
+		all = append(all, asked{b.UID, "variable " + v.Name, "group by (" + m[2] + ") (" + m[1] + ")", ""})
+	}
+	for _, a := range b.Annotations.List {
+		all = append(all, asked{b.UID, "annotation", a.Expr, ""})
+	}
+	for _, p := range b.Panels {
+		for _, target := range p.Targets {
+			all = append(all, asked{b.UID, p.Title, target.Expr, target.LegendFormat})
+		}
+	}
+	return all
+}
+
+func variableQuery(v variableJSON) string {
+	q, _ := v.Query.(map[string]any)
+	text, _ := q["query"].(string)
+	return text
+}
+
+// exported reads the metrics and their labels from docs/metrics.md, which the
+// collector package generates from its rows and holds fresh.
+func exported(t *testing.T) map[string][]string {
+	t.Helper()
+	text, err := os.ReadFile("../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := map[string][]string{"up": nil}
+	row := regexp.MustCompile("(?m)^\\| `(sockpressure_\\w+)` \\| \\w+ \\| ([\\w, ]*) \\|")
+	for _, m := range row.FindAllStringSubmatch(string(text), -1) {
+		metrics[m[1]] = strings.FieldsFunc(m[2], func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	for _, s := range collector.Specs() {
+		for _, m := range s.Metrics {
+			if !slices.Equal(metrics[m.FullName()], m.Labels) {
+				t.Fatalf("docs/metrics.md has %v for %s", metrics[m.FullName()], m.FullName())
+			}
+		}
+	}
+	return metrics
+}
+
+// recorded reads the names of the recording rules.
+func recorded(t *testing.T) map[string]bool {
+	t.Helper()
+	text, err := os.ReadFile("../alerts/fleet.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rules struct {
+		Groups []struct{ Rules []struct{ Record string } }
+	}
+	if err := yaml.Unmarshal(text, &rules); err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for _, g := range rules.Groups {
+		for _, r := range g.Rules {
+			names[r.Record] = true
+		}
+	}
+	if len(names) < 5 {
+		t.Fatal(slices.Collect(maps.Keys(names)))
+	}
+	return names
+}

@@ -1,0 +1,95 @@
+package dashboards
+
+import "github.com/sockpressure/sockpressure_exporter/collector"
+
+// fleet is the dashboard over all nodes. It reads the recording rules of
+// alerts/fleet.rules.yml, the alerts and up, and no metric of a node itself: a
+// handful of series for the fleet, one a node, and some for the nodes shown.
+func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
+	worst := nearest("sort_desc(max by (resource) (job_resource:sockpressure_saturation:max5m))", limits, books)
+	worst.title, worst.width, worst.height = "Nearest limits of the fleet", 12, 12
+	worst.about = "Of each limit, the node that is nearest to it: the highest share of the last 5 minutes. Over all nodes of the job, whatever is chosen as Instance. A click leads to the runbook."
+
+	const toNode = "/d/sockpressure-node?var-datasource=${datasource}&var-job=${__data.fields.Job:percentencode}&var-instance=${__data.fields.Node:percentencode}&${__url_time_range}"
+	nodes := func(p panel, value, unit string) panel {
+		p.kind, p.unit, p.height, p.sorted = table, unit, 12, append(p.sorted, value)
+		if unit == share {
+			p.top = 1
+		}
+		p.columns = []column{{"instance", "Node"}, {"job", "Job"}, {"resource", "Limit"}, {"Value", value}}
+		p.overrides = []object{
+			named("Node", links("The node", toNode)),
+			named(value, bar(unit)...),
+		}
+		return p
+	}
+	levels := []step{{0.7, "orange"}, {0.9, "red"}}
+	count := func(title, color, about, expr string) panel {
+		return panel{
+			kind: one, title: title, about: about, unit: number, width: 4, height: 4,
+			steps: []step{{1, color}}, queries: []query{{"", expr}},
+		}
+	}
+
+	return dashboard{
+		uid: "sockpressure-fleet", title: "Sockpressure / Fleet", from: "now-6h",
+		about: "Which nodes are near a kernel limit on sockets or memory, and which ones the kernel refuses already. Needs the recording rules of alerts/fleet.rules.yml.",
+		variables: []variable{
+			{"job", "Job", "instance:sockpressure_saturation:max5m", true},
+			{"instance", "Instance", "instance:sockpressure_saturation:max5m", true},
+			{"resource", "Limit", "job_resource:sockpressure_saturation:max5m", true},
+		},
+		rows: []row{
+			{"", []panel{
+				count("Nodes", "green", "Nodes whose exporter answers.", "sum(up)"),
+				count("Not scraped", "red", "Nodes whose exporter does not answer: nothing is known of their limits.", "sum(up == bool 0)"),
+				count("Critical", "red", "Nodes with a critical alert that fires.",
+					`count(count by (job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="critical"})) or vector(0)`),
+				count("Warning", "orange", "Nodes with a warning that fires.",
+					`count(count by (job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="warning"})) or vector(0)`),
+				count("Refusing", "orange", "Nodes where the kernel refused, dropped or killed within the last 5 minutes.",
+					"count(instance:sockpressure_refusals:rate5m > 0) or vector(0)"),
+				count("Blind", "orange", "Nodes where a collector fails: some of their limits are not watched. The node's dashboard names it.",
+					"count(instance:sockpressure_collectors_failing:count > 0) or vector(0)"),
+			}},
+			{"Nearest limits", []panel{
+				worst,
+				nodes(panel{
+					title: "Worst nodes", width: 12, steps: levels,
+					about:   "The 20 limits of nodes that are nearest: the highest share of the last 5 minutes. The colours are those of most limits; orphans hurt from 25% on. A click on the node leads to its dashboard.",
+					queries: []query{{"", "sort_desc(topk(20, instance_resource:sockpressure_saturation:max5m))"}},
+				}, "Share", share),
+				{
+					kind: lines, title: "Nearest limits over time", unit: share, width: 12, height: 10, top: 1,
+					about:   "Of each limit, the node that is nearest to it. Over all nodes of the job, whatever is chosen as Instance.",
+					queries: []query{{"{{resource}}", "max by (resource) (job_resource:sockpressure_saturation:max5m)"}},
+				},
+				{
+					kind: lines, title: "Worst nodes over time", unit: share, width: 12, height: 10, top: 1,
+					about:   "The 10 nodes that are nearest to any limit, at each time those that were it then.",
+					queries: []query{{"{{instance}}", "topk(10, instance:sockpressure_saturation:max5m)"}},
+				},
+			}},
+			{"Top of each limit", []panel{
+				nodes(panel{
+					title: "Top nodes of each limit", width: 24, steps: levels, sorted: []string{"Limit"},
+					about:   "Of each limit chosen above, the 5 nodes that are nearest to it: the highest share of the last 5 minutes. A click on the node leads to its dashboard.",
+					queries: []query{{"", `sort_desc(topk by (resource) (5, instance_resource:sockpressure_saturation:max5m{resource=~"$resource"}))`}},
+				}, "Share", share),
+			}},
+			{"Drops and refusals", []panel{
+				{
+					kind: lines, title: "Refusals by limit", unit: perSecond, width: 12, height: 12, stacked: true,
+					about:   "What the kernel refused, dropped or killed a second, by the limit that was met; request_queue is that of connection requests. Counters with causes besides the limit are in: aborts on memory are also of orphans, reassembly failures also of lost fragments. Over all nodes of the job, whatever is chosen as Instance.",
+					queries: []query{{"{{resource}}", "sum by (resource) (job_resource:sockpressure_refusals:rate5m)"}},
+				},
+				nodes(panel{
+					title: "Nodes that refuse", width: 12,
+					about:   "The 20 nodes and limits with the most refusals a second, over the last 5 minutes. A click on the node leads to its dashboard.",
+					empty:   "while the kernel of no node refuses anything",
+					queries: []query{{"", "sort_desc(topk(20, instance_resource:sockpressure_refusals:rate5m > 0))"}},
+				}, "Rate", perSecond),
+			}},
+		},
+	}
+}

@@ -1,0 +1,223 @@
+package dashboards
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+
+	"go.yaml.in/yaml/v2"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// measure is how usage and limit are shown. A limit without one is shown as its
+// saturation, which every limit has.
+type measure struct {
+	used, limit string
+	// called is what the kernel calls the limit.
+	called string
+	// each is what one line of used is called, where there are several.
+	each string
+	// marks are thresholds of the kernel's own, instead of ours.
+	marks []mark
+	// empty is when there are no data.
+	empty string
+	note  string
+}
+
+// mark is a line between nothing and the limit.
+type mark struct{ name, color, expr string }
+
+func measures() map[string]measure {
+	return map[string]measure{
+		"tcp_memory": {
+			used:  "sockpressure_tcp_memory_bytes",
+			limit: `sockpressure_tcp_memory_threshold_bytes{threshold="high"}`, called: ", high",
+			marks: []mark{
+				{"low", "yellow", `sockpressure_tcp_memory_threshold_bytes{threshold="low"}`},
+				{"pressure", "orange", `sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`},
+			},
+			note: "The limit is high; above pressure the kernel saves until usage is below low.",
+		},
+		"udp_memory": {
+			used:  "sockpressure_udp_memory_bytes",
+			limit: `sockpressure_udp_memory_threshold_bytes{threshold="low"}`, called: ", low",
+			marks: []mark{
+				{"pressure", "text", `sockpressure_udp_memory_threshold_bytes{threshold="pressure"}`},
+				{"high", "text", `sockpressure_udp_memory_threshold_bytes{threshold="high"}`},
+			},
+			note: "The limit is low, the first number; pressure and high hardly matter.",
+		},
+		"tcp_orphans":   {used: "sockpressure_tcp_orphans", limit: "sockpressure_tcp_orphans_limit"},
+		"tcp_time_wait": {used: "sockpressure_tcp_time_wait", limit: "sockpressure_tcp_time_wait_limit"},
+		"ip_fragments_ipv4": {
+			used: `sockpressure_ip_fragment_memory_bytes{family="ipv4"}`, limit: `sockpressure_ip_fragment_memory_limit_bytes{family="ipv4"}`,
+		},
+		"ip_fragments_ipv6": {
+			used: `sockpressure_ip_fragment_memory_bytes{family="ipv6"}`, limit: `sockpressure_ip_fragment_memory_limit_bytes{family="ipv6"}`,
+			empty: "where IPv6 is off",
+		},
+		"ephemeral_ports": {
+			used: "sockpressure_ephemeral_ports_used", limit: "sockpressure_ephemeral_ports_limit", each: "{{source}} to {{destination}}",
+			note:  "A line for each pair of source and destination, of those with the most; the limit is that of each pair.",
+			empty: "in part where nothing connects to anywhere",
+		},
+		"conntrack_entries": {
+			used: "sockpressure_conntrack_entries", limit: "sockpressure_conntrack_entries_limit > 0",
+			empty: "where the module nf_conntrack is not loaded; there is no line where there is no limit",
+		},
+		"file_descriptors": {
+			used: "sockpressure_file_descriptors_allocated", limit: "sockpressure_file_descriptors_limit < 2^62",
+			empty: "in part where fs.file-max is the kernel's largest number, as good as no limit",
+		},
+		"memory": {used: "sockpressure_memory_total_bytes - sockpressure_memory_available_bytes", limit: "sockpressure_memory_total_bytes"},
+		"committed_memory": {
+			used:  `sockpressure_memory_committed_bytes and ignoring (resource) sockpressure_saturation_ratio{resource="committed_memory"}`,
+			limit: `sockpressure_memory_commit_limit_bytes and ignoring (resource) sockpressure_saturation_ratio{resource="committed_memory"}`,
+			empty: "unless vm.overcommit_memory is 2",
+		},
+		"netdev_backlog": {used: "sockpressure_netdev_backlog_length", limit: "sockpressure_netdev_backlog_limit", empty: "in part before Linux 5.10"},
+		"neighbours_ipv4": {
+			used: `sockpressure_neighbour_entries{family="ipv4"}`, limit: `sockpressure_neighbour_entries_limit{family="ipv4"}`,
+			empty: "in a network namespace that is not the first one",
+		},
+		"neighbours_ipv6": {
+			used: `sockpressure_neighbour_entries{family="ipv6"}`, limit: `sockpressure_neighbour_entries_limit{family="ipv6"}`,
+			empty: "where IPv6 is off, or in a network namespace that is not the first one",
+		},
+
+		// Every member of a list has a limit of its own: the share is one scale for all.
+		"accept_queue": {
+			used: "sockpressure_accept_queue_length / sockpressure_accept_queue_limit", limit: "1", each: "{{listener}}",
+			note: "The listeners nearest to their limit.", empty: "where nothing listens",
+		},
+		"process_file_descriptors": {
+			used: "sockpressure_process_open_file_descriptors / sockpressure_process_file_descriptors_limit", limit: "1", each: "{{process}}",
+			note: "The processes nearest to their limit.",
+		},
+		"low_memory": {empty: "but on 32-bit kernels with high memory"},
+	}
+}
+
+// limitPanel shows a limit: usage and limit on one scale, and our thresholds or
+// the kernel's between them.
+func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
+	unit := number
+	if l.Unit == collector.Bytes {
+		unit = size
+	}
+	if m.used == "" {
+		m.used, m.limit = fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", l.Resource), "1"
+	}
+	if m.each == "" {
+		m.each = "used"
+	}
+	p := panel{
+		kind: lines, title: l.Resource, width: 8, height: 8, unit: unit, empty: m.empty,
+		about: fmt.Sprintf("At the limit: %s Moved by %s. Warning from %s, critical from %s. %s",
+			l.Effect, l.Sysctl, percent(l.Warning), percent(l.Critical), books.link(l.Resource)),
+		queries: []query{{m.each + " {{instance}}", m.used}},
+	}
+	if m.note != "" {
+		p.about += " " + m.note
+	}
+	if m.limit == "1" {
+		p.unit, p.top, p.drawn = share, 1, true
+		p.steps = []step{{l.Warning, "yellow"}, {l.Critical, "orange"}, {1, "red"}}
+		if l.Critical == 1 {
+			p.steps = slices.Delete(p.steps, 1, 2)
+		}
+		return p
+	}
+	p.overrides = []object{dashed("limit", "red")}
+	marks := m.marks
+	if marks == nil {
+		marks = []mark{
+			{"warning", "yellow", fmt.Sprintf("%v * (%s)", l.Warning, m.limit)},
+			{"critical", "orange", fmt.Sprintf("%v * (%s)", l.Critical, m.limit)},
+		}
+	}
+	for _, mark := range marks {
+		p.queries = append(p.queries, query{mark.name + " {{instance}}", mark.expr})
+		p.overrides = append(p.overrides, dashed(mark.name, mark.color))
+	}
+	p.queries = append(p.queries, query{"limit" + m.called + " {{instance}}", m.limit})
+	return p
+}
+
+// nearest shows the saturation of every limit, the highest first, each in the
+// colours of its own levels and with its runbook.
+func nearest(expr string, limits []collector.LimitInfo, books runbooks) panel {
+	p := panel{
+		kind: bars, unit: share, top: 1, queries: []query{{"{{resource}}", expr}},
+		steps: []step{{0.7, "orange"}, {0.9, "red"}},
+	}
+	for _, l := range limits {
+		properties := []object{property("thresholds", thresholds([]step{{l.Warning, "orange"}, {l.Critical, "red"}}))}
+		if url := books[l.Resource]; url != "" {
+			properties = append(properties, links("Runbook", url))
+		}
+		p.overrides = append(p.overrides, named(l.Resource, properties...))
+	}
+	return p
+}
+
+// runbooks are the addresses of the runbooks by resource.
+type runbooks map[string]string
+
+// link writes the address of a runbook in Markdown.
+func (r runbooks) link(resource string) string {
+	if r[resource] == "" {
+		return ""
+	}
+	return "[Runbook](" + r[resource] + ")."
+}
+
+// readRunbooks finds the alert that warns before each limit.
+func readRunbooks(dir string) (runbooks, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.rules.yml"))
+	if err != nil {
+		return nil, err
+	}
+	near := regexp.MustCompile(`^sockpressure_saturation_ratio\{resource=~?"([^"]+)"\} >=`)
+	books := runbooks{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		var content struct {
+			Groups []struct {
+				Rules []struct {
+					Expr        string
+					Annotations map[string]string
+				}
+			}
+		}
+		if err := yaml.Unmarshal(text, &content); err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		for _, g := range content.Groups {
+			for _, r := range g.Rules {
+				m := near.FindStringSubmatch(r.Expr)
+				if m == nil {
+					continue
+				}
+				which, err := regexp.Compile("^(?:" + m[1] + ")$")
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", file, err)
+				}
+				for _, s := range collector.Specs() {
+					for _, l := range s.Limits {
+						if which.MatchString(l.Resource) {
+							books[l.Resource] = r.Annotations["runbook_url"]
+						}
+					}
+				}
+			}
+		}
+	}
+	return books, nil
+}

@@ -1,0 +1,239 @@
+package dashboards
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// node is the dashboard of one node. It reads the exporter's metrics and no
+// recording rules, so that it works where these are not loaded.
+func node(limits []collector.LimitInfo, books runbooks) dashboard {
+	left := map[string]collector.LimitInfo{} // to be placed
+	for _, l := range limits {
+		left[l.Resource] = l
+	}
+	show := measures()
+	limit := func(resource string) panel {
+		l := left[resource]
+		delete(left, resource)
+		return limitPanel(l, show[resource], books)
+	}
+
+	now := nearest("sort_desc(max by (resource) (sockpressure_saturation_ratio))", limits, books)
+	now.title, now.width, now.height = "Nearest limits", 8, 13
+	now.about = "Usage as a share of each limit that this kernel has and enforces, in the colours of the limit's own levels. At 100% the kernel refuses, drops or kills. A click leads to the runbook."
+
+	rows := []row{
+		{"", []panel{
+			now,
+			{
+				kind: lines, title: "Refusals now", unit: perSecond, width: 9, height: 13, stacked: true,
+				about: "What the kernel refuses, drops or kills a second, by the limit that is met; the last row has every counter by itself. Counters with causes besides the limit are in.",
+				empty: "in part where the kernel has no such counter: no nf_conntrack, no IPv6, UDP memory before Linux 5.11",
+				queries: []query{
+					{"accept_queue {{instance}}", rate("tcp_listen_overflows_total")},
+					{"request_queue {{instance}}", rate("tcp_request_queue_full_drops_total")},
+					{"tcp_memory or tcp_orphans {{instance}}", rate("tcp_aborts_on_memory_total")},
+					{"tcp_time_wait {{instance}}", rate("tcp_time_wait_overflows_total")},
+					{"udp_memory {{instance}}", rate("udp_memory_errors_total")},
+					{"udp_memory, IPv6 {{instance}}", rate("udp6_memory_errors_total")},
+					{"ip_fragments_ipv4 {{instance}}", rate("ip_reassembly_failures_total")},
+					{"ip_fragments_ipv6 {{instance}}", rate("ip6_reassembly_failures_total")},
+					{"conntrack_entries {{instance}}", "clamp_min(" + rate("conntrack_drops_total") + " - " + rate("conntrack_insert_failures_total") + ", 0)"},
+					{"neighbours_{{family}} {{instance}}", rate("neighbour_table_full_total")},
+					{"netdev_backlog {{instance}}", rate("netdev_backlog_drops_total")},
+					{"memory: OOM kills {{instance}}", rate("oom_kills_total")},
+				},
+			},
+			{
+				kind: table, title: "Alerts that fire", unit: number, width: 7, height: 13,
+				about:     "The alerts of this bundle that fire for the node. A click on the alert leads to its runbook.",
+				empty:     "while none fires, and where the alerts are not loaded",
+				queries:   []query{{"", `max by (alertname, severity, resource, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing"})`}},
+				columns:   []column{{"severity", "Severity"}, {"alertname", "Alert"}, {"resource", "Limit"}, {"instance", "Node"}},
+				sorted:    []string{"Severity", "Alert"},
+				overrides: []object{named("Alert", links("Runbook", docs+"runbooks.md#${__value.raw}"))},
+			},
+		}},
+		{"Sockets and states", []panel{
+			limit("tcp_orphans"),
+			limit("tcp_time_wait"),
+			counters("Connections opened and lost", "Connections opened by this host and by others, those that did not come about, and those that ended because nobody answered.", "",
+				"tcp_active_opens", "tcp_passive_opens", "tcp_attempt_failures", "tcp_aborts_on_timeout", "tcp_resets_sent"),
+			{
+				kind: lines, title: "TCP sockets by state", unit: number, width: 12, height: 9,
+				about:   "TCP sockets of both address families. Many in close_wait: a program does not close what the other side has closed.",
+				queries: []query{{"{{state}} {{instance}}", "sockpressure_tcp_sockets"}},
+			},
+			{
+				kind: lines, title: "Sockets in use", unit: number, width: 12, height: 9,
+				about: "Sockets by address family and protocol; all counts every family, unix and netlink too. TIME_WAIT and connection requests do not count.",
+				queries: []query{
+					{"all {{instance}}", "sockpressure_sockets_used"},
+					{"{{protocol}}, {{family}} {{instance}}", "sockpressure_sockets_inuse"},
+				},
+			},
+		}},
+		{"TCP and UDP memory", []panel{
+			limit("tcp_memory"),
+			limit("udp_memory"),
+			{
+				kind: lines, title: "Under TCP memory pressure", unit: share, width: 8, height: 8,
+				about:   "The share of time in which TCP memory was above pressure and not yet below low again. The kernel adds it when it ends: a peak above 100% was a long one.",
+				queries: []query{{"pressure {{instance}}", rate("tcp_memory_pressure_seconds_total")}},
+			},
+		}},
+		{"Connection tracking", []panel{
+			limit("conntrack_entries"),
+			counters("Connection tracking drops", "Packets dropped (failed inserts are in), entries thrown out to make room, inserts that failed by themselves, and searches that began again.",
+				"where the module nf_conntrack is not loaded; without CONFIG_NF_CONNTRACK_PROCFS the counters need CAP_NET_ADMIN",
+				"conntrack_drops", "conntrack_early_drops", "conntrack_insert_failures", "conntrack_search_restarts"),
+			counters("Invalid packets", "Packets that belong to no tracked connection and can begin none.", "where the module nf_conntrack is not loaded; without CONFIG_NF_CONNTRACK_PROCFS the counters need CAP_NET_ADMIN",
+				"conntrack_invalid"),
+		}},
+		{"File descriptors", []panel{
+			limit("file_descriptors"),
+			limit("process_file_descriptors"),
+			{
+				kind: table, title: "Processes nearest to their limit", unit: number, width: 8, height: 8,
+				about: "Open descriptors of the process nearest to its limit, of those with one name.",
+				queries: []query{
+					{"", "max by (process, instance) (sockpressure_process_open_file_descriptors)"},
+					{"", "max by (process, instance) (sockpressure_process_file_descriptors_limit)"},
+				},
+				columns: []column{{"process", "Process"}, {"instance", "Node"}, {"Value #A", "Open"}, {"Value #B", "Limit"}},
+			},
+		}},
+		{"Queues and ports", []panel{
+			limit("accept_queue"),
+			{
+				kind: table, title: "Listeners nearest to their limit", unit: number, width: 8, height: 8,
+				about: "Connections that wait to be accepted, and how many may: the backlog given to listen, at most net.core.somaxconn. A SO_REUSEPORT group is added up.",
+				empty: "where nothing listens",
+				queries: []query{
+					{"", "max by (listener, instance) (sockpressure_accept_queue_length)"},
+					{"", "max by (listener, instance) (sockpressure_accept_queue_limit)"},
+				},
+				columns: []column{{"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"}},
+			},
+			limit("ephemeral_ports"),
+		}},
+		{"Packets: backlog, neighbours, fragments", []panel{
+			limit("netdev_backlog"),
+			limit("neighbours_ipv4"),
+			limit("neighbours_ipv6"),
+			limit("ip_fragments_ipv4"),
+			limit("ip_fragments_ipv6"),
+		}},
+		{"Memory", []panel{
+			limit("memory"),
+			limit("committed_memory"),
+			{
+				kind: lines, title: "Waiting for memory", unit: share, width: 8, height: 8, top: 1,
+				about:   "The share of time in which some, or all, tasks waited for memory.",
+				empty:   "where pressure stall information is off",
+				queries: []query{{"{{kind}} {{instance}}", rate("memory_pressure_seconds_total")}},
+			},
+			{
+				kind: lines, title: "Kernel memory", unit: size, width: 8, height: 8,
+				about:   "Memory in the kernel's own use, by kind; kernel_stack may be a part of vmalloc. Sockets are in both kinds of slab.",
+				queries: []query{{"{{kind}} {{instance}}", "sockpressure_memory_kernel_bytes"}},
+			},
+			{
+				kind: lines, title: "Socket and conntrack caches", unit: size, width: 8, height: 8, stacked: true,
+				about:   "Memory of the kernel's caches of sockets and connection tracking, the largest ones.",
+				empty:   "where the exporter is not root: the kernel shows its caches to no one else",
+				queries: []query{{"{{cache}} {{instance}}", "sockpressure_memory_slab_bytes"}},
+			},
+			{
+				kind: lines, title: "Free above the reserve", unit: size, width: 8, height: 8,
+				about:   "Free memory of a zone less its min watermark, of the zones nearest to it. At 0 a program that wants memory waits until some is reclaimed, or is killed.",
+				queries: []query{{"{{zone}}, node {{node}} {{instance}}", `sockpressure_memory_zone_free_bytes - ignoring (watermark) sockpressure_memory_zone_watermark_bytes{watermark="min"}`}},
+			},
+			limit("low_memory"),
+			{
+				kind: lines, title: "LowFree and HighFree", unit: size, width: 16, height: 8,
+				about: "Sockets are in low memory. LowFree also falls because of page cache, which is given back: the limit low_memory takes that out.",
+				empty: "but on 32-bit kernels with high memory",
+				queries: []query{
+					{"low, free {{instance}}", "sockpressure_memory_low_free_bytes"},
+					{"limit: low, total {{instance}}", "sockpressure_memory_low_total_bytes"},
+					{"high, free {{instance}}", "sockpressure_memory_high_free_bytes"},
+				},
+				overrides: []object{dashed("limit", "red")},
+			},
+		}},
+		{"Kernel refusals", []panel{
+			counters("Listeners", "Connections dropped because the accept queue was full, for any reason (drops, overflows included), and connection requests whose queue was full. A cookie is an answer, not a refusal.", "",
+				"tcp_listen_overflows", "tcp_listen_drops", "tcp_request_queue_full_drops", "tcp_request_queue_full_cookies", "tcp_syncookies_failed"),
+			counters("TCP", "Connections reset for want of memory or as orphans, closed without TIME_WAIT, and segments dropped in the receive path.", "",
+				"tcp_aborts_on_memory", "tcp_memory_pressures", "tcp_time_wait_overflows", "tcp_receive_queue_drops", "tcp_receive_pruned", "tcp_out_of_order_pruned",
+				"tcp_pruned", "tcp_backlog_drops", "tcp_zero_window_drops", "tcp_memalloc_drops"),
+			counters("TCP retransmissions", "Segments sent again, SYN by themselves. They rise on this host when the other side refuses.", "",
+				"tcp_retransmitted_segments", "tcp_syn_retransmits"),
+			counters("UDP", "Datagrams dropped because UDP memory met its limit, or because the buffer of one socket was full.", "in part before Linux 5.11, which counts no memory errors, and where IPv6 is off",
+				"udp_memory_errors", "udp_receive_buffer_errors", "udp_send_buffer_errors", "udp6_memory_errors", "udp6_receive_buffer_errors", "udp6_send_buffer_errors"),
+			counters("IP and received packets", "Packets dropped because a CPU did not keep up, fragments that were not put together, packets dropped for want of a buffer, neighbours that did not fit into their table.",
+				"in part where IPv6 is off, or in a network namespace that is not the first one",
+				"netdev_backlog_drops", "netdev_time_squeezes", "ip_reassembly_failures", "ip6_reassembly_failures", "ip_output_discards", "ip_input_discards", "neighbour_table_full"),
+			{
+				kind: lines, title: "OOM kills", unit: number, width: 8, height: 8,
+				about:   "Processes killed because there was no memory, those of a memory cgroup at its limit included.",
+				queries: []query{{"OOM kills {{instance}}", "increase(sockpressure_oom_kills_total[$__rate_interval])"}},
+			},
+		}},
+		{"The exporter", []panel{{
+			kind: table, title: "Collectors", unit: number, width: 24, height: 10,
+			about: "Success is 0 after an error: the limits of that collector are not watched. Supported is 0 where the kernel does not have what it reads. Age is above 0 where --collector.max-cpu puts a new reading off.",
+			queries: []query{
+				{"", "max by (collector, instance) (sockpressure_scrape_collector_success)"},
+				{"", "max by (collector, instance) (sockpressure_scrape_collector_supported)"},
+				{"", "max by (collector, instance) (sockpressure_scrape_collector_duration_seconds)"},
+				{"", "max by (collector, instance) (sockpressure_scrape_collector_age_seconds)"},
+			},
+			columns:   []column{{"collector", "Collector"}, {"instance", "Node"}, {"Value #A", "Success"}, {"Value #B", "Supported"}, {"Value #C", "Duration"}, {"Value #D", "Age"}},
+			overrides: []object{named("Duration", property("unit", seconds)), named("Age", property("unit", seconds))},
+		}}},
+	}
+	if len(left) > 0 {
+		other := row{title: "Other limits"}
+		for _, resource := range slices.Sorted(maps.Keys(left)) {
+			other.panels = append(other.panels, limit(resource))
+		}
+		rows = slices.Insert(rows, len(rows)-2, other)
+	}
+
+	return dashboard{
+		uid: "sockpressure-node", title: "Sockpressure / Node", from: "now-3h",
+		about: "How near one node is to each kernel limit on sockets and memory, and what its kernel refuses.",
+		variables: []variable{
+			{"job", "Job", "sockpressure_host_network_namespace", true},
+			{"instance", "Instance", "sockpressure_host_network_namespace", false},
+		},
+		annotations: []object{{
+			"name": "Alerts", "enable": true, "hide": false, "iconColor": "red", "useValueForTime": false, "step": "60s",
+			"expr":        selecting(`ALERTS{alertname=~"SockPressure.+",alertstate="firing"}`, "job", "instance"),
+			"titleFormat": "{{alertname}}", "textFormat": "{{instance}} {{resource}}", "tagKeys": "severity,stage",
+		}},
+		rows: rows,
+	}
+}
+
+// counters shows counters by their names, which are told from their metrics.
+func counters(title, about, empty string, names ...string) panel {
+	p := panel{kind: lines, title: title, about: about, empty: empty, unit: perSecond, width: 8, height: 8}
+	for _, name := range names {
+		word := strings.ReplaceAll(strings.TrimPrefix(name, "tcp_"), "_", " ")
+		if name == "neighbour_table_full" {
+			word += " {{family}}"
+		}
+		p.queries = append(p.queries, query{word + " {{instance}}", rate(name + "_total")})
+	}
+	return p
+}
+
+// rate is how much a counter rises a second.
+func rate(counter string) string { return "rate(sockpressure_" + counter + "[$__rate_interval])" }

@@ -1,0 +1,211 @@
+package dashboards
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// panel is a panel as far as ours differ.
+type panel struct {
+	kind          string // of Grafana's
+	title, about  string
+	empty         string // when it has no data, or not all of it
+	unit          string
+	width, height int
+	queries       []query
+	steps         []step   // colours by value
+	drawn         bool     // the steps are lines, too
+	top           float64  // the end of the scale, at least
+	stacked       bool     // areas on top of each other
+	overrides     []object // of single fields
+	columns       []column // of a table
+	sorted        []string // the names of those it is sorted by, the first ones first
+}
+
+// query is one query: its PromQL, less the choice of jobs and nodes, and what its
+// lines are called.
+type query struct{ legend, expr string }
+
+// step is a colour from a value on.
+type step struct {
+	from  float64
+	color string
+}
+
+// column is a label or a value, and what the table calls it. Columns that are not
+// named are not shown.
+type column struct{ field, name string }
+
+// value tells values from labels: they are sorted from the largest on.
+func (c column) value() bool { return strings.HasPrefix(c.field, "Value") }
+
+// Kinds of panels.
+const (
+	lines = "timeseries"
+	bars  = "bargauge"
+	one   = "stat"
+	table = "table"
+)
+
+// Units of Grafana's.
+const (
+	share     = "percentunit"
+	number    = "short"
+	size      = "bytes" // in steps of 1024
+	seconds   = "s"
+	perSecond = "cps"
+)
+
+func (p panel) json() object {
+	about := p.about
+	if p.empty != "" {
+		about += " Empty " + p.empty + "."
+	}
+	defaults := object{
+		"unit": p.unit, "mappings": []object{}, "color": object{"mode": "thresholds"},
+		"thresholds": thresholds(p.steps),
+	}
+	if p.kind != lines {
+		defaults["min"] = 0
+		if p.top > 0 {
+			defaults["max"] = p.top
+		}
+	}
+	o := object{
+		"type": p.kind, "title": p.title, "description": about, "datasource": datasource(), "targets": p.targets(),
+	}
+	switch p.kind {
+	case lines:
+		defaults["color"] = object{"mode": "palette-classic"}
+		stacking, opacity, style := "none", 0, "off"
+		if p.stacked {
+			stacking, opacity = "normal", 30
+		}
+		if p.drawn {
+			style = "dashed"
+		}
+		custom := object{
+			"drawStyle": "line", "lineWidth": 1, "fillOpacity": opacity, "showPoints": "auto", "spanNulls": false,
+			"stacking":        object{"mode": stacking, "group": "A"},
+			"thresholdsStyle": object{"mode": style},
+			// Soft ends: what lies beyond them is not cut off.
+			"axisSoftMin": 0,
+		}
+		if p.top > 0 {
+			custom["axisSoftMax"] = p.top
+		}
+		defaults["custom"] = custom
+		o["options"] = object{
+			"legend":  object{"displayMode": "table", "placement": "bottom", "showLegend": true, "calcs": []string{"lastNotNull", "max"}},
+			"tooltip": object{"mode": "multi", "sort": "desc"},
+		}
+	case bars:
+		o["options"] = object{
+			"displayMode": "basic", "orientation": "horizontal", "showUnfilled": true, "valueMode": "color",
+			"namePlacement": "left", "sizing": "auto", "reduceOptions": lastValue(),
+		}
+	case one:
+		o["options"] = object{
+			"colorMode": "background", "graphMode": "none", "justifyMode": "auto", "orientation": "auto",
+			"textMode": "value", "wideLayout": true, "reduceOptions": lastValue(),
+		}
+	case table:
+		defaults["custom"] = object{"align": "auto", "cellOptions": object{"type": "auto"}, "inspect": false}
+		sorted := []object{}
+		for _, name := range p.sorted {
+			descending := p.columns[slices.IndexFunc(p.columns, func(c column) bool { return c.name == name })].value()
+			sorted = append(sorted, object{"displayName": name, "desc": descending})
+		}
+		o["options"] = object{"showHeader": true, "cellHeight": "sm", "sortBy": sorted}
+		o["transformations"] = p.transformations()
+	}
+	o["fieldConfig"] = object{"defaults": defaults, "overrides": append([]object{}, p.overrides...)}
+	return o
+}
+
+func (p panel) targets() []object {
+	targets := make([]object, len(p.queries))
+	for i, q := range p.queries {
+		t := object{
+			"refId": string(rune('A' + i)), "datasource": datasource(), "editorMode": "code",
+			"expr": selecting(q.expr, "job", "instance"), "legendFormat": q.legend, "format": "time_series", "instant": false, "range": true,
+		}
+		if p.kind != lines {
+			t["instant"], t["range"] = true, false
+		}
+		if p.kind == table {
+			t["format"] = "table"
+		}
+		targets[i] = t
+	}
+	return targets
+}
+
+// transformations pick the columns of a table, join its queries by the labels that
+// are left, and order and name them.
+func (p panel) transformations() []object {
+	var names []string
+	order, renamed := object{}, object{}
+	for i, c := range p.columns {
+		names = append(names, c.field)
+		order[c.field], renamed[c.field] = i, c.name
+	}
+	return []object{
+		{"id": "filterFieldsByName", "options": object{"include": object{"names": names}}},
+		{"id": "merge", "options": object{}},
+		{"id": "organize", "options": object{"excludeByName": object{}, "indexByName": order, "renameByName": renamed}},
+	}
+}
+
+func lastValue() object {
+	return object{"calcs": []string{"lastNotNull"}, "fields": "", "values": false}
+}
+
+func thresholds(steps []step) object {
+	list := []object{{"color": "green", "value": nil}}
+	for _, s := range steps {
+		list = append(list, object{"color": s.color, "value": s.from})
+	}
+	return object{"mode": "absolute", "steps": list}
+}
+
+// docs is where the project's documents are.
+const docs = "https://github.com/sockpressure/sockpressure_exporter/blob/main/docs/"
+
+// named overrides properties of one field.
+func named(field string, properties ...object) object {
+	return object{"matcher": object{"id": "byName", "options": field}, "properties": properties}
+}
+
+// dashed draws the lines whose names begin with a word dashed, in a colour.
+func dashed(word, color string) object {
+	return object{
+		"matcher": object{"id": "byRegexp", "options": "/^" + word + "/"},
+		"properties": []object{
+			property("color", object{"mode": "fixed", "fixedColor": color}),
+			property("custom.lineStyle", object{"fill": "dash", "dash": []int{10, 10}}),
+			property("custom.fillOpacity", 0),
+		},
+	}
+}
+
+func property(id string, value any) object { return object{"id": id, "value": value} }
+
+// links are what a click on a field offers.
+func links(title, url string) object {
+	return property("links", []object{{"title": title, "url": url}})
+}
+
+// bar shows a column of a table as bars.
+func bar(unit string) []object {
+	return []object{
+		property("unit", unit),
+		property("custom.cellOptions", object{"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}),
+	}
+}
+
+// percent writes a share for people.
+func percent(v float64) string {
+	return strings.TrimSuffix(strconv.FormatFloat(100*v, 'f', 1, 64), ".0") + "%"
+}

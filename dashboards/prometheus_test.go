@@ -1,0 +1,233 @@
+package dashboards
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// mayBeEmpty lists the panels without data, or without all of it, on some
+// kernels and hosts. Each says so in its description.
+func mayBeEmpty() []string {
+	return []string{
+		"sockpressure-fleet: Nodes that refuse",
+		"sockpressure-node: Refusals now",
+		"sockpressure-node: Alerts that fire",
+		"sockpressure-node: conntrack_entries",
+		"sockpressure-node: Connection tracking drops",
+		"sockpressure-node: Invalid packets",
+		"sockpressure-node: file_descriptors",
+		"sockpressure-node: accept_queue",
+		"sockpressure-node: Listeners nearest to their limit",
+		"sockpressure-node: ephemeral_ports",
+		"sockpressure-node: netdev_backlog",
+		"sockpressure-node: neighbours_ipv4",
+		"sockpressure-node: neighbours_ipv6",
+		"sockpressure-node: ip_fragments_ipv6",
+		"sockpressure-node: committed_memory",
+		"sockpressure-node: Waiting for memory",
+		"sockpressure-node: Socket and conntrack caches",
+		"sockpressure-node: low_memory",
+		"sockpressure-node: LowFree and HighFree",
+		"sockpressure-node: UDP",
+		"sockpressure-node: IP and received packets",
+	}
+}
+
+// TestEmpty holds the list to the descriptions.
+func TestEmpty(t *testing.T) {
+	var got []string
+	for _, b := range boards(t) {
+		for _, p := range b.Panels {
+			if strings.Contains(p.Description, " Empty ") {
+				got = append(got, b.UID+": "+p.Title)
+			}
+		}
+	}
+	want := mayBeEmpty()
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("panels that say that they may be empty: %q\nwant %q", got, want)
+	}
+}
+
+// TestPrometheus has a real Prometheus scrape the exporter and evaluate the
+// rules, and asks it every query of every dashboard. There are two nodes: this
+// one, and one with all that not every kernel has, a recorded 32-bit kernel that
+// enforces its commit limit. Every query has an answer for both together, and for
+// this one alone if its panel does not say that it may be empty.
+func TestPrometheus(t *testing.T) {
+	path, err := exec.LookPath("prometheus")
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("needs prometheus (Debian package prometheus):", err)
+	}
+	dir := t.TempDir()
+	binary, recorded := filepath.Join(dir, "sockpressure_exporter"), filepath.Join(dir, "recorded")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "..").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	if err := os.CopyFS(recorded, os.DirFS("../testdata/linux-6.1-686-pae")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(recorded, "proc/sys/vm/overcommit_memory"), []byte("2\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	here := serve(t, binary, "--web.listen-address=127.0.0.1:0", "--collector.max-cpu=0")
+	there := serve(t, binary, "--web.listen-address=127.0.0.1:0", "--path.procfs="+filepath.Join(recorded, "proc"))
+	rules, err := filepath.Abs("../alerts/*.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "prometheus.yml")
+	err = os.WriteFile(config, fmt.Appendf(nil, `global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
+rule_files: [%q]
+scrape_configs:
+  - job_name: sockpressure
+    static_configs:
+      - targets: [%q, %q]
+`, rules, here, there), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prometheus := serve(t, path, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
+
+	// What Grafana puts in.
+	choose := func(q asked, instance string) asked {
+		q.expr = strings.NewReplacer("$job", "sockpressure", "$instance", instance, "$resource", ".+", "$__rate_interval", "5s").Replace(q.expr)
+		if strings.Contains(q.expr, "$") {
+			t.Errorf("%s: a variable that Grafana does not know: %s", q, q.expr)
+		}
+		return q
+	}
+	var waiting []asked
+	for _, b := range boards(t) {
+		for _, q := range queries(b) {
+			waiting = append(waiting, choose(q, ".+"))
+			if !slices.Contains(mayBeEmpty(), q.String()) {
+				waiting = append(waiting, choose(q, strings.ReplaceAll(here, ".", `\\.`)))
+			}
+		}
+	}
+	all := len(waiting)
+	knock := overflow(t)
+	for end := time.Now().Add(60 * time.Second); len(waiting) > 0 && time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
+		knock()
+		waiting = slices.DeleteFunc(waiting, func(q asked) bool { return ask(t, prometheus, q.expr) > 0 })
+	}
+	for _, q := range waiting {
+		t.Errorf("%s: no data: %s", q, q.expr)
+	}
+	t.Logf("%d of %d queries have data", all-len(waiting), all)
+}
+
+// serve runs a server until the test ends and returns where it listens, which
+// the exporter and Prometheus log in the same words.
+func serve(t *testing.T, path string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), path, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	listening, ended := make(chan string, 1), make(chan struct{})
+	var log strings.Builder // of the reader alone until it has ended
+	go func() {
+		defer close(ended)
+		address := regexp.MustCompile(`msg="Listening on" address=(\S+)`)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			log.WriteString(lines.Text() + "\n")
+			if m := address.FindStringSubmatch(lines.Text()); m != nil {
+				listening <- m[1]
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("log of %s:\n%s", filepath.Base(path), log.String())
+		}
+	})
+	select {
+	case a := <-listening:
+		return a
+	case <-ended:
+		t.Fatalf("%s ended: %s", path, log.String())
+	case <-time.After(20 * time.Second):
+		t.Fatalf("%s does not listen after 20 s", path)
+	}
+	return ""
+}
+
+// ask returns how many series an instant query finds. A bad query fails the test.
+func ask(t *testing.T, address, promQL string) int {
+	t.Helper()
+	resp, err := http.Get("http://" + address + "/api/v1/query?query=" + url.QueryEscape(promQL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer struct {
+		Data struct{ Result []any }
+	}
+	switch {
+	case resp.StatusCode == http.StatusServiceUnavailable: // it listens before it is ready
+	case resp.StatusCode != http.StatusOK || json.Unmarshal(body, &answer) != nil:
+		t.Fatalf("%s: %d %s", promQL, resp.StatusCode, body)
+	}
+	return len(answer.Data.Result)
+}
+
+// overflow makes a listener that accepts nothing, and returns a function that
+// knocks once more: the first few wait, the others are refused and counted.
+func overflow(t *testing.T) func() {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(fd, 1); err != nil {
+		t.Fatal(err)
+	}
+	own, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", own.(*syscall.SockaddrInet4).Port)
+	return func() {
+		conn, err := net.DialTimeout("tcp", address, 100*time.Millisecond)
+		if err == nil {
+			t.Cleanup(func() { _ = conn.Close() })
+		}
+	}
+}
