@@ -105,10 +105,15 @@ func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logg
 			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		)
 	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "this host"
+	}
 	server := web.Server(set, web.Config{
 		TelemetryPath: c.telemetryPath,
 		MaxRequests:   c.maxRequests,
 		Exporter:      exporter,
+		Host:          host,
 		Version:       versionInfo(),
 		Logger:        logger,
 	})

@@ -2,10 +2,16 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestCheck expects the exit status of the worst limit, and the nearest limit on
@@ -46,10 +52,76 @@ func TestCheck(t *testing.T) {
 		if !strings.HasPrefix(squeezed(lines[1]), squeezed(c.first)) {
 			t.Errorf("%s entries: first line %q", c.entries, lines[1])
 		}
+		effect := strings.Contains(stdout.String(), "\nWhen conntrack_entries is met: Packets of new connections are dropped")
+		if pressing := c.status == 1 || c.status == 2; effect != pressing {
+			t.Errorf("%s entries: what happens is said: %t", c.entries, effect)
+		}
 		if c.status == unknown && !strings.Contains(stderr.String(), "collector tcp failed") {
 			t.Errorf("it says %q", stderr.String())
 		}
 	}
+}
+
+// TestCheckColours expects colours on a terminal, unless NO_COLOR is set, and the
+// same table.
+func TestCheckColours(t *testing.T) {
+	args := []string{"check", "--path.procfs=testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
+	table := func(noColour, term string) string {
+		t.Setenv("NO_COLOR", noColour)
+		t.Setenv("TERM", term)
+		shown, terminal := openTerminal(t)
+		if status := run(t.Context(), args, terminal, t.Output()); status != 0 {
+			t.Errorf("status %d", status)
+		}
+		_ = terminal.Close()
+		// Where nobody has the terminal any more, reading ends with EIO.
+		b, err := io.ReadAll(shown)
+		if !errors.Is(err, unix.EIO) {
+			t.Fatal(err)
+		}
+		return strings.ReplaceAll(string(b), "\r\n", "\n")
+	}
+	var stdout bytes.Buffer
+	run(t.Context(), args, &stdout, t.Output())
+	want := stdout.String()
+	if strings.Contains(want, "\x1b") {
+		t.Errorf("coloured without a terminal: %q", want)
+	}
+	coloured := table("", "xterm")
+	if !strings.Contains(coloured, "\x1b[32mok\x1b[39m") {
+		t.Errorf("not coloured: %q", coloured)
+	}
+	if got := regexp.MustCompile(`\x1b\[\d\dm`).ReplaceAllString(coloured, ""); got != want {
+		t.Errorf("the coloured table is\n%s, not\n%s", got, want)
+	}
+	if got := table("1", "xterm"); got != want {
+		t.Errorf("with NO_COLOR: %q", got)
+	}
+	if got := table("", "dumb"); got != want {
+		t.Errorf("on a dumb terminal: %q", got)
+	}
+}
+
+// openTerminal returns what a person sees of a terminal, and the terminal.
+func openTerminal(t *testing.T) (shown, terminal *os.File) {
+	t.Helper()
+	open := func(path string) *os.File {
+		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		return f
+	}
+	shown = open("/dev/ptmx")
+	if err := unix.IoctlSetPointerInt(int(shown.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(shown.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return shown, open(fmt.Sprintf("/dev/pts/%d", n))
 }
 
 // squeezed makes runs of blanks one.

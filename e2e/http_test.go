@@ -124,7 +124,8 @@ func sendHalf(address string, trickle bool) error {
 	return err
 }
 
-// TestMaxRequests holds one scrape and expects that others are refused at once.
+// TestMaxRequests holds one scrape and one status page, and expects that others
+// are refused at once.
 func TestMaxRequests(t *testing.T) {
 	// To open a pipe that nobody writes to takes forever, to read it where a file
 	// is expected fails.
@@ -150,28 +151,33 @@ func TestMaxRequests(t *testing.T) {
 	e := start(t, nil, "--web.max-requests=1", "--path.procfs="+proc, "--collector.disable-defaults", "--collector.filefd")
 	_ = writer.Close()
 
-	statuses := make(chan int)
-	const scrapes = 20
-	for range scrapes {
-		go func() {
-			a, err := e.send(http.DefaultClient, http.MethodGet, e.url+"/metrics",
-				http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {"100"}})
-			if err != nil {
-				t.Error(err)
-			}
-			if refused := a.status == http.StatusServiceUnavailable; refused &&
-				(strings.Count(a.body, "\n") != 1 || !strings.Contains(a.body, "try again")) ||
-				!refused && !strings.Contains(a.body, success("filefd")) {
-				t.Errorf("%d: %q", a.status, a.body)
-			}
-			statuses <- a.status
-		}()
-	}
-	for range scrapes - 1 {
-		if got := <-statuses; got != http.StatusServiceUnavailable {
-			t.Errorf("a scrape beside another gave %d", got)
+	const requests = 20
+	flood := func(path, want string) (statuses chan int) {
+		statuses = make(chan int)
+		for range requests {
+			go func() {
+				a, err := e.send(http.DefaultClient, http.MethodGet, e.url+path,
+					http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {"100"}})
+				if err != nil {
+					t.Error(err)
+				}
+				if refused := a.status == http.StatusServiceUnavailable; refused &&
+					(strings.Count(a.body, "\n") != 1 || !strings.Contains(a.body, "try again")) ||
+					!refused && !strings.Contains(a.body, want) {
+					t.Errorf("%s: %d: %q", path, a.status, a.body)
+				}
+				statuses <- a.status
+			}()
 		}
+		for range requests - 1 {
+			if got := <-statuses; got != http.StatusServiceUnavailable {
+				t.Errorf("%s beside another gave %d", path, got)
+			}
+		}
+		return statuses
 	}
+	// People who look at the page take no place from Prometheus.
+	held := []chan int{flood("/", "filefd"), flood("/metrics", success("filefd"))}
 	for _, path := range []string{"/-/healthy", "/-/ready"} {
 		if got, _ := e.get(path); got != http.StatusOK {
 			t.Errorf("%s beside a scrape gave %d", path, got)
@@ -179,8 +185,10 @@ func TestMaxRequests(t *testing.T) {
 	}
 	writer = unblock()
 	defer func() { _ = writer.Close() }()
-	if got := <-statuses; got != http.StatusOK {
-		t.Errorf("the scrape gave %d", got)
+	for _, statuses := range held {
+		if got := <-statuses; got != http.StatusOK {
+			t.Errorf("what was held gave %d", got)
+		}
 	}
 	e.scrape("")
 }

@@ -21,13 +21,15 @@ import (
 // Config says what is served where.
 type Config struct {
 	TelemetryPath string
-	// MaxRequests is how many scrapes may be under way at once; more are told to
-	// come again (503).
+	// MaxRequests is how many scrapes, and how many status pages, may be under way
+	// at once; more are told to come again (503).
 	MaxRequests int
 	// Exporter holds metrics of the exporter itself, or is nil.
 	Exporter *prometheus.Registry
-	Version  string
-	Logger   *slog.Logger
+	// Host is the name of the machine, for the status page.
+	Host    string
+	Version string
+	Logger  *slog.Logger
 }
 
 const (
@@ -78,15 +80,7 @@ func say(text string) http.HandlerFunc {
 // metrics serves one reading of the set, or of the part of it that the query
 // parameters collect[] and exclude[] choose.
 func metrics(set *collector.Set, c Config) http.Handler {
-	slots := make(chan struct{}, c.MaxRequests)
-	var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		default:
-			http.Error(w, fmt.Sprintf("%d requests are being served already, try again later", c.MaxRequests), http.StatusServiceUnavailable)
-			return
-		}
+	h := bounded(c.MaxRequests, func(w http.ResponseWriter, r *http.Request) {
 		choose, err := selection(set.Names(), r.URL.Query())
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -113,6 +107,20 @@ func metrics(set *collector.Set, c Config) http.Handler {
 		h = promhttp.InstrumentMetricHandler(c.Exporter, h)
 	}
 	return h
+}
+
+// bounded serves at most n requests at once.
+func bounded(n int, serve http.HandlerFunc) http.Handler {
+	slots := make(chan struct{}, n)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+			serve(w, r)
+		default:
+			http.Error(w, fmt.Sprintf("%d requests are being served already, try again later", n), http.StatusServiceUnavailable)
+		}
+	})
 }
 
 // selection says which collectors a query asks for: all by default, those named

@@ -2,48 +2,225 @@ package web
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"embed"
+	"encoding/base64"
 	"html/template"
 	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-//go:embed status.html
+//go:embed status.html status.css
 var files embed.FS
+
+const (
+	// project is where the documentation is.
+	project = "https://github.com/sockpressure/sockpressure_exporter"
+	// refresh is how many seconds the page stands before it is read again.
+	refresh = 10
+)
 
 // page is what status.html shows.
 type page struct {
-	TelemetryPath, Version string
-	Limits                 []collector.LimitReading
-	Results                []collector.Result
-	Foreign                error
+	Config
+	Style   template.CSS
+	Project string
+	// Refresh is 0 for a page that stands still.
+	Refresh int
+	Now     time.Time
+	Foreign error
+	Levels  []count
+	Limits  []bar
+	States  []state
+	// TCP is what became of the collector that has the states.
+	TCP     *collector.Result
+	Lists   []list
+	Results []collector.Result
 }
 
-// status serves a page for people: every limit, the most saturated first.
+// count is how many limits have reached a level.
+type count struct {
+	collector.Level
+	N int
+}
+
+// bar is a limit, or one of those that a list holds.
+type bar struct {
+	collector.LimitReading
+	Name string
+	Age  time.Duration
+}
+
+// state is how many TCP sockets are in a state.
+type state struct {
+	Name    string
+	Sockets float64
+}
+
+// list is the series of a collector that stand behind one of its limits.
+type list struct {
+	Title, What string
+	Bars        []bar
+	From        collector.Result
+}
+
+// status serves a page for people: every limit, the most saturated first, and
+// what stands behind them. It has no script, and nothing from elsewhere.
 func status(set *collector.Set, c Config) http.Handler {
-	tmpl := template.Must(template.ParseFS(files, "status.html"))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	tmpl := parse()
+	css, err := files.ReadFile("status.css")
+	if err != nil {
+		panic(err) // it is in the binary
+	}
+	// The page's own style is the only one that a browser takes.
+	hash := sha256.Sum256(css)
+	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) +
+		"'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+	return bounded(c.MaxRequests, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), defaultTimeout)
 		defer cancel()
-		results := set.Read(ctx, collector.All)
+		p := newPage(set.Read(ctx, collector.All))
+		p.Config, p.Style, p.Project = c, template.CSS(css), project
+		p.Foreign = set.HostNetworkNamespace()
+		p.Now = time.Now()
+		if !r.URL.Query().Has("still") {
+			p.Refresh = refresh
+		}
 		var b bytes.Buffer
-		err := tmpl.Execute(&b, page{
-			TelemetryPath: c.TelemetryPath,
-			Version:       c.Version,
-			Limits:        collector.Limits(results),
-			Results:       results,
-			Foreign:       set.HostNetworkNamespace(),
-		})
-		if err != nil {
+		if err := tmpl.Execute(&b, p); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
 		h := w.Header()
 		h.Set("Content-Type", "text/html; charset=utf-8")
-		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+		h.Set("Content-Security-Policy", policy)
 		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cache-Control", "no-store")
 		_, _ = w.Write(b.Bytes())
 	})
+}
+
+func parse() *template.Template {
+	return template.Must(template.New("status.html").Funcs(template.FuncMap{"seconds": seconds}).ParseFS(files, "status.html"))
+}
+
+// newPage arranges one reading.
+func newPage(results []collector.Result) *page {
+	p := &page{Results: results}
+	ages := map[string]time.Duration{}
+	for _, r := range results {
+		for _, l := range r.Limits {
+			ages[l.Resource] = r.Age
+		}
+		switch r.Collector {
+		case "tcp":
+			p.TCP = &r
+			for labels, n := range r.Samples("tcp_sockets") {
+				p.States = append(p.States, state{strings.Join(labels, ""), n})
+			}
+			p.Lists = append(p.Lists, list{
+				"Listeners with the fullest accept queue", "listener",
+				bars(r, "accept_queue", "accept_queue_length", "accept_queue_limit"), r,
+			})
+		case "ports":
+			p.Lists = append(p.Lists, list{
+				"Addresses and destinations that hold the most ephemeral ports", "from → to",
+				bars(r, "ephemeral_ports", "ephemeral_ports_used", "ephemeral_ports_limit"), r,
+			})
+		case "process":
+			p.Lists = append(p.Lists, list{
+				"Processes nearest to their limit of descriptors", "process",
+				bars(r, "process_file_descriptors", "process_open_file_descriptors", "process_file_descriptors_limit"), r,
+			})
+		}
+	}
+	levels := [collector.Critical + 1]int{}
+	for _, l := range collector.Limits(results) {
+		p.Limits = append(p.Limits, bar{l, l.Resource, ages[l.Resource]})
+		levels[l.Level()]++
+	}
+	for level, n := range slices.Backward(levels[:]) {
+		p.Levels = append(p.Levels, count{collector.Level(level), n})
+	}
+	return p
+}
+
+// bars are the series of a metric, each against the series of another with the
+// same labels, or against the only one that it has, by the measure of a limit.
+func bars(r collector.Result, resource, usage, limit string) []bar {
+	i := slices.IndexFunc(r.Limits, func(l collector.LimitReading) bool { return l.Resource == resource })
+	if i < 0 {
+		return nil
+	}
+	limits := map[string]float64{}
+	for labels, v := range r.Samples(limit) {
+		limits[strings.Join(labels, " → ")] = v
+	}
+	var all []bar
+	for labels, v := range r.Samples(usage) {
+		b := bar{LimitReading: r.Limits[i], Name: strings.Join(labels, " → ")}
+		b.Usage = v
+		// Where the limit is 0, as the backlog of a listener may be, one still passes.
+		b.Limit = max(cmp.Or(limits[b.Name], limits[""]), 1)
+		all = append(all, b)
+	}
+	return all
+}
+
+// Amount is the usage and the limit in words.
+func (b bar) Amount() string {
+	usage, limit := b.Format(b.Usage), b.Format(b.Limit)
+	if limit == "none" {
+		return usage + ", no limit"
+	}
+	if b.Unit != collector.Bytes {
+		usage, _, _ = strings.Cut(usage, " ")
+	}
+	return usage + " of " + limit
+}
+
+// Headline is the state of the host in a few words, for the title of the page.
+func (p *page) Headline() string {
+	var said []string
+	for _, c := range p.Levels {
+		if c.N > 0 && c.Level != collector.OK {
+			said = append(said, strconv.Itoa(c.N)+" "+c.String())
+		}
+	}
+	if len(p.Failed()) > 0 || p.Foreign != nil {
+		said = append(said, "limits missing")
+	}
+	return cmp.Or(strings.Join(said, ", "), "ok")
+}
+
+// Failed are the collectors that have no numbers though they should.
+func (p *page) Failed() []string {
+	var names []string
+	for _, r := range p.Results {
+		if r.Err != nil {
+			names = append(names, r.Collector)
+		}
+	}
+	return names
+}
+
+// seconds writes a duration for people.
+func seconds(d time.Duration) string {
+	switch {
+	case d < 100*time.Millisecond:
+		return strconv.FormatFloat(d.Seconds()*1000, 'f', 2, 64) + " ms"
+	case d < time.Minute:
+		return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s"
+	default:
+		return d.Round(time.Second).String()
+	}
 }

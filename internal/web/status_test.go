@@ -1,0 +1,203 @@
+package web
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"html"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// recorded serves a recorded kernel, which files may change.
+func recorded(t *testing.T, files map[string]string) http.Handler {
+	t.Helper()
+	proc := t.TempDir()
+	if err := os.CopyFS(proc, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range files {
+		name = filepath.Join(proc, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k, err := collector.OpenKernel(proc, t.TempDir(), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logger := slog.New(slog.DiscardHandler)
+	set := collector.NewSet(k, collector.Specs(), collector.Config{Logger: logger})
+	return handler(set, Config{TelemetryPath: "/metrics", MaxRequests: 1, Host: "<node>", Version: "1.2.3", Logger: logger})
+}
+
+// get returns the header and the body of a page.
+func get(t *testing.T, h http.Handler, path string) (header http.Header, body string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, http.NoBody))
+	if w.Code != http.StatusOK {
+		t.Fatalf("%s: %d %s", path, w.Code, w.Body)
+	}
+	return w.Header(), w.Body.String()
+}
+
+// found returns what the first group of a pattern matches, wherever it does.
+func found(text, pattern string) []string {
+	var all []string
+	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+		all = append(all, html.UnescapeString(m[1]))
+	}
+	return all
+}
+
+// TestStatus expects the limits of /metrics on the page, in order, and in words
+// what is not there.
+func TestStatus(t *testing.T) {
+	h := recorded(t, map[string]string{
+		"sys/net/netfilter/nf_conntrack_count": "49152\n",
+		"sys/fs/file-nr":                       "1\t0\t9223372036854775807\n",
+	})
+	_, page := get(t, h, "/")
+	_, metrics := get(t, h, "/metrics")
+	got := map[string]string{}
+	names, values := found(page, `(?s)<li class="limit.*?<h3><a[^>]*>(\w+)</a>`), found(page, `(?s)<li class="limit.*?aria-valuenow="([^"]*)"`)
+	for i, name := range names {
+		got[name] = values[i]
+	}
+	for _, m := range regexp.MustCompile(`(?m)^sockpressure_saturation_ratio\{resource="(\w+)"\} (.*)$`).FindAllStringSubmatch(metrics, -1) {
+		if got[m[1]] != m[2] {
+			t.Errorf("%s is %q on the page, %s in /metrics", m[1], got[m[1]], m[2])
+		}
+		delete(got, m[1])
+	}
+	if len(got) > 0 {
+		t.Errorf("not in /metrics: %v", got)
+	}
+	if len(names) == 0 || names[0] != "conntrack_entries" {
+		t.Errorf("the order is %v", names)
+	}
+	for _, want := range []string{
+		"<title>1 warning, limits missing · &lt;node&gt; · sockpressure_exporter</title>",
+		"49152 of 65536 entries",
+		"1 descriptor, no limit",
+		"nf_conntrack: table full, dropping packet",
+		"net.netfilter.nf_conntrack_max",
+		`href="/metrics"`,
+		"/docs/metrics.md#conntrack_entries",
+		`Not read: <a href="#collector-tcp">tcp</a>, <a href="#collector-ports">ports</a>`,
+		"1.2.3",
+	} {
+		if !strings.Contains(page, want) && !strings.Contains(html.UnescapeString(page), want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+}
+
+// TestStatusPolicy expects that the page may load nothing, and does not try.
+func TestStatusPolicy(t *testing.T) {
+	h := recorded(t, nil)
+	header, page := get(t, h, "/")
+	style := found(page, `(?s)<style>(.*?)</style>`)
+	if len(style) != 1 {
+		t.Fatalf("%d styles", len(style))
+	}
+	hash := sha256.Sum256([]byte(style[0]))
+	want := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) +
+		"'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	if got := header.Get("Content-Security-Policy"); got != want {
+		t.Errorf("the policy is %q, not %q", got, want)
+	}
+	if strings.Contains(page, "<script") || strings.Contains(page, " style=") || strings.Contains(page, "<link rel=\"stylesheet") ||
+		regexp.MustCompile(`(src|srcset)=|url\(|@import`).MatchString(page) {
+		t.Error("the page loads something")
+	}
+	_, still := get(t, h, "/?still")
+	if !strings.Contains(page, `http-equiv="refresh"`) || strings.Contains(still, `http-equiv="refresh"`) {
+		t.Error("the page is not refreshed, or cannot be made to stand still")
+	}
+}
+
+// TestStatusWords expects that the page says in words why something is missing.
+func TestStatusWords(t *testing.T) {
+	foreign := errors.New(`<b>may not enter</b>`)
+	p := newPage([]collector.Result{
+		{Collector: "tcp", Err: errors.New("no <result>")},
+		{Collector: "conntrack", Unsupported: &collector.NotSupportedError{Feature: "the module nf_conntrack"}},
+		{Collector: "process", Age: 3200 * time.Millisecond},
+	})
+	p.Foreign = foreign
+	var b strings.Builder
+	if err := parse().Execute(&b, p); err != nil {
+		t.Fatal(err)
+	}
+	page := b.String()
+	for _, want := range []string{
+		"Not read: no &lt;result&gt;",
+		"not supported: the module nf_conntrack",
+		"read 3.2 s ago",
+		"<title>limits missing ·",
+		"This is not the whole host.",
+		"&lt;b&gt;may not enter&lt;/b&gt;",
+		"No limit could be read.",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+}
+
+func TestBarAmount(t *testing.T) {
+	for _, c := range []struct {
+		unit         collector.Unit
+		usage, limit float64
+		want         string
+	}{
+		{collector.Ports, 0, 1, "0 of 1 port"},
+		{collector.Ports, 1, 2, "1 of 2 ports"},
+		{collector.Entries, 1, 1 << 63, "1 entry, no limit"},
+		{collector.Bytes, 1, 4 << 20, "1 byte of 4.0 MiB"},
+	} {
+		b := bar{LimitReading: collector.LimitReading{LimitInfo: &collector.LimitInfo{Unit: c.unit}, Usage: c.usage, Limit: c.limit}}
+		if got := b.Amount(); got != c.want {
+			t.Errorf("%v of %v %s: %q, want %q", c.usage, c.limit, c.unit, got, c.want)
+		}
+	}
+}
+
+// TestHeadline expects the worst first.
+func TestHeadline(t *testing.T) {
+	limit := func(usage float64) collector.LimitReading {
+		return collector.LimitReading{LimitInfo: &collector.LimitInfo{Warning: 0.5, Critical: 0.9}, Usage: usage, Limit: 1}
+	}
+	for want, usages := range map[string][]float64{
+		"ok":                    {0.1},
+		"1 warning":             {0.1, 0.5},
+		"2 critical, 1 warning": {0.9, 0.6, 1.2, 0},
+	} {
+		var r collector.Result
+		for _, u := range usages {
+			r.Limits = append(r.Limits, limit(u))
+		}
+		p := newPage([]collector.Result{r})
+		if got := p.Headline(); got != want {
+			t.Errorf("%v: %q, want %q", usages, got, want)
+		}
+		if !slices.IsSortedFunc(p.Limits, func(a, b bar) int { return int(b.Usage*10) - int(a.Usage*10) }) {
+			t.Errorf("%v: not in order", usages)
+		}
+	}
+}
