@@ -65,7 +65,10 @@ func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
 	if err := os.Chmod(filepath.Join(state, "packages"), 0o777); err != nil {
 		return files{}, err
 	}
-	debian := archive(ctx)
+	debian, err := archive(ctx)
+	if err != nil {
+		return files{}, err
+	}
 	sources := fmt.Sprintf("deb [arch=%s signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", k.arch, debian, k.suite)
 	for name, content := range map[string]string{"sources.list": sources, "status": ""} {
 		if err := os.WriteFile(filepath.Join(state, name), []byte(content), 0o644); err != nil {
@@ -156,18 +159,17 @@ func (k kernel) unpacked(root string) (files, error) {
 }
 
 // archive is the address of Debian's archive that this machine uses.
-func archive(ctx context.Context) string {
-	const public = "http://deb.debian.org/debian"
+func archive(ctx context.Context) (string, error) {
 	out, err := command(ctx, "", "apt-get", "indextargets", "--format", "$(SITE) $(COMPONENT) $(ORIGIN) $(LABEL)", "Created-By: Packages")
 	if err != nil {
-		return public
+		return "", err
 	}
 	for line := range strings.Lines(out) {
 		if f := strings.Fields(line); slices.Equal(f[1:], []string{"main", "Debian", "Debian"}) {
-			return f[0]
+			return f[0], nil
 		}
 	}
-	return public
+	return "", errors.New("apt of this machine knows no archive of Debian: add one to its sources, and run apt-get update")
 }
 
 // dependency finds the package with a prefix in the field Depends of the first
