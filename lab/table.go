@@ -95,7 +95,8 @@ processes (accept_queue, ephemeral_ports, process_file_descriptors, idle, busy, 
 - *counters*: what rose from the first step to the last.
 - *series equal*: those that had the value that the guest's first process read by itself right before and after the scrape,
   at every tenth step and at the first refusal. A series that was never equal, or differed from two equal readings, fails the
-  lab. (Memory, and the number of all sockets, are moved by the looking itself: for them once is enough.)
+  lab. (Memory, and the number of all sockets, are moved by the looking itself: for them it is enough to come within
+  a twentieth once.)
 - A step is a fortieth of the limit; four steps without a load come first.
 
 What each row demands is in lab/scenario: the least saturation, the counters, and the line in the kernel's log. All

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -266,8 +267,10 @@ func (g *guest) compare(page string, before, after byhand.Readings, differ map[s
 		if old(series) {
 			continue
 		}
-		_, shown := values[series]
+		v, shown := values[series]
 		switch d, ok := differences[series]; {
+		case ok && shown && moving(series) && (about(v, before[series]) || about(v, after[series])):
+			g.agreed[series] = true
 		case !ok:
 			delete(differ, series)
 			if shown {
@@ -290,6 +293,15 @@ func moving(series string) bool {
 	return slices.ContainsFunc([]string{"memory", "low_memory", "committed_memory", "tcp_memory", "sockets_used"}, func(prefix string) bool {
 		return strings.HasPrefix(name, prefix)
 	})
+}
+
+// about allows for what the looking moves: a twentieth, or a few sockets.
+func about(v, read float64) bool {
+	few := 0.0
+	if read > 1 { // not a ratio
+		few = 4
+	}
+	return math.Abs(v-read) <= max(read/20, few)
 }
 
 // collectorOf maps metrics, and the saturation of limits, to their collector.
