@@ -73,6 +73,7 @@ type outcome struct {
 	seconds  float64 // of the whole boot
 	steps    []scenario.Step
 	done     *scenario.Done
+	hung     bool // it had to be stopped
 }
 
 // boot runs a scenario in a guest, software emulation and all. A guest that does
@@ -114,6 +115,7 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, dir string, limit 
 	console, err := command(ctx, "", "qemu-system-x86_64", args...)
 	o := &outcome{image: i, scenario: s, seconds: time.Since(began).Seconds()}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		o.hung = true
 		err = fmt.Errorf("the guest did not end in %v", limit)
 	}
 	reported := o.read(reportPath)

@@ -146,7 +146,7 @@ func experiment(ctx context.Context, out io.Writer, ks []kernel, ss []scenario.S
 		working.Go(func() {
 			for g := range queue {
 				// A guest whose emulator had to wait for a processor for too long deserves
-				// another try, and everybody sees that it had one.
+				// another try, and everybody sees that it had one. A hang is a failure.
 				for range 2 {
 					v := drive(ctx, g.image, g.scenario, l)
 					if ctx.Err() != nil {
@@ -156,7 +156,7 @@ func experiment(ctx context.Context, out io.Writer, ks []kernel, ss []scenario.S
 					printing.Lock()
 					v.print(out)
 					printing.Unlock()
-					if len(v.failures) == 0 {
+					if len(v.failures) == 0 || v.hung {
 						break
 					}
 				}
@@ -173,7 +173,7 @@ func drive(ctx context.Context, i image, s scenario.Scenario, l lab) verdict {
 	if err != nil {
 		v := verdict{kernel: i.name, release: i.release, scenario: s.Name, refusal: -1, failures: []string{err.Error()}}
 		if o != nil {
-			v.seconds, v.steps = o.seconds, len(o.steps)
+			v.seconds, v.steps, v.hung = o.seconds, len(o.steps), o.hung
 		}
 		return v
 	}

@@ -101,7 +101,7 @@ processes (accept_queue, ephemeral_ports, process_file_descriptors, idle, busy, 
 
 What each row demands is in lab/scenario: the least saturation, the counters, and the line in the kernel's log. All
 metrics of docs/metrics.md are there on every kernel below, but for the memory_low and memory_high ones (32-bit kernels with
-high memory only) and udp_memory_errors_total, udp6_memory_errors_total (since Linux 5.12). Without its modules (tcp_diag,
+high memory only) and udp_memory_errors_total, udp6_memory_errors_total (since Linux 5.11). Without its modules (tcp_diag,
 nf_conntrack) a guest reports the collectors tcp, ports and conntrack as not supported, and no failure.
 
 The OOM killer is the one failure that could end the exporter itself. The guests give it an oom_score_adj of -900, as a

@@ -74,6 +74,7 @@ type verdict struct {
 	moved                     []string
 	agreed                    int
 	failures                  []string
+	hung                      bool // it had to be stopped
 }
 
 // judge holds what a guest reported against what its scenario demands.
@@ -199,7 +200,7 @@ func judgeContract(o *outcome, r *recording.Recording, fail func(string, ...any)
 func (k kernel) lacks(metric string) bool {
 	switch metric {
 	case "udp_memory_errors_total", "udp6_memory_errors_total":
-		return k.name == "5.10" // Linux 5.12
+		return k.name == "5.10" // Linux 5.11
 	case "memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes":
 		return k.goarch != "386"
 	}
