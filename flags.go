@@ -48,9 +48,10 @@ func parseFlags(args []string, stdout io.Writer) (c *config, exit bool, err erro
 	app.Version(version.Print(name))
 	app.HelpFlag.Short('h')
 	app.UsageWriter(stdout)
+	app.UsageFuncs(manFuncs())
 	app.Terminate(func(int) { exit = true })
 	app.Command(commandServe, "Serve metrics over HTTP (the default).").Default()
-	app.Command(commandCheck, "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if a collector failed.")
+	app.Command(commandCheck, "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.")
 
 	c.web = kingpinflag.AddFlags(app, ":10058")
 	app.Flag("web.telemetry-path", "Path under which metrics are served.").Default("/metrics").StringVar(&c.telemetryPath)

@@ -12,9 +12,11 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
+	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/collectors/version"
@@ -34,6 +36,9 @@ func main() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
 	}
+	// Only by these variables does kingpin take templates for other than --help.
+	kingpin.ManPageTemplate = manPage
+	kingpin.ZshCompletionTemplate = zshCompletion
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
@@ -44,7 +49,10 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	c, exit, err := parseFlags(args, stdout)
 	if err != nil {
-		return fail(stderr, err)
+		if status := fail(stderr, err); !slices.Contains(args, commandCheck) {
+			return status
+		}
+		return unknown
 	}
 	if exit {
 		return 0

@@ -135,3 +135,19 @@ func TestHelpAndVersion(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckMisused expects that a plugin that is called wrongly neither warns nor
+// is silent.
+func TestCheckMisused(t *testing.T) {
+	for args, want := range map[string]int{
+		"check --nonsense":             unknown,
+		"--collector.top=0 check":      unknown,
+		"check --path.procfs=/nowhere": unknown,
+		"--nonsense":                   1,
+	} {
+		var stderr bytes.Buffer
+		if got := run(t.Context(), strings.Fields(args), io.Discard, &stderr); got != want || strings.Count(stderr.String(), "\n") != 1 {
+			t.Errorf("%s: status %d, want %d; %s", args, got, want, stderr.String())
+		}
+	}
+}

@@ -249,3 +249,7 @@ func (r *runner) report(err error) {
 // HostNetworkNamespace is nil where every number is of the host's network
 // namespace, else the reason why not.
 func (s *Set) HostNetworkNamespace() error { return s.kernel.HostNetworkNamespace() }
+
+// InitialNetworkNamespace says whether the host's network namespace is the
+// machine's first one, which alone has the limits of memory.
+func (s *Set) InitialNetworkNamespace() bool { return s.kernel.InitialNetworkNamespace() }

@@ -1,7 +1,9 @@
 package collector
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -93,10 +95,14 @@ func (k *Kernel) Close() {
 
 // InitialNetworkNamespace says whether the host's network namespace is the
 // machine's first one. It is not where the "host" is a container itself, as is
-// a container's own process 1.
+// a container's own process 1: the file of a limit that only the first one has is
+// absent there. That it cannot be read, as on a host without file descriptors, says
+// nothing.
 func (k *Kernel) InitialNetworkNamespace() bool {
-	_, err := k.sysctl("net.ipv4.tcp_mem").Read()
-	return err == nil
+	limit := k.sysctl("net.ipv4.tcp_mem")
+	_, err := limit.Read()
+	limit.Close()
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // file returns the file at path, to be opened with open.

@@ -71,11 +71,12 @@ type exporter struct {
 
 // start runs the exporter on a free loopback port until the test ends. A walk is
 // fresh at every scrape. wrap may change the command before it starts, to run it
-// as another user or in another namespace.
+// as another user or in another namespace, and what ends it (Cancel).
 func start(t *testing.T, wrap func(*exec.Cmd), args ...string) *exporter {
 	t.Helper()
 	args = append([]string{"--web.listen-address=127.0.0.1:0", "--collector.max-cpu=0"}, args...)
-	e := &exporter{t: t, cmd: exec.Command(binary, args...)}
+	ctx, cancel := context.WithCancel(context.Background())
+	e := &exporter{t: t, cmd: exec.CommandContext(ctx, binary, args...)}
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if wrap != nil {
 		wrap(e.cmd)
@@ -102,7 +103,7 @@ func start(t *testing.T, wrap func(*exec.Cmd), args ...string) *exporter {
 		}
 	}()
 	t.Cleanup(func() {
-		_ = e.cmd.Process.Kill()
+		cancel()
 		<-read
 		_ = e.cmd.Wait()
 		if t.Failed() {

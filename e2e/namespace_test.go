@@ -83,6 +83,12 @@ func (p place) wrap(cmd *exec.Cmd) {
 	cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNS
 }
 
+// in is wrap in a network namespace.
+func (p place) in(network *os.File) func(*exec.Cmd) {
+	p.network = network
+	return p.wrap
+}
+
 func TestNetworkNamespace(t *testing.T) {
 	needRoot(t)
 	load := putLoad(t)
@@ -96,7 +102,7 @@ func TestNetworkNamespace(t *testing.T) {
 
 	for name, container := range map[string]bool{"container": true, "network namespace": false} {
 		t.Run(name, func(t *testing.T) {
-			inside := startInside(t, place{container: container})
+			inside := startInside(t, place{container: container}.in)
 			p := inside.scrape(t)
 			if p.value(t, "sockpressure_host_network_namespace") != 1 {
 				t.Error("root did not find the host's network namespace")
@@ -117,39 +123,7 @@ func TestNetworkNamespace(t *testing.T) {
 			}
 		})
 		t.Run(name+", unprivileged", func(t *testing.T) {
-			inside := startInside(t, place{container: container, nobody: true})
-			inside.scrape(t)
-			p := inside.scrape(t)
-			if p.value(t, "sockpressure_host_network_namespace") != 0 {
-				t.Error("the host's network namespace is said to be in reach")
-			}
-			want := host.stable()
-			maps.DeleteFunc(want, func(s string, _ bool) bool { return needsPrivilege(family(s)) || needsNamespace(s) })
-			compareSeries(t, p.stable(), want)
-			compareNumbers(t, p, host)
-			load.find(t, p)
-			inside.findNothing(t, p)
-			for _, s := range collector.Specs() {
-				want := 1.0
-				if s.Name == "tcp" || s.Name == "ports" {
-					want = 0
-				}
-				if got := p.value(t, success(s.Name)); got != want {
-					t.Errorf("success of collector %s is %v, want %v", s.Name, got, want)
-				}
-			}
-			// One line each for the exporter and the two collectors, however many
-			// scrapes there were.
-			log := inside.logged()
-			for _, want := range []string{"Cannot enter the host's network namespace", "collector=tcp", "collector=ports", "level=WARN"} {
-				n := 1
-				if want == "level=WARN" {
-					n = 3
-				}
-				if strings.Count(log, want) != n {
-					t.Errorf("%q does not stand %d times in the log:\n%s", want, n, log)
-				}
-			}
+			startInside(t, place{container: container, nobody: true}.in).findHostOrNothing(t, host, load)
 		})
 	}
 }
@@ -178,7 +152,7 @@ func TestHiddenProcesses(t *testing.T) {
 		}
 	})
 	t.Run("network namespace", func(t *testing.T) {
-		inside := startInside(t, place{procOptions: hidden, nobody: true})
+		inside := startInside(t, place{procOptions: hidden, nobody: true}.in)
 		p := inside.scrape(t)
 		if p.value(t, "sockpressure_host_network_namespace") != 0 {
 			t.Error("the host's network namespace is said to be in reach")
@@ -344,11 +318,11 @@ type inside struct {
 const ownAddress = "127.77.0.1"
 
 // startInside starts an exporter in a new network namespace, with a load on it
-// that is not the host's.
-func startInside(t *testing.T, p place) inside {
+// that is not the host's. wrap returns what makes a command run there.
+func startInside(t *testing.T, wrap func(network *os.File) func(*exec.Cmd)) inside {
 	t.Helper()
-	p.network = newNetwork(t)
-	err := within(p.network, func() error {
+	network := newNetwork(t)
+	err := within(network, func() error {
 		for name, values := range ownSysctls() {
 			text := strings.Trim(fmt.Sprintf("%.0f", values), "[]")
 			if err := os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(text), 0); err != nil {
@@ -361,15 +335,15 @@ func startInside(t *testing.T, p place) inside {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-		err = within(p.network, func() error {
-			c, err = new(net.Dialer).DialContext(ctx, network, address)
+	transport := &http.Transport{DialContext: func(ctx context.Context, protocol, address string) (c net.Conn, err error) {
+		err = within(network, func() error {
+			c, err = new(net.Dialer).DialContext(ctx, protocol, address)
 			return err
 		})
 		return c, err
 	}}
 	t.Cleanup(transport.CloseIdleConnections)
-	return inside{start(t, p.wrap), &http.Client{Transport: transport}}
+	return inside{start(t, wrap(network)), &http.Client{Transport: transport}}
 }
 
 func (i inside) scrape(t *testing.T) page {
@@ -379,6 +353,44 @@ func (i inside) scrape(t *testing.T) page {
 		t.Fatal(a.status, err)
 	}
 	return parsePage(t, a.body)
+}
+
+// findHostOrNothing expects what an exporter that may not enter the host's network
+// namespace can know: the host's numbers, as on an earlier page, or none.
+func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
+	t.Helper()
+	i.scrape(t)
+	p := i.scrape(t)
+	if p.value(t, "sockpressure_host_network_namespace") != 0 {
+		t.Error("the host's network namespace is said to be in reach")
+	}
+	want := host.stable()
+	maps.DeleteFunc(want, func(s string, _ bool) bool { return needsPrivilege(family(s)) || needsNamespace(s) })
+	compareSeries(t, p.stable(), want)
+	compareNumbers(t, p, host)
+	load.find(t, p)
+	i.findNothing(t, p)
+	for _, s := range collector.Specs() {
+		want := 1.0
+		if s.Name == "tcp" || s.Name == "ports" {
+			want = 0
+		}
+		if got := p.value(t, success(s.Name)); got != want {
+			t.Errorf("success of collector %s is %v, want %v", s.Name, got, want)
+		}
+	}
+	// One line each for the exporter and the two collectors, however many scrapes
+	// there were.
+	log := i.logged()
+	for _, want := range []string{"Cannot enter the host's network namespace", "collector=tcp", "collector=ports", "level=WARN"} {
+		n := 1
+		if want == "level=WARN" {
+			n = 3
+		}
+		if strings.Count(log, want) != n {
+			t.Errorf("%q does not stand %d times in the log:\n%s", want, n, log)
+		}
+	}
 }
 
 // findNothing expects nothing of the exporter's own network namespace on a page.

@@ -31,17 +31,36 @@ func TestUnprivileged(t *testing.T) {
 	e := start(t, asNobody)
 	user := e.scrape("")
 
+	expectUnprivileged(t, user, root)
+	expectQuiet(t, e)
+}
+
+// expectUnprivileged expects on the page of a user without any privilege what is
+// on root's but what needs one, and that everything worked.
+func expectUnprivileged(t *testing.T, user, root page) {
+	t.Helper()
 	want := root.stable()
 	maps.DeleteFunc(want, func(series string, _ bool) bool { return needsPrivilege(family(series)) })
 	compareSeries(t, user.stable(), want)
-	for _, s := range collector.Specs() {
-		if user.value(t, success(s.Name)) != 1 {
-			t.Errorf("collector %s failed", s.Name)
-		}
-	}
+	expectSuccess(t, user)
 	if hidden := user.value(t, "sockpressure_processes_unreadable") > 0; hidden == kernelAtLeast(t, 6, 2) {
 		t.Errorf("descriptors of other users' processes are hidden: %v", hidden)
 	}
+}
+
+// expectSuccess expects every collector to have worked.
+func expectSuccess(t *testing.T, p page) {
+	t.Helper()
+	for _, s := range collector.Specs() {
+		if p.value(t, success(s.Name)) != 1 {
+			t.Errorf("collector %s failed", s.Name)
+		}
+	}
+}
+
+// expectQuiet expects no complaint in the log.
+func expectQuiet(t *testing.T, e *exporter) {
+	t.Helper()
 	if log := e.logged(); strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
 		t.Errorf("it complained:\n%s", log)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -44,11 +45,13 @@ const (
 )
 
 // Server returns an HTTP server for the set. Its time-outs bound what a slow or
-// hostile client can hold. A connection may stay idle for minutes: on a host
+// hostile client can hold, and so does a bound on connections. One may stay idle for minutes: on a host
 // that has no file descriptors left, the one that Prometheus already has is the
 // only way in.
 func Server(set *collector.Set, c Config) *http.Server {
+	all := connections{limit: max(maxConnections, 4*c.MaxRequests), open: map[net.Conn]*connection{}}
 	return &http.Server{
+		ConnState:         all.changed,
 		Handler:           handler(set, c),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
@@ -118,6 +121,9 @@ func bounded(n int, serve http.HandlerFunc) http.Handler {
 			defer func() { <-slots }()
 			serve(w, r)
 		default:
+			// A page that renews itself goes on doing so.
+			w.Header().Set("Refresh", strconv.Itoa(refresh))
+			w.Header().Set("Retry-After", strconv.Itoa(refresh))
 			http.Error(w, fmt.Sprintf("%d requests are being served already, try again later", n), http.StatusServiceUnavailable)
 		}
 	})

@@ -36,9 +36,11 @@ type page struct {
 	Refresh int
 	Now     time.Time
 	Foreign error
-	Levels  []count
-	Limits  []bar
-	States  []state
+	// Contained is true where process 1 is that of a container.
+	Contained bool
+	Levels    []count
+	Limits    []bar
+	States    []state
 	// TCP is what became of the collector that has the states.
 	TCP     *collector.Result
 	Lists   []list
@@ -67,6 +69,7 @@ type state struct {
 // list is the series of a collector that stand behind one of its limits.
 type list struct {
 	Title, What string
+	Note        string // how to read it, where its numbers do not say so
 	Bars        []bar
 	From        collector.Result
 }
@@ -84,12 +87,14 @@ func status(set *collector.Set, c Config) http.Handler {
 	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) +
 		"'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
+	contained := !set.InitialNetworkNamespace()
 	return bounded(c.MaxRequests, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), defaultTimeout)
 		defer cancel()
 		p := newPage(set.Read(ctx, collector.All))
 		p.Config, p.Style, p.Project = c, template.CSS(css), project
 		p.Foreign = set.HostNetworkNamespace()
+		p.Contained = contained && p.Foreign == nil
 		p.Now = time.Now()
 		if !r.URL.Query().Has("still") {
 			p.Refresh = refresh
@@ -129,16 +134,17 @@ func newPage(results []collector.Result) *page {
 			}
 			p.Lists = append(p.Lists, list{
 				"Listeners with the fullest accept queue", "listener",
+				"The sockets of a SO_REUSEPORT group are added up. The limit above is that of a single socket, so it may be met while the group's sum is low.",
 				bars(r, "accept_queue", "accept_queue_length", "accept_queue_limit"), r,
 			})
 		case "ports":
 			p.Lists = append(p.Lists, list{
-				"Addresses and destinations that hold the most ephemeral ports", "from → to",
+				"Addresses and destinations that hold the most ephemeral ports", "from → to", "",
 				bars(r, "ephemeral_ports", "ephemeral_ports_used", "ephemeral_ports_limit"), r,
 			})
 		case "process":
 			p.Lists = append(p.Lists, list{
-				"Processes nearest to their limit of descriptors", "process",
+				"Processes nearest to their limit of descriptors", "process", unreadable(r),
 				bars(r, "process_file_descriptors", "process_open_file_descriptors", "process_file_descriptors_limit"), r,
 			})
 		}
@@ -152,6 +158,16 @@ func newPage(results []collector.Result) *page {
 		p.Levels = append(p.Levels, count{collector.Level(level), n})
 	}
 	return p
+}
+
+// unreadable says how many processes the list of processes lacks.
+func unreadable(r collector.Result) string {
+	for _, n := range r.Samples("processes_unreadable") {
+		if n > 0 {
+			return strconv.FormatFloat(n, 'f', -1, 64) + " processes are missing: this user may not look into them."
+		}
+	}
+	return ""
 }
 
 // bars are the series of a metric, each against the series of another with the
@@ -188,6 +204,9 @@ func (b bar) Amount() string {
 	return usage + " of " + limit
 }
 
+// Drawn is how much of the bar is full: a limit can be passed, its bar cannot.
+func (b bar) Drawn() float64 { return min(b.Saturation(), 1) }
+
 // Headline is the state of the host in a few words, for the title of the page.
 func (p *page) Headline() string {
 	var said []string
@@ -196,7 +215,7 @@ func (p *page) Headline() string {
 			said = append(said, strconv.Itoa(c.N)+" "+c.String())
 		}
 	}
-	if len(p.Failed()) > 0 || p.Foreign != nil {
+	if len(p.Failed()) > 0 || p.Foreign != nil || p.Contained {
 		said = append(said, "limits missing")
 	}
 	return cmp.Or(strings.Join(said, ", "), "ok")

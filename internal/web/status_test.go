@@ -96,7 +96,7 @@ func TestStatus(t *testing.T) {
 		"1 descriptor, no limit",
 		"nf_conntrack: table full, dropping packet",
 		"net.netfilter.nf_conntrack_max",
-		`href="/metrics"`,
+		`href="./metrics"`,
 		"/docs/metrics.md#conntrack_entries",
 		`Not read: <a href="#collector-tcp">tcp</a>, <a href="#collector-ports">ports</a>`,
 		"1.2.3",
@@ -139,7 +139,7 @@ func TestStatusWords(t *testing.T) {
 		{Collector: "conntrack", Unsupported: &collector.NotSupportedError{Feature: "the module nf_conntrack"}},
 		{Collector: "process", Age: 3200 * time.Millisecond},
 	})
-	p.Foreign = foreign
+	p.Foreign, p.Contained = foreign, true
 	var b strings.Builder
 	if err := parse().Execute(&b, p); err != nil {
 		t.Fatal(err)
@@ -151,6 +151,8 @@ func TestStatusWords(t *testing.T) {
 		"read 3.2 s ago",
 		"<title>limits missing ·",
 		"This is not the whole host.",
+		"This is a container, not the machine.",
+		"The limit above is that of a single socket",
 		"&lt;b&gt;may not enter&lt;/b&gt;",
 		"No limit could be read.",
 	} {

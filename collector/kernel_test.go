@@ -1,0 +1,38 @@
+package collector
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestInitialNetworkNamespace expects that only the absence of a limit tells of a
+// container, and not that it cannot be read.
+func TestInitialNetworkNamespace(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("../testdata/linux-6.12")); err != nil {
+		t.Fatal(err)
+	}
+	k, err := OpenKernel(filepath.Join(dir, "proc"), filepath.Join(dir, "sys"), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	limit := filepath.Join(dir, "proc/sys/net/ipv4/tcp_mem")
+	for _, step := range []struct {
+		what   string
+		change func() error
+		want   bool
+	}{
+		{"as recorded", func() error { return nil }, true},
+		{"absent", func() error { return os.Remove(limit) }, false},
+		{"not to be read", func() error { return os.Mkdir(limit, 0o755) }, true},
+	} {
+		if err := step.change(); err != nil {
+			t.Fatal(err)
+		}
+		if got := k.InitialNetworkNamespace(); got != step.want {
+			t.Errorf("%s: %t, want %t", step.what, got, step.want)
+		}
+	}
+}

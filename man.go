@@ -1,0 +1,123 @@
+package main
+
+import (
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/prometheus/common/version"
+)
+
+// manPage is what --help-man makes of the flags and commands, beside which it
+// holds what they cannot say. kingpin's own has no section after COMMANDS, and
+// breaks on more than one line of version.
+const manPage = `{{define "Flags" -}}
+{{range .Flags}}{{if not .Hidden -}}
+.TP
+\fB{{if .Short}}\-{{.Short|Char}}\fR, \fB{{end}}\-\-{{if eq .String "true"}}[no\-]{{end}}{{roff .Name}}\fR{{if not .IsBoolFlag}}=\fI{{roff .FormatPlaceHolder}}\fR{{end}}
+{{roff .Help}}
+{{end}}{{end}}{{end -}}
+.TH SOCKPRESSURE_EXPORTER 1 "{{manDate}}" "{{.App.Name}} {{manVersion}}" "User Commands"
+.SH NAME
+{{.App.Name}} \- Prometheus exporter of kernel limits on sockets and memory
+.SH SYNOPSIS
+.B {{.App.Name}}
+.RI [ flag ...]
+{{range .App.Commands}}{{if not (or .Hidden .Default (eq .Name "help"))}}.br
+.B {{$.App.Name}} {{.Name}}
+.RI [ flag ...]
+{{end}}{{end -}}
+.SH DESCRIPTION
+{{roff .App.Help}}
+Every limit is one series,
+.BR sockpressure_saturation_ratio ,
+from 0 to 1.
+.PP
+Any user may run it.
+Memory of the kernel's caches needs CAP_DAC_READ_SEARCH,
+as do the descriptors of other users' processes before Linux 6.2.
+.SH COMMANDS
+{{range .App.Commands}}{{if not (or .Hidden (eq .Name "help")) -}}
+.TP
+.B {{.Name}}
+{{roff .Help}}
+{{end}}{{end -}}
+.SH OPTIONS
+The value shown is the default.
+{{template "Flags" .App -}}
+.SH EXIT STATUS
+.B serve
+exits with 0 after SIGTERM or SIGINT, and with 1 if it cannot start.
+.PP
+.B check
+exits as plugins for monitoring do: with 0, 1, 2 or 3, see above.
+.SH ENVIRONMENT
+.TP
+.B NO_COLOR
+If it is set,
+.B check
+does not colour what it prints to a terminal.
+.SH FILES
+.TP
+.IR /etc/default/sockpressure_exporter ", " /etc/sysconfig/sockpressure_exporter
+Flags of the service, in ARGS.
+.TP
+.I /usr/share/sockpressure_exporter
+Rules for Prometheus and dashboards for Grafana.
+.SH EXAMPLES
+Print every limit, the nearest first:
+.PP
+.RS
+.EX
+{{.App.Name}} check
+.EE
+.RE
+.PP
+Serve on one address, without looking at processes:
+.PP
+.RS
+.EX
+{{.App.Name}} \-\-web.listen\-address=192.0.2.1:10058 \-\-no\-collector.process
+.EE
+.RE
+.SH SEE ALSO
+.BR ss (8),
+.BR sysctl (8),
+.BR tcp (7)
+.PP
+https://github.com/sockpressure/sockpressure_exporter
+`
+
+// zshCompletion is what --completion-script-zsh prints. kingpin's own does not
+// complete at the first tab of a shell, which only loads it.
+const zshCompletion = `#compdef {{.App.Name}}
+local -a matches=(${(f)"$(${words[1]} --completion-bash "${(@)words[2,$CURRENT]}")"})
+compadd -a matches || _files
+`
+
+// manFuncs are functions that manPage needs beside kingpin's.
+func manFuncs() template.FuncMap {
+	return template.FuncMap{
+		"roff": roff,
+		"manVersion": func() string {
+			return version.Version
+		},
+		"manDate": func() string {
+			built, err := time.Parse("20060102-15:04:05", version.BuildDate)
+			if err != nil {
+				return "" // not released
+			}
+			return built.Format(time.DateOnly)
+		},
+	}
+}
+
+// roff is text as a man page has it: hyphens that can be copied into a shell, and
+// no line that would be taken for a request.
+func roff(text string) string {
+	text = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`).Replace(text)
+	if strings.HasPrefix(text, ".") {
+		return `\&` + text
+	}
+	return text
+}
