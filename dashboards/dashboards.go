@@ -72,13 +72,10 @@ func Files(alerts string) (map[string][]byte, error) {
 func (d dashboard) json() object {
 	variables := []object{{
 		"type": "datasource", "name": "datasource", "label": "Data source", "query": "prometheus", "regex": "",
-		"current": object{}, "hide": 0, "includeAll": false, "multi": false, "options": []object{}, "refresh": 1,
+		"hide": 0, "includeAll": false, "multi": false, "options": []object{}, "refresh": 1,
 	}}
 	for _, v := range d.variables {
 		variables = append(variables, v.json())
-	}
-	for _, a := range d.annotations {
-		a["datasource"] = datasource()
 	}
 
 	const columns, headingHeight = 24, 1
@@ -115,10 +112,11 @@ func (d dashboard) json() object {
 		"timepicker":   object{},
 		"links": []object{{
 			"type": "dashboards", "title": "Sockpressure", "tags": []string{"sockpressure"}, "asDropdown": false,
-			"icon": "external link", "includeVars": true, "keepTime": true, "targetBlank": false, "tooltip": "", "url": "",
+			// The one has all nodes chosen, the other one node: neither choice fits the other.
+			"icon": "external link", "includeVars": false, "keepTime": true, "targetBlank": false, "tooltip": "", "url": "",
 		}},
 		"templating":  object{"list": variables},
-		"annotations": object{"list": d.annotations},
+		"annotations": object{"list": append([]object{}, d.annotations...)},
 		"panels":      panels,
 	}
 }
@@ -129,18 +127,18 @@ func (v variable) json() object {
 		chosen = []string{"job"}
 	}
 	query := fmt.Sprintf("label_values(%s, %s)", selecting(v.metric, chosen...), v.name)
-	current := object{}
-	if v.all {
-		current = object{"text": []string{"All"}, "value": []string{"$__all"}}
-	}
 	const labelValues = 1
-	return object{
+	o := object{
 		"type": "query", "name": v.name, "label": v.label, "datasource": datasource(), "definition": query,
 		"query": object{"qryType": labelValues, "query": query, "refId": "PrometheusVariableQueryEditor-VariableQuery"},
-		"multi": true, "includeAll": v.all, "allValue": ".+", "current": current, "options": []object{},
+		"multi": true, "includeAll": v.all, "allValue": ".+", "options": []object{},
 		"refresh": 2, // when the time range changes
 		"sort":    1, "hide": 0, "regex": "", "skipUrlSync": false,
 	}
+	if v.all {
+		o["current"] = object{"text": []string{"All"}, "value": []string{"$__all"}}
+	}
+	return o
 }
 
 func datasource() object { return object{"type": "prometheus", "uid": "${datasource}"} }

@@ -50,7 +50,7 @@ type board struct {
 	Editable                          *bool
 	Inputs                            any `json:"__inputs"`
 	Templating                        struct{ List []variableJSON }
-	Annotations                       struct{ List []targetJSON }
+	Annotations                       struct{ List []annotationJSON }
 	Panels                            []panelJSON
 }
 
@@ -60,6 +60,11 @@ type variableJSON struct {
 	Query                       any
 	Multi                       bool
 	Refresh                     int
+}
+
+type annotationJSON struct {
+	Datasource sourceJSON
+	Target     targetJSON
 }
 
 type sourceJSON struct{ Type, UID string }
@@ -131,7 +136,8 @@ func TestLint(t *testing.T) {
 		}
 		lintVariables(t, b)
 		for _, a := range b.Annotations.List {
-			lintTarget(t, b.UID+": annotation", a)
+			a.Target.Datasource = a.Datasource // The query has none of its own.
+			lintTarget(t, b.UID+": annotation", a.Target)
 		}
 		ids, titles := map[int]bool{}, map[string]bool{}
 		for _, p := range b.Panels {
@@ -200,14 +206,17 @@ func lintTarget(t *testing.T, where string, target targetJSON) {
 		if node := strings.Contains(s.matchers, `instance=~"$instance"`); node == strings.HasPrefix(s.metric, "job_resource:") || !strings.Contains(s.matchers, `job=~"$job"`) {
 			t.Errorf("%s: %s{%s} does not select job and instance", where, s.metric, s.matchers)
 		}
+		if strings.HasSuffix(s.before, "last_over_time(") && strings.HasPrefix(s.after, "[1d]") {
+			continue
+		}
 		counter := strings.HasSuffix(s.metric, "_total")
 		if counter != strings.HasPrefix(s.after, "[") || counter && !regexp.MustCompile(`(rate|increase)\($`).MatchString(s.before) {
 			t.Errorf("%s: %s is to stand in rate or increase if it is a counter, and only then", where, s.metric)
 		}
 	}
-	for _, m := range regexp.MustCompile(`\[[^\]]*\]`).FindAllString(target.Expr, -1) {
-		if m != "[$__rate_interval]" {
-			t.Errorf("%s: %s", where, m)
+	for _, m := range regexp.MustCompile(`(\w+)\([^()[]*(\[[^\]]*\])`).FindAllStringSubmatch(target.Expr, -1) {
+		if (m[2] != "[$__rate_interval]") != (m[1] == "last_over_time") {
+			t.Errorf("%s: %s", where, m[0])
 		}
 	}
 }
@@ -237,7 +246,7 @@ type selector struct{ metric, matchers, before, after string }
 
 // selectors finds the metrics of an expression, but not the words of PromQL.
 func selectors(expr string) []selector {
-	blank := regexp.MustCompile(`"[^"]*"|\b(by|without|on|ignoring|group_left|group_right) *\([^)]*\)`)
+	blank := regexp.MustCompile(`"[^"]*"|\[\w+\]|\b(by|without|on|ignoring|group_left|group_right) *\([^)]*\)`)
 	masked := blank.ReplaceAllStringFunc(expr, func(s string) string { return strings.Repeat(" ", len(s)) })
 	word := regexp.MustCompile(`[a-zA-Z_:][a-zA-Z0-9_:]*(\{[^}]*\})?`)
 	keywords := []string{"and", "or", "unless", "bool"}
@@ -476,7 +485,7 @@ func queries(b board) []asked {
 		all = append(all, asked{b.UID, "variable " + v.Name, "group by (" + m[2] + ") (" + m[1] + ")", ""})
 	}
 	for _, a := range b.Annotations.List {
-		all = append(all, asked{b.UID, "annotation", a.Expr, ""})
+		all = append(all, asked{b.UID, "annotation", a.Target.Expr, ""})
 	}
 	for _, p := range b.Panels {
 		for _, target := range p.Targets {

@@ -23,13 +23,18 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		}
 		return p
 	}
-	levels := []step{{0.7, "orange"}, {0.9, "red"}}
-	count := func(title, color, about, expr string) panel {
+	// The kernel lets some limits be passed, TCP memory several times over: one node
+	// would press the lines of all others to the ground.
+	const beyond = 1.2
+	count := func(title, below, color, about, expr string) panel {
 		return panel{
 			kind: one, title: title, about: about, unit: number, width: 4, height: 4,
-			steps: []step{{1, color}}, queries: []query{{"", expr}},
+			base: below, steps: []step{{1, color}}, queries: []query{{"", expr}},
 		}
 	}
+	// A Prometheus scrapes other things too. A job whose exporters are all gone has
+	// been one of exporters not long ago.
+	const exporters = " and on (job) last_over_time(job_resource:sockpressure_saturation:max5m[1d])"
 
 	return dashboard{
 		uid: "sockpressure-fleet", title: "Sockpressure / Fleet", from: "now-6h",
@@ -41,38 +46,38 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		},
 		rows: []row{
 			{"", []panel{
-				count("Nodes", "green", "Nodes whose exporter answers.", "sum(up)"),
-				count("Not scraped", "red", "Nodes whose exporter does not answer: nothing is known of their limits.", "sum(up == bool 0)"),
-				count("Critical", "red", "Nodes with a critical alert that fires.",
+				count("Nodes", "red", "green", "Nodes whose exporter answers.", "sum(up"+exporters+")"),
+				count("Not scraped", "green", "red", "Nodes whose exporter does not answer: nothing is known of their limits.", "sum((up == bool 0)"+exporters+")"),
+				count("Critical", "green", "red", "Nodes with a critical alert that fires.",
 					`count(count by (job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="critical"})) or vector(0)`),
-				count("Warning", "orange", "Nodes with a warning that fires.",
+				count("Warning", "green", "orange", "Nodes with a warning that fires.",
 					`count(count by (job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="warning"})) or vector(0)`),
-				count("Refusing", "orange", "Nodes where the kernel refused, dropped or killed within the last 5 minutes.",
+				count("Refusing", "green", "orange", "Nodes where the kernel refused, dropped or killed within the last 5 minutes.",
 					"count(instance:sockpressure_refusals:rate5m > 0) or vector(0)"),
-				count("Blind", "orange", "Nodes where a collector fails: some of their limits are not watched. The node's dashboard names it.",
+				count("Blind", "green", "orange", "Nodes where a collector fails: some of their limits are not watched. The node's dashboard names it.",
 					"count(instance:sockpressure_collectors_failing:count > 0) or vector(0)"),
 			}},
 			{"Nearest limits", []panel{
 				worst,
 				nodes(panel{
-					title: "Worst nodes", width: 12, steps: levels,
-					about:   "The 20 limits of nodes that are nearest: the highest share of the last 5 minutes. The colours are those of most limits; orphans hurt from 25% on. A click on the node leads to its dashboard.",
+					title: "Worst nodes", width: 12, base: "blue",
+					about:   "The 20 limits of nodes that are nearest: the highest share of the last 5 minutes. A click on the node leads to its dashboard.",
 					queries: []query{{"", "sort_desc(topk(20, instance_resource:sockpressure_saturation:max5m))"}},
 				}, "Share", share),
 				{
-					kind: lines, title: "Nearest limits over time", unit: share, width: 12, height: 10, top: 1,
-					about:   "Of each limit, the node that is nearest to it. Over all nodes of the job, whatever is chosen as Instance.",
+					kind: lines, title: "Nearest limits over time", unit: share, width: 12, height: 10, cut: beyond,
+					about:   "Of each limit, the node that is nearest to it. Over all nodes of the job, whatever is chosen as Instance. A limit that is passed by far leaves the panel at its top.",
 					queries: []query{{"{{resource}}", "max by (resource) (job_resource:sockpressure_saturation:max5m)"}},
 				},
 				{
-					kind: lines, title: "Worst nodes over time", unit: share, width: 12, height: 10, top: 1,
-					about:   "The 10 nodes that are nearest to any limit, at each time those that were it then.",
+					kind: lines, title: "Worst nodes over time", unit: share, width: 12, height: 10, cut: beyond,
+					about:   "The 10 nodes that are nearest to any limit, at each time those that were it then. A limit that is passed by far leaves the panel at its top.",
 					queries: []query{{"{{instance}}", "topk(10, instance:sockpressure_saturation:max5m)"}},
 				},
 			}},
 			{"Top of each limit", []panel{
 				nodes(panel{
-					title: "Top nodes of each limit", width: 24, steps: levels, sorted: []string{"Limit"},
+					title: "Top nodes of each limit", width: 24, base: "blue", sorted: []string{"Limit"},
 					about:   "Of each limit chosen above, the 5 nodes that are nearest to it: the highest share of the last 5 minutes. A click on the node leads to its dashboard.",
 					queries: []query{{"", `sort_desc(topk by (resource) (5, instance_resource:sockpressure_saturation:max5m{resource=~"$resource"}))`}},
 				}, "Share", share),
@@ -84,7 +89,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					queries: []query{{"{{resource}}", "sum by (resource) (job_resource:sockpressure_refusals:rate5m)"}},
 				},
 				nodes(panel{
-					title: "Nodes that refuse", width: 12,
+					title: "Nodes that refuse", width: 12, base: "orange",
 					about:   "The 20 nodes and limits with the most refusals a second, over the last 5 minutes. A click on the node leads to its dashboard.",
 					empty:   "while the kernel of no node refuses anything",
 					queries: []query{{"", "sort_desc(topk(20, instance_resource:sockpressure_refusals:rate5m > 0))"}},

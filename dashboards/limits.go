@@ -90,8 +90,8 @@ func measures() map[string]measure {
 
 		// Every member of a list has a limit of its own: the share is one scale for all.
 		"accept_queue": {
-			used: "sockpressure_accept_queue_length / sockpressure_accept_queue_limit", limit: "1", each: "{{listener}}",
-			note: "The listeners nearest to their limit.", empty: "where nothing listens",
+			used: "sockpressure_accept_queue_length / clamp_min(sockpressure_accept_queue_limit, 1)", limit: "1", each: "{{listener}}",
+			note: "The listeners nearest to their limit. Where that is 0, one connection may wait all the same.", empty: "where nothing listens",
 		},
 		"process_file_descriptors": {
 			used: "sockpressure_process_open_file_descriptors / sockpressure_process_file_descriptors_limit", limit: "1", each: "{{process}}",
@@ -119,6 +119,7 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 		about: fmt.Sprintf("At the limit: %s Moved by %s. Warning from %s, critical from %s. %s",
 			l.Effect, l.Sysctl, percent(l.Warning), percent(l.Critical), books.link(l.Resource)),
 		queries: []query{{m.each + " {{instance}}", m.used}},
+		limited: m.limit != "1",
 	}
 	if m.note != "" {
 		p.about += " " + m.note
@@ -131,19 +132,19 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 		}
 		return p
 	}
+	p.queries = append(p.queries, query{"limit" + m.called + " {{instance}}", m.limit})
 	p.overrides = []object{dashed("limit", "red")}
 	marks := m.marks
 	if marks == nil {
 		marks = []mark{
-			{"warning", "yellow", fmt.Sprintf("%v * (%s)", l.Warning, m.limit)},
 			{"critical", "orange", fmt.Sprintf("%v * (%s)", l.Critical, m.limit)},
+			{"warning", "yellow", fmt.Sprintf("%v * (%s)", l.Warning, m.limit)},
 		}
 	}
 	for _, mark := range marks {
 		p.queries = append(p.queries, query{mark.name + " {{instance}}", mark.expr})
 		p.overrides = append(p.overrides, dashed(mark.name, mark.color))
 	}
-	p.queries = append(p.queries, query{"limit" + m.called + " {{instance}}", m.limit})
 	return p
 }
 
@@ -155,7 +156,7 @@ func nearest(expr string, limits []collector.LimitInfo, books runbooks) panel {
 		steps: []step{{0.7, "orange"}, {0.9, "red"}},
 	}
 	for _, l := range limits {
-		properties := []object{property("thresholds", thresholds([]step{{l.Warning, "orange"}, {l.Critical, "red"}}))}
+		properties := []object{property("thresholds", thresholds("", []step{{l.Warning, "orange"}, {l.Critical, "red"}}))}
 		if url := books[l.Resource]; url != "" {
 			properties = append(properties, links("Runbook", url))
 		}

@@ -23,14 +23,14 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 	}
 
 	now := nearest("sort_desc(max by (resource) (sockpressure_saturation_ratio))", limits, books)
-	now.title, now.width, now.height = "Nearest limits", 8, 13
+	now.title, now.width, now.height = "Nearest limits", 7, 13
 	now.about = "Usage as a share of each limit that this kernel has and enforces, in the colours of the limit's own levels. At 100% the kernel refuses, drops or kills. A click leads to the runbook."
 
 	rows := []row{
 		{"", []panel{
 			now,
 			{
-				kind: lines, title: "Refusals now", unit: perSecond, width: 9, height: 13, stacked: true,
+				kind: lines, title: "Refusals now", unit: perSecond, width: 8, height: 13, stacked: true,
 				about: "What the kernel refuses, drops or kills a second, by the limit that is met; the last row has every counter by itself. Counters with causes besides the limit are in.",
 				empty: "in part where the kernel has no such counter: no nf_conntrack, no IPv6, UDP memory before Linux 5.11",
 				queries: []query{
@@ -49,7 +49,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 			},
 			{
-				kind: table, title: "Alerts that fire", unit: number, width: 7, height: 13,
+				kind: table, title: "Alerts that fire", unit: number, width: 9, height: 13,
 				about:     "The alerts of this bundle that fire for the node. A click on the alert leads to its runbook.",
 				empty:     "while none fires, and where the alerts are not loaded",
 				queries:   []query{{"", `max by (alertname, severity, resource, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing"})`}},
@@ -82,8 +82,11 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			limit("udp_memory"),
 			{
 				kind: lines, title: "Under TCP memory pressure", unit: share, width: 8, height: 8,
-				about:   "The share of time in which TCP memory was above pressure and not yet below low again. The kernel adds it when it ends: a peak above 100% was a long one.",
-				queries: []query{{"pressure {{instance}}", rate("tcp_memory_pressure_seconds_total")}},
+				about: "100% while TCP memory is above pressure, and the share of time that the kernel counted: from there until it was below low again. It adds that when it ends, so a peak above 100% was a long one.",
+				queries: []query{
+					{"above pressure {{instance}}", `sockpressure_tcp_memory_bytes > bool ignoring (threshold) sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`},
+					{"counted when it ended {{instance}}", rate("tcp_memory_pressure_seconds_total")},
+				},
 			},
 		}},
 		{"Connection tracking", []panel{
@@ -103,8 +106,11 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				queries: []query{
 					{"", "max by (process, instance) (sockpressure_process_open_file_descriptors)"},
 					{"", "max by (process, instance) (sockpressure_process_file_descriptors_limit)"},
+					{"", "max by (process, instance) (sockpressure_process_open_file_descriptors / sockpressure_process_file_descriptors_limit)"},
 				},
-				columns: []column{{"process", "Process"}, {"instance", "Node"}, {"Value #A", "Open"}, {"Value #B", "Limit"}},
+				columns:   []column{{"process", "Process"}, {"instance", "Node"}, {"Value #A", "Open"}, {"Value #B", "Limit"}, {"Value #C", "Share"}},
+				sorted:    []string{"Share"},
+				overrides: []object{named("Share", property("unit", share))},
 			},
 		}},
 		{"Queues and ports", []panel{
@@ -116,8 +122,11 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				queries: []query{
 					{"", "max by (listener, instance) (sockpressure_accept_queue_length)"},
 					{"", "max by (listener, instance) (sockpressure_accept_queue_limit)"},
+					{"", "max by (listener, instance) (sockpressure_accept_queue_length / clamp_min(sockpressure_accept_queue_limit, 1))"},
 				},
-				columns: []column{{"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"}},
+				columns:   []column{{"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"}, {"Value #C", "Share"}},
+				sorted:    []string{"Share"},
+				overrides: []object{named("Share", property("unit", share))},
 			},
 			limit("ephemeral_ports"),
 		}},
@@ -195,6 +204,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				{"", "max by (collector, instance) (sockpressure_scrape_collector_age_seconds)"},
 			},
 			columns:   []column{{"collector", "Collector"}, {"instance", "Node"}, {"Value #A", "Success"}, {"Value #B", "Supported"}, {"Value #C", "Duration"}, {"Value #D", "Age"}},
+			sorted:    []string{"Success", "Supported", "Collector"},
+			rising:    true,
 			overrides: []object{named("Duration", property("unit", seconds)), named("Age", property("unit", seconds))},
 		}}},
 	}
@@ -214,8 +225,11 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			{"instance", "Instance", "sockpressure_host_network_namespace", false},
 		},
 		annotations: []object{{
-			"name": "Alerts", "enable": true, "hide": false, "iconColor": "red", "useValueForTime": false, "step": "60s",
-			"expr":        selecting(`ALERTS{alertname=~"SockPressure.+",alertstate="firing"}`, "job", "instance"),
+			"name": "Alerts", "enable": true, "hide": false, "iconColor": "red", "useValueForTime": false, "datasource": datasource(),
+			"target": object{
+				"refId": "Anno", "interval": "60s",
+				"expr": selecting(`ALERTS{alertname=~"SockPressure.+",alertstate="firing"}`, "job", "instance"),
+			},
 			"titleFormat": "{{alertname}}", "textFormat": "{{instance}} {{resource}}", "tagKeys": "severity,stage",
 		}},
 		rows: rows,

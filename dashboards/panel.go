@@ -1,6 +1,7 @@
 package dashboards
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,13 +15,17 @@ type panel struct {
 	unit          string
 	width, height int
 	queries       []query
+	base          string   // the colour below the first step, green by default
 	steps         []step   // colours by value
 	drawn         bool     // the steps are lines, too
 	top           float64  // the end of the scale, at least
+	cut           float64  // the end of the scale, at most: lines leave it
 	stacked       bool     // areas on top of each other
+	limited       bool     // the first line is usage, the others are limits: none is sorted away
 	overrides     []object // of single fields
 	columns       []column // of a table
 	sorted        []string // the names of those it is sorted by, the first ones first
+	rising        bool     // values are sorted from the smallest on
 }
 
 // query is one query: its PromQL, less the choice of jobs and nodes, and what its
@@ -37,7 +42,7 @@ type step struct {
 // named are not shown.
 type column struct{ field, name string }
 
-// value tells values from labels: they are sorted from the largest on.
+// value tells values from labels: they are sorted from the largest on, as a rule.
 func (c column) value() bool { return strings.HasPrefix(c.field, "Value") }
 
 // Kinds of panels.
@@ -64,7 +69,7 @@ func (p panel) json() object {
 	}
 	defaults := object{
 		"unit": p.unit, "mappings": []object{}, "color": object{"mode": "thresholds"},
-		"thresholds": thresholds(p.steps),
+		"thresholds": thresholds(p.base, p.steps),
 	}
 	if p.kind != lines {
 		defaults["min"] = 0
@@ -89,15 +94,22 @@ func (p panel) json() object {
 			"drawStyle": "line", "lineWidth": 1, "fillOpacity": opacity, "showPoints": "auto", "spanNulls": false,
 			"stacking":        object{"mode": stacking, "group": "A"},
 			"thresholdsStyle": object{"mode": style},
-			// Soft ends: what lies beyond them is not cut off.
+			// A soft end: what lies beyond it is not cut off.
 			"axisSoftMin": 0,
 		}
 		if p.top > 0 {
 			custom["axisSoftMax"] = p.top
 		}
+		if p.cut > 0 {
+			defaults["max"] = p.cut
+		}
 		defaults["custom"] = custom
+		legend := object{"displayMode": "table", "placement": "bottom", "showLegend": true, "calcs": []string{"lastNotNull", "max"}}
+		if !p.limited {
+			legend["sortBy"], legend["sortDesc"] = "Last *", true // so Grafana calls lastNotNull
+		}
 		o["options"] = object{
-			"legend":  object{"displayMode": "table", "placement": "bottom", "showLegend": true, "calcs": []string{"lastNotNull", "max"}},
+			"legend":  legend,
 			"tooltip": object{"mode": "multi", "sort": "desc"},
 		}
 	case bars:
@@ -115,7 +127,7 @@ func (p panel) json() object {
 		sorted := []object{}
 		for _, name := range p.sorted {
 			descending := p.columns[slices.IndexFunc(p.columns, func(c column) bool { return c.name == name })].value()
-			sorted = append(sorted, object{"displayName": name, "desc": descending})
+			sorted = append(sorted, object{"displayName": name, "desc": descending && !p.rising})
 		}
 		o["options"] = object{"showHeader": true, "cellHeight": "sm", "sortBy": sorted}
 		o["transformations"] = p.transformations()
@@ -162,8 +174,8 @@ func lastValue() object {
 	return object{"calcs": []string{"lastNotNull"}, "fields": "", "values": false}
 }
 
-func thresholds(steps []step) object {
-	list := []object{{"color": "green", "value": nil}}
+func thresholds(base string, steps []step) object {
+	list := []object{{"color": cmp.Or(base, "green"), "value": nil}}
 	for _, s := range steps {
 		list = append(list, object{"color": s.color, "value": s.from})
 	}

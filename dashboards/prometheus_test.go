@@ -102,6 +102,9 @@ scrape_configs:
   - job_name: sockpressure
     static_configs:
       - targets: [%q, %q]
+  - job_name: something else
+    static_configs:
+      - targets: ["127.0.0.1:1"]
 `, rules, here, there), 0o600)
 	if err != nil {
 		t.Fatal(err)
@@ -135,6 +138,20 @@ scrape_configs:
 		t.Errorf("%s: no data: %s", q, q.expr)
 	}
 	t.Logf("%d of %d queries have data", all-len(waiting), all)
+
+	// What is no exporter is no node, whatever is chosen.
+	for _, b := range boards(t) {
+		for _, q := range queries(b) {
+			want, ok := map[string]string{"sockpressure-fleet: Nodes": " == 2", "sockpressure-fleet: Not scraped": " == 0"}[q.String()]
+			if !ok {
+				continue
+			}
+			q.expr = strings.ReplaceAll(q.expr, "$job", ".+")
+			if q = choose(q, ".+"); ask(t, prometheus, q.expr+want) != 1 {
+				t.Errorf("%s: not%s: %s", q, want, q.expr)
+			}
+		}
+	}
 }
 
 // serve runs a server until the test ends and returns where it listens, which
