@@ -1,0 +1,601 @@
+// Package rendered_test reads what kustomize and Helm made of deploy/, which
+// .ci/manifests has put into the directory RENDERED, and tries it: it compares the
+// objects, starts the exporter as a pod has it, and has a real Prometheus discover it.
+package rendered_test
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v2"
+)
+
+type object = map[string]any
+
+// rendered returns the objects of a file in RENDERED.
+func rendered(t *testing.T, name string) []object {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(os.Getenv("RENDERED"), name+".yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var objects []object
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	for {
+		var document any
+		err := decoder.Decode(&document)
+		if errors.Is(err, io.EOF) {
+			return objects
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if document != nil {
+			objects = append(objects, plain(document).(object))
+		}
+	}
+}
+
+// plain gives maps the type that JSON has.
+func plain(value any) any {
+	switch v := value.(type) {
+	case map[any]any:
+		m := object{}
+		for key, item := range v {
+			m[fmt.Sprint(key)] = plain(item)
+		}
+		return m
+	case []any:
+		for i := range v {
+			v[i] = plain(v[i])
+		}
+	}
+	return value
+}
+
+// only returns the one object of a kind.
+func only(t *testing.T, name, kind string) object {
+	t.Helper()
+	var found []object
+	for _, o := range rendered(t, name) {
+		if o["kind"] == kind {
+			found = append(found, o)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("%s: %d objects of kind %s, want one", name, len(found), kind)
+	}
+	return found[0]
+}
+
+// at follows names and indexes.
+func at(t *testing.T, value any, path ...any) any {
+	t.Helper()
+	for i, step := range path {
+		switch s := step.(type) {
+		case string:
+			m, _ := value.(object)
+			value = m[s]
+		case int:
+			list, _ := value.([]any)
+			if s >= len(list) {
+				t.Fatalf("nothing at %v", path[:i+1])
+			}
+			value = list[s]
+		}
+	}
+	return value
+}
+
+func strs(value any) []string {
+	var list []string
+	items, _ := value.([]any)
+	for _, item := range items {
+		list = append(list, fmt.Sprint(item))
+	}
+	return list
+}
+
+func show(value any) string {
+	text, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// TestChartIsThePlainManifest: they are two texts of the same DaemonSet. Only the
+// chart's labels differ, because many releases of it can be in one namespace.
+func TestChartIsThePlainManifest(t *testing.T) {
+	for plainly, chart := range map[string]string{"plain": "chart-default", "all-metrics": "chart-all-metrics", "host-ip": "chart-host-ip"} {
+		var specs []any
+		for _, name := range []string{plainly, chart} {
+			spec := at(t, only(t, name, "DaemonSet"), "spec").(object)
+			selector := at(t, spec, "selector", "matchLabels").(object)
+			labels := at(t, spec, "template", "metadata", "labels").(object)
+			if len(selector) == 0 || selector["app.kubernetes.io/name"] != "sockpressure-exporter" || !reflect.DeepEqual(selector, labels) {
+				t.Errorf("%s selects %v of pods with %v", name, selector, labels)
+			}
+			delete(spec, "selector")
+			delete(at(t, spec, "template", "metadata").(object), "labels")
+			specs = append(specs, spec)
+		}
+		if !reflect.DeepEqual(specs[0], specs[1]) {
+			t.Errorf("%s is\n%s\nand %s is\n%s", plainly, show(specs[0]), chart, show(specs[1]))
+		}
+	}
+}
+
+// TestSelectors: whatever the values, the DaemonSet and the PodMonitor find the pods.
+func TestSelectors(t *testing.T) {
+	for _, name := range []string{"chart-everything", "chart-tls", "chart-auth"} {
+		daemonSet, monitor := only(t, name, "DaemonSet"), only(t, name, "PodMonitor")
+		labels := at(t, daemonSet, "spec", "template", "metadata", "labels").(object)
+		for _, selector := range []any{at(t, daemonSet, "spec", "selector", "matchLabels"), at(t, monitor, "spec", "selector", "matchLabels")} {
+			if len(selector.(object)) == 0 {
+				t.Errorf("%s: no selector", name)
+			}
+			for key, value := range selector.(object) {
+				if labels[key] != value {
+					t.Errorf("%s: selects %s=%v, pods have %v", name, key, value, labels)
+				}
+			}
+		}
+		if got, want := at(t, monitor, "spec", "namespaceSelector", "matchNames", 0), at(t, daemonSet, "metadata", "namespace"); got != want {
+			t.Errorf("%s: the monitor looks in %v, pods are in %v", name, got, want)
+		}
+	}
+}
+
+// TestNodes: pods go to the nodes that are Linux hosts, and to no others.
+func TestNodes(t *testing.T) {
+	for _, name := range []string{"plain", "chart-default"} {
+		spec := at(t, only(t, name, "DaemonSet"), "spec", "template", "spec")
+		terms := at(t, spec, "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
+		if len(terms.([]any)) != 1 {
+			t.Fatalf("%s: %s, of which one is enough for a node", name, show(terms))
+		}
+		for _, node := range []struct {
+			labels object
+			want   bool
+		}{
+			{object{"kubernetes.io/os": "linux"}, true},
+			{object{"kubernetes.io/os": "linux", "eks.amazonaws.com/compute-type": "ec2", "type": "large"}, true},
+			{object{"kubernetes.io/os": "windows"}, false},
+			{object{"kubernetes.io/os": "linux", "eks.amazonaws.com/compute-type": "fargate"}, false},
+			{object{"kubernetes.io/os": "linux", "type": "virtual-kubelet"}, false},
+		} {
+			fits := true
+			for label, value := range at(t, spec, "nodeSelector").(object) {
+				fits = fits && node.labels[label] == value
+			}
+			for _, expression := range at(t, terms, 0, "matchExpressions").([]any) {
+				e := expression.(object)
+				if e["operator"] != "NotIn" {
+					t.Fatalf("%s: not an expression that this test knows: %v", name, e)
+				}
+				fits = fits && !slices.Contains(e["values"].([]any), node.labels[e["key"].(string)])
+			}
+			if fits != node.want {
+				t.Errorf("%s: a node with %v: %v, want %v", name, node.labels, fits, node.want)
+			}
+		}
+	}
+}
+
+// TestQuota: where a namespace needs a quota for pods of a class, it is for the class
+// that the pods have.
+func TestQuota(t *testing.T) {
+	for name, class := range map[string]any{"plain": "system-node-critical", "chart-default": "system-node-critical", "chart-everything": "important"} {
+		quota, daemonSet := only(t, name, "ResourceQuota"), only(t, name, "DaemonSet")
+		if got := at(t, daemonSet, "spec", "template", "spec", "priorityClassName"); got != class {
+			t.Errorf("%s: pods are of class %v, want %v", name, got, class)
+		}
+		if got, want := at(t, quota, "metadata", "namespace"), at(t, daemonSet, "metadata", "namespace"); got != want {
+			t.Errorf("%s: the quota is of namespace %v, pods are in %v", name, got, want)
+		}
+		want := object{
+			"hard":          object{"pods": "1M"},
+			"scopeSelector": object{"matchExpressions": []any{object{"scopeName": "PriorityClass", "operator": "In", "values": []any{class}}}},
+		}
+		if spec := quota["spec"]; !reflect.DeepEqual(spec, any(want)) {
+			t.Errorf("%s: the quota is %s", name, show(spec))
+		}
+	}
+	for _, name := range []string{"chart-bare", "chart-no-quota"} {
+		for _, o := range rendered(t, name) {
+			if o["kind"] == "ResourceQuota" {
+				t.Errorf("%s has a quota", name)
+			}
+		}
+	}
+}
+
+// TestRules: each PrometheusRule holds the groups of the rule files, and Prometheus
+// takes them.
+func TestRules(t *testing.T) {
+	files, err := filepath.Glob("../../alerts/*.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []any
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var rules map[any]any
+		if err := yaml.Unmarshal(text, &rules); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, spaced(t, plain(rules["groups"])).([]any)...)
+	}
+	if len(want) == 0 {
+		t.Fatal("no rules")
+	}
+	for _, name := range []string{"operator", "chart-everything"} {
+		spec := at(t, only(t, name, "PrometheusRule"), "spec")
+		if !reflect.DeepEqual(spaced(t, at(t, spec, "groups")), any(want)) {
+			t.Errorf("%s: the groups are not those of alerts/", name)
+		}
+		file := filepath.Join(t.TempDir(), "rules.yml")
+		if err := os.WriteFile(file, []byte(show(spec)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("promtool", "check", "rules", "--lint=all", "--lint-fatal", file).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+}
+
+// spaced puts single spaces into expressions: kustomize adds empty lines to folded
+// ones, which PromQL does not mind.
+func spaced(t *testing.T, groups any) any {
+	t.Helper()
+	list, _ := groups.([]any)
+	for _, group := range list {
+		for _, rule := range at(t, group, "rules").([]any) {
+			r := rule.(object)
+			r["expr"] = strings.Join(strings.Fields(r["expr"].(string)), " ")
+		}
+	}
+	return groups
+}
+
+// TestDashboards: the ConfigMaps hold the files, byte for byte.
+func TestDashboards(t *testing.T) {
+	want := map[string]string{}
+	files, err := filepath.Glob("../../dashboards/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want[filepath.Base(file)] = string(text)
+	}
+	for name, label := range map[string]any{"dashboards": "1", "chart-everything": "yes", "chart-bare": nil} {
+		got := map[string]string{}
+		for _, o := range rendered(t, name) {
+			if o["kind"] != "ConfigMap" {
+				continue
+			}
+			if at(t, o, "metadata", "labels", "grafana_dashboard") != label {
+				t.Errorf("%s: %v", name, o["metadata"])
+			}
+			for key, text := range o["data"].(object) {
+				got[key] = text.(string)
+			}
+		}
+		if len(want) == 0 || !maps.Equal(got, want) {
+			t.Errorf("%s has %v, want %v, byte for byte", name, slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+		}
+	}
+}
+
+// TestPod starts the exporter with the arguments, the user and the capabilities of
+// the pod, in a PID namespace of its own and with the host's /proc mounted
+// read-only, and asks it what the kubelet and Prometheus ask.
+func TestPod(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "exporter")
+	build := exec.Command("go", "build", "-o", binary, "../..")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, test := range []struct {
+		name  string
+		slabs bool // metrics for root only
+		web   bool // the page can be read without TLS and a password
+	}{
+		{"plain", false, true},
+		{"all-metrics", true, true},
+		{"host-ip", false, true},
+		{"chart-everything", true, true},
+		{"chart-tls", false, false},
+		{"chart-auth", false, false},
+		{"chart-bare", false, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			pod := at(t, only(t, test.name, "DaemonSet"), "spec", "template", "spec")
+			address := start(t, binary, pod, test.name == "chart-tls")
+			for _, probe := range []string{"livenessProbe", "readinessProbe"} {
+				if err := ask(at(t, pod, "containers", 0, probe).(object), address); err != nil {
+					t.Errorf("%s: %v", probe, err)
+				}
+			}
+			if !test.web {
+				return
+			}
+			response, err := http.Get("http://" + address + "/metrics")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			page, err := io.ReadAll(response.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Contains(page, []byte("\nsockpressure_host_network_namespace 1\n")) {
+				t.Error("not in the host's network namespace")
+			}
+			for _, failed := range regexp.MustCompile(`(?m)^sockpressure_scrape_collector_success.* 0$`).FindAll(page, -1) {
+				t.Errorf("%s", failed)
+			}
+			if slabs := bytes.Contains(page, []byte("\nsockpressure_memory_slab_bytes{")); slabs != test.slabs {
+				t.Errorf("memory_slab_bytes: %v, want %v", slabs, test.slabs)
+			}
+		})
+	}
+}
+
+// start returns the address of an exporter that runs as the pod says.
+func start(t *testing.T, binary string, pod any, secure bool) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := errors.Join(os.Chmod(dir, 0o755), os.MkdirAll(dir+"/host/proc", 0o755), os.Mkdir(dir+"/etc", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	webConfig(t, dir+"/etc", secure)
+
+	// What is not there in a test: the pod's paths, the node's address, the port.
+	var args []string
+	for _, arg := range strs(at(t, pod, "containers", 0, "args")) {
+		arg = strings.NewReplacer("=/host/", "="+dir+"/host/", "=/etc/sockpressure_exporter/", "="+dir+"/etc/", "$(HOST_IP)", "127.0.0.1").Replace(arg)
+		args = append(args, regexp.MustCompile(`^(--web.listen-address=.*):[0-9]+$`).ReplaceAllString(arg, "$1:0"))
+	}
+	container := at(t, pod, "containers", 0, "securityContext")
+	if !slices.Equal(strs(at(t, container, "capabilities", "drop")), []string{"ALL"}) || at(t, container, "allowPrivilegeEscalation") != false || at(t, pod, "hostNetwork") != true {
+		t.Fatalf("not the pod that this test starts: %s", show(pod))
+	}
+	kept := []string{"-all"}
+	for _, capability := range strs(at(t, container, "capabilities", "add")) {
+		kept = append(kept, "+"+strings.ToLower(capability))
+	}
+	keep := strings.Join(kept, ",")
+	user := at(t, pod, "securityContext")
+	command := exec.Command("unshare", append([]string{
+		"--mount", "--pid", "--fork", "--kill-child", "sh", "-ec",
+		`mount --bind /proc "$1"; mount -o remount,bind,ro "$1"; shift; mount -t proc proc /proc; exec "$@"`, "sh", dir + "/host/proc",
+		"setpriv", "--reuid", fmt.Sprint(at(t, user, "runAsUser")), "--regid", fmt.Sprint(at(t, user, "runAsGroup")), "--clear-groups",
+		"--bounding-set", keep, "--inh-caps", "-all", "--no-new-privs", binary,
+	}, args...)...)
+	stderr, err := command.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = command.Process.Kill()
+		_ = command.Wait()
+	})
+	listening := regexp.MustCompile(`Listening on"?,? ?"?address"?[=:]"?([^ ",]+)`)
+	var log strings.Builder
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() {
+		log.WriteString(lines.Text() + "\n")
+		if match := listening.FindStringSubmatch(lines.Text()); match != nil {
+			_, port, err := net.SplitHostPort(match[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() { _, _ = io.Copy(io.Discard, stderr) }()
+			return net.JoinHostPort("127.0.0.1", port)
+		}
+	}
+	t.Fatalf("it does not listen:\n%s", log.String())
+	return ""
+}
+
+// webConfig writes what is in the Secret of webConfig.secretName.
+func webConfig(t *testing.T, dir string, secure bool) {
+	t.Helper()
+	// Nobody logs in: a probe has no password.
+	files := map[string]string{"web.yml": "basic_auth_users:\n  scrape: $2y$04$6O4ZPKnyCh.HUaUyG4DvUO2D2GzRmyuXMYErOQKOYyCrWzCYVQ9Zu\n"}
+	if secure {
+		server := httptest.NewUnstartedServer(http.NotFoundHandler())
+		server.StartTLS()
+		defer server.Close()
+		certificate := server.TLS.Certificates[0]
+		key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = map[string]string{
+			"web.yml": "tls_server_config:\n  cert_file: tls.crt\n  key_file: tls.key\n",
+			"tls.crt": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]})),
+			"tls.key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
+		}
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// ask does what the kubelet does for a probe.
+func ask(probe object, address string) error {
+	if _, ok := probe["tcpSocket"]; ok {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+	get, ok := probe["httpGet"].(object)
+	if !ok {
+		return fmt.Errorf("unknown: %v", probe)
+	}
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	defer client.CloseIdleConnections()
+	response, err := client.Get(fmt.Sprintf("%s://%s%s", strings.ToLower(fmt.Sprint(get["scheme"])), address, get["path"]))
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return errors.New(response.Status)
+	}
+	return nil
+}
+
+// TestDiscovery has a real Prometheus find the pods of an API server that is not
+// real, once by the job for one without the operator, once by what the operator
+// makes of the PodMonitor.
+func TestDiscovery(t *testing.T) {
+	template := at(t, only(t, "plain", "DaemonSet"), "spec", "template")
+	pod := func(name, node, phase string) object {
+		return object{
+			"metadata": object{"name": name, "namespace": "sockpressure", "uid": name, "labels": at(t, template, "metadata", "labels")},
+			"spec":     object{"nodeName": node, "hostNetwork": true, "containers": at(t, template, "spec", "containers")},
+			"status":   object{"phase": phase, "podIP": "10.1.2.3", "hostIP": "10.1.2.3"},
+		}
+	}
+	var selector string
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch {
+		case r.URL.Path != "/api/v1/namespaces/sockpressure/pods":
+			http.NotFound(w, r)
+		case r.URL.Query().Get("sendInitialEvents") != "":
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = w.Write([]byte(`{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"BadRequest","code":400}`))
+		case r.URL.Query().Get("watch") != "":
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		default:
+			selector = r.URL.Query().Get("labelSelector")
+			_ = json.NewEncoder(w).Encode(object{
+				"kind": "PodList", "apiVersion": "v1", "metadata": object{"resourceVersion": "1"},
+				"items": []any{pod("exporter-abcde", "node-a", "Running"), pod("exporter-fghij", "node-a", "Failed")},
+			})
+		}
+	}))
+	defer api.Close()
+
+	text, err := os.ReadFile("../../deploy/kubernetes/prometheus-scrape.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config map[any]any
+	if err := yaml.Unmarshal(text, &config); err != nil {
+		t.Fatal(err)
+	}
+	job := at(t, plain(config), "scrape_configs", 0).(object)
+	discovery := at(t, job, "kubernetes_sd_configs", 0).(object)
+	discovery["api_server"] = api.URL
+	discover(t, job)
+	if selector != "app.kubernetes.io/name=sockpressure-exporter" {
+		t.Errorf("asked for pods with %q", selector)
+	}
+
+	// The operator writes these labels first, and then what the PodMonitor says.
+	delete(discovery, "selectors")
+	before := []any{
+		object{"source_labels": []any{"__meta_kubernetes_pod_phase"}, "regex": "(Failed|Succeeded)", "action": "drop"},
+		object{"source_labels": []any{"__meta_kubernetes_namespace"}, "target_label": "namespace"},
+		object{"source_labels": []any{"__meta_kubernetes_pod_container_name"}, "target_label": "container"},
+		object{"source_labels": []any{"__meta_kubernetes_pod_name"}, "target_label": "pod"},
+		object{"target_label": "job", "replacement": "sockpressure/x"},
+		object{"target_label": "endpoint", "replacement": "metrics"},
+	}
+	for _, name := range []string{"operator", "chart-monitor"} {
+		var after []any
+		relabelings, _ := at(t, only(t, name, "PodMonitor"), "spec", "podMetricsEndpoints", 0, "relabelings").([]any)
+		for _, relabeling := range relabelings {
+			renamed := object{}
+			for key, value := range relabeling.(object) {
+				renamed[cmp.Or(map[string]string{"sourceLabels": "source_labels", "targetLabel": "target_label"}[key], key)] = value
+			}
+			after = append(after, renamed)
+		}
+		discover(t, object{"job_name": "podMonitor", "kubernetes_sd_configs": []any{discovery}, "relabel_configs": append(slices.Clone(before), after...)})
+	}
+}
+
+// discover holds what Prometheus finds by a job against what alerts and dashboards
+// need: one target a node, by the node's name.
+func discover(t *testing.T, job object) {
+	t.Helper()
+	text, err := yaml.Marshal(object{"scrape_configs": []any{job}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "prometheus.yml")
+	if err := os.WriteFile(file, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var stderr strings.Builder
+	command := exec.Command(os.Getenv("PROMTOOL_KUBERNETES"), "check", "service-discovery", "--timeout=5s", file, fmt.Sprint(job["job_name"]))
+	command.Stderr = &stderr
+	out, err := command.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, out, stderr.String())
+	}
+	var results []struct{ Labels map[string]string }
+	if err := json.Unmarshal(out, &results); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var got []string
+	for _, result := range results {
+		if len(result.Labels) == 0 {
+			continue // Dropped.
+		}
+		address := fmt.Sprintf("%s://%s%s", result.Labels["__scheme__"], result.Labels["__address__"], result.Labels["__metrics_path__"])
+		maps.DeleteFunc(result.Labels, func(name, _ string) bool { return strings.HasPrefix(name, "__") })
+		got = append(got, fmt.Sprintf("%s %v", address, result.Labels))
+	}
+	want := []string{"http://10.1.2.3:10058/metrics map[instance:node-a job:sockpressure namespace:sockpressure]"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v: found %q of %d, want %q\n%s", job["job_name"], got, len(results), want, stderr.String())
+	}
+}

@@ -1,0 +1,167 @@
+// Command schemas writes JSON schemas of Kubernetes objects, as kubeconform wants
+// them: a file for each kind, in which an object has no other fields than those
+// that it declares. It takes the API server's OpenAPI definitions and
+// CustomResourceDefinitions.
+//
+//	go run ./.ci/schemas -out dir swagger.json podmonitors.yaml
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"go.yaml.in/yaml/v2"
+)
+
+func main() {
+	out := flag.String("out", ".", "the directory for the schemas")
+	flag.Parse()
+	for _, file := range flag.Args() {
+		if err := run(file, *out); err != nil {
+			fmt.Fprintf(os.Stderr, "schemas: %s: %v\n", file, err)
+			os.Exit(1)
+		}
+	}
+}
+
+type kind struct{ Group, Version, Kind string }
+
+func run(file, out string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	// JSON is YAML too.
+	var source struct {
+		Definitions map[string]any
+		Spec        struct {
+			Group    string
+			Names    struct{ Kind string }
+			Versions []struct {
+				Name   string
+				Schema struct {
+					OpenAPI map[string]any `yaml:"openAPIV3Schema"`
+				}
+			}
+		}
+	}
+	if err := yaml.Unmarshal(text, &source); err != nil {
+		return err
+	}
+	schemas := map[kind]map[string]any{}
+	for _, version := range source.Spec.Versions {
+		if version.Schema.OpenAPI != nil {
+			schemas[kind{source.Spec.Group, version.Name, source.Spec.Names.Kind}] = strict(version.Schema.OpenAPI).(map[string]any)
+		}
+	}
+	if source.Definitions != nil {
+		builtIn(source.Definitions, schemas)
+	}
+	if len(schemas) == 0 {
+		return errors.New("neither the definitions of an API nor a CustomResourceDefinition with a schema")
+	}
+	for k, schema := range schemas {
+		text, err := json.Marshal(schema)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(out, k.file()), text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// file is the name for kubeconform's template {{.ResourceKind}}{{.KindSuffix}}.json.
+func (k kind) file() string {
+	name := k.Kind
+	if k.Group != "" {
+		group, _, _ := strings.Cut(k.Group, ".")
+		name += "-" + group
+	}
+	return strings.ToLower(name + "-" + k.Version + ".json")
+}
+
+// builtIn adds the kinds that the definitions have, each with all that it refers to.
+func builtIn(source map[string]any, schemas map[kind]map[string]any) {
+	definitions := map[string]any{}
+	for name, definition := range source {
+		definitions[name] = strict(definition)
+	}
+	// "cpu: 1" is as good as "cpu: '1'", which the definitions do not say.
+	definitions["io.k8s.apimachinery.pkg.api.resource.Quantity"] = map[string]any{"type": []string{"number", "string"}}
+	for name, definition := range definitions {
+		kinds, _ := definition.(map[string]any)["x-kubernetes-group-version-kind"].([]any)
+		if len(kinds) != 1 {
+			continue // A part of objects, or of many APIs.
+		}
+		k := kinds[0].(map[string]any)
+		used := map[string]any{}
+		collect(definitions[name], definitions, used)
+		schema := map[string]any{"definitions": used}
+		maps.Copy(schema, definition.(map[string]any))
+		schemas[kind{fmt.Sprint(k["group"]), fmt.Sprint(k["version"]), fmt.Sprint(k["kind"])}] = schema
+	}
+}
+
+// collect puts the definitions that value refers to into used.
+func collect(value any, definitions, used map[string]any) {
+	switch v := value.(type) {
+	case []any:
+		for _, item := range v {
+			collect(item, definitions, used)
+		}
+	case map[string]any:
+		for _, field := range v {
+			collect(field, definitions, used)
+		}
+		reference, _ := v["$ref"].(string)
+		name := strings.TrimPrefix(reference, "#/definitions/")
+		if _, seen := used[name]; name != "" && !seen {
+			used[name] = definitions[name]
+			collect(definitions[name], definitions, used)
+		}
+	}
+}
+
+// strict makes JSON of YAML, and closes every object that declares its fields.
+func strict(value any) any {
+	switch v := value.(type) {
+	case []any:
+		list := make([]any, len(v))
+		for i, item := range v {
+			list[i] = strict(item)
+		}
+		return list
+	case map[string]any:
+		return closed(v)
+	case map[any]any:
+		object := map[string]any{}
+		for name, field := range v {
+			object[fmt.Sprint(name)] = field
+		}
+		return closed(object)
+	}
+	return value
+}
+
+func closed(source map[string]any) map[string]any {
+	if source["x-kubernetes-int-or-string"] == true || source["format"] == "int-or-string" {
+		return map[string]any{"type": []string{"integer", "string"}}
+	}
+	object := map[string]any{}
+	for name, field := range source {
+		object[name] = strict(field)
+	}
+	_, declared := object["properties"].(map[string]any)
+	if _, open := object["additionalProperties"]; declared && !open && object["type"] == "object" {
+		object["additionalProperties"] = false
+	}
+	return object
+}

@@ -1,0 +1,238 @@
+// Package deploy_test holds what is deployed against the program: versions, flags,
+// rules and the documentation of values. What Helm and kustomize make of it is
+// tested by .ci/manifests.
+package deploy_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v2"
+)
+
+const chart = "helm/sockpressure-exporter"
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func unmarshal(t *testing.T, path string, into any) {
+	t.Helper()
+	if err := yaml.Unmarshal([]byte(read(t, path)), into); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+// TestVersion finds the version in every place that names it.
+func TestVersion(t *testing.T) {
+	version := strings.TrimSpace(read(t, "../VERSION"))
+	var about struct {
+		Version    string
+		AppVersion string `yaml:"appVersion"`
+	}
+	unmarshal(t, chart+"/Chart.yaml", &about)
+	if about.Version != version || about.AppVersion != version {
+		t.Errorf("Chart.yaml is of version %s and appVersion %s, want %s", about.Version, about.AppVersion, version)
+	}
+	// Of sources, images, releases and charts, and of packages, which have a revision.
+	named := regexp.MustCompile(`(?:\?ref=v|sockpressure_exporter:v|/releases/download/v|--version )([0-9][0-9A-Za-z.-]*)` +
+		`|sockpressure-exporter[_-]([0-9][0-9A-Za-z.]*)-1[._]`)
+	for path, atLeast := range map[string]int{
+		"kubernetes/daemonset.yaml":     1,
+		"kubernetes/kustomization.yaml": 1,
+		"kubernetes/README.md":          3,
+		chart + "/README.md":            1,
+		"../dashboards/README.md":       1,
+		"../README.md":                  5,
+		"../docs/packages.md":           2,
+	} {
+		found := named.FindAllStringSubmatch(read(t, path), -1)
+		if len(found) < atLeast {
+			t.Errorf("%s names a version %d times, want %d", path, len(found), atLeast)
+		}
+		for _, match := range found {
+			if match[1]+match[2] != version {
+				t.Errorf("%s: %s, want %s", path, match[0], version)
+			}
+		}
+	}
+}
+
+// TestNotes runs deploy/notes, by which a release is refused that the changelog
+// does not have or does not date.
+func TestNotes(t *testing.T) {
+	const changelog = `# Changelog
+
+Words about it.
+
+## 0.3.0 - unreleased
+
+Not yet.
+
+## 0.2.0 - 2026-02-03
+
+### Added
+
+- A thing, see [metrics](docs/metrics.md) and [elsewhere](https://example.com/).
+
+## 0.1.1 - 2026-01-02
+
+## 0.1.0 - 2026-01-01
+
+The first.
+`
+	const files = "https://github.com/sockpressure/sockpressure_exporter/blob/v0.2.0/"
+	for version, want := range map[string]string{
+		"0.3.0": "",
+		"0.2.0": "### Added\n\n- A thing, see [metrics](" + files + "docs/metrics.md) and [elsewhere](https://example.com/).\n",
+		"0.1.1": "",
+		"0.1.0": "The first.\n",
+		"0.1":   "",
+		"0.0.9": "",
+	} {
+		cmd := exec.Command("./notes", version)
+		cmd.Stdin = strings.NewReader(changelog)
+		out, err := cmd.Output()
+		if string(out) != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q (%v), want %q", version, out, err, want)
+		}
+	}
+	// Ours has the version, dated or not.
+	version := strings.TrimSpace(read(t, "../VERSION"))
+	if !strings.Contains(read(t, "../CHANGELOG.md"), "\n## "+version+" - ") {
+		t.Errorf("CHANGELOG.md does not have %s", version)
+	}
+}
+
+// TestRule holds the committed PrometheusRule against the rules.
+func TestRule(t *testing.T) {
+	out, err := exec.Command("go", "run", "../alerts/prometheusrule", "-dir", "../alerts").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if file := "kubernetes/prometheus-operator/prometheusrule.yaml"; read(t, file) != string(out) {
+		t.Errorf("%s is out of date: go run ./alerts/prometheusrule >deploy/%s", file, file)
+	}
+}
+
+// TestFiles finds in the chart every dashboard, and the rules.
+func TestFiles(t *testing.T) {
+	dashboards, err := filepath.Glob("../dashboards/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(dashboards) == 0 {
+		t.Fatal("no dashboards")
+	}
+	links := map[string]string{"prometheusrule.yaml": "kubernetes/prometheus-operator/prometheusrule.yaml"}
+	var kustomization struct {
+		ConfigMapGenerator []struct {
+			Name  string
+			Files []string
+		} `yaml:"configMapGenerator"`
+	}
+	unmarshal(t, "../dashboards/kustomization.yaml", &kustomization)
+	generated := map[string]bool{}
+	for _, object := range kustomization.ConfigMapGenerator {
+		for _, file := range object.Files {
+			generated[file] = object.Name+".json" == file
+		}
+	}
+	for _, path := range dashboards {
+		file := filepath.Base(path)
+		links["dashboards/"+file] = path
+		if !generated[file] {
+			t.Errorf("dashboards/kustomization.yaml does not make a ConfigMap of %s", file)
+		}
+	}
+	for name, target := range links {
+		link, err := filepath.EvalSymlinks(filepath.Join(chart, "files", name))
+		if err != nil || link != target {
+			t.Errorf("%s is a link to %q (%v), want %s", name, link, err, target)
+		}
+	}
+}
+
+// TestValues compares the values with the table of the chart's README, both ways,
+// and looks for each in the schema.
+func TestValues(t *testing.T) {
+	var values yaml.MapSlice
+	unmarshal(t, chart+"/values.yaml", &values)
+	var schema map[string]any
+	if err := json.Unmarshal([]byte(read(t, chart+"/values.schema.json")), &schema); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{}
+	flatten(t, "", values, schema, want)
+
+	got := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([A-Za-z.]+)` \\| `(.*?)` \\|").FindAllStringSubmatch(read(t, chart+"/README.md"), -1) {
+		got[row[1]] = row[2]
+	}
+	for name, value := range want {
+		if got[name] != value {
+			t.Errorf("README.md: %s is %s, want %s", name, got[name], value)
+		}
+		delete(got, name)
+	}
+	for name := range got {
+		t.Errorf("README.md: there is no %s", name)
+	}
+}
+
+// flatten gives the values that the schema describes by name, as JSON. An object
+// whose names the schema leaves open is one value.
+func flatten(t *testing.T, prefix string, values yaml.MapSlice, schema map[string]any, flat map[string]string) {
+	t.Helper()
+	properties, _ := schema["properties"].(map[string]any)
+	if schema["additionalProperties"] != false {
+		t.Errorf("values.schema.json: %s is open to other names", prefix)
+	}
+	for _, item := range values {
+		name := prefix + fmt.Sprint(item.Key)
+		property, ok := properties[fmt.Sprint(item.Key)].(map[string]any)
+		if !ok {
+			t.Errorf("values.schema.json lacks %s", name)
+			continue
+		}
+		if object, ok := item.Value.(yaml.MapSlice); ok && property["properties"] != nil {
+			flatten(t, name+".", object, property, flat)
+			continue
+		}
+		text, err := json.Marshal(plain(item.Value))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flat[name] = string(text)
+	}
+}
+
+// plain is a value of YAML as encoding/json takes it.
+func plain(value any) any {
+	switch v := value.(type) {
+	case yaml.MapSlice:
+		object := map[string]any{}
+		for _, item := range v {
+			object[fmt.Sprint(item.Key)] = plain(item.Value)
+		}
+		return object
+	case []any:
+		list := []any{}
+		for _, item := range v {
+			list = append(list, plain(item))
+		}
+		return list
+	}
+	return value
+}

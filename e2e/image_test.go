@@ -1,0 +1,288 @@
+package e2e
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// rootfs is given by .ci/image.
+var rootfs = flag.String("rootfs", "", "root filesystem of the image to test; without it, one with a static binary is made")
+
+const (
+	// imageUser is the user and the group of the image and of the DaemonSet.
+	imageUser = 65532
+	// imageBinary is the entry point of the image.
+	imageBinary = "/bin/sockpressure_exporter"
+	// seccompProfile is what CRI-O and Podman take for the runtime's default, in
+	// Debian's package golang-github-containers-common.
+	seccompProfile = "/usr/share/containers/seccomp.json"
+)
+
+// TestImage runs the image under the security context of the DaemonSet, and of the
+// one for all metrics, in the way of a node: runc, which containerd and CRI-O run
+// too, is given what they would make of the pod.
+func TestImage(t *testing.T) {
+	needRoot(t)
+	if _, err := exec.LookPath("runc"); err != nil {
+		t.Skip("needs runc (Debian package runc):", err)
+	}
+	if _, err := os.Stat(seccompProfile); err != nil {
+		t.Skip("needs a seccomp profile (Debian package golang-github-containers-common):", err)
+	}
+	image := *rootfs
+	if image == "" {
+		image = t.TempDir()
+		build := exec.Command("go", "build", "-o", filepath.Join(image, imageBinary), "..")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("go build: %v\n%s", err, out)
+		}
+	}
+	load := putLoad(t)
+	onHost := func(cmd *exec.Cmd) { cmd.Path = filepath.Join(image, imageBinary) }
+	host := start(t, onHost).scrape("")
+
+	t.Run("host network", func(t *testing.T) {
+		pod := newPod(t, image, imageUser)
+		e := start(t, pod.wrap)
+		pod.expectConfined(0)
+		p := e.scrape("")
+		expectHost(t, p, host)
+		expectUnprivileged(t, p, host)
+		load.find(t, p)
+		expectQuiet(t, e)
+		for _, probe := range []string{"/-/healthy", "/-/ready"} {
+			if status, body := e.get(probe); status != http.StatusOK {
+				t.Errorf("%s: %d: %s", probe, status, body)
+			}
+		}
+	})
+	t.Run("own network", func(t *testing.T) {
+		pod := newPod(t, image, imageUser)
+		inside := startInside(t, pod.in)
+		pod.expectConfined(0)
+		inside.findHostOrNothing(t, host, load)
+		expectHostProcesses(t, inside.scrape(t))
+	})
+	t.Run("all metrics", func(t *testing.T) {
+		pod := newPod(t, image, 0, "CAP_DAC_READ_SEARCH")
+		e := start(t, pod.wrap)
+		pod.expectConfined(1 << unix.CAP_DAC_READ_SEARCH)
+		p := e.scrape("")
+		expectHost(t, p, host)
+		compareSeries(t, p.stable(), host.stable())
+		expectSuccess(t, p)
+		if n := p.value(t, "sockpressure_processes_unreadable"); n != 0 {
+			t.Errorf("%v processes cannot be read", n)
+		}
+		if len(p.with("sockpressure_memory_slab_bytes{")) == 0 {
+			t.Error("no memory_slab_bytes")
+		}
+		load.find(t, p)
+		expectQuiet(t, e)
+	})
+}
+
+// expectHost expects the host's numbers, as on an earlier page.
+func expectHost(t *testing.T, now, earlier page) {
+	t.Helper()
+	if now.value(t, "sockpressure_host_network_namespace") != 1 {
+		t.Error("it is not in the host's network namespace")
+	}
+	compareNumbers(t, now, earlier)
+	expectHostProcesses(t, now)
+}
+
+// expectHostProcesses expects the test's own process, which has many descriptors
+// and is not in the pod.
+func expectHostProcesses(t *testing.T, p page) {
+	t.Helper()
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.value(t, fmt.Sprintf("sockpressure_process_open_file_descriptors{process=%q}", strings.TrimSpace(string(comm))))
+}
+
+// pod is a container as a node makes it: a read-only root filesystem and
+// namespaces of its own, hostPID false, the host's /proc as /host/proc.
+type pod struct {
+	t            *testing.T
+	id           string
+	bundle       string // folder with rootfs and config.json
+	user         int
+	capabilities []string
+	network      *os.File // namespace, or nil for the host's
+}
+
+// newPod returns a pod of an image, to be started with wrap.
+func newPod(t *testing.T, image string, user int, capabilities ...string) *pod {
+	t.Helper()
+	p := &pod{t: t, id: "sockpressure-" + rand.Text(), bundle: t.TempDir(), user: user, capabilities: capabilities}
+	// runc makes folders to mount on.
+	if out, err := exec.Command("cp", "-a", image, filepath.Join(p.bundle, "rootfs")).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v\n%s", err, out)
+	}
+	return p
+}
+
+// in is wrap in a network namespace.
+func (p *pod) in(network *os.File) func(*exec.Cmd) {
+	p.network = network
+	return p.wrap
+}
+
+// wrap makes the image's binary run in the pod in place of a command.
+func (p *pod) wrap(cmd *exec.Cmd) {
+	p.t.Helper()
+	cmd.Args[0] = imageBinary
+	cmd.Args = append(cmd.Args, "--path.procfs=/host/proc")
+	config, err := json.Marshal(p.config(cmd.Args))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(p.bundle, "config.json"), config, 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	run := p.runc("run", "--bundle", p.bundle)
+	cmd.Path, cmd.Args = run.Path, run.Args
+	// To kill runc alone would leave the container.
+	cmd.Cancel = p.runc("delete", "--force").Run
+}
+
+// runc returns a command about the pod's container.
+func (p *pod) runc(args ...string) *exec.Cmd {
+	args = append([]string{"--root", filepath.Join(p.bundle, "state")}, args...)
+	return exec.Command("runc", append(args, p.id)...)
+}
+
+// config is what a container runtime tells runc about the pod.
+func (p *pod) config(args []string) map[string]any {
+	type object = map[string]any
+	namespaces := []object{{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}}
+	if p.network != nil {
+		path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), p.network.Fd())
+		namespaces = append(namespaces, object{"type": "network", "path": path}, object{"type": "uts"})
+	}
+	return object{
+		"ociVersion": "1.0.2",
+		"root":       object{"path": "rootfs", "readonly": true},
+		"process": object{
+			"args": args,
+			"cwd":  "/",
+			"env":  []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+			"user": object{"uid": p.user, "gid": p.user},
+			"capabilities": object{
+				"bounding": p.capabilities, "permitted": p.capabilities, "effective": p.capabilities,
+			},
+			"noNewPrivileges": true,
+		},
+		"mounts": []object{
+			{"destination": "/proc", "type": "proc", "source": "proc", "options": []string{"nosuid", "noexec", "nodev"}},
+			{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755", "size=64k"}},
+			{"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": []string{"nosuid", "noexec", "nodev", "ro"}},
+			{"destination": "/host/proc", "type": "bind", "source": "/proc", "options": []string{"rbind", "rprivate", "ro"}},
+		},
+		"linux": object{
+			"namespaces":    namespaces,
+			"maskedPaths":   []string{"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/scsi", "/sys/firmware"},
+			"readonlyPaths": []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+			"seccomp":       p.seccomp(),
+		},
+	}
+}
+
+// seccompFilter is a filter of system calls in the form of runc, made of the rules
+// of a profile.
+type seccompFilter struct {
+	DefaultAction   string        `json:"defaultAction"`
+	DefaultErrnoRet uint          `json:"defaultErrnoRet"`
+	Syscalls        []seccompRule `json:"syscalls"`
+}
+
+type seccompRule struct {
+	Names    []string          `json:"names"`
+	Action   string            `json:"action"`
+	ErrnoRet *uint             `json:"errnoRet,omitempty"`
+	Args     []json.RawMessage `json:"args"`
+	Includes seccompCondition  `json:"includes,omitzero"`
+	Excludes seccompCondition  `json:"excludes,omitzero"`
+}
+
+type seccompCondition struct {
+	Caps, Arches []string
+}
+
+// seccomp returns the rules of the runtime's default profile that are for the
+// pod's capabilities and this machine.
+func (p *pod) seccomp() seccompFilter {
+	var f seccompFilter
+	profile, err := os.ReadFile(seccompProfile)
+	if err == nil {
+		err = json.Unmarshal(profile, &f)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	has := func(capability string) bool { return slices.Contains(p.capabilities, capability) }
+	lacks := func(capability string) bool { return !has(capability) }
+	f.Syscalls = slices.DeleteFunc(f.Syscalls, func(r seccompRule) bool {
+		return slices.ContainsFunc(r.Includes.Caps, lacks) || slices.ContainsFunc(r.Excludes.Caps, has) ||
+			len(r.Includes.Arches) > 0 && !slices.Contains(r.Includes.Arches, runtime.GOARCH)
+	})
+	for i := range f.Syscalls {
+		f.Syscalls[i].Includes, f.Syscalls[i].Excludes = seccompCondition{}, seccompCondition{}
+	}
+	return f
+}
+
+// expectConfined asks the kernel whether the running pod is as confined as it
+// should be, with no capabilities but these.
+func (p *pod) expectConfined(capabilities uint64) {
+	p.t.Helper()
+	// A file of runc's with the number may come after the container's first words.
+	var state struct{ Pid int }
+	out, err := p.runc("state").Output()
+	if err == nil {
+		err = json.Unmarshal(out, &state)
+	}
+	if err != nil {
+		p.t.Fatalf("runc state: %v: %s", err, out)
+	}
+	pid := strconv.Itoa(state.Pid)
+	proc := filepath.Join("/proc", pid)
+	status, err := os.ReadFile(filepath.Join(proc, "status"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	ids := strings.TrimSpace(strings.Repeat(fmt.Sprintf("\t%d", p.user), 4))
+	mask := fmt.Sprintf("%016x", capabilities)
+	for _, want := range []string{
+		"Name:\tsockpressure_ex", "NSpid:\t" + pid + "\t1", "Uid:\t" + ids, "Gid:\t" + ids,
+		"CapPrm:\t" + mask, "CapEff:\t" + mask, "CapBnd:\t" + mask, "CapAmb:\t0000000000000000",
+		"NoNewPrivs:\t1", "Seccomp:\t2",
+	} {
+		if !strings.Contains(string(status), want+"\n") {
+			p.t.Errorf("its status does not say %q:\n%s", want, status)
+		}
+	}
+	for _, path := range []string{"root", "root/host/proc"} {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(filepath.Join(proc, path), &fs); err != nil || fs.Flags&unix.ST_RDONLY == 0 {
+			p.t.Errorf("%s can be written: flags %#x, %v", path, fs.Flags, err)
+		}
+	}
+}
