@@ -1,23 +1,15 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
-	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"math"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -243,91 +235,6 @@ func (g *guest) scrape(s *scenario.Step, walks []string) error {
 	}
 }
 
-// compare notes by series where a page and two readings differ, and forgets what
-// does not differ any more. What a collector read earlier, or not at all, is not
-// compared.
-func (g *guest) compare(page string, before, after byhand.Readings, differ map[string]string) error {
-	values, err := parse(page)
-	if err != nil {
-		return err
-	}
-	// An unprivileged exporter is not shown the descriptors that the guest sees.
-	old := func(series string) bool {
-		c := g.from(series)
-		return c != "" && (values[ofCollector("success", c)] != 1 || values[ofCollector("age_seconds", c)] > 0) ||
-			g.Unprivileged && c == "process"
-	}
-	for series := range values {
-		if !strings.Contains(series, "_scrape_collector_") && !strings.Contains(series, "_exporter_build_info") && !old(series) {
-			g.seen[series] = true
-		}
-	}
-	differences := byhand.Compare(values, longest, before, after)
-	for series := range before.Or(after) {
-		if old(series) {
-			continue
-		}
-		v, shown := values[series]
-		switch d, ok := differences[series]; {
-		case ok && shown && moving(series) && (about(v, before[series]) || about(v, after[series])):
-			g.agreed[series] = true
-		case !ok:
-			delete(differ, series)
-			if shown {
-				g.agreed[series] = true
-			}
-		case d.Hard && !moving(series):
-			differ[series] = d.What
-		}
-	}
-	return nil
-}
-
-// moving says which series the looking itself moves: it takes memory, TCP's too,
-// for a moment, and the kernel counts a socket until a while after it was closed.
-func moving(series string) bool {
-	name := strings.TrimPrefix(series, "sockpressure_")
-	if resource, ok := strings.CutPrefix(name, `saturation_ratio{resource="`); ok {
-		name = resource
-	}
-	return slices.ContainsFunc([]string{"memory", "low_memory", "committed_memory", "tcp_memory", "sockets_used"}, func(prefix string) bool {
-		return strings.HasPrefix(name, prefix)
-	})
-}
-
-// about allows for what the looking moves: a twentieth, or a few sockets.
-func about(v, read float64) bool {
-	few := 0.0
-	if read > 1 { // not a ratio
-		few = 4
-	}
-	return math.Abs(v-read) <= max(read/20, few)
-}
-
-// collectorOf maps metrics, and the saturation of limits, to their collector.
-func collectorOf() map[string]string {
-	of := map[string]string{}
-	for _, spec := range collector.Specs() {
-		for _, m := range spec.Metrics {
-			of["sockpressure_"+m.Name] = spec.Name
-		}
-		for _, l := range spec.Limits {
-			of[byhand.Series("saturation_ratio", "resource", l.Resource)] = spec.Name
-		}
-	}
-	return of
-}
-
-// from is the collector of a series, empty if it is none's.
-func (g *guest) from(series string) string {
-	family, _, _ := strings.Cut(series, "{")
-	return cmp.Or(g.collectors[series], g.collectors[family])
-}
-
-func ofCollector(what, name string) string {
-	return byhand.Series("scrape_collector_"+what, "collector", name)
-}
-
 // bare scrapes before any module is loaded: what the kernel does not have then is
 // not supported, and no error.
 func (g *guest) bare() error {
@@ -362,82 +269,6 @@ func (g *guest) bare() error {
 	return g.exporter.Wait()
 }
 
-// startExporter runs the exporter with its default flags, as its service does: the
-// OOM killer takes it last.
-func (g *guest) startExporter(args ...string) error {
-	g.exporter = exec.Command("/exporter", args...)
-	g.exporter.Stderr = &g.said
-	if g.Unprivileged {
-		g.exporter.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-	}
-	if err := g.exporter.Start(); err != nil {
-		return err
-	}
-	if err := writeFile(fmt.Sprintf("/proc/%d/oom_score_adj", g.exporter.Process.Pid), "-900"); err != nil {
-		return err
-	}
-	// One connection that stays, as Prometheus has it.
-	g.client = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: deadline}
-	for end := time.Now().Add(fresh); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := g.get("/-/ready"); err == nil {
-			return nil
-		} else if time.Now().After(end) {
-			return fmt.Errorf("the exporter does not start: %w; it said: %s", err, lastLines(g.said.String()))
-		}
-	}
-}
-
-// get returns what of an answer is of the exporter's own metrics.
-func (g *guest) get(path string) (string, error) {
-	// Without room for neighbours of IPv4 its loopback is gone too: 127.0.0.1 is one.
-	host := "127.0.0.1"
-	if g.Name == "neighbours_ipv4" {
-		host = "::1"
-	}
-	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+net.JoinHostPort(host, port)+path, nil)
-	if err != nil {
-		return "", err
-	}
-	request.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", strconv.FormatFloat(deadline.Seconds(), 'f', -1, 64))
-	answer, err := g.client.Do(request)
-	if err != nil {
-		return "", err
-	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		return "", errors.New(answer.Status)
-	}
-	var b strings.Builder
-	lines := bufio.NewScanner(answer.Body)
-	for lines.Scan() {
-		if strings.HasPrefix(lines.Text(), "sockpressure_") {
-			b.WriteString(lines.Text() + "\n")
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return "", err
-	}
-	_, err = io.Copy(io.Discard, answer.Body)
-	return b.String(), err
-}
-
-// parse reads the samples of a page.
-func parse(page string) (map[string]float64, error) {
-	values := map[string]float64{}
-	for line := range strings.Lines(page) {
-		at := strings.LastIndexByte(line, ' ')
-		if at < 0 {
-			return nil, fmt.Errorf("%q is no sample", line)
-		}
-		v, err := strconv.ParseFloat(strings.TrimSpace(line[at+1:]), 64)
-		if err != nil {
-			return nil, fmt.Errorf("%q is no sample: %w", line, err)
-		}
-		values[line[:at]] = v
-	}
-	return values, nil
-}
-
 // logged reads what the kernel logged since it was asked last, as far as some
 // scenario waits for it, each text once.
 func (g *guest) logged() []string {
@@ -459,9 +290,4 @@ func (g *guest) logged() []string {
 			texts = append(texts, text)
 		}
 	}
-}
-
-func lastLines(s string) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	return strings.Join(lines[max(len(lines)-3, 0):], " | ")
 }

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// udpMemory holds datagrams that nobody reads.
+func udpMemory(*guest) (*load, error) {
+	const low, each = 16384, 20
+	if err := setAll("net/ipv4/udp_mem", fmt.Sprintf("%d %d %d", low, low*4/3, low*2)); err != nil {
+		return nil, err
+	}
+	sender, err := socket(unix.SOCK_DGRAM, loopback(0))
+	if err != nil {
+		return nil, err
+	}
+	var open sockets
+	receiver := func() (int, unix.Sockaddr, error) {
+		fd, err := bound(unix.SOCK_DGRAM, loopback(0))
+		if err != nil {
+			return -1, nil, err
+		}
+		at, err := unix.Getsockname(fd)
+		return fd, at, err
+	}
+	datagram := make([]byte, 8000)
+	return &load{
+		step: func(n int) (string, error) {
+			for range 20 {
+				used, err := sockstat("sockstat", "UDP:", "mem")
+				if err != nil {
+					return "", err
+				}
+				if used >= share(n, low) {
+					break
+				}
+				fd, at, err := receiver()
+				if err != nil {
+					return "", err
+				}
+				open.keep(fd)
+				for range each {
+					if err := unix.Sendto(sender, datagram, 0, at); err != nil {
+						return "", fmt.Errorf("sendto: %w", err)
+					}
+				}
+			}
+			fd, at, err := receiver()
+			if err != nil {
+				return "", err
+			}
+			defer unix.Close(fd)
+			// A socket without any may have one, whatever the limit.
+			const few = 3
+			for range few {
+				if err := unix.Sendto(sender, datagram, 0, at); err != nil {
+					return fmt.Sprintf("sendto: %v", err), nil
+				}
+			}
+			for i := range few {
+				events, err := poll(fd, unix.POLLIN, answer)
+				if err != nil {
+					return "", err
+				}
+				if events == 0 {
+					return fmt.Sprintf("of %d datagrams to a new socket %d arrive", few, i), nil
+				}
+				if _, err := unix.Read(fd, datagram); err != nil {
+					return "", err
+				}
+			}
+			return "", nil
+		},
+		release: func() error { return open.close() },
+	}, nil
+}
+
+// fragmentsIPv4 sends the first fragments of packets that never become whole.
+func fragmentsIPv4(*guest) (*load, error) {
+	raw, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return nil, err
+	}
+	to := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
+	packet := make([]byte, 20+1000)
+	packet[0] = 0x45             // version 4, five words of header
+	packet[6] = 0x20             // more fragments
+	packet[8] = 64               // hops
+	packet[9] = unix.IPPROTO_UDP // the kernel adds the rest
+	copy(packet[12:], []byte{127, 0, 0, 1, 127, 0, 0, 1})
+	return fragments("ipv4/ipfrag", "sockstat", "FRAG:", loopback(portFragments), func(id int) error {
+		packet[4], packet[5] = byte(id>>8), byte(id)
+		return unix.Sendto(raw, packet, 0, to)
+	})
+}
+
+func fragmentsIPv6(*guest) (*load, error) {
+	raw, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_FRAGMENT)
+	if err != nil {
+		return nil, err
+	}
+	at := netip.AddrPortFrom(netip.IPv6Loopback(), portFragments)
+	to := &unix.SockaddrInet6{Addr: at.Addr().As16()}
+	packet := make([]byte, 8+1000)
+	packet[0] = unix.IPPROTO_UDP
+	packet[3] = 1 // more fragments
+	return fragments("ipv6/ip6frag", "sockstat6", "FRAG6:", at, func(id int) error {
+		packet[6], packet[7] = byte(id>>8), byte(id)
+		return unix.Sendto(raw, packet, 0, to)
+	})
+}
+
+// fragments sends until there is so much memory of them. A datagram that is in
+// fragments, because the interface is given an MTU of 1500, then does not arrive.
+func fragments(sysctls, file, line string, at netip.AddrPort, send func(id int) error) (*load, error) {
+	const limit = 1 << 20
+	if err := setAll(
+		"net/"+sysctls+"_low_thresh", strconv.Itoa(limit*3/4), "net/"+sysctls+"_high_thresh", strconv.Itoa(limit),
+		"net/"+sysctls+"_time", "600",
+	); err != nil {
+		return nil, err
+	}
+	if err := linkUp("lo", 1500); err != nil {
+		return nil, err
+	}
+	receiver, err := bound(unix.SOCK_DGRAM, at)
+	if err != nil {
+		return nil, err
+	}
+	sender, err := socket(unix.SOCK_DGRAM, at)
+	if err != nil {
+		return nil, err
+	}
+	id := 0
+	datagram := make([]byte, 3000)
+	return &load{step: func(n int) (string, error) {
+		for range 200 {
+			used, err := sockstat(file, line, "memory")
+			if err != nil {
+				return "", err
+			}
+			if used >= share(n, limit) {
+				break
+			}
+			id++
+			if err := send(id); err != nil {
+				return "", fmt.Errorf("sendto: %w", err)
+			}
+		}
+		if err := unix.Sendto(sender, datagram, 0, sockaddr(at)); err != nil {
+			return "", fmt.Errorf("sendto: %w", err)
+		}
+		if events, err := poll(receiver, unix.POLLIN, answer); err != nil {
+			return "", err
+		} else if events == 0 {
+			return fmt.Sprintf("a datagram in fragments does not arrive in %v", answer), nil
+		}
+		_, err := unix.Read(receiver, datagram)
+		return "", err
+	}}, nil
+}
