@@ -1,8 +1,6 @@
 package main
 
-import (
-	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
-)
+import "github.com/sockpressure/sockpressure_exporter/lab/scenario"
 
 // load is what a scenario does to the kernel.
 type load struct {
