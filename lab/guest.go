@@ -78,9 +78,10 @@ type outcome struct {
 
 // boot runs a scenario in a guest, software emulation and all. A guest that does
 // not end in time is an error, as is one that does not report that it is done.
-func (i image) boot(ctx context.Context, s scenario.Scenario, dir string, limit time.Duration) (*outcome, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (*outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
+	dir := filepath.Join(l.dir, i.name, s.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -94,6 +95,9 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, dir string, limit 
 	line := "console=ttyS0 panic=-1 loglevel=1 mitigations=off tsc=reliable clocksource=tsc lab.scenario=" + s.Name
 	if s.CommandLine != "" {
 		line += " " + s.CommandLine
+	}
+	if l.pages != "" {
+		line += " " + scenario.WantStatus
 	}
 	args := []string{
 		"-accel", "tcg", "-cpu", "Nehalem", "-M", "q35", "-smp", "1", "-m", strconv.Itoa(memory),
@@ -116,7 +120,7 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, dir string, limit 
 	o := &outcome{image: i, scenario: s, seconds: time.Since(began).Seconds()}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		o.hung = true
-		err = fmt.Errorf("the guest did not end in %v", limit)
+		err = fmt.Errorf("the guest did not end in %v", l.timeout)
 	}
 	reported := o.read(reportPath)
 	if err = errors.Join(err, reported); err != nil {
@@ -157,4 +161,21 @@ func (o *outcome) read(path string) error {
 			o.done = m.Done
 		}
 	}
+}
+
+// savePages writes the status pages that the guest reported into a folder, each
+// under the number of its step.
+func (o *outcome) savePages(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for n, s := range o.steps {
+		if s.Status == "" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%02d.html", n)), []byte(s.Status), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }

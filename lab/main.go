@@ -45,6 +45,7 @@ func run(args []string, out io.Writer) error {
 	timeout := flags.Duration("timeout", 3*time.Minute, "time that a guest may take")
 	cache := flags.String("cache", filepath.Join(cacheHome, "sockpressure-lab"), "folder for Debian's kernels; remove it to have the newest")
 	record := flags.Bool("record", false, "write lab/recordings and docs/kernels.md")
+	pages := flags.String("pages", "", "write the status page of every step below this folder")
 	_ = flags.Parse(args) // exits by itself
 	if flags.NArg() > 0 || *jobs < 1 {
 		return errors.New("there are arguments, or --jobs is below 1")
@@ -74,7 +75,7 @@ func run(args []string, out io.Writer) error {
 	defer os.RemoveAll(dir)
 	began := time.Now()
 	verdicts, err := experiment(ctx, out, wantedKernels, wantedScenarios, lab{
-		cache: *cache, dir: dir, jobs: *jobs, timeout: *timeout, record: *record,
+		cache: *cache, dir: dir, jobs: *jobs, timeout: *timeout, record: *record, pages: *pages,
 	})
 	if err != nil {
 		return err
@@ -101,6 +102,7 @@ type lab struct {
 	jobs       int
 	timeout    time.Duration
 	record     bool
+	pages      string // folder, empty if nobody wants any
 }
 
 // experiment takes every kernel through every scenario that is meant for it, and
@@ -169,7 +171,7 @@ func experiment(ctx context.Context, out io.Writer, ks []kernel, ss []scenario.S
 
 // drive boots one guest and judges it.
 func drive(ctx context.Context, i image, s scenario.Scenario, l lab) verdict {
-	o, err := i.boot(ctx, s, filepath.Join(l.dir, i.name, s.Name), l.timeout)
+	o, err := i.boot(ctx, s, l)
 	if err != nil {
 		v := verdict{kernel: i.name, release: i.release, scenario: s.Name, refusal: -1, failures: []string{err.Error()}}
 		if o != nil {
@@ -184,6 +186,11 @@ func drive(ctx context.Context, i image, s scenario.Scenario, l lab) verdict {
 	v := judge(o, r)
 	if l.record {
 		if err := save(r); err != nil {
+			v.failures = append(v.failures, err.Error())
+		}
+	}
+	if l.pages != "" {
+		if err := o.savePages(filepath.Join(l.pages, i.name, s.Name)); err != nil {
 			v.failures = append(v.failures, err.Error())
 		}
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -40,7 +39,21 @@ func (g *guest) startExporter(args ...string) error {
 	}
 }
 
-// get returns what of an answer is of the exporter's own metrics.
+// metrics returns what of a scrape is of the exporter's own metrics.
+func (g *guest) metrics() (string, error) {
+	text, err := g.get("/metrics")
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "sockpressure_") {
+			b.WriteString(line)
+		}
+	}
+	return b.String(), nil
+}
+
 func (g *guest) get(path string) (string, error) {
 	// Without room for neighbours of IPv4 its loopback is gone too: 127.0.0.1 is one.
 	host := "127.0.0.1"
@@ -60,18 +73,8 @@ func (g *guest) get(path string) (string, error) {
 	if answer.StatusCode != http.StatusOK {
 		return "", errors.New(answer.Status)
 	}
-	var b strings.Builder
-	lines := bufio.NewScanner(answer.Body)
-	for lines.Scan() {
-		if strings.HasPrefix(lines.Text(), "sockpressure_") {
-			b.WriteString(lines.Text() + "\n")
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return "", err
-	}
-	_, err = io.Copy(io.Discard, answer.Body)
-	return b.String(), err
+	text, err := io.ReadAll(answer.Body)
+	return string(text), err
 }
 
 // parse reads the samples of a page.

@@ -42,6 +42,7 @@ const (
 // guest drives one scenario.
 type guest struct {
 	scenario.Scenario
+	status bool // pages of it are wanted
 	report *report
 	log    *os.File // /dev/kmsg
 
@@ -176,6 +177,10 @@ func (g *guest) step(refused string) error {
 		s.Differ = append(s.Differ, series+": "+differ[series])
 	}
 	s.Log = g.logged()
+	if g.status {
+		// A host that runs out of something need not answer.
+		s.Status, _ = g.get("/")
+	}
 	g.report.send(scenario.Message{Step: s})
 	return g.report.err
 }
@@ -205,13 +210,13 @@ func (g *guest) readings(wanted bool) (r byhand.Readings, err error) {
 func (g *guest) scrape(s *scenario.Step, walks []string) error {
 	for end := time.Now().Add(fresh); ; time.Sleep(again) {
 		began := time.Now()
-		page, err := g.get("/metrics")
+		page, err := g.metrics()
 		for range tries - 1 {
 			if err == nil {
 				break
 			}
 			s.Missed++
-			page, err = g.get("/metrics")
+			page, err = g.metrics()
 		}
 		s.Seconds = time.Since(began).Seconds()
 		s.Page, s.Silent = page, ""
@@ -241,7 +246,7 @@ func (g *guest) bare() error {
 	if err := g.startExporter(); err != nil {
 		return err
 	}
-	text, err := g.get("/metrics")
+	text, err := g.metrics()
 	if err != nil {
 		return err
 	}

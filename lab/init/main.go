@@ -57,7 +57,12 @@ func drive(r *report) error {
 		return err
 	}
 	r.send(scenario.Message{Release: unix.ByteSliceToString(name.Release[:])})
-	s, err := chosen()
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	words := strings.Fields(string(line))
+	s, err := chosen(words)
 	if err != nil {
 		return err
 	}
@@ -69,10 +74,14 @@ func drive(r *report) error {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &many); err != nil {
 		return err
 	}
+	// The status page is headed by it.
+	if err := unix.Sethostname([]byte("node-7")); err != nil {
+		return err
+	}
 	if err := linkUp("lo", 0); err != nil {
 		return err
 	}
-	g := &guest{Scenario: s, report: r, collectors: collectorOf(), agreed: map[string]bool{}, seen: map[string]bool{}}
+	g := &guest{Scenario: s, status: slices.Contains(words, scenario.WantStatus), report: r, collectors: collectorOf(), agreed: map[string]bool{}, seen: map[string]bool{}}
 	if g.log, err = os.OpenFile("/dev/kmsg", os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
 		return err
 	}
@@ -88,12 +97,8 @@ func drive(r *report) error {
 }
 
 // chosen is the scenario that the kernel was told of.
-func chosen() (scenario.Scenario, error) {
-	b, err := os.ReadFile("/proc/cmdline")
-	if err != nil {
-		return scenario.Scenario{}, err
-	}
-	for word := range strings.FieldsSeq(string(b)) {
+func chosen(words []string) (scenario.Scenario, error) {
+	for _, word := range words {
 		name, ok := strings.CutPrefix(word, "lab.scenario=")
 		if !ok {
 			continue

@@ -107,6 +107,10 @@ const (
 	After  = 4
 )
 
+// WantStatus on the kernel's command line makes the guest report the status page of
+// each step too.
+const WantStatus = "lab.status"
+
 // Message is what the guest writes, as a line of JSON each.
 type Message struct {
 	Release string `json:",omitempty"` // uname -r, the first
@@ -131,6 +135,8 @@ type Step struct {
 	Differ []string `json:",omitempty"`
 	// Log is what the kernel logged.
 	Log []string `json:",omitempty"`
+	// Status is the status page, if the lab wants it and the exporter answered.
+	Status string `json:",omitempty"`
 }
 
 // Done is the sum of all steps.
