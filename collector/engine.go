@@ -23,12 +23,13 @@ type Set struct {
 	kernel  *Kernel
 	health  *health
 	runners []*runner
+	initial bool // InitialNetworkNamespace
 }
 
-// NewSet prepares the given collectors. It opens nothing yet: the first read
+// NewSet prepares the given collectors. It keeps nothing open yet: the first read
 // does.
 func NewSet(k *Kernel, specs []Spec, c Config) *Set {
-	s := &Set{kernel: k, health: healthRows()}
+	s := &Set{kernel: k, health: healthRows(), initial: k.InitialNetworkNamespace()}
 	walks := &budget{maxCPU: c.MaxCPU, took: map[string]time.Duration{}}
 	for _, spec := range specs {
 		r := &runner{spec: spec, read: spec.open(k), logger: c.Logger.With("collector", spec.Name)}
@@ -252,4 +253,4 @@ func (s *Set) HostNetworkNamespace() error { return s.kernel.HostNetworkNamespac
 
 // InitialNetworkNamespace says whether the host's network namespace is the
 // machine's first one, which alone has the limits of memory.
-func (s *Set) InitialNetworkNamespace() bool { return s.kernel.InitialNetworkNamespace() }
+func (s *Set) InitialNetworkNamespace() bool { return s.initial }

@@ -41,7 +41,7 @@ func healthRows() *health {
 		},
 		hostNetwork: MetricInfo{
 			Name: "host_network_namespace",
-			Help: "1 if every number is of the host's network namespace, 0 if the exporter stands outside of it and may not enter it: sysctls and sockets of the host are not exported then.",
+			Help: "1 if every number is of the host's network namespace. 0 if the exporter stands outside of it and may not enter it, when sysctls and sockets of the host are not exported; or if what it takes for the host is a container.",
 		},
 	}
 	for _, m := range h.rows() {
@@ -74,7 +74,7 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(m.desc, m.Type(), value, labels...)
 	}
 	h := c.set.health
-	send(&h.hostNetwork, ratio(c.set.kernel.HostNetworkNamespace() == nil))
+	send(&h.hostNetwork, ratio(c.set.HostNetworkNamespace() == nil && c.set.InitialNetworkNamespace()))
 	for _, r := range c.results {
 		send(&h.success, ratio(r.Err == nil), r.Collector)
 		send(&h.supported, ratio(r.Unsupported == nil), r.Collector)

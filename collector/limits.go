@@ -25,7 +25,7 @@ func (l LimitReading) Level() Level {
 	switch s := l.Saturation(); {
 	case s >= l.Critical:
 		return Critical
-	case s >= l.Warning:
+	case s >= l.Warning():
 		return Warning
 	default:
 		return OK

@@ -35,8 +35,12 @@ look at it, from *critical* on at once; the status page and the check command us
 	for _, s := range Specs() {
 		for _, l := range s.Limits {
 			fmt.Fprintf(&b, "### %s\n%s\n\n", l.Resource, l.Effect)
-			fmt.Fprintf(&b, "Counted in %s · moved by %s · warning from %v, critical from %v · collector [%s](#collector-%s)\n\n",
-				l.Unit, l.Sysctl, l.Warning, l.Critical, s.Name, s.Name)
+			warning := fmt.Sprint(l.Warning)
+			if l.Mark != "" {
+				warning += " or " + l.Mark + ", whichever is less"
+			}
+			fmt.Fprintf(&b, "Counted in %s · moved by %s · warning from %s, critical from %v · collector [%s](#collector-%s)\n\n",
+				l.Unit, l.Sysctl, warning, l.Critical, s.Name, s.Name)
 		}
 	}
 	b.WriteString("## Of every collector\n\n")

@@ -81,6 +81,9 @@ type LimitInfo struct {
 	// Warning and Critical are the saturation from which a person should look at
 	// it, or act at once.
 	Warning, Critical float64
+	// Mark is the kernel's name of a usage below the limit from which it saves, empty
+	// if there is none. That is a warning too, wherever it lies.
+	Mark string
 }
 
 // Number is a value that may be absent: a kernel without the field, or a file
@@ -138,6 +141,8 @@ type Limit[S any] struct {
 	LimitInfo
 	Usage func(*S) Number
 	Limit func(*S) Number
+	// Saves is the usage at LimitInfo.Mark, nil if there is none.
+	Saves func(*S) Number
 }
 
 // Definition is a collector over snapshots of type S.
@@ -164,10 +169,20 @@ type sample struct {
 type LimitReading struct {
 	*LimitInfo
 	Usage, Limit float64
+	saves Number
 }
 
 // Saturation is usage / limit.
 func (l LimitReading) Saturation() float64 { return l.Usage / l.Limit }
+
+// Warning is the saturation from which a person should look at it: LimitInfo's, or
+// that of its Mark if that is less.
+func (l LimitReading) Warning() float64 {
+	if l.saves.Present {
+		return min(l.LimitInfo.Warning, l.saves.Value/l.Limit)
+	}
+	return l.LimitInfo.Warning
+}
 
 // reading is what one successful read of a collector gave.
 type reading struct {
@@ -226,7 +241,11 @@ func tabulate[S any](s *S, d Definition[S], spec Spec) reading {
 		usage, limit := l.Usage(s), l.Limit(s)
 		// A limit of 0 means that there is none.
 		if usage.Present && limit.Present && limit.Value > 0 {
-			r.limits = append(r.limits, LimitReading{&spec.Limits[i], usage.Value, limit.Value})
+			reading := LimitReading{LimitInfo: &spec.Limits[i], Usage: usage.Value, Limit: limit.Value}
+			if l.Saves != nil {
+				reading.saves = l.Saves(s)
+			}
+			r.limits = append(r.limits, reading)
 		}
 	}
 	return r

@@ -143,11 +143,12 @@ func sockstatSpec() Spec {
 		Limits: []Limit[sockstat]{
 			{
 				LimitInfo: LimitInfo{
-					Resource: "tcp_memory", Unit: Bytes, Sysctl: "net.ipv4.tcp_mem", Warning: 0.7, Critical: 0.9,
+					Resource: "tcp_memory", Unit: Bytes, Sysctl: "net.ipv4.tcp_mem", Warning: 0.7, Critical: 0.9, Mark: "pressure",
 					Effect: "Buffers are not grown, received data is dropped, and connections are reset: \"TCP: out of memory -- consider tuning tcp_mem\".",
 				},
 				Usage: func(s *sockstat) Number { return s.tcpMemory },
 				Limit: func(s *sockstat) Number { return s.tcpThresholds[2] },
+				Saves: func(s *sockstat) Number { return s.tcpThresholds[1] },
 			},
 			{
 				LimitInfo: LimitInfo{

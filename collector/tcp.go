@@ -85,6 +85,16 @@ func tcpSpec() Spec {
 					}
 				},
 			},
+			{
+				Name:   "accept_queue_saturation_ratio",
+				Help:   "How full the fullest socket there is: its length divided by its limit, or by 1 where that is 0. In a SO_REUSEPORT group the kernel fills each socket by itself. From sock_diag.",
+				Labels: []string{"listener"},
+				Values: func(s *tcp, emit Emit) {
+					for _, q := range s.queues {
+						emit(number(q.saturation()), q.listener.String())
+					}
+				},
+			},
 		},
 		Limits: []Limit[tcp]{{
 			LimitInfo: LimitInfo{

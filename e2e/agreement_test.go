@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -142,9 +143,10 @@ func readSS(t *testing.T) byhand.Readings {
 	for at := range limit {
 		r.Set(float64(length[at]), "accept_queue_length", "listener", at)
 		r.Set(float64(limit[at]), "accept_queue_limit", "listener", at)
+		r.Set(fullest[at], "accept_queue_saturation_ratio", "listener", at)
 	}
 	if len(limit) > 0 {
-		r.Set(fullest, "saturation_ratio", "resource", "accept_queue")
+		r.Set(slices.Max(slices.Collect(maps.Values(fullest))), "saturation_ratio", "resource", "accept_queue")
 	}
 	// TCP:   5 (estab 2, closed 1, orphaned 0, timewait 1)
 	for line := range strings.Lines(command(t, "", "ss", "-s")) {

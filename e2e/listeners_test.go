@@ -49,7 +49,7 @@ func TestManyListeners(t *testing.T) {
 	if got := p.value(t, "sockpressure_tcp_listeners"); got < listeners || got > listeners+200 {
 		t.Errorf("%v listeners", got)
 	}
-	for _, name := range []string{"sockpressure_accept_queue_length", "sockpressure_accept_queue_limit"} {
+	for _, name := range []string{"sockpressure_accept_queue_length", "sockpressure_accept_queue_limit", "sockpressure_accept_queue_saturation_ratio"} {
 		if n := len(p.with(name)); n != 10 {
 			t.Errorf("%d series of %s", n, name)
 		}

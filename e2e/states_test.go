@@ -36,10 +36,10 @@ func ssStates(t *testing.T, option ...string) map[string]int {
 }
 
 // ssListeners adds up what ss -ltn says of the accept queues, by address, and
-// finds how full the fullest of a single socket is.
-func ssListeners(t *testing.T) (length, limit map[string]int, fullest float64) {
+// finds how full the fullest socket of each is.
+func ssListeners(t *testing.T) (length, limit map[string]int, fullest map[string]float64) {
 	t.Helper()
-	length, limit = map[string]int{}, map[string]int{}
+	length, limit, fullest = map[string]int{}, map[string]int{}, map[string]float64{}
 	for line := range strings.Lines(command(t, "", "ss", "-ltnH")) {
 		f := strings.Fields(line)
 		at := f[3]
@@ -61,7 +61,7 @@ func ssListeners(t *testing.T) (length, limit map[string]int, fullest float64) {
 		}
 		length[at] += waiting
 		limit[at] += most
-		fullest = max(fullest, float64(waiting)/float64(max(most, 1)))
+		fullest[at] = max(fullest[at], float64(waiting)/float64(max(most, 1)))
 	}
 	return length, limit, fullest
 }
@@ -281,7 +281,7 @@ func TestAcceptQueues(t *testing.T) {
 	}
 	e := n.start()
 	var length, limit map[string]int
-	var fullest float64
+	var fullest map[string]float64
 	n.until("every connection in its queue", func() bool {
 		length, limit, fullest = ssListeners(t)
 		for name, q := range queues {
@@ -301,11 +301,14 @@ func TestAcceptQueues(t *testing.T) {
 			t.Errorf("%s: the exporter says %d of %d, ss %d of %d, made were %d of %d",
 				name, got, gotLimit, length[name], limit[name], len(q.clients), q.limit)
 		}
+		if got := p.value(t, "sockpressure_accept_queue_saturation_ratio"+label); got != fullest[name] {
+			t.Errorf("%s: the fullest socket is at %v, by ss at %v", name, got, fullest[name])
+		}
 	}
 	if got := int(p.value(t, "sockpressure_tcp_listeners")); got != len(queues)+1 || got != len(limit) {
 		t.Errorf("tcp_listeners is %d, made were %d and the exporter's own, ss has %d", got, len(queues), len(limit))
 	}
-	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got != 2 || got != fullest {
+	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got != 2 || got != slices.Max(slices.Collect(maps.Values(fullest))) {
 		t.Errorf("the fullest queue is at %v, by ss at %v", got, fullest)
 	}
 }

@@ -56,8 +56,9 @@ type count struct {
 // bar is a limit, or one of those that a list holds.
 type bar struct {
 	collector.LimitReading
-	Name string
-	Age  time.Duration
+	Name   string
+	Amount string // the usage and the limit in words
+	Age    time.Duration
 }
 
 // state is how many TCP sockets are in a state.
@@ -134,24 +135,24 @@ func newPage(results []collector.Result) *page {
 			}
 			p.Lists = append(p.Lists, list{
 				"Listeners with the fullest accept queue", "listener",
-				"The sockets of a SO_REUSEPORT group are added up. The limit above is that of a single socket, so it may be met while the group's sum is low.",
-				bars(r, "accept_queue", "accept_queue_length", "accept_queue_limit"), r,
+				"The connections of a SO_REUSEPORT group are added up; bar and share are those of its fullest socket, because the kernel fills each by itself.",
+				bars(r, "accept_queue", "accept_queue_length", "accept_queue_limit", "accept_queue_saturation_ratio"), r,
 			})
 		case "ports":
 			p.Lists = append(p.Lists, list{
 				"Addresses and destinations that hold the most ephemeral ports", "from → to", "",
-				bars(r, "ephemeral_ports", "ephemeral_ports_used", "ephemeral_ports_limit"), r,
+				bars(r, "ephemeral_ports", "ephemeral_ports_used", "ephemeral_ports_limit", ""), r,
 			})
 		case "process":
 			p.Lists = append(p.Lists, list{
 				"Processes nearest to their limit of descriptors", "process", unreadable(r),
-				bars(r, "process_file_descriptors", "process_open_file_descriptors", "process_file_descriptors_limit"), r,
+				bars(r, "process_file_descriptors", "process_open_file_descriptors", "process_file_descriptors_limit", ""), r,
 			})
 		}
 	}
 	levels := [collector.Critical + 1]int{}
 	for _, l := range collector.Limits(results) {
-		p.Limits = append(p.Limits, bar{l, l.Resource, ages[l.Resource]})
+		p.Limits = append(p.Limits, bar{l, l.Resource, amount(l), ages[l.Resource]})
 		levels[l.Level()]++
 	}
 	for level, n := range slices.Backward(levels[:]) {
@@ -171,34 +172,45 @@ func unreadable(r collector.Result) string {
 }
 
 // bars are the series of a metric, each against the series of another with the
-// same labels, or against the only one that it has, by the measure of a limit.
-func bars(r collector.Result, resource, usage, limit string) []bar {
+// same labels, or against the only one that it has, by the measure of a limit. If
+// there is a metric of the share, that is how long they are drawn.
+func bars(r collector.Result, resource, usage, limit, share string) []bar {
 	i := slices.IndexFunc(r.Limits, func(l collector.LimitReading) bool { return l.Resource == resource })
 	if i < 0 {
 		return nil
 	}
-	limits := map[string]float64{}
+	limits, shares := map[string]float64{}, map[string]float64{}
 	for labels, v := range r.Samples(limit) {
-		limits[strings.Join(labels, " → ")] = v
+		limits[name(labels)] = v
+	}
+	for labels, v := range r.Samples(share) {
+		shares[name(labels)] = v
 	}
 	var all []bar
 	for labels, v := range r.Samples(usage) {
-		b := bar{LimitReading: r.Limits[i], Name: strings.Join(labels, " → ")}
+		b := bar{LimitReading: r.Limits[i], Name: name(labels)}
 		b.Usage = v
 		// Where the limit is 0, as the backlog of a listener may be, one still passes.
 		b.Limit = max(cmp.Or(limits[b.Name], limits[""]), 1)
+		b.Amount = amount(b.LimitReading)
+		if v, ok := shares[b.Name]; ok {
+			b.Usage, b.Limit = v, 1
+		}
 		all = append(all, b)
 	}
 	return all
 }
 
-// Amount is the usage and the limit in words.
-func (b bar) Amount() string {
-	usage, limit := b.Format(b.Usage), b.Format(b.Limit)
+// name is the values of a series' labels.
+func name(labels []string) string { return strings.Join(labels, " → ") }
+
+// amount is the usage and the limit in words.
+func amount(l collector.LimitReading) string {
+	usage, limit := l.Format(l.Usage), l.Format(l.Limit)
 	if limit == "none" {
 		return usage + ", no limit"
 	}
-	if b.Unit != collector.Bytes {
+	if l.Unit != collector.Bytes {
 		usage, _, _ = strings.Cut(usage, " ")
 	}
 	return usage + " of " + limit

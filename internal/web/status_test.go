@@ -152,7 +152,7 @@ func TestStatusWords(t *testing.T) {
 		"<title>limits missing ·",
 		"This is not the whole host.",
 		"This is a container, not the machine.",
-		"The limit above is that of a single socket",
+		"bar and share are those of its fullest socket",
 		"&lt;b&gt;may not enter&lt;/b&gt;",
 		"No limit could be read.",
 	} {
@@ -173,8 +173,8 @@ func TestBarAmount(t *testing.T) {
 		{collector.Entries, 1, 1 << 63, "1 entry, no limit"},
 		{collector.Bytes, 1, 4 << 20, "1 byte of 4.0 MiB"},
 	} {
-		b := bar{LimitReading: collector.LimitReading{LimitInfo: &collector.LimitInfo{Unit: c.unit}, Usage: c.usage, Limit: c.limit}}
-		if got := b.Amount(); got != c.want {
+		l := collector.LimitReading{LimitInfo: &collector.LimitInfo{Unit: c.unit}, Usage: c.usage, Limit: c.limit}
+		if got := amount(l); got != c.want {
 			t.Errorf("%v of %v %s: %q, want %q", c.usage, c.limit, c.unit, got, c.want)
 		}
 	}

@@ -27,9 +27,9 @@ func queues(r byhand.Readings) error {
 			address, _ := netip.AddrFromSlice(s.ID.Source)
 			at := netip.AddrPortFrom(address.Unmap(), s.ID.SourcePort).String()
 			r.Set(float64(s.WQueue), "accept_queue_limit", "listener", at)
-			if s.WQueue > 0 {
-				fullest = max(fullest, float64(s.RQueue)/float64(s.WQueue))
-			}
+			share := float64(s.RQueue) / float64(max(s.WQueue, 1))
+			r.Set(share, "accept_queue_saturation_ratio", "listener", at)
+			fullest = max(fullest, share)
 		}
 	}
 	if listeners > 0 {
