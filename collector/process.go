@@ -41,7 +41,7 @@ func processSpec() Spec {
 	return define(Definition[processes]{
 		Name:      "process",
 		Help:      "File descriptors of processes against their limit (RLIMIT_NOFILE), from /proc/<pid>/fd and /proc/<pid>/limits.",
-		Privilege: "Before Linux 6.2 the descriptors of other users' processes need root or CAP_DAC_READ_SEARCH.",
+		Privilege: "Before Linux 6.2 the descriptors of other users' processes need root or CAP_DAC_READ_SEARCH. Where /proc is mounted with hidepid, all need CAP_SYS_PTRACE or the group of its option gid.",
 		Walk:      true,
 		Open: func(k *Kernel) func(context.Context, *processes) error {
 			return func(ctx context.Context, s *processes) error { return readProcesses(ctx, k, s) }
@@ -93,6 +93,11 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 	procFS, err := procfs.NewFS(k.procPath)
 	if err != nil {
 		return err
+	}
+	// Who is not shown process 1 is shown no process but those of its own user, which
+	// say nothing about the host.
+	if _, err := os.Stat(filepath.Join(k.procPath, "1")); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("processes are hidden (mount option hidepid), which root with CAP_SYS_PTRACE, or the group of its option gid, may see: %w", err)
 	}
 	procs, err := procFS.AllProcs()
 	if err != nil {

@@ -169,7 +169,7 @@ type sample struct {
 type LimitReading struct {
 	*LimitInfo
 	Usage, Limit float64
-	saves Number
+	saves        Number
 }
 
 // Saturation is usage / limit.

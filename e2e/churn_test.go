@@ -26,7 +26,8 @@ func TestChurn(t *testing.T) {
 				t.Fatalf("scrape %d: %s is %v", i, series, v)
 			case strings.Contains(series, "_total") && v < before[series]:
 				t.Fatalf("scrape %d: %s fell from %v to %v", i, series, before[series], v)
-			case strings.HasPrefix(series, "sockpressure_saturation_ratio") && v > 1:
+			// The accept queue of whatever else runs here may be full.
+			case strings.HasPrefix(series, "sockpressure_saturation_ratio") && v > 1 && !strings.Contains(series, "accept_queue"):
 				t.Fatalf("scrape %d: %s is %v", i, series, v)
 			// Each connection leaves a TIME_WAIT for a minute; nothing else is here
 			// by the ten thousand.

@@ -62,8 +62,17 @@ func (r *Reader) Read() (Readings, error) {
 			p.Set(usage/limit, "saturation_ratio", "resource", resource)
 		}
 	}
-	p.Set(1, "host_network_namespace")
+	p.hostNetwork()
 	return p.result()
+}
+
+// hostNetwork looks for a limit that only the machine's first network namespace has.
+func (p *pass) hostNetwork() {
+	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_mem"); err != nil {
+		p.Set(0, "host_network_namespace")
+		return
+	}
+	p.Set(1, "host_network_namespace")
 }
 
 // sockstat reads sockstat and the sysctls about it.

@@ -152,13 +152,20 @@ func TestStatusWords(t *testing.T) {
 		"<title>limits missing ·",
 		"This is not the whole host.",
 		"This is a container, not the machine.",
-		"bar and share are those of its fullest socket",
 		"&lt;b&gt;may not enter&lt;/b&gt;",
 		"No limit could be read.",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
 		}
+	}
+	const note = "bar and share are those of its fullest socket"
+	b.Reset()
+	if err := parse().Execute(&b, newPage([]collector.Result{{Collector: "tcp"}})); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(page, note) || !strings.Contains(b.String(), note) {
+		t.Error("how to read a list stands where there is none, or not where there is one")
 	}
 }
 
