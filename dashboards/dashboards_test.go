@@ -286,7 +286,7 @@ func TestNames(t *testing.T) {
 	for name := range recorded(t) {
 		metrics[name] = all
 	}
-	metrics["ALERTS"] = []string{"alertname", "alertstate", "severity", "stage", "resource"}
+	metrics["ALERTS"] = []string{"alertname", "alertstate", "severity", "stage", "resource", "collector"}
 
 	matcher := regexp.MustCompile(`(\w+) *(?:=~|!~|!=|=) *"([^"]*)"`)
 	grouping := regexp.MustCompile(`\b(?:by|without|on|ignoring) *\(([^)]*)\)`)

@@ -6,7 +6,7 @@ import "github.com/sockpressure/sockpressure_exporter/collector"
 // alerts/fleet.rules.yml, the alerts and up, and no metric of a node itself: a
 // handful of series for the fleet, one a node, and some for the nodes shown.
 func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
-	worst := nearest("sort_desc(max by (resource) (job_resource:sockpressure_saturation:max5m))", limits, books)
+	worst := nearest(`sort_desc(max by (resource) (job_resource:sockpressure_saturation:max5m{resource=~"$resource"}))`, limits, books)
 	worst.title, worst.width, worst.height = "Nearest limits of the fleet", 12, 12
 	worst.about = "Of each limit, the node that is nearest to it: the highest share of the last 5 minutes. Over all nodes of the job, whatever is chosen as Instance. A click leads to the runbook."
 
@@ -32,9 +32,10 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 			base: below, steps: []step{{1, color}}, queries: []query{{"", expr}},
 		}
 	}
-	// A Prometheus scrapes other things too. A job whose exporters are all gone has
-	// been one of exporters not long ago.
-	const exporters = " and on (job) last_over_time(job_resource:sockpressure_saturation:max5m[1d])"
+	// A Prometheus scrapes other things too, and finds its exporters in a job of their
+	// own or, by annotations, in one with others. There, one that is gone has been an
+	// exporter not long ago.
+	const exporters = `(up{job=~".*sockpressure.*"} or up and on (job, instance) last_over_time(instance:sockpressure_saturation:max5m[1d]))`
 
 	return dashboard{
 		uid: "sockpressure-fleet", title: "Sockpressure / Fleet", from: "now-6h",
@@ -46,32 +47,41 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		},
 		rows: []row{
 			{"", []panel{
-				count("Nodes", "red", "green", "Nodes whose exporter answers.", "sum(up"+exporters+")"),
-				count("Not scraped", "green", "red", "Nodes whose exporter does not answer: nothing is known of their limits.", "sum((up == bool 0)"+exporters+")"),
+				count("Nodes", "red", "green", "Nodes whose exporter answers.", "sum("+exporters+")"),
+				count("Not scraped", "green", "red", "Nodes whose exporter does not answer: nothing is known of their limits.", "sum("+exporters+" == bool 0)"),
 				count("Critical", "green", "red", "Nodes with a critical alert that fires.",
 					`count(count by (job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="critical"})) or vector(0)`),
 				count("Warning", "green", "orange", "Nodes with a warning that fires.",
 					`count(count by (job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="warning"})) or vector(0)`),
 				count("Refusing", "green", "orange", "Nodes where the kernel refused, dropped or killed within the last 5 minutes.",
 					"count(instance:sockpressure_refusals:rate5m > 0) or vector(0)"),
-				count("Blind", "green", "orange", "Nodes where a collector fails: some of their limits are not watched. The node's dashboard names it.",
+				count("Blind", "green", "orange", "Nodes where a collector fails: some of their limits are not watched. The table of alerts names node and collector.",
 					"count(instance:sockpressure_collectors_failing:count > 0) or vector(0)"),
 			}},
+			{"Alerts", []panel{{
+				kind: table, title: "Alerts that fire", unit: number, width: 24, height: 9,
+				about:     "The alerts of this bundle that fire, those for the record (info) left out: the nodes behind the numbers above, each limit by its own levels. A click on the alert leads to its runbook, on the node to its dashboard.",
+				empty:     "while none fires, and where the alerts are not loaded",
+				queries:   []query{{"", `max by (alertname, severity, resource, collector, instance, job) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity!="info"})`}},
+				columns:   []column{{"severity", "Severity"}, {"instance", "Node"}, {"alertname", "Alert"}, {"resource", "Limit"}, {"collector", "Collector"}, {"job", "Job"}},
+				sorted:    []string{"Severity", "Alert"},
+				overrides: []object{named("Alert", links("Runbook", docs+"runbooks.md#${__value.raw}")), named("Node", links("The node", toNode))},
+			}}},
 			{"Nearest limits", []panel{
 				worst,
 				nodes(panel{
 					title: "Worst nodes", width: 12, base: "blue",
-					about:   "The 20 limits of nodes that are nearest: the highest share of the last 5 minutes. A click on the node leads to its dashboard.",
-					queries: []query{{"", "sort_desc(topk(20, instance_resource:sockpressure_saturation:max5m))"}},
+					about:   "The 20 limits of nodes that are nearest by their share, the highest of the last 5 minutes. Some limits are critical far below others (tcp_orphans at 50%): the alerts above go by each limit's own levels. A click on the node leads to its dashboard.",
+					queries: []query{{"", `sort_desc(topk(20, instance_resource:sockpressure_saturation:max5m{resource=~"$resource"}))`}},
 				}, "Share", share),
 				{
 					kind: lines, title: "Nearest limits over time", unit: share, width: 12, height: 10, cut: beyond,
 					about:   "Of each limit, the node that is nearest to it. Over all nodes of the job, whatever is chosen as Instance. A limit that is passed by far leaves the panel at its top.",
-					queries: []query{{"{{resource}}", "max by (resource) (job_resource:sockpressure_saturation:max5m)"}},
+					queries: []query{{"{{resource}}", `max by (resource) (job_resource:sockpressure_saturation:max5m{resource=~"$resource"})`}},
 				},
 				{
 					kind: lines, title: "Worst nodes over time", unit: share, width: 12, height: 10, cut: beyond,
-					about:   "The 10 nodes that are nearest to any limit, at each time those that were it then. A limit that is passed by far leaves the panel at its top.",
+					about:   "The 10 nodes that are nearest to any limit, at each time those that were it then, whatever is chosen as Limit. A limit that is passed by far leaves the panel at its top.",
 					queries: []query{{"{{instance}}", "topk(10, instance:sockpressure_saturation:max5m)"}},
 				},
 			}},
@@ -85,14 +95,14 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 			{"Drops and refusals", []panel{
 				{
 					kind: lines, title: "Refusals by limit", unit: perSecond, width: 12, height: 12, stacked: true,
-					about:   "What the kernel refused, dropped or killed a second, by the limit that was met; request_queue is that of connection requests. Counters with causes besides the limit are in: aborts on memory are also of orphans, reassembly failures also of lost fragments. Over all nodes of the job, whatever is chosen as Instance.",
-					queries: []query{{"{{resource}}", "sum by (resource) (job_resource:sockpressure_refusals:rate5m)"}},
+					about:   "What the kernel refused, dropped or killed a second, by the limit that was met; request_queue is that of connection requests. Counters with causes besides the limit are in: reassembly failures are also of lost fragments. What TCP memory and orphans, or memory and low memory, have in common counts for the one that was near. Over all nodes of the job, whatever is chosen as Instance.",
+					queries: []query{{"{{resource}}", `sum by (resource) (job_resource:sockpressure_refusals:rate5m{resource=~"$resource"})`}},
 				},
 				nodes(panel{
 					title: "Nodes that refuse", width: 12, base: "orange",
 					about:   "The 20 nodes and limits with the most refusals a second, over the last 5 minutes. A click on the node leads to its dashboard.",
 					empty:   "while the kernel of no node refuses anything",
-					queries: []query{{"", "sort_desc(topk(20, instance_resource:sockpressure_refusals:rate5m > 0))"}},
+					queries: []query{{"", `sort_desc(topk(20, instance_resource:sockpressure_refusals:rate5m{resource=~"$resource"} > 0))`}},
 				}, "Rate", perSecond),
 			}},
 		},

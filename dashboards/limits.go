@@ -20,7 +20,7 @@ type measure struct {
 	called string
 	// each is what one line of used is called, where there are several.
 	each string
-	// marks are thresholds of the kernel's own, instead of ours.
+	// marks are thresholds of the kernel's own, beside ours.
 	marks []mark
 	// empty is when there are no data.
 	empty string
@@ -30,14 +30,23 @@ type measure struct {
 // mark is a line between nothing and the limit.
 type mark struct{ name, color, expr string }
 
+// The colours of levels are those of the alerts everywhere; what is no level of
+// ours has none.
+const (
+	colorWarning  = "orange"
+	colorCritical = "red"
+	colorLimit    = "dark-red"
+	colorNeutral  = "text"
+)
+
 func measures() map[string]measure {
 	return map[string]measure{
 		"tcp_memory": {
 			used:  "sockpressure_tcp_memory_bytes",
 			limit: `sockpressure_tcp_memory_threshold_bytes{threshold="high"}`, called: ", high",
 			marks: []mark{
-				{"low", "yellow", `sockpressure_tcp_memory_threshold_bytes{threshold="low"}`},
-				{"pressure", "orange", `sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`},
+				{"low", colorNeutral, `sockpressure_tcp_memory_threshold_bytes{threshold="low"}`},
+				{"pressure", colorNeutral, `sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`},
 			},
 			note: "The limit is high; above pressure the kernel saves until usage is below low.",
 		},
@@ -45,8 +54,8 @@ func measures() map[string]measure {
 			used:  "sockpressure_udp_memory_bytes",
 			limit: `sockpressure_udp_memory_threshold_bytes{threshold="low"}`, called: ", low",
 			marks: []mark{
-				{"pressure", "text", `sockpressure_udp_memory_threshold_bytes{threshold="pressure"}`},
-				{"high", "text", `sockpressure_udp_memory_threshold_bytes{threshold="high"}`},
+				{"pressure", colorNeutral, `sockpressure_udp_memory_threshold_bytes{threshold="pressure"}`},
+				{"high", colorNeutral, `sockpressure_udp_memory_threshold_bytes{threshold="high"}`},
 			},
 			note: "The limit is low, the first number; pressure and high hardly matter.",
 		},
@@ -90,8 +99,8 @@ func measures() map[string]measure {
 
 		// Every member of a list has a limit of its own: the share is one scale for all.
 		"accept_queue": {
-			used: "sockpressure_accept_queue_length / clamp_min(sockpressure_accept_queue_limit, 1)", limit: "1", each: "{{listener}}",
-			note: "The listeners nearest to their limit. Where that is 0, one connection may wait all the same.", empty: "where nothing listens",
+			used: "sockpressure_accept_queue_saturation_ratio", limit: "1", each: "{{listener}}",
+			note: "The listeners nearest to their limit; of a SO_REUSEPORT group the fullest socket. Where the limit is 0, one connection may wait all the same.", empty: "where nothing listens",
 		},
 		"process_file_descriptors": {
 			used: "sockpressure_process_open_file_descriptors / sockpressure_process_file_descriptors_limit", limit: "1", each: "{{process}}",
@@ -114,10 +123,14 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 	if m.each == "" {
 		m.each = "used"
 	}
+	warning := percent(l.Warning)
+	if l.Mark != "" {
+		warning += " or " + l.Mark + ", whichever is less"
+	}
 	p := panel{
 		kind: lines, title: l.Resource, width: 8, height: 8, unit: unit, empty: m.empty,
 		about: fmt.Sprintf("At the limit: %s Moved by %s. Warning from %s, critical from %s. %s",
-			l.Effect, l.Sysctl, percent(l.Warning), percent(l.Critical), books.link(l.Resource)),
+			l.Effect, l.Sysctl, warning, percent(l.Critical), books.link(l.Resource)),
 		queries: []query{{m.each + " {{instance}}", m.used}},
 		limited: m.limit != "1",
 	}
@@ -126,22 +139,18 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 	}
 	if m.limit == "1" {
 		p.unit, p.top, p.drawn = share, 1, true
-		p.steps = []step{{l.Warning, "yellow"}, {l.Critical, "orange"}, {1, "red"}}
+		p.steps = []step{{l.Warning, colorWarning}, {l.Critical, colorCritical}, {1, colorLimit}}
 		if l.Critical == 1 {
 			p.steps = slices.Delete(p.steps, 1, 2)
 		}
 		return p
 	}
 	p.queries = append(p.queries, query{"limit" + m.called + " {{instance}}", m.limit})
-	p.overrides = []object{dashed("limit", "red")}
-	marks := m.marks
-	if marks == nil {
-		marks = []mark{
-			{"critical", "orange", fmt.Sprintf("%v * (%s)", l.Critical, m.limit)},
-			{"warning", "yellow", fmt.Sprintf("%v * (%s)", l.Warning, m.limit)},
-		}
-	}
-	for _, mark := range marks {
+	p.overrides = []object{dashed("limit", colorLimit)}
+	for _, mark := range append([]mark{
+		{"critical", colorCritical, fmt.Sprintf("%v * (%s)", l.Critical, m.limit)},
+		{"warning", colorWarning, fmt.Sprintf("%v * (%s)", l.Warning, m.limit)},
+	}, m.marks...) {
 		p.queries = append(p.queries, query{mark.name + " {{instance}}", mark.expr})
 		p.overrides = append(p.overrides, dashed(mark.name, mark.color))
 	}
@@ -153,10 +162,10 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 func nearest(expr string, limits []collector.LimitInfo, books runbooks) panel {
 	p := panel{
 		kind: bars, unit: share, top: 1, queries: []query{{"{{resource}}", expr}},
-		steps: []step{{0.7, "orange"}, {0.9, "red"}},
+		steps: []step{{0.7, colorWarning}, {0.9, colorCritical}},
 	}
 	for _, l := range limits {
-		properties := []object{property("thresholds", thresholds("", []step{{l.Warning, "orange"}, {l.Critical, "red"}}))}
+		properties := []object{property("thresholds", thresholds("", []step{{l.Warning, colorWarning}, {l.Critical, colorCritical}}))}
 		if url := books[l.Resource]; url != "" {
 			properties = append(properties, links("Runbook", url))
 		}

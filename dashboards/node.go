@@ -31,12 +31,13 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			now,
 			{
 				kind: lines, title: "Refusals now", unit: perSecond, width: 8, height: 13, stacked: true,
-				about: "What the kernel refuses, drops or kills a second, by the limit that is met; the last row has every counter by itself. Counters with causes besides the limit are in.",
+				about: "What the kernel refuses, drops or kills a second, by the limit that is met; the last row has every counter by itself. Counters with causes besides the limit are in; received data counts while TCP memory is at 90% or above.",
 				empty: "in part where the kernel has no such counter: no nf_conntrack, no IPv6, UDP memory before Linux 5.11",
 				queries: []query{
 					{"accept_queue {{instance}}", rate("tcp_listen_overflows_total")},
 					{"request_queue {{instance}}", rate("tcp_request_queue_full_drops_total")},
 					{"tcp_memory or tcp_orphans {{instance}}", rate("tcp_aborts_on_memory_total")},
+					{"tcp_memory: received data {{instance}}", rate("tcp_receive_queue_drops_total") + ` * ignoring (resource) (sockpressure_saturation_ratio{resource="tcp_memory"} >= bool 0.9)`},
 					{"tcp_time_wait {{instance}}", rate("tcp_time_wait_overflows_total")},
 					{"udp_memory {{instance}}", rate("udp_memory_errors_total")},
 					{"udp_memory, IPv6 {{instance}}", rate("udp6_memory_errors_total")},
@@ -50,9 +51,9 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			},
 			{
 				kind: table, title: "Alerts that fire", unit: number, width: 9, height: 13,
-				about:     "The alerts of this bundle that fire for the node. A click on the alert leads to its runbook.",
+				about:     "The alerts of this bundle that fire for the node, those for the record (info) left out. A click on the alert leads to its runbook.",
 				empty:     "while none fires, and where the alerts are not loaded",
-				queries:   []query{{"", `max by (alertname, severity, resource, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing"})`}},
+				queries:   []query{{"", `max by (alertname, severity, resource, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity!="info"})`}},
 				columns:   []column{{"severity", "Severity"}, {"alertname", "Alert"}, {"resource", "Limit"}, {"instance", "Node"}},
 				sorted:    []string{"Severity", "Alert"},
 				overrides: []object{named("Alert", links("Runbook", docs+"runbooks.md#${__value.raw}"))},
@@ -117,12 +118,12 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			limit("accept_queue"),
 			{
 				kind: table, title: "Listeners nearest to their limit", unit: number, width: 8, height: 8,
-				about: "Connections that wait to be accepted, and how many may: the backlog given to listen, at most net.core.somaxconn. A SO_REUSEPORT group is added up.",
+				about: "Connections that wait to be accepted, and how many may: the backlog given to listen, at most net.core.somaxconn. A SO_REUSEPORT group is added up, and its share is that of its fullest socket.",
 				empty: "where nothing listens",
 				queries: []query{
 					{"", "max by (listener, instance) (sockpressure_accept_queue_length)"},
 					{"", "max by (listener, instance) (sockpressure_accept_queue_limit)"},
-					{"", "max by (listener, instance) (sockpressure_accept_queue_length / clamp_min(sockpressure_accept_queue_limit, 1))"},
+					{"", "max by (listener, instance) (sockpressure_accept_queue_saturation_ratio)"},
 				},
 				columns:   []column{{"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"}, {"Value #C", "Share"}},
 				sorted:    []string{"Share"},
@@ -172,7 +173,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 					{"limit: low, total {{instance}}", "sockpressure_memory_low_total_bytes"},
 					{"high, free {{instance}}", "sockpressure_memory_high_free_bytes"},
 				},
-				overrides: []object{dashed("limit", "red")},
+				overrides: []object{dashed("limit", colorLimit)},
 			},
 		}},
 		{"Kernel refusals", []panel{

@@ -23,6 +23,7 @@ import (
 // kernels and hosts. Each says so in its description.
 func mayBeEmpty() []string {
 	return []string{
+		"sockpressure-fleet: Alerts that fire",
 		"sockpressure-fleet: Nodes that refuse",
 		"sockpressure-node: Refusals now",
 		"sockpressure-node: Alerts that fire",
@@ -101,10 +102,10 @@ rule_files: [%q]
 scrape_configs:
   - job_name: sockpressure
     static_configs:
-      - targets: [%q, %q]
+      - targets: [%q]
   - job_name: something else
     static_configs:
-      - targets: ["127.0.0.1:1"]
+      - targets: ["127.0.0.1:1", %q]
 `, rules, here, there), 0o600)
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +114,7 @@ scrape_configs:
 
 	// What Grafana puts in.
 	choose := func(q asked, instance string) asked {
-		q.expr = strings.NewReplacer("$job", "sockpressure", "$instance", instance, "$resource", ".+", "$__rate_interval", "5s").Replace(q.expr)
+		q.expr = strings.NewReplacer("$job", ".+", "$instance", instance, "$resource", ".+", "$__rate_interval", "5s").Replace(q.expr)
 		if strings.Contains(q.expr, "$") {
 			t.Errorf("%s: a variable that Grafana does not know: %s", q, q.expr)
 		}
@@ -122,6 +123,9 @@ scrape_configs:
 	var waiting []asked
 	for _, b := range boards(t) {
 		for _, q := range queries(b) {
+			if os.Geteuid() != 0 && q.String() == "sockpressure-node: Socket and conntrack caches" {
+				continue // the kernel shows them to root
+			}
 			waiting = append(waiting, choose(q, ".+"))
 			if !slices.Contains(mayBeEmpty(), q.String()) {
 				waiting = append(waiting, choose(q, strings.ReplaceAll(here, ".", `\\.`)))
@@ -146,7 +150,6 @@ scrape_configs:
 			if !ok {
 				continue
 			}
-			q.expr = strings.ReplaceAll(q.expr, "$job", ".+")
 			if q = choose(q, ".+"); ask(t, prometheus, q.expr+want) != 1 {
 				t.Errorf("%s: not%s: %s", q, want, q.expr)
 			}

@@ -36,6 +36,8 @@ func hue(name string) string {
 		return "#f07a1d"
 	case "red":
 		return "#d6303f"
+	case "dark-red":
+		return "#8c1d28"
 	}
 	return "#6b7280"
 }
