@@ -1,0 +1,71 @@
+package collector
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+)
+
+// TestLevel expects the levels of the row, and a warning from the kernel's own mark
+// where that is lower.
+func TestLevel(t *testing.T) {
+	info := &LimitInfo{Resource: "r", Warning: 0.7, Critical: 0.9}
+	for _, c := range []struct {
+		usage, mark float64 // of a limit of 1000; a mark of 0 is none
+		want        Level
+	}{
+		{690, 0, OK},
+		{700, 0, Warning},
+		{900, 0, Critical},
+		{690, 666, Warning},
+		{660, 666, OK},
+		{500, 500, Warning},
+		{710, 800, Warning},
+		{950, 980, Critical},
+	} {
+		l := LimitReading{LimitInfo: info, Usage: c.usage, Limit: 1000}
+		if c.mark > 0 {
+			l.saves = number(c.mark)
+		}
+		if got := l.Level(); got != c.want {
+			t.Errorf("usage %v, mark %v: %v, want %v", c.usage, c.mark, got, c.want)
+		}
+	}
+}
+
+// TestPressure expects a warning of TCP memory between pressure, two thirds of the
+// limit here, and the share that is the level of every host.
+func TestPressure(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("../testdata/linux-6.12")); err != nil {
+		t.Fatal(err)
+	}
+	const used = "TCP: inuse 5 orphan 0 tw 4 alloc 10 mem 31000\n" // of 45464 pages
+	path := filepath.Join(dir, "proc/net/sockstat")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = regexp.MustCompile(`(?m)^TCP: .*\n`).ReplaceAll(b, []byte(used))
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	k, err := OpenKernel(filepath.Join(dir, "proc"), filepath.Join(dir, "sys"), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	set := NewSet(k, []Spec{sockstatSpec()}, Config{Logger: slog.New(slog.DiscardHandler)})
+	for _, l := range Limits(set.Read(t.Context(), All)) {
+		if l.Resource != "tcp_memory" {
+			continue
+		}
+		if s := l.Saturation(); s < 0.67 || s >= l.LimitInfo.Warning || l.Level() != Warning {
+			t.Errorf("at %v of the limit: %v", s, l.Level())
+		}
+		return
+	}
+	t.Error("there is no limit of TCP memory")
+}
