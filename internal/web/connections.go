@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"time"
 )
 
 // maxConnections is how many connections may be open: each takes some 20 kB while
@@ -13,71 +12,89 @@ import (
 const maxConnections = 256
 
 // connections bounds how many connections are open at once. Where there are too
-// many, the address that has the most loses the one that was idle for longest: who
-// opens many loses their own, and not the one that Prometheus keeps.
+// many, the address that has the most loses one of its own: who opens many takes
+// none from others, whatever state they are in, and not the one that Prometheus
+// keeps.
 type connections struct {
 	limit int
 
 	mu   sync.Mutex
 	open map[net.Conn]*connection
+	// changes counts the changes of state, to tell what came first.
+	changes uint64
 }
 
 type connection struct {
-	from string // address, without the port
-	// idle is since when no request is served, zero while one is.
-	idle time.Time
+	from  string // address, without the port
+	state http.ConnState
+	since uint64 // the change that brought the state
 }
 
 // changed is for ConnState of http.Server.
 func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.changes++
 	switch state {
 	case http.StateNew:
 		from, _, err := net.SplitHostPort(conn.RemoteAddr().String())
 		if err != nil {
 			from = "" // a Unix socket's
 		}
-		c.open[conn] = &connection{from, time.Now()}
+		c.open[conn] = &connection{from, state, c.changes}
 		for len(c.open) > c.limit {
-			extra := c.extra(conn)
-			delete(c.open, extra)
-			if secure, ok := extra.(*tls.Conn); ok {
-				extra = secure.NetConn() // a goodbye takes as long as the client likes
-			}
-			_ = extra.Close()
+			c.cut(c.extra(from))
 		}
-	case http.StateActive:
+	case http.StateActive, http.StateIdle:
 		if o := c.open[conn]; o != nil {
-			o.idle = time.Time{}
-		}
-	case http.StateIdle:
-		if o := c.open[conn]; o != nil {
-			o.idle = time.Now()
+			o.state, o.since = state, c.changes
 		}
 	case http.StateClosed, http.StateHijacked:
 		delete(c.open, conn)
 	}
 }
 
-// extra chooses the connection to close, the one that has just come if requests
-// are being served on all others.
-func (c *connections) extra(last net.Conn) net.Conn {
-	idle := map[string]int{}
+// cut closes a connection, whatever is under way on it.
+func (c *connections) cut(conn net.Conn) {
+	delete(c.open, conn)
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn() // a goodbye takes as long as the client likes
+	}
+	_ = conn.Close()
+}
+
+// extra chooses the connection to close after one came from an address. It is one
+// of the address that has the most, of the new one's if others have as many: so a
+// crowd of addresses with one connection each takes none from Prometheus either.
+//
+// Of these it is the one that is idle for longest, and if none is, the one that is
+// in its state for longest. That is for Prometheus and a flood behind one address:
+// it can lose its connection while it is idle, and then asks again on a new one by
+// itself, while a scrape that is cut off is lost. The new one goes after all that
+// wait already. Where no file descriptor is left, no new one comes, and none is
+// closed for it.
+func (c *connections) extra(from string) net.Conn {
+	has := map[string]int{}
 	for _, o := range c.open {
-		if !o.idle.IsZero() {
-			idle[o.from]++
+		has[o.from]++
+	}
+	for address, n := range has {
+		if n > has[from] {
+			from = address
 		}
 	}
-	chosen := last
+	var chosen net.Conn
 	for conn, o := range c.open {
-		if o.idle.IsZero() {
-			continue
-		}
-		than := c.open[chosen]
-		if n, most := idle[o.from], idle[than.from]; n > most || n == most && o.idle.Before(than.idle) {
+		if o.from == from && (chosen == nil || o.before(c.open[chosen])) {
 			chosen = conn
 		}
 	}
 	return chosen
+}
+
+func (o *connection) before(other *connection) bool {
+	if idle := o.state == http.StateIdle; idle != (other.state == http.StateIdle) {
+		return idle
+	}
+	return o.since < other.since
 }

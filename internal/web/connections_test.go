@@ -2,118 +2,274 @@ package web
 
 import (
 	"bufio"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 )
 
-// TestConnections expects that a client with very many connections loses its own,
-// and that another one keeps the one that it has had for longest.
-func TestConnections(t *testing.T) {
-	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+// few is a server that takes ten connections. It answers, at /held not to the end
+// before the test is over.
+type few struct {
+	*testing.T
+	all    connections
+	server *httptest.Server
+}
+
+func serveFew(t *testing.T, secure bool) *few {
+	t.Helper()
+	f := &few{T: t, all: connections{limit: 10, open: map[net.Conn]*connection{}}}
 	held := make(chan struct{})
-	all := connections{limit: 10, open: map[net.Conn]*connection{}}
-	server := &http.Server{ConnState: all.changed, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	f.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "something")
 		if r.URL.Path == "/held" {
-			w.WriteHeader(http.StatusOK)
 			_ = http.NewResponseController(w).Flush()
 			<-held
 		}
-	})}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
-
-	dial := func(from string) net.Conn {
-		t.Helper()
-		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
-		conn, err := dialer.DialContext(t.Context(), "tcp", listener.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = conn.Close() })
-		return conn
+	}))
+	f.server.Config.ConnState = f.all.changed
+	f.server.EnableHTTP2 = true
+	if secure {
+		f.server.StartTLS()
+	} else {
+		f.server.Start()
 	}
-	ask := func(conn net.Conn, path string) error {
-		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
-		resp, err := http.ReadResponse(bufio.NewReader(conn), nil) //nolint:bodyclose // it may not end; the connection is closed
-		if err == nil && resp.StatusCode != http.StatusOK {
-			err = fmt.Errorf("status %s", resp.Status)
-		}
+	t.Cleanup(func() {
+		close(held)
+		// None is left when all are gone; the clients have closed theirs.
+		f.until("connections are left", func() bool { return len(f.all.open) == 0 })
+		f.server.Close()
+	})
+	return f
+}
+
+func (f *few) dial(from string) net.Conn {
+	f.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	conn, err := dialer.DialContext(f.Context(), "tcp", f.server.Listener.Addr().String())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	return conn
+}
+
+// dialTLS has a connection over TLS with this protocol on it.
+func (f *few) dialTLS(from, protocol string) net.Conn {
+	f.Helper()
+	roots := x509.NewCertPool()
+	roots.AddCert(f.server.Certificate())
+	conn := tls.Client(f.dial(from), &tls.Config{RootCAs: roots, ServerName: "example.com", NextProtos: []string{protocol}})
+	if err := conn.HandshakeContext(f.Context()); err != nil {
+		f.Fatal(err)
+	}
+	return conn
+}
+
+// ask makes a request, and returns once the server knows of its end too.
+func (f *few) ask(conn net.Conn, path string) error {
+	f.Helper()
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
 		return err
 	}
-
+	if path == "/held" {
+		return nil
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if _, err := io.ReadAll(resp.Body); err != nil {
+		return err
+	}
 	// The client has its answer a moment before the connection is idle.
-	until := func(what string, done func() bool) {
-		t.Helper()
-		for end := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Microsecond) {
-			all.mu.Lock()
-			ok := done()
-			all.mu.Unlock()
-			if ok {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatal(what)
-			}
-		}
-	}
-	idle := func() bool {
-		for _, o := range all.open {
-			if o.idle.IsZero() {
-				return false
-			}
-		}
-		return true
-	}
+	f.until("the connection is not idle", func() bool { return f.state(conn) == http.StateIdle })
+	return nil
+}
 
-	prometheus := dial("127.0.0.2")
-	if err := ask(prometheus, "/"); err != nil {
+// state is what the server has the connection for.
+func (f *few) state(conn net.Conn) http.ConnState {
+	for c, o := range f.all.open {
+		if c.RemoteAddr().String() == conn.LocalAddr().String() {
+			return o.state
+		}
+	}
+	return http.StateClosed
+}
+
+func (f *few) until(what string, done func() bool) {
+	f.Helper()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Microsecond) {
+		f.all.mu.Lock()
+		ok, n := done(), len(f.all.open)
+		f.all.mu.Unlock()
+		if n > 10 {
+			f.Fatalf("%d connections are open, want 10 at most", n)
+		}
+		if ok {
+			return
+		}
+		if time.Now().After(end) {
+			f.Fatal(what)
+		}
+	}
+}
+
+// TestConnections expects that a client with very many connections loses its own,
+// and that another one keeps the one that it has had for longest.
+func TestConnections(t *testing.T) {
+	f := serveFew(t, false)
+	prometheus := f.dial("127.0.0.2")
+	if err := f.ask(prometheus, "/"); err != nil {
 		t.Fatal(err)
 	}
 	var greedy []net.Conn
 	for range 50 {
-		conn := dial("127.0.0.1")
-		if err := ask(conn, "/"); err != nil {
+		conn := f.dial("127.0.0.1")
+		if err := f.ask(conn, "/"); err != nil {
 			t.Fatal("a new connection is not served:", err)
 		}
-		until("a connection is not idle again", idle)
 		greedy = append(greedy, conn)
 	}
-	all.mu.Lock()
-	if n := len(all.open); n > 10 {
-		t.Errorf("%d connections are open, want 10 at most", n)
-	}
-	all.mu.Unlock()
-	if err := ask(prometheus, "/"); err != nil {
-		t.Error("the other client has lost its connection:", err)
-	}
-	if err := ask(greedy[0], "/"); err == nil {
+	if err := f.ask(greedy[0], "/"); err == nil {
 		t.Error("the oldest connection is still there")
 	}
-	if err := ask(greedy[49], "/"); err != nil {
+	if err := f.ask(greedy[49], "/"); err != nil {
 		t.Error("the newest connection is gone:", err)
 	}
 
-	// Where all are at work, it is the new one that has to go.
-	for _, conn := range append(greedy[41:], prometheus) {
-		if err := ask(conn, "/held"); err != nil {
+	// Where all of the greedy one's are at work, it loses the one that is for longest.
+	held := greedy[41:]
+	for _, conn := range held {
+		if err := f.ask(conn, "/held"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := ask(dial("127.0.0.3"), "/"); err == nil {
-		t.Error("a connection beyond the limit is served while none is idle")
+	for _, from := range []string{"127.0.0.3", "127.0.0.1"} {
+		if err := f.ask(f.dial(from), "/"); err != nil {
+			t.Errorf("%s is not served: %v", from, err)
+		}
 	}
-	close(held)
+	for i, conn := range held {
+		want := http.StateActive
+		if i < 2 {
+			want = http.StateClosed
+		}
+		f.until(fmt.Sprintf("request %d of those under way is not %v", i, want), func() bool { return f.state(conn) == want })
+	}
+	if err := f.ask(prometheus, "/"); err != nil {
+		t.Error("the other client has lost its connection:", err)
+	}
+}
 
-	// None is left when all are gone.
-	for _, conn := range append(greedy, prometheus) {
-		_ = conn.Close()
+// TestCrowd expects that addresses with a connection each leave the others theirs.
+func TestCrowd(t *testing.T) {
+	f := serveFew(t, false)
+	prometheus := f.dial("127.0.0.2")
+	if err := f.ask(prometheus, "/"); err != nil {
+		t.Fatal(err)
 	}
-	until("connections are left", func() bool { return len(all.open) == 0 })
+	for i := range 50 {
+		conn := f.dial(fmt.Sprintf("127.0.1.%d", i+1))
+		if err := f.ask(conn, "/"); (err == nil) != (i < 9) {
+			t.Errorf("connection %d of others: %v", i+1, err)
+		}
+	}
+	if err := f.ask(prometheus, "/"); err != nil {
+		t.Error("Prometheus has lost its connection:", err)
+	}
+}
+
+// TestFlood expects that a client whose requests or answers do not end closes only
+// its own connections.
+func TestFlood(t *testing.T) {
+	for name, c := range map[string]struct {
+		secure bool
+		begin  func(f *few) net.Conn
+	}{
+		"nothing": {false, func(f *few) net.Conn { return f.dial("127.0.0.1") }},
+		"half a header": {false, func(f *few) net.Conn {
+			conn := f.dial("127.0.0.1")
+			fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHo")
+			return conn
+		}},
+		"no body": {false, func(f *few) net.Conn {
+			conn := f.dial("127.0.0.1")
+			fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+			f.until("no request has come", func() bool { return f.state(conn) == http.StateActive })
+			return conn
+		}},
+		"answers unread": {true, func(f *few) net.Conn {
+			conn := f.dialTLS("127.0.0.1", "h2")
+			if _, err := conn.Write(unread()); err != nil {
+				f.Fatal(err)
+			}
+			// It was active for a moment before its request, too: the setting is
+			// acknowledged before the request is looked at.
+			answered := make([]byte, 9)
+			for answered[3] != frameHeaders {
+				if _, err := io.ReadFull(conn, answered); err != nil {
+					f.Fatal(err)
+				}
+				if _, err := io.CopyN(io.Discard, conn, int64(answered[1])<<8+int64(answered[2])); err != nil {
+					f.Fatal(err)
+				}
+			}
+			return conn
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := serveFew(t, c.secure)
+			dial := f.dial
+			if c.secure {
+				dial = func(from string) net.Conn { return f.dialTLS(from, "http/1.1") }
+			}
+			prometheus := dial("127.0.0.2")
+			if err := f.ask(prometheus, "/"); err != nil {
+				t.Fatal(err)
+			}
+			var flood []net.Conn
+			for range 30 {
+				flood = append(flood, c.begin(f))
+			}
+			if err := f.ask(prometheus, "/"); err != nil {
+				t.Error("Prometheus has lost its connection:", err)
+			}
+			// Others come in as well, and whoever shares the flood's address.
+			for _, from := range []string{"127.0.0.3", "127.0.0.2", "127.0.0.1"} {
+				if err := f.ask(dial(from), "/"); err != nil {
+					t.Errorf("%s is not served: %v", from, err)
+				}
+			}
+			if err := f.ask(prometheus, "/"); err != nil {
+				t.Error("Prometheus has lost its connection at last:", err)
+			}
+			f.until("it was no flood", func() bool {
+				return f.state(flood[0]) == http.StateClosed && f.state(flood[29]) != http.StateClosed
+			})
+		})
+	}
+}
+
+const (
+	frameHeaders  = 1
+	frameSettings = 4
+)
+
+// unread is a request by HTTP/2 with no room for the body of the answer.
+func unread() []byte {
+	frame := func(b []byte, kind, flags byte, stream uint32, payload string) []byte {
+		b = append(b, 0, 0, byte(len(payload)), kind, flags)
+		return append(binary.BigEndian.AppendUint32(b, stream), payload...)
+	}
+	b := []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	b = frame(b, frameSettings, 0, 0, "\x00\x04\x00\x00\x00\x00") // INITIAL_WINDOW_SIZE 0
+	// GET, /, https from the static table, and x as the authority; that is all.
+	return frame(b, frameHeaders, 5, 1, "\x82\x84\x87\x01\x01x")
 }

@@ -40,7 +40,9 @@ const (
 	defaultTimeout = 10 * time.Second
 	maxTimeout     = 2 * time.Minute
 	minTimeout     = 100 * time.Millisecond
-	// writeTimeout is what a client has to read the page.
+	// readTimeout is what a client has to send its request, a body that nobody reads
+	// included, and writeTimeout what it has to read the page.
+	readTimeout  = 5 * time.Second
 	writeTimeout = 30 * time.Second
 )
 
@@ -51,14 +53,13 @@ const (
 func Server(set *collector.Set, c Config) *http.Server {
 	all := connections{limit: max(maxConnections, 4*c.MaxRequests), open: map[net.Conn]*connection{}}
 	return &http.Server{
-		ConnState:         all.changed,
-		Handler:           handler(set, c),
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       5 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+		ConnState:      all.changed,
+		Handler:        handler(set, c),
+		ReadTimeout:    readTimeout,
+		WriteTimeout:   writeTimeout,
+		IdleTimeout:    5 * time.Minute,
+		MaxHeaderBytes: 64 << 10,
+		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}
 }
 
