@@ -101,16 +101,35 @@ func metrics(set *collector.Set, c Config) http.Handler {
 		if c.Exporter != nil {
 			gatherers = append(gatherers, c.Exporter)
 		}
+		a := &answer{ResponseWriter: w}
 		promhttp.HandlerFor(gatherers, promhttp.HandlerOpts{
 			EnableOpenMetrics: true,
 			ErrorHandling:     promhttp.ContinueOnError,
 			ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelWarn),
-		}).ServeHTTP(w, r)
+		}).ServeHTTP(a, r)
+		if a.err != nil {
+			c.Logger.Debug("A client did not take all of its page", "client", r.RemoteAddr, "err", a.err)
+		}
 	})
 	if c.Exporter != nil {
 		h = promhttp.InstrumentMetricHandler(c.Exporter, h)
 	}
 	return h
+}
+
+// answer keeps to itself that the client is gone. promhttp goes on after an error,
+// as it should after that of a single metric, and would warn of a client that gave
+// up once for each of the metrics that are left.
+type answer struct {
+	http.ResponseWriter
+	err error // of the first Write that failed; what comes after it is dropped
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	if a.err == nil {
+		_, a.err = a.ResponseWriter.Write(b)
+	}
+	return len(b), nil
 }
 
 // bounded serves at most n requests at once.

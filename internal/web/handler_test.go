@@ -1,10 +1,90 @@
 package web
 
 import (
+	"bytes"
+	"errors"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
+
+// leaving is a client that goes away after so many writes.
+type leaving struct {
+	*httptest.ResponseRecorder
+	takes int
+}
+
+func (l *leaving) Write(b []byte) (int, error) {
+	l.takes--
+	if l.takes < 0 {
+		return 0, errors.New("client disconnected")
+	}
+	return l.ResponseRecorder.Write(b)
+}
+
+// broken is a collector that cannot give its metric.
+type broken struct{}
+
+func (broken) Describe(chan<- *prometheus.Desc) {}
+
+func (broken) Collect(ch chan<- prometheus.Metric) {
+	err := errors.New("broken")
+	ch <- prometheus.NewInvalidMetric(prometheus.NewInvalidDesc(err), err)
+}
+
+// TestErrors expects one warning of a metric that fails, with all others served,
+// and none of a client that goes away, to which nothing more is sent.
+func TestErrors(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes         int
+		broken        bool
+		warned, noted int
+	}{
+		"all is well":               {1000, false, 0, 0},
+		"no client":                 {0, false, 0, 1},
+		"half a client":             {20, false, 0, 1},
+		"broken metric":             {1000, true, 1, 0},
+		"broken metric, no client":  {0, true, 1, 1},
+		"broken metric, then leave": {20, true, 1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			exporter := prometheus.NewRegistry()
+			if c.broken {
+				exporter.MustRegister(broken{})
+			}
+			var log bytes.Buffer
+			h := handler(recordedSet(t, nil), Config{
+				TelemetryPath: "/metrics", MaxRequests: 1, Exporter: exporter,
+				Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			})
+			client := &leaving{httptest.NewRecorder(), c.takes}
+			h.ServeHTTP(client, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
+			if got := strings.Count(log.String(), "level=WARN"); got != c.warned {
+				t.Errorf("%d warnings, want %d", got, c.warned)
+			}
+			if got := strings.Count(log.String(), "\n") - c.warned; got != c.noted {
+				t.Errorf("%d other lines, want %d", got, c.noted)
+			}
+			// What it exports of itself comes last.
+			complete := strings.Contains(client.Body.String(), "\nsockpressure_tcp_memory_bytes ") &&
+				strings.Contains(client.Body.String(), "\npromhttp_metric_handler_requests_in_flight 1\n")
+			if complete != (c.noted == 0) {
+				t.Errorf("the page is complete: %t", complete)
+			}
+			if client.takes < -1 {
+				t.Errorf("%d writes after one that failed", -1-client.takes)
+			}
+			if t.Failed() {
+				t.Logf("log, shortened: %.500s\n%s", log.String(), client.Body.String())
+			}
+		})
+	}
+}
 
 func TestScrapeTimeout(t *testing.T) {
 	for header, want := range map[string]time.Duration{

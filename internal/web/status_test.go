@@ -22,6 +22,12 @@ import (
 // recorded serves a recorded kernel, which files may change.
 func recorded(t *testing.T, files map[string]string) http.Handler {
 	t.Helper()
+	c := Config{TelemetryPath: "/metrics", MaxRequests: 1, Host: "<node>", Version: "1.2.3", Logger: slog.New(slog.DiscardHandler)}
+	return handler(recordedSet(t, files), c)
+}
+
+func recordedSet(t *testing.T, files map[string]string) *collector.Set {
+	t.Helper()
 	proc := t.TempDir()
 	if err := os.CopyFS(proc, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
 		t.Fatal(err)
@@ -39,9 +45,7 @@ func recorded(t *testing.T, files map[string]string) http.Handler {
 	if err != nil {
 		t.Fatal(err)
 	}
-	logger := slog.New(slog.DiscardHandler)
-	set := collector.NewSet(k, collector.Specs(), collector.Config{Logger: logger})
-	return handler(set, Config{TelemetryPath: "/metrics", MaxRequests: 1, Host: "<node>", Version: "1.2.3", Logger: logger})
+	return collector.NewSet(k, collector.Specs(), collector.Config{Logger: slog.New(slog.DiscardHandler)})
 }
 
 // get returns the header and the body of a page.
