@@ -197,7 +197,10 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 		select {
 		case <-t.run.done:
 		default:
-			t.report(errDeadline)
+			// A client that went away before its deadline says nothing of the collector.
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				t.report(errDeadline)
+			}
 			return Result{Collector: t.spec.Name, Err: errDeadline, Duration: time.Since(asked)}
 		}
 	}

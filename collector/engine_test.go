@@ -204,10 +204,11 @@ func TestDeadlineOfAnother(t *testing.T) {
 }
 
 // TestClientGoesAway expects a reading to go on when its scrape was cancelled,
-// for the others that share it.
+// for the others that share it, and that nothing is said of it.
 func TestClientGoesAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		set := fakeSet(nil, fake("slow", false, func(ctx context.Context) (float64, error) {
+		var log bytes.Buffer
+		set := fakeSet(slog.New(slog.NewTextHandler(&log, nil)), fake("slow", false, func(ctx context.Context) (float64, error) {
 			time.Sleep(2 * time.Second)
 			return 1, ctx.Err()
 		}))
@@ -217,6 +218,9 @@ func TestClientGoesAway(t *testing.T) {
 		time.AfterFunc(time.Second, goAway)
 		if r := set.Read(t.Context(), All)[0]; r.Err != nil {
 			t.Error(r.Err)
+		}
+		if log.Len() > 0 {
+			t.Errorf("it says %q", log.String())
 		}
 	})
 }
