@@ -132,7 +132,13 @@ func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logg
 		logger.Info("Stopping")
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastRequests)
 		defer cancel()
-		stopped <- server.Shutdown(ctx)
+		err := server.Shutdown(ctx)
+		if errors.Is(err, context.DeadlineExceeded) {
+			// A client that does not come to an end is no failure of ours.
+			logger.Warn("Closing connections whose requests have not ended")
+			err = server.Close()
+		}
+		stopped <- err
 	}()
 	if err := toolkit.ListenAndServe(server, c.web, logger); !errors.Is(err, http.ErrServerClosed) {
 		return err

@@ -1,15 +1,20 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -134,6 +139,96 @@ func TestHelpAndVersion(t *testing.T) {
 			t.Errorf("%s: status %d, %q, %q", arg, status, stdout.String(), stderr.String())
 		}
 	}
+}
+
+// TestStop expects status 0 at the end of ctx, whatever clients leave unfinished,
+// and that nothing but a request is waited for.
+func TestStop(t *testing.T) {
+	for name, c := range map[string]struct {
+		sends string
+		waits bool
+	}{
+		"nothing":       {"", false},
+		"half a header": {"GET /metrics HTTP/1.1\r\nHo", false},
+		"a scrape":      {"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			proc := t.TempDir()
+			if err := errors.Join(os.MkdirAll(filepath.Join(proc, "sys/fs"), 0o755),
+				os.WriteFile(filepath.Join(proc, "version"), []byte("Linux version 6.12.0\n"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			log, stderr := io.Pipe()
+			status := make(chan int, 1)
+			go func() {
+				status <- run(ctx, []string{
+					"--web.listen-address=127.0.0.1:0", "--path.procfs=" + proc,
+					"--collector.disable-defaults", "--collector.filefd",
+				}, io.Discard, stderr)
+				_ = stderr.Close()
+			}()
+			// That is the last that it says until it stops.
+			address := regexp.MustCompile(`msg="TLS is disabled." .*address=(\S+)`)
+			var stopped time.Time
+			var warnings []string
+			for lines := bufio.NewScanner(log); lines.Scan(); {
+				if strings.Contains(lines.Text(), "level=WARN") {
+					warnings = append(warnings, lines.Text())
+				}
+				if m := address.FindStringSubmatch(lines.Text()); m != nil {
+					// To open a pipe that nobody writes to takes forever.
+					pipe := filepath.Join(proc, "sys/fs/file-nr")
+					if err := unix.Mkfifo(pipe, 0o600); err != nil {
+						t.Fatal(err)
+					}
+					defer unblock(t, pipe)
+					defer send(t, m[1], c.sends)()
+					stopped = time.Now()
+					stop()
+				}
+			}
+			if got := <-status; got != 0 {
+				t.Errorf("status %d", got)
+			}
+			took := time.Since(stopped)
+			if waited := took > lastRequests-time.Second; waited != c.waits || took > lastRequests+5*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			// Outside of the host's network namespace it says so at its start.
+			warnings = slices.DeleteFunc(warnings, func(s string) bool { return strings.Contains(s, "network namespace") })
+			if len(warnings) > 1 || len(warnings) == 1 != c.waits {
+				t.Errorf("it warns: %q", warnings)
+			}
+		})
+	}
+}
+
+// send opens a connection and sends something. The function that it returns closes
+// it.
+func send(t *testing.T, address, something string) func() {
+	t.Helper()
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, something); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // for the server to begin
+	return func() { _ = conn.Close() }
+}
+
+// unblock ends what waits for a writer of the pipe.
+func unblock(t *testing.T, pipe string) {
+	t.Helper()
+	f, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = f.Close()
 }
 
 // TestCheckMisused expects that a plugin that is called wrongly neither warns nor

@@ -63,6 +63,18 @@ func (c *connections) cut(conn net.Conn) {
 	_ = conn.Close()
 }
 
+// cutUnused closes the connections that have not brought a whole request yet, such
+// as those that a browser opens in advance: a server that stops would wait for them.
+func (c *connections) cutUnused() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn, o := range c.open {
+		if o.state == http.StateNew {
+			c.cut(conn)
+		}
+	}
+}
+
 // extra chooses the connection to close after one came from an address. It is one
 // of the address that has the most, of the new one's if others have as many: so a
 // crowd of addresses with one connection each takes none from Prometheus either.

@@ -52,7 +52,7 @@ const (
 // only way in.
 func Server(set *collector.Set, c Config) *http.Server {
 	all := connections{limit: max(maxConnections, 4*c.MaxRequests), open: map[net.Conn]*connection{}}
-	return &http.Server{
+	server := &http.Server{
 		ConnState:      all.changed,
 		Handler:        handler(set, c),
 		ReadTimeout:    readTimeout,
@@ -61,6 +61,8 @@ func Server(set *collector.Set, c Config) *http.Server {
 		MaxHeaderBytes: 64 << 10,
 		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}
+	server.RegisterOnShutdown(all.cutUnused)
+	return server
 }
 
 func handler(set *collector.Set, c Config) http.Handler {
