@@ -11,6 +11,10 @@ import (
 // it is idle, and a file descriptor.
 const maxConnections = 256
 
+// maxStreams is how many requests may be under way on one connection by HTTP/2:
+// each takes some 20 kB too while its answer is not read. Prometheus makes one.
+const maxStreams = 4
+
 // connections bounds how many connections are open at once. Where there are too
 // many, the address that has the most loses one of its own: who opens many takes
 // none from others, whatever state they are in, and not the one that Prometheus

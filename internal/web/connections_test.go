@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -207,19 +208,8 @@ func TestFlood(t *testing.T) {
 		}},
 		"answers unread": {true, func(f *few) net.Conn {
 			conn := f.dialTLS("127.0.0.1", "h2")
-			if _, err := conn.Write(unread()); err != nil {
-				f.Fatal(err)
-			}
-			// It was active for a moment before its request, too: the setting is
-			// acknowledged before the request is looked at.
-			answered := make([]byte, 9)
-			for answered[3] != frameHeaders {
-				if _, err := io.ReadFull(conn, answered); err != nil {
-					f.Fatal(err)
-				}
-				if _, err := io.CopyN(io.Discard, conn, int64(answered[1])<<8+int64(answered[2])); err != nil {
-					f.Fatal(err)
-				}
+			if answered, _ := leaveUnread(f.T, conn, 1); answered != 1 {
+				f.Fatal("no request has come")
 			}
 			return conn
 		}},
@@ -257,19 +247,50 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-const (
-	frameHeaders  = 1
-	frameSettings = 4
-)
+// TestStreams expects few requests at once to be served on a connection by HTTP/2.
+func TestStreams(t *testing.T) {
+	c := Config{TelemetryPath: "/metrics", MaxRequests: 1000, Logger: slog.New(slog.DiscardHandler)}
+	f := few{T: t, server: httptest.NewUnstartedServer(nil)}
+	f.server.Config = Server(recordedSet(t, nil), c)
+	f.server.EnableHTTP2 = true
+	f.server.StartTLS()
+	t.Cleanup(f.server.Close)
+	if answered, refused := leaveUnread(t, f.dialTLS("127.0.0.1", "h2"), 250); answered != maxStreams || refused != 250-maxStreams {
+		t.Errorf("%d requests are answered and %d refused, want %d answered", answered, refused, maxStreams)
+	}
+}
 
-// unread is a request by HTTP/2 with no room for the body of the answer.
-func unread() []byte {
-	frame := func(b []byte, kind, flags byte, stream uint32, payload string) []byte {
+// leaveUnread makes requests by HTTP/2 with no room for the bodies of the answers,
+// and waits until each is answered or refused.
+func leaveUnread(t *testing.T, conn net.Conn, requests int) (answered, refused int) {
+	t.Helper()
+	const headers, reset, settings = 1, 3, 4
+	frame := func(b []byte, kind, flags byte, stream int, payload string) []byte {
 		b = append(b, 0, 0, byte(len(payload)), kind, flags)
-		return append(binary.BigEndian.AppendUint32(b, stream), payload...)
+		return append(binary.BigEndian.AppendUint32(b, uint32(stream)), payload...)
 	}
 	b := []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-	b = frame(b, frameSettings, 0, 0, "\x00\x04\x00\x00\x00\x00") // INITIAL_WINDOW_SIZE 0
-	// GET, /, https from the static table, and x as the authority; that is all.
-	return frame(b, frameHeaders, 5, 1, "\x82\x84\x87\x01\x01x")
+	b = frame(b, settings, 0, 0, "\x00\x04\x00\x00\x00\x00") // INITIAL_WINDOW_SIZE 0
+	for i := range requests {
+		// GET, /, https from the static table, and x as the authority; that is all.
+		b = frame(b, headers, 5, 2*i+1, "\x82\x84\x87\x01\x01x")
+	}
+	if _, err := conn.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	for head := make([]byte, 9); answered+refused < requests; {
+		if _, err := io.ReadFull(conn, head); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.CopyN(io.Discard, conn, int64(head[1])<<8+int64(head[2])); err != nil {
+			t.Fatal(err)
+		}
+		switch head[3] {
+		case headers:
+			answered++
+		case reset:
+			refused++
+		}
+	}
+	return answered, refused
 }

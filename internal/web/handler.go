@@ -59,6 +59,7 @@ func Server(set *collector.Set, c Config) *http.Server {
 		WriteTimeout:   writeTimeout,
 		IdleTimeout:    5 * time.Minute,
 		MaxHeaderBytes: 64 << 10,
+		HTTP2:          &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
 	}
 	server.RegisterOnShutdown(all.cutUnused)
