@@ -38,6 +38,7 @@ func main() {
 	}
 	// Only by these variables does kingpin take templates for other than --help.
 	kingpin.ManPageTemplate = manPage
+	kingpin.BashCompletionTemplate = bashCompletion
 	kingpin.ZshCompletionTemplate = zshCompletion
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

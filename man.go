@@ -88,17 +88,11 @@ Serve on one address, without looking at processes:
 https://github.com/sockpressure/sockpressure_exporter
 `
 
-// zshCompletion is what --completion-script-zsh prints. kingpin's own does not
-// complete at the first tab of a shell, which only loads it.
-const zshCompletion = `#compdef {{.App.Name}}
-local -a matches=(${(f)"$(${words[1]} --completion-bash "${(@)words[2,$CURRENT]}")"})
-compadd -a matches || _files
-`
-
-// manFuncs are functions that manPage needs beside kingpin's.
+// manFuncs are functions that manPage and the completions need beside kingpin's.
 func manFuncs() template.FuncMap {
 	return template.FuncMap{
-		"roff": roff,
+		"roff":   roff,
+		"values": values,
 		"manVersion": func() string {
 			return version.Version
 		},
