@@ -53,10 +53,19 @@ exits with 0 after SIGTERM or SIGINT, and with 1 if it cannot start.
 exits as plugins for monitoring do: with 0, 1, 2 or 3, see above.
 .SH ENVIRONMENT
 .TP
+.B GOMAXPROCS
+Processors that Go code may run on at once.
+Without it, one.
+.TP
 .B NO_COLOR
-If it is set,
+If it is set and not empty,
 .B check
 does not colour what it prints to a terminal.
+.TP
+.B TERM
+If it is dumb,
+.B check
+does not colour either.
 .SH FILES
 .TP
 .IR /etc/default/sockpressure_exporter ", " /etc/sysconfig/sockpressure_exporter
