@@ -146,9 +146,10 @@ func TestChartIsThePlainManifest(t *testing.T) {
 	}
 }
 
-// TestSelectors: whatever the values, the DaemonSet and the PodMonitor find the pods.
+// TestSelectors: whatever the values or the namespace, the DaemonSet and the PodMonitor
+// find the pods.
 func TestSelectors(t *testing.T) {
-	for _, name := range []string{"chart-everything", "chart-tls", "chart-auth"} {
+	for _, name := range []string{"chart-everything", "chart-tls", "chart-auth", "elsewhere"} {
 		daemonSet, monitor := only(t, name, "DaemonSet"), only(t, name, "PodMonitor")
 		labels := at(t, daemonSet, "spec", "template", "metadata", "labels").(object)
 		for _, selector := range []any{at(t, daemonSet, "spec", "selector", "matchLabels"), at(t, monitor, "spec", "selector", "matchLabels")} {
@@ -161,7 +162,12 @@ func TestSelectors(t *testing.T) {
 				}
 			}
 		}
-		if got, want := at(t, monitor, "spec", "namespaceSelector", "matchNames", 0), at(t, daemonSet, "metadata", "namespace"); got != want {
+		// Without a selector it looks in its own.
+		got := at(t, monitor, "metadata", "namespace")
+		if selector := at(t, monitor, "spec", "namespaceSelector"); selector != nil {
+			got = at(t, selector, "matchNames", 0)
+		}
+		if want := at(t, daemonSet, "metadata", "namespace"); got != want {
 			t.Errorf("%s: the monitor looks in %v, pods are in %v", name, got, want)
 		}
 	}
