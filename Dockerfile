@@ -1,6 +1,6 @@
-# The image of every release, for all platforms at once:
-#   docker buildx build --platform linux/amd64,linux/arm64,linux/arm/v7,linux/386 .
-# .ci/image shows what comes out of it.
+# The image of every release. "make image" builds it for this machine, "make
+# image-push" for all platforms: they give the arguments without which it would not
+# say which version it is. .ci/image shows what comes out of it.
 
 # Another builder needs Go and make; another base image needs nothing.
 ARG BUILDER=docker.io/library/golang:1.26
