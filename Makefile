@@ -1,9 +1,9 @@
 # What the binary says of itself. Where there is no git, as in an image's build,
-# give REVISION and DATE on the command line.
+# give REVISION and DATE on the command line, or it does without them.
 VERSION  = $(file <VERSION)
-REVISION = $(shell git rev-parse HEAD)
-DATE     = $(shell TZ=UTC git log -1 --format=%cd --date=format-local:%Y%m%d-%H:%M:%S)
-CREATED  = $(shell TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null)
+DATE     = $(shell TZ=UTC git log -1 --format=%cd --date=format-local:%Y%m%d-%H:%M:%S 2>/dev/null)
+CREATED  = $(shell TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null)
 BINARY   = sockpressure_exporter
 IMAGE    = ghcr.io/sockpressure/sockpressure_exporter:v$(VERSION)
 
