@@ -78,7 +78,7 @@ func TestErrors(t *testing.T) {
 		{[]string{"none.json"}, "none.json"},
 		{[]string{"-at=noon", "../sockpressure-node.json"}, "-at"},
 		{[]string{"-last=0s", "../sockpressure-node.json"}, "above 0"},
-		{[]string{"-prometheus=" + server.URL, "../sockpressure-fleet.json"}, "Nodes: sum(up"},
+		{[]string{"-prometheus=" + server.URL, "../sockpressure-fleet.json"}, "Nodes: sum(("},
 	} {
 		if err := run(test.args, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%q: %v, want %q in it", test.args, err, test.want)
