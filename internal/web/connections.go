@@ -12,8 +12,8 @@ import (
 const maxConnections = 256
 
 // maxStreams is how many requests may be under way on one connection by HTTP/2:
-// each takes some 20 kB too while its answer is not read. Prometheus makes one.
-const maxStreams = 4
+// each takes some 150 kB while its answer is not read. Prometheus makes one at a time.
+const maxStreams = 1
 
 // connections bounds how many connections are open at once. Where there are too
 // many, the address that has the most loses one of its own: who opens many takes

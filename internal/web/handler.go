@@ -2,6 +2,7 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -87,7 +89,7 @@ func say(text string) http.HandlerFunc {
 // metrics serves one reading of the set, or of the part of it that the query
 // parameters collect[] and exclude[] choose.
 func metrics(set *collector.Set, c Config) http.Handler {
-	h := bounded(c.MaxRequests, func(w http.ResponseWriter, r *http.Request) {
+	h := bounded(c, func(w http.ResponseWriter, r *http.Request) {
 		choose, err := selection(set.Names(), r.URL.Query())
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -104,15 +106,11 @@ func metrics(set *collector.Set, c Config) http.Handler {
 		if c.Exporter != nil {
 			gatherers = append(gatherers, c.Exporter)
 		}
-		a := &answer{ResponseWriter: w}
 		promhttp.HandlerFor(gatherers, promhttp.HandlerOpts{
 			EnableOpenMetrics: true,
 			ErrorHandling:     promhttp.ContinueOnError,
 			ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelWarn),
-		}).ServeHTTP(a, r)
-		if a.err != nil {
-			c.Logger.Debug("A client did not take all of its page", "client", r.RemoteAddr, "err", a.err)
-		}
+		}).ServeHTTP(w, r)
 	})
 	if c.Exporter != nil {
 		h = promhttp.InstrumentMetricHandler(c.Exporter, h)
@@ -120,37 +118,45 @@ func metrics(set *collector.Set, c Config) http.Handler {
 	return h
 }
 
-// answer keeps to itself that the client is gone. promhttp goes on after an error,
-// as it should after that of a single metric, and would warn of a client that gave
-// up once for each of the metrics that are left.
-type answer struct {
-	http.ResponseWriter
-	err error // of the first Write that failed; what comes after it is dropped
-}
-
-func (a *answer) Write(b []byte) (int, error) {
-	if a.err == nil {
-		_, a.err = a.ResponseWriter.Write(b)
-	}
-	return len(b), nil
-}
-
-// bounded serves at most n requests at once.
-func bounded(n int, serve http.HandlerFunc) http.Handler {
-	slots := make(chan struct{}, n)
+// bounded makes at most c.MaxRequests answers at once. They are sent whole, and do not
+// count meanwhile: who does not read his takes nobody's turn, and who gives up is no
+// error of what made it.
+func bounded(c Config, serve http.HandlerFunc) http.Handler {
+	slots := make(chan struct{}, c.MaxRequests)
+	bodies := sync.Pool{New: func() any { return new(bytes.Buffer) }}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body := bodies.Get().(*bytes.Buffer)
+		defer bodies.Put(body)
+		body.Reset()
 		select {
 		case slots <- struct{}{}:
-			defer func() { <-slots }()
-			serve(w, r)
+			func() {
+				defer func() { <-slots }()
+				serve(answer{w, body}, r)
+			}()
 		default:
 			// A page that renews itself goes on doing so.
 			w.Header().Set("Refresh", strconv.Itoa(refresh))
 			w.Header().Set("Retry-After", strconv.Itoa(refresh))
-			http.Error(w, fmt.Sprintf("%d requests are being served already, try again later", n), http.StatusServiceUnavailable)
+			http.Error(w, fmt.Sprintf("%d requests are being served already, try again later", c.MaxRequests), http.StatusServiceUnavailable)
+			return
+		}
+		if _, err := w.Write(body.Bytes()); err != nil {
+			c.Logger.Debug("A client did not take its page", "client", r.RemoteAddr, "err", err)
 		}
 	})
 }
+
+// answer keeps what is written to be sent later.
+type answer struct {
+	http.ResponseWriter
+	body *bytes.Buffer
+}
+
+func (a answer) Write(b []byte) (int, error) { return a.body.Write(b) }
+
+// Unwrap is for http.ResponseController.
+func (a answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 // selection says which collectors a query asks for: all by default, those named
 // by collect[], or all but those named by exclude[].

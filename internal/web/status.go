@@ -89,7 +89,7 @@ func status(set *collector.Set, c Config) http.Handler {
 		"'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 	contained := !set.InitialNetworkNamespace()
-	return bounded(c.MaxRequests, func(w http.ResponseWriter, r *http.Request) {
+	return bounded(c, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), defaultTimeout)
 		defer cancel()
 		p := newPage(set.Read(ctx, collector.All))
