@@ -22,44 +22,41 @@ type View int
 const (
 	// Own means that this process is in the host's network namespace.
 	Own View = iota
-	// Entered means that it is not, and that a thread of it could enter it.
+	// Entered means that it is not, and that a thread of it can enter it.
 	Entered
 	// Foreign means that it is not, and may not enter. Files below
 	// <procfs>/1/net still show the host; sysctls and sockets would not.
 	Foreign
-	// Files means that the path given is no procfs but a copy of one, as tests
-	// use: there is no namespace at all.
-	Files
 )
 
 // ErrForeign is the error of everything that would show the network namespace of
 // this process in place of the host's.
 var ErrForeign = errors.New("not in the host's network namespace, and not allowed to enter it")
 
-// Host is the network namespace of process 1 of a procfs.
+// Host is the network namespace of process 1 of a procfs. The zero Host is that
+// of this process.
 type Host struct {
 	view View
-	why  error // why the view is Foreign
-	work chan func()
+	why  error  // why the view is Foreign
+	path string // of the namespace, where it is entered
 }
 
+// Unreachable returns the namespace of a host that cannot be reached, and why.
+func Unreachable(why error) *Host { return &Host{view: Foreign, why: why} }
+
 // Find compares the network namespace of process 1 of the procfs mounted at proc
-// with our own and enters it where they differ. It fails where proc cannot be
-// read.
+// with our own and enters it where they differ. It fails where this process
+// cannot see its own.
 //
 // Two processes share a network namespace exactly when <pid>/net/sockstat has
 // the same inode number for both; looking at it needs no privilege, unlike the
 // link <pid>/ns/net.
 func Find(proc string) (*Host, error) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(proc, &fs); err != nil {
-		return nil, fmt.Errorf("procfs: %w", &os.PathError{Op: "statfs", Path: proc, Err: err})
+	own, err := inode(filepath.Join(proc, "self/net/sockstat"))
+	if errors.Is(err, os.ErrNotExist) {
+		// proc is of a PID namespace in which this process does not exist.
+		own, err = inode("/proc/self/net/sockstat")
 	}
-	if fs.Type != unix.PROC_SUPER_MAGIC {
-		return &Host{view: Files}, nil
-	}
-
-	own, err := inode("/proc/self/net/sockstat")
 	if err != nil {
 		return nil, fmt.Errorf("procfs: %w", err)
 	}
@@ -68,42 +65,18 @@ func Find(proc string) (*Host, error) {
 		// Process 1 is hidden (mount option hidepid). tcp_mem exists in the
 		// initial network namespace only, so it tells where we are.
 		if _, e := inode(filepath.Join(proc, "sys/net/ipv4/tcp_mem")); e != nil {
-			return &Host{view: Foreign, why: err}, nil
+			return Unreachable(err), nil
 		}
-		return &Host{view: Own}, nil
+		return &Host{}, nil
 	}
 	if host == own {
-		return &Host{view: Own}, nil
+		return &Host{}, nil
 	}
-
-	h := &Host{view: Entered, work: make(chan func())}
-	entered := make(chan error)
-	go h.serve(filepath.Join(proc, "1/ns/net"), entered)
-	if err := <-entered; err != nil {
-		return &Host{view: Foreign, why: err}, nil
+	h := &Host{view: Entered, path: filepath.Join(proc, "1/ns/net")}
+	if err := h.Do(func() error { return nil }); err != nil {
+		return Unreachable(err), nil
 	}
 	return h, nil
-}
-
-// serve runs the functions it is sent on a thread that is in the namespace at
-// path. The thread is never given back: it ends with the goroutine.
-func (h *Host) serve(path string, entered chan<- error) {
-	runtime.LockOSThread()
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		entered <- &os.PathError{Op: "open", Path: path, Err: err}
-		return
-	}
-	err = unix.Setns(fd, unix.CLONE_NEWNET)
-	_ = unix.Close(fd)
-	if err != nil {
-		entered <- &os.PathError{Op: "setns", Path: path, Err: err}
-		return
-	}
-	entered <- nil
-	for fn := range h.work {
-		fn()
-	}
 }
 
 // View says how the host's namespace is reached.
@@ -112,26 +85,43 @@ func (h *Host) View() View { return h.view }
 // Why gives the reason where the view is Foreign, else nil.
 func (h *Host) Why() error { return h.why }
 
-// Do runs fn on a thread in the host's network namespace and waits for it. It
-// fails with ErrForeign, fn not run, where that is not possible.
+// Do runs fn in the host's network namespace and waits for it. It fails with
+// ErrForeign, fn not run, where that is not possible. Several may run at once, so
+// one that hangs holds up no other.
 func (h *Host) Do(fn func() error) error {
 	switch h.view {
-	case Own, Files:
+	case Own:
 		return fn()
 	case Entered:
-		done := make(chan error)
-		h.work <- func() { done <- fn() }
+		done := make(chan error, 1)
+		go func() { done <- h.enter(fn) }()
 		return <-done
 	default:
 		return ErrForeign
 	}
 }
 
-// Close ends the thread in the host's namespace, if there is one.
-func (h *Host) Close() {
-	if h.work != nil {
-		close(h.work)
+// enter runs fn on a thread that enters the namespace. The goroutine has to end
+// with it: a goroutine that ends while it is locked to its thread takes the
+// thread along, so none comes back to the others in the wrong namespace. A panic
+// of fn becomes an error, for there is nobody else to recover it.
+func (h *Host) enter(fn func() error) (err error) {
+	runtime.LockOSThread()
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in the host's network namespace: %v", p)
+		}
+	}()
+	fd, err := unix.Open(h.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: h.path, Err: err}
 	}
+	err = unix.Setns(fd, unix.CLONE_NEWNET)
+	_ = unix.Close(fd)
+	if err != nil {
+		return &os.PathError{Op: "setns", Path: h.path, Err: err}
+	}
+	return fn()
 }
 
 func inode(path string) (uint64, error) {

@@ -7,7 +7,7 @@ import "testing"
 func BenchmarkProcfileRead(b *testing.B) {
 	for _, name := range []string{"sys/fs/file-nr", "net/netstat", "zoneinfo"} {
 		b.Run(name, func(b *testing.B) {
-			f := New("/proc/"+name, nil)
+			f := New("/proc/"+name, Options{})
 			defer f.Close()
 			if _, err := f.Read(); err != nil {
 				b.Fatal(err)

@@ -10,13 +10,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
 // maxSize bounds what one read takes in. The largest file that is read this
-// way, zoneinfo on a machine with many CPUs, stays below a megabyte.
-const maxSize = 16 << 20
+// way, zoneinfo on a machine with many CPUs, is of a few megabytes at most. The
+// kernel refuses to read a sysctl into 4 MiB or more.
+const (
+	maxSize   = 16 << 20
+	maxSysctl = 2 << 20
+)
 
 // An Opener opens path for reading and returns its descriptor. It exists so
 // that a file can be opened on a thread in another network namespace.
@@ -37,6 +42,9 @@ func Open(path string) (int, error) {
 type File struct {
 	path string
 	open Opener
+	// sysctl is set for a file that has to be read in one piece.
+	sysctl bool
+	place  *Place
 
 	fd  int // -1 while not open
 	buf []byte
@@ -44,16 +52,54 @@ type File struct {
 	failed error
 }
 
-// New returns the file at path, not opened yet. A nil open means Open.
-func New(path string, open Opener) *File {
-	if open == nil {
-		open = Open
+// Options are what differs between files. The zero value is a file that is
+// opened with Open and read as the kernel's seq_file allows, piece by piece.
+type Options struct {
+	// Open opens the file; nil means Open.
+	Open Opener
+	// Sysctl marks a file below /proc/sys, of which a read at an offset above 0
+	// gives nothing, however much is left (proc_sys_call_handler and the handlers
+	// of kernel/sysctl.c). It is read in one piece.
+	Sysctl bool
+	// Place is told when the file is being read; nil means nobody is.
+	Place *Place
+}
+
+// New returns the file at path, not opened yet.
+func New(path string, o Options) *File {
+	if o.Open == nil {
+		o.Open = Open
 	}
-	return &File{path: path, open: open, fd: -1}
+	return &File{path: path, open: o.Open, sysctl: o.Sysctl, place: o.Place, fd: -1}
 }
 
 // Path returns the path given to New.
 func (f *File) Path() string { return f.path }
+
+// A Place says which file a reader is at, so that somebody else can tell where
+// it hangs. Its methods may be called on a nil Place, and String by any goroutine.
+type Place struct{ path atomic.Pointer[string] }
+
+// Enter notes that path is about to be opened or read. It keeps the pointer.
+func (p *Place) Enter(path *string) {
+	if p != nil {
+		p.path.Store(path)
+	}
+}
+
+// Leave notes that the reader is at no file.
+func (p *Place) Leave() { p.Enter(nil) }
+
+// String returns the path of the file that is being read, or "".
+func (p *Place) String() string {
+	if p == nil {
+		return ""
+	}
+	if path := p.path.Load(); path != nil {
+		return *path
+	}
+	return ""
+}
 
 // Read returns the whole content of the file as it is now, valid until the next
 // Read. A file that does not exist gives an error for which
@@ -64,6 +110,8 @@ func (f *File) Path() string { return f.path }
 // read before gives the same error still: a lack of descriptors takes away no
 // more than it has to.
 func (f *File) Read() ([]byte, error) {
+	f.place.Enter(&f.path)
+	defer f.place.Leave()
 	b, err := f.read()
 	if f.failed != nil && (errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)) {
 		return nil, f.failed
@@ -95,8 +143,10 @@ func (f *File) read() ([]byte, error) {
 	}
 }
 
-// pread reads from offset 0 to the end of the file. A short read does not mean
-// the end: seq_file returns whole records only.
+// pread reads from offset 0 to the end of the file. Of most files a short read
+// does not mean the end: seq_file returns whole records only. A sysctl gives all
+// that fits at the first read and nothing after it, so the whole of it has been
+// read when there is room left.
 func (f *File) pread() ([]byte, error) {
 	if f.buf == nil {
 		f.buf = make([]byte, 4096)
@@ -104,10 +154,13 @@ func (f *File) pread() ([]byte, error) {
 	n := 0
 	for {
 		if n == len(f.buf) {
-			if n >= maxSize {
-				return nil, fmt.Errorf("larger than %d bytes", maxSize)
+			if n >= maxSize || f.sysctl && n >= maxSysctl {
+				return nil, fmt.Errorf("larger than %d bytes", n-1)
 			}
 			f.buf = append(f.buf, make([]byte, len(f.buf))...)
+			if f.sysctl {
+				n = 0
+			}
 		}
 		m, err := unix.Pread(f.fd, f.buf[n:], int64(n))
 		if errors.Is(err, unix.EINTR) {
@@ -116,10 +169,10 @@ func (f *File) pread() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if m <= 0 {
+		n += max(m, 0)
+		if m <= 0 || f.sysctl && n < len(f.buf) {
 			return f.buf[:n], nil
 		}
-		n += m
 	}
 }
 

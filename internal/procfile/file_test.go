@@ -14,7 +14,7 @@ import (
 
 func TestRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
-	f := New(path, nil)
+	f := New(path, Options{})
 	defer f.Close()
 	if _, err := f.Read(); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
 		t.Fatalf("a file that does not exist: %v", err)
@@ -37,7 +37,7 @@ func TestRead(t *testing.T) {
 // TestProc compares files of the running kernel with what a plain read gives.
 func TestProc(t *testing.T) {
 	for _, path := range []string{"/proc/version", "/proc/cpuinfo", "/proc/self/limits", "/proc/zoneinfo", "/proc/sys/fs/nr_open"} {
-		f := New(path, nil)
+		f := New(path, Options{})
 		defer f.Close()
 		for range 3 {
 			got, err := f.Read()
@@ -63,10 +63,10 @@ func TestOpenOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	opened := 0
-	f := New(path, func(path string) (int, error) {
+	f := New(path, Options{Open: func(path string) (int, error) {
 		opened++
 		return Open(path)
-	})
+	}})
 	defer f.Close()
 	for range 3 {
 		if _, err := f.Read(); err != nil {
@@ -87,12 +87,12 @@ func TestOpenOnce(t *testing.T) {
 
 // TestWithoutDescriptors reads while the process may open nothing.
 func TestWithoutDescriptors(t *testing.T) {
-	f := New("/proc/net/sockstat", nil)
+	f := New("/proc/net/sockstat", Options{})
 	defer f.Close()
 	if _, err := f.Read(); err != nil {
 		t.Fatal(err)
 	}
-	absent, unknown := New("/proc/nowhere", nil), New("/proc/nowhere", nil)
+	absent, unknown := New("/proc/nowhere", Options{}), New("/proc/nowhere", Options{})
 	if _, err := absent.Read(); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func TestWithoutDescriptors(t *testing.T) {
 }
 
 func TestNoAllocation(t *testing.T) {
-	f := New("/proc/net/sockstat", nil)
+	f := New("/proc/net/sockstat", Options{})
 	defer f.Close()
 	if n := testing.AllocsPerRun(100, func() {
 		if _, err := f.Read(); err != nil {

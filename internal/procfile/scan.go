@@ -3,6 +3,7 @@ package procfile
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"strconv"
 )
 
@@ -59,4 +60,19 @@ func Uint(b []byte, base int) (uint64, error) {
 		return 0, fmt.Errorf("%q is not a number", b)
 	}
 	return v, nil
+}
+
+// Count parses a number that the kernel keeps in a signed type and that cannot
+// be below 0: one from 0 to 2^63-1. The error quotes what stood there.
+func Count(b []byte) (uint64, error) {
+	v, err := Uint(b, 10)
+	if err == nil && v > math.MaxInt64 || err != nil && len(b) > 1 && b[0] == '-' && isNumber(b[1:]) {
+		return 0, fmt.Errorf("%s is not a count", b)
+	}
+	return v, err
+}
+
+func isNumber(b []byte) bool {
+	_, err := Uint(b, 10)
+	return err == nil
 }

@@ -155,10 +155,11 @@ func (c *Client) dump(ctx context.Context, m netlink.Message, r Request, v Visit
 // decoded returns a function that decodes a message and lets v visit it.
 func (c *Client) decoded(r Request, v Visitor) func(payload []byte) error {
 	return func(payload []byte) error {
-		if err := decode(payload, &c.s); err != nil {
+		known, err := decode(payload, &c.s)
+		if err != nil {
 			return err
 		}
-		if r.selects(&c.s) {
+		if known && r.selects(&c.s) {
 			v.Visit(&c.s)
 		}
 		return nil
@@ -225,8 +226,7 @@ func (c *Client) datagram(b []byte, visit func(payload []byte) error) (done bool
 			if err := visit(payload); err != nil {
 				return false, err
 			}
-		default:
-			return false, fmt.Errorf("netlink message of unknown type %d", typ)
+		default: // of a later kernel
 		}
 	}
 	if len(b) != 0 {

@@ -56,7 +56,7 @@ func BenchmarkReceive(b *testing.B) {
 						b.Fatal(err)
 					}
 					for _, m := range messages {
-						if err := decode(m.Data, &s); err != nil {
+						if _, err := decode(m.Data, &s); err != nil {
 							b.Fatal(err)
 						}
 						n++
@@ -69,7 +69,7 @@ func BenchmarkReceive(b *testing.B) {
 						if err != nil {
 							b.Fatal(err)
 						}
-						if err := decode(m.Data, &s); err != nil {
+						if _, err := decode(m.Data, &s); err != nil {
 							b.Fatal(err)
 						}
 						n++

@@ -8,7 +8,6 @@ package sockdiag
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -122,24 +121,19 @@ const sizeofMsg = 72
 var errShort = errors.New("inet_diag message is cut short")
 
 // decode reads a struct inet_diag_msg, the payload of one netlink message, into
-// s. After an error s is not to be used.
-func decode(b []byte, s *Socket) error {
+// s. known is false for a socket of an address family or a state that is not of
+// this package, as a later kernel may have. After an error s is not to be used.
+func decode(b []byte, s *Socket) (known bool, err error) {
 	if len(b) < sizeofMsg {
-		return errShort
+		return false, errShort
 	}
 	b = b[:sizeofMsg]
 	s.Family, s.State, s.Timer = b[0], State(b[1]), b[2]
-	if s.Family != unix.AF_INET && s.Family != unix.AF_INET6 {
-		return fmt.Errorf("inet_diag message of unknown address family %d", s.Family)
-	}
-	if s.State < Established || s.State > Closing {
-		return fmt.Errorf("inet_diag message of unknown TCP state %d", s.State)
-	}
 	s.SourcePort = binary.BigEndian.Uint16(b[4:])
 	s.DestinationPort = binary.BigEndian.Uint16(b[6:])
 	s.SourceAddr = [16]byte(b[8:24])
 	s.DestinationAddr = [16]byte(b[24:40])
 	s.RecvQueue = binary.NativeEndian.Uint32(b[56:])
 	s.SendQueue = binary.NativeEndian.Uint32(b[60:])
-	return nil
+	return (s.Family == unix.AF_INET || s.Family == unix.AF_INET6) && s.State >= Established && s.State <= Closing, nil
 }
