@@ -16,10 +16,14 @@ import (
 // unknown is the exit status of a monitoring plugin that could not see all.
 const unknown = 3
 
+// checkTime is how long check takes at most. Monitoring gives up on a plugin after
+// ten seconds.
+const checkTime = 8 * time.Second
+
 // check prints the table of limits and returns the exit status of a monitoring
 // plugin: that of the worst limit.
 func check(ctx context.Context, set *collector.Set, stdout, stderr io.Writer) int {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	results := set.Read(ctx, collector.All)
 	limits := collector.Limits(results)
@@ -30,8 +34,8 @@ func check(ctx context.Context, set *collector.Set, stdout, stderr io.Writer) in
 	worst := collector.OK
 	for _, l := range limits {
 		worst = max(worst, l.Level())
-		fmt.Fprintf(w, "%s\t%s\t%.1f%%\t%s\t%s\t%s\n",
-			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Percent(), l.Format(l.Usage), l.Format(l.Limit), l.Sysctl)
+		fmt.Fprintf(w, "%s\t%s\t%s%%\t%s\t%s\t%s\n",
+			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Share(), l.Format(l.Usage), l.Format(l.Limit), l.Sysctl)
 	}
 	if err := w.Flush(); err != nil {
 		fmt.Fprintln(stderr, err)
@@ -44,7 +48,7 @@ func check(ctx context.Context, set *collector.Set, stdout, stderr io.Writer) in
 	}
 
 	// The log has said why.
-	failed := len(limits) == 0 || set.HostNetworkNamespace() != nil || !set.InitialNetworkNamespace()
+	failed := len(limits) == 0 || !set.View().Whole()
 	for _, r := range results {
 		if r.Err != nil {
 			fmt.Fprintf(stderr, "collector %s failed: %v\n", r.Collector, r.Err)

@@ -99,28 +99,27 @@ func openConntrack(k *Kernel) func(context.Context, *conntrack) error {
 	buckets := k.globalSysctl("net.netfilter.nf_conntrack_buckets")
 	stat := k.net("stat/nf_conntrack")
 	netlink := newConntrackNetlink(k.dialNetfilter)
-	k.closers = append(k.closers, netlink.close)
+	*k.closers = append(*k.closers, netlink.close)
 	counters := newPerCPU(conntrackCounters)
 
 	return func(ctx context.Context, s *conntrack) error {
+		var p problems
 		var err error
 		for _, l := range []struct {
 			file *procfile.File
 			into *Number
 		}{{count, &s.entries}, {limit, &s.limit}, {buckets, &s.buckets}} {
-			if *l.into, err = sysctlNumber(l.file); err != nil {
-				return err
-			}
+			*l.into, err = sysctlNumber(l.file)
+			p.add(err)
 		}
 		b, err := optional(stat)
-		if err != nil {
-			return err
-		}
-		if !s.limit.Present && b == nil {
+		if !s.limit.Present && b == nil && err == nil && p.err() == nil {
 			return &NotSupportedError{Feature: "connection tracking (module nf_conntrack is not loaded)"}
 		}
+		p.add(err)
 
 		found := [conntrackCounters]bool{}
+		lost := make([]bool, conntrackCounters+1)
 		add := func(cpu, column int, v uint64) {
 			if column < conntrackCounters {
 				counters.add(cpu, column, v)
@@ -130,19 +129,22 @@ func openConntrack(k *Kernel) func(context.Context, *conntrack) error {
 				s.entries = number(v)
 			}
 		}
-		if b != nil {
-			err = parseCPUTable(b, stat.Path(), conntrackColumns(), add)
-		} else {
+		switch {
+		case b != nil:
+			lost, err = parseCPUTable(b, stat.Path(), conntrackColumns(), add)
+			counters.end()
+		case err == nil:
 			err = netlink.read(ctx, add)
+			if err == nil {
+				counters.end()
+			}
 		}
-		if err != nil {
-			return err
-		}
+		p.add(err)
 		for i := range s.counters {
-			if found[i] {
+			if found[i] && !lost[i] && (b != nil || err == nil) {
 				s.counters[i] = counters.total(i)
 			}
 		}
-		return nil
+		return p.err()
 	}
 }

@@ -2,6 +2,7 @@ package collector
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
@@ -10,29 +11,43 @@ import (
 // line of hexadecimal numbers for each possible CPU. The columns differ from
 // kernel to kernel, so they go by name. visit gets the number that stands in row
 // cpu under wanted[column].
-func parseCPUTable(b []byte, path string, wanted []string, visit func(cpu, column int, v uint64)) error {
+//
+// lost[column] is set where the number of some CPU could not be read, so that a sum
+// over all CPUs would not be one; what it was is named in the error. A line with
+// another number of fields that does not begin with a number is of no CPU.
+func parseCPUTable(b []byte, path string, wanted []string, visit func(cpu, column int, v uint64)) (lost []bool, err error) {
+	lost = make([]bool, len(wanted))
+	loseAll := func() {
+		for i := range lost {
+			lost[i] = true
+		}
+	}
 	header, b, _ := procfile.NextLine(b)
 	columns := procfile.CountFields(header)
 	if columns == 0 {
-		return fieldError(path, "header", errMissing)
+		loseAll()
+		return lost, fieldError(path, "header", errMissing)
 	}
 	place := make([]int, 0, columns) // of each column in wanted, or -1
 	for name, header, ok := procfile.NextField(header); ok; name, header, ok = procfile.NextField(header) {
-		at := -1
-		for i, w := range wanted {
-			if string(name) == w {
-				at = i
-			}
-		}
-		place = append(place, at)
+		place = append(place, slices.Index(wanted, string(name)))
 	}
 
+	var p problems
 	cpu := 0
-	for ; len(b) > 0; cpu++ {
+	for len(b) > 0 {
 		var line []byte
 		line, b, _ = procfile.NextLine(b)
 		if n := procfile.CountFields(line); n != columns {
-			return fieldError(path, fmt.Sprintf("row of CPU %d", cpu), fmt.Errorf("%d values for %d columns", n, columns))
+			if !isHex(line) {
+				continue
+			}
+			if n < columns {
+				p.add(fieldError(path, fmt.Sprintf("row of CPU %d", cpu), fmt.Errorf("%d values for %d columns", n, columns)))
+				loseAll()
+				cpu++
+				continue
+			}
 		}
 		for _, at := range place {
 			var f []byte
@@ -42,13 +57,24 @@ func parseCPUTable(b []byte, path string, wanted []string, visit func(cpu, colum
 			}
 			v, err := procfile.Uint(f, 16)
 			if err != nil {
-				return fieldError(path, fmt.Sprintf("%s of CPU %d", wanted[at], cpu), err)
+				p.add(fieldError(path, fmt.Sprintf("%s of CPU %d", wanted[at], cpu), err))
+				lost[at] = true
+				continue
 			}
 			visit(cpu, at, v)
 		}
+		cpu++
 	}
 	if cpu == 0 {
-		return fieldError(path, "rows", errMissing)
+		loseAll()
+		p.add(fieldError(path, "rows", errMissing))
 	}
-	return nil
+	return lost, p.err()
+}
+
+// isHex reports whether a line begins with a hexadecimal number.
+func isHex(line []byte) bool {
+	first, _, _ := procfile.NextField(line)
+	_, err := procfile.Uint(first, 16)
+	return err == nil
 }

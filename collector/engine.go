@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
 // Config says how collectors are run.
@@ -23,16 +27,16 @@ type Set struct {
 	kernel  *Kernel
 	health  *health
 	runners []*runner
-	initial bool // InitialNetworkNamespace
 }
 
 // NewSet prepares the given collectors. It keeps nothing open yet: the first read
 // does.
 func NewSet(k *Kernel, specs []Spec, c Config) *Set {
-	s := &Set{kernel: k, health: healthRows(), initial: k.InitialNetworkNamespace()}
+	s := &Set{kernel: k, health: healthRows()}
 	walks := &budget{maxCPU: c.MaxCPU, took: map[string]time.Duration{}}
 	for _, spec := range specs {
-		r := &runner{spec: spec, read: spec.open(k), logger: c.Logger.With("collector", spec.Name)}
+		r := &runner{spec: spec, logger: c.Logger.With("collector", spec.Name)}
+		r.read = spec.open(k.at(&r.place))
 		if spec.Walk {
 			r.budget = walks
 		}
@@ -53,9 +57,10 @@ func (s *Set) Names() []string {
 // Result is what became of one collector in one read.
 type Result struct {
 	Collector string
-	// Limits and the samples are those of the whole reading, or none.
+	// Limits and the samples are those of one reading.
 	Limits []LimitReading
-	// Err is a real failure, a time-out, or a panic.
+	// Err is a real failure, a time-out, or a panic. There may be limits and samples
+	// beside it: those that do not depend on what could not be read.
 	Err error
 	// Unsupported is set where this kernel does not have what the collector
 	// reads.
@@ -94,11 +99,14 @@ type runner struct {
 	read   func(context.Context) (reading, error)
 	budget *budget // nil: read at every scrape
 	logger *slog.Logger
+	place  procfile.Place // what is being read
 
-	mu       sync.Mutex
-	running  *run
-	last     *run // the last one that ended
-	reported string
+	mu      sync.Mutex
+	running *run
+	last    *run // the last one that ended
+	// reported is what the log was told last, without its numbers, and when.
+	reported   string
+	reportedAt time.Time
 }
 
 // A run is one reading, made by one goroutine and shared by all scrapes that
@@ -112,6 +120,9 @@ type run struct {
 	// taken is set when some scrape got the result, under the runner's lock. One
 	// that came too late for all of them is there for the next.
 	taken bool
+	// hangs is set when a scrape has waited for it in vain and for long, under the
+	// runner's lock. The next ones do not wait.
+	hangs bool
 }
 
 func (r *run) ended() time.Time { return r.began.Add(r.took) }
@@ -188,21 +199,51 @@ func (r *runner) start(ctx context.Context, run *run) {
 
 var errDeadline = errors.New("no result by the scrape's deadline")
 
-// wait returns the result of the run.
-func (t ticket) wait(ctx context.Context, asked time.Time) Result {
-	select {
-	case <-t.run.done:
-	case <-ctx.Done():
-		// Both may be true by now: the one before this one took all the time.
+// hangTime is how long a reading takes at least until scrapes no longer wait for
+// it: a client that leaves a collector less time says nothing of it.
+const hangTime = 2 * time.Second
+
+// ended waits for the run and reports whether it has ended. One that is known to
+// hang is not waited for: it is a failure until it comes back.
+func (t ticket) ended(ctx context.Context) bool {
+	t.mu.Lock()
+	hangs := t.run.hangs
+	t.mu.Unlock()
+	if !hangs {
 		select {
 		case <-t.run.done:
-		default:
-			// A client that went away before its deadline says nothing of the collector.
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				t.report(errDeadline)
-			}
-			return Result{Collector: t.spec.Name, Err: errDeadline, Duration: time.Since(asked)}
+		case <-ctx.Done():
 		}
+	}
+	// Both may be true by now: the one before this one took all the time.
+	select {
+	case <-t.run.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// missed is the result of a run that has not ended.
+func (t ticket) missed(ctx context.Context, asked time.Time) Result {
+	err := errDeadline
+	if path := t.place.String(); path != "" {
+		err = fmt.Errorf("%w: %s does not answer", errDeadline, path)
+	}
+	// A client that went away before its deadline says nothing of the collector.
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		t.mu.Lock()
+		t.run.hangs = t.run.hangs || time.Since(t.run.began) >= hangTime
+		t.mu.Unlock()
+		t.report(err)
+	}
+	return Result{Collector: t.spec.Name, Err: err, Duration: time.Since(asked)}
+}
+
+// wait returns the result of the run.
+func (t ticket) wait(ctx context.Context, asked time.Time) Result {
+	if !t.ended(ctx) {
+		return t.missed(ctx, asked)
 	}
 	t.report(t.run.err)
 	t.mu.Lock()
@@ -226,15 +267,27 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 	return res
 }
 
-// report logs what became of a collector when that has changed.
+// reportPause is how long a collector that fails now in this way, now in that, is
+// silent after it was reported.
+const reportPause = time.Minute
+
+// report logs what became of a collector when that has changed, and not when only
+// the numbers in its error have.
 func (r *runner) report(err error) {
 	msg := ""
 	if err != nil {
-		msg = err.Error()
+		msg = strings.Map(func(r rune) rune {
+			if unicode.IsDigit(r) {
+				return -1
+			}
+			return r
+		}, err.Error())
 	}
 	r.mu.Lock()
-	changed := msg != r.reported
-	r.reported = msg
+	changed := msg != r.reported && (msg == "" || r.reported == "" || time.Since(r.reportedAt) >= reportPause)
+	if changed {
+		r.reported, r.reportedAt = msg, time.Now()
+	}
 	r.mu.Unlock()
 	if !changed {
 		return
@@ -250,10 +303,5 @@ func (r *runner) report(err error) {
 	}
 }
 
-// HostNetworkNamespace is nil where every number is of the host's network
-// namespace, else the reason why not.
-func (s *Set) HostNetworkNamespace() error { return s.kernel.HostNetworkNamespace() }
-
-// InitialNetworkNamespace says whether the host's network namespace is the
-// machine's first one, which alone has the limits of memory.
-func (s *Set) InitialNetworkNamespace() bool { return s.initial }
+// View says which numbers of the set are the machine's own.
+func (s *Set) View() HostView { return s.kernel.View() }

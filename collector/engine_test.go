@@ -13,25 +13,26 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
 )
 
 // fake is a collector whose reading is a function of the test.
 func fake(name string, walk bool, read func(context.Context) (float64, error)) Spec {
-	return define(Definition[float64]{
+	return define(Definition[Number]{
 		Name: name, Walk: walk,
-		Open: func(*Kernel) func(context.Context, *float64) error {
-			return func(ctx context.Context, s *float64) (err error) {
-				*s, err = read(ctx)
+		Open: func(*Kernel) func(context.Context, *Number) error {
+			return func(ctx context.Context, s *Number) error {
+				v, err := read(ctx)
+				if err == nil {
+					*s = number(v)
+				}
 				return err
 			}
 		},
-		Metrics: []Metric[float64]{{Name: name + "_value", Help: "A value.", Value: func(s *float64) Number { return number(*s) }}},
-		Limits: []Limit[float64]{{
+		Metrics: []Metric[Number]{{Name: name + "_value", Help: "A value.", Value: func(s *Number) Number { return *s }}},
+		Limits: []Limit[Number]{{
 			LimitInfo: LimitInfo{Resource: name},
-			Usage:     func(s *float64) Number { return number(*s) },
-			Limit:     func(*float64) Number { return number(10) },
+			Usage:     func(s *Number) Number { return *s },
+			Limit:     func(*Number) Number { return number(10) },
 		}},
 	})
 }
@@ -40,7 +41,7 @@ func fakeSet(logger *slog.Logger, specs ...Spec) *Set {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	return NewSet(&Kernel{host: new(hostns.Host)}, specs, Config{MaxCPU: 0.02, Logger: logger})
+	return NewSet(new(Kernel), specs, Config{MaxCPU: 0.02, Logger: logger})
 }
 
 func always(v float64) func(context.Context) (float64, error) {
@@ -128,7 +129,7 @@ func TestShared(t *testing.T) {
 }
 
 // TestStuck expects a collector that never ends to be started once, however many
-// scrapes give up on it.
+// scrapes give up on it, and to be waited for only until it is known to hang.
 func TestStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int32
@@ -138,10 +139,18 @@ func TestStuck(t *testing.T) {
 			<-release
 			return 7, nil
 		}))
-		for range 20 {
+		for i := range 20 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			if r := set.Read(ctx, All)[0]; !errors.Is(r.Err, errDeadline) {
+			r := set.Read(ctx, All)[0]
+			if !errors.Is(r.Err, errDeadline) {
 				t.Errorf("%+v", r)
+			}
+			want := time.Second
+			if i >= 2 { // it has hung for hangTime
+				want = 0
+			}
+			if r.Duration != want {
+				t.Errorf("scrape %d waited %v, want %v", i, r.Duration, want)
 			}
 			cancel()
 		}
@@ -156,7 +165,7 @@ func TestStuck(t *testing.T) {
 		for i, want := range []struct {
 			runs int32
 			age  time.Duration
-		}{{1, 21 * time.Second}, {2, 0}} {
+		}{{1, 3 * time.Second}, {2, 0}} {
 			if r := set.Read(t.Context(), All)[0]; r.Err != nil || r.Age != want.age || runs.Load() != want.runs {
 				t.Errorf("read %d after it ended: %+v, %d runs", i, r, runs.Load())
 			}
@@ -339,6 +348,7 @@ func TestPerCPU(t *testing.T) {
 		for cpu, v := range values {
 			p.add(cpu, 0, v)
 		}
+		p.end()
 		if got := p.total(0).Value; got != want || got < total {
 			t.Errorf("%s: %v, want %v", what, got, want)
 		}
@@ -351,7 +361,14 @@ func TestPerCPU(t *testing.T) {
 	step("both grow", top+28, 11, 7)
 	step("the module is loaded anew", top+28, 0, 0)
 	step("and counts again", top+32, 3, 1)
-	step("a CPU appears", top+41, 3, 1, 9)
+	step("a CPU appears, with what it counted before", top+32, 3, 1, 9)
+	step("and counts on", top+33, 3, 1, 10)
+	step("one goes", top+34, 4, 1)
+	step("and comes back", top+37, 4, 1, 13)
+	p.forget()
+	step("which is which is not known any more", top+37, 7, 500, 2)
+	const wide = 1 << 40
+	step("a counter of 64 bits", top+37+wide, 7+wide, 500, 2)
 }
 
 func TestTop(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +23,7 @@ func (e *NotSupportedError) Error() string { return "not supported: " + e.Featur
 
 func (e *NotSupportedError) Unwrap() error { return e.Err }
 
-// isAbsent says whether err means that a file does not exist, that its feature
+// isAbsent reports whether err means that a file does not exist, that its feature
 // was turned off when the machine started (EOPNOTSUPP, as of pressure stall
 // information), or that it is of a network namespace that is not the host's.
 func isAbsent(err error) bool {
@@ -35,3 +36,60 @@ func fieldError(path, field string, err error) error {
 }
 
 var errMissing = errors.New("missing")
+
+// problems gathers what went wrong in one reading. One field that cannot be read
+// takes no other one with it, so there can be many.
+type problems struct {
+	errs []error
+	more int
+}
+
+// maxProblems bounds how many are told: a file of garbage has hundreds.
+const maxProblems = 8
+
+// add notes an error, or nothing if it is nil.
+func (p *problems) add(err error) {
+	var several *severalError
+	switch {
+	case err == nil:
+	case errors.As(err, &several):
+		p.more += several.more
+		for _, e := range several.errs {
+			p.add(e)
+		}
+	case len(p.errs) == maxProblems:
+		p.more++
+	default:
+		p.errs = append(p.errs, err)
+	}
+}
+
+// err returns all that was added as one error, nil if it was nothing.
+func (p *problems) err() error {
+	switch {
+	case len(p.errs) == 0:
+		return nil
+	case len(p.errs) == 1 && p.more == 0:
+		return p.errs[0]
+	}
+	return &severalError{p.errs, p.more}
+}
+
+// severalError is what went wrong in one reading, if it was more than one thing.
+type severalError struct {
+	errs []error
+	more int
+}
+
+func (e *severalError) Error() string {
+	texts := make([]string, len(e.errs))
+	for i, err := range e.errs {
+		texts[i] = err.Error()
+	}
+	if e.more > 0 {
+		texts = append(texts, fmt.Sprintf("and %d more", e.more))
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (e *severalError) Unwrap() []error { return e.errs }

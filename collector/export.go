@@ -8,7 +8,7 @@ import (
 
 // health is the metrics of the set itself, the same for every collector.
 type health struct {
-	duration, success, supported, age, saturation, hostNetwork MetricInfo
+	duration, success, supported, age, saturation, hostNetwork, hostView MetricInfo
 }
 
 // healthRows describes what is exported beside the collectors' own rows.
@@ -21,7 +21,7 @@ func healthRows() *health {
 		},
 		success: MetricInfo{
 			Name:   "scrape_collector_success",
-			Help:   "1 if the collector gave all that this kernel has, 0 after an error, a time-out or a panic, when none of its samples are exported.",
+			Help:   "1 if the collector read all that this kernel has. 0 after a time-out or a panic, when none of its metrics are exported, and after an error, when those are missing that depend on what could not be read.",
 			Labels: []string{"collector"},
 		},
 		supported: MetricInfo{
@@ -41,7 +41,12 @@ func healthRows() *health {
 		},
 		hostNetwork: MetricInfo{
 			Name: "host_network_namespace",
-			Help: "1 if every number is of the host's network namespace. 0 if the exporter stands outside of it and may not enter it, when sysctls and sockets of the host are not exported; or if what it takes for the host is a container.",
+			Help: "1 if every number is of the host's network namespace. 0 if the exporter is outside of it and may not enter it, when sysctls and sockets of the host are not exported; or if what it takes for the host is a container.",
+		},
+		hostView: MetricInfo{
+			Name:   "host_view",
+			Help:   "1 if what the exporter sees of the network, the processes, the memory is the machine's own. 0 if it is hidden or a container's; the log says why.",
+			Labels: []string{"view"},
 		},
 	}
 	for _, m := range h.rows() {
@@ -51,7 +56,7 @@ func healthRows() *health {
 }
 
 func (h *health) rows() []*MetricInfo {
-	return []*MetricInfo{&h.saturation, &h.hostNetwork, &h.success, &h.supported, &h.duration, &h.age}
+	return []*MetricInfo{&h.saturation, &h.hostNetwork, &h.hostView, &h.success, &h.supported, &h.duration, &h.age}
 }
 
 // scrape is one read of a set as a prometheus.Collector. It is unchecked (it
@@ -74,7 +79,11 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(m.desc, m.Type(), value, labels...)
 	}
 	h := c.set.health
-	send(&h.hostNetwork, ratio(c.set.HostNetworkNamespace() == nil && c.set.InitialNetworkNamespace()))
+	view := c.set.View()
+	send(&h.hostNetwork, ratio(view.Network == nil))
+	for part, err := range view.All() {
+		send(&h.hostView, ratio(err == nil), part)
+	}
 	for _, r := range c.results {
 		send(&h.success, ratio(r.Err == nil), r.Collector)
 		send(&h.supported, ratio(r.Unsupported == nil), r.Collector)

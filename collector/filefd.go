@@ -1,6 +1,9 @@
 package collector
 
-import "context"
+import (
+	"context"
+	"fmt"
+)
 
 // filefd is one reading of fs.file-nr.
 type filefd struct {
@@ -17,14 +20,19 @@ func filefdSpec() Spec {
 				// Allocated, free (always 0 since Linux 2.6), maximum. The maximum is
 				// often 2^63-1.
 				var n [3]Number
-				if err := sysctlNumbers(file, n[:]); err != nil {
+				b, err := required(file, "fs.file-nr")
+				if b == nil {
 					return err
 				}
+				var p problems
+				p.add(err)
+				p.add(parseNumbers(b, file.Path(), n[:]))
 				s.allocated, s.limit = n[0].minus(n[1]), n[2]
-				if !s.limit.Present {
-					return &NotSupportedError{Feature: "fs.file-nr"}
+				if s.allocated.Present && s.allocated.Value < 0 {
+					s.allocated = Number{}
+					p.add(fieldError(file.Path(), "value 2", fmt.Errorf("%.0f free of %.0f allocated", n[1].Value, n[0].Value)))
 				}
-				return nil
+				return p.err()
 			}
 		},
 		Metrics: []Metric[filefd]{

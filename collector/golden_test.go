@@ -62,8 +62,9 @@ func TestGolden(t *testing.T) {
 		"conntrack-without-limit": {"linux-6.12", func(tr *tree) {
 			tr.write("proc/sys/net/netfilter/nf_conntrack_max", "0\n")
 		}},
-		"no-tcp-diag": {"linux-6.12", func(tr *tree) { tr.replay.RefuseAll = 2 /* ENOENT */ }},
-		"page-64k":    {"linux-6.12", func(tr *tree) { tr.pageSize = 64 << 10 }},
+		"no-tcp-diag":           {"linux-6.12", func(tr *tree) { tr.replay.RefuseAll = 2 /* ENOENT */ }},
+		"page-64k":              {"linux-6.12", func(tr *tree) { tr.pageSize, tr.memoryUnit = 64<<10, 64<<10 }},
+		"page-64k-unit-unknown": {"linux-6.12", func(tr *tree) { tr.pageSize, tr.memoryUnit = 64<<10, 0 }},
 		"page-64k-linux-5": {"linux-5.10", func(tr *tree) {
 			tr.pageSize = 64 << 10
 			tr.edit("proc/net/sockstat", "mem 0", "mem 100")

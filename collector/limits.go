@@ -45,6 +45,15 @@ func Limits(results []Result) []LimitReading {
 // Percent is the saturation in percent.
 func (l LimitReading) Percent() float64 { return 100 * l.Saturation() }
 
+// Share writes the percentage for people. How many times over a limit is passed
+// tells them nothing more.
+func (l LimitReading) Share() string {
+	if p := l.Percent(); p < 1000 {
+		return strconv.FormatFloat(p, 'f', 1, 64)
+	}
+	return ">999"
+}
+
 // Format writes a usage or a limit with its unit, for people.
 func (l LimitReading) Format(v float64) string {
 	if v >= 1<<62 {

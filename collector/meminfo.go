@@ -2,6 +2,7 @@ package collector
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
@@ -15,41 +16,63 @@ type meminfo struct {
 	slabReclaimable, slabUnreclaimable     Number
 	kernelStack, pageTables, secPageTables Number
 	percpu, vmalloc                        Number
+	// hugetlb is the memory that is set aside for huge pages of every size. Before
+	// Linux 4.19 it is made of the two others: how many there are of the default
+	// size (no bytes), and that size.
+	hugetlb, hugePages, hugePageSize Number
 }
 
 // parseMeminfo reads /proc/meminfo (fs/proc/meminfo.c; MemAvailable since Linux
-// 3.14), whose unit is 1024 bytes.
+// 3.14), whose unit is 1024 bytes. MemTotal alone is demanded, and LowFree where
+// there is a LowTotal: other kernels lack others.
 func parseMeminfo(b []byte, path string, m *meminfo) error {
+	var p problems
 	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
 		name, rest, ok := bytes.Cut(line, []byte(":"))
 		if !ok {
 			continue
 		}
 		n := m.field(name)
-		if n == nil {
+		if n == nil || n.Present {
 			continue
 		}
 		value, _, _ := procfile.NextField(rest)
-		v, err := procfile.Uint(value, 10)
-		if err != nil {
-			return fieldError(path, string(name), err)
+		p.add(n.parse(value, path, string(name)))
+		if n != &m.hugePages {
+			*n = n.times(1024)
 		}
-		*n = number(v).times(1024)
 	}
-	fields := []field{
-		{"MemTotal", m.total},
-		{"MemAvailable", m.available},
-		{"SReclaimable", m.slabReclaimable},
-		{"SUnreclaim", m.slabUnreclaimable},
-		{"CommitLimit", m.commitLimit},
-		{"Committed_AS", m.committed},
-	}
+	fields := []field{{"MemTotal", m.total}}
 	if m.lowTotal.Present {
 		fields = append(fields, field{"LowFree", m.lowFree})
 	}
-	return complete(path, fields)
+	p.add(complete(path, fields))
+	if !m.hugetlb.Present && !m.hugetlb.bad && m.hugePages.Present && m.hugePageSize.Present {
+		m.hugetlb = m.hugePages.times(m.hugePageSize.Value)
+	}
+
+	// A part that is larger than the whole is not the whole's (lxcfs shows a
+	// container's total beside the machine's rest).
+	for _, part := range []struct {
+		name  string
+		n     *Number
+		whole Number
+		of    string
+	}{
+		{"MemAvailable", &m.available, m.total, "MemTotal"},
+		{"Hugetlb", &m.hugetlb, m.total, "MemTotal"},
+		{"LowFree", &m.lowFree, m.lowTotal, "LowTotal"},
+		{"HighFree", &m.highFree, m.highTotal, "HighTotal"},
+	} {
+		if part.n.Present && part.whole.Present && part.n.Value > part.whole.Value {
+			p.add(fieldError(path, part.name, fmt.Errorf("%.0f kB is more than %s", part.n.Value/1024, part.of)))
+			*part.n = Number{bad: true}
+		}
+	}
+	return p.err()
 }
 
+// field returns where a field of the file belongs, nil for one that is not read.
 func (m *meminfo) field(name []byte) *Number {
 	switch string(name) {
 	case "MemTotal":
@@ -82,6 +105,12 @@ func (m *meminfo) field(name []byte) *Number {
 		return &m.percpu
 	case "VmallocUsed":
 		return &m.vmalloc
+	case "Hugetlb":
+		return &m.hugetlb
+	case "HugePages_Total":
+		return &m.hugePages
+	case "Hugepagesize":
+		return &m.hugePageSize
 	}
 	return nil
 }

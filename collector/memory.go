@@ -3,6 +3,9 @@ package collector
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"math"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
@@ -16,6 +19,7 @@ type memory struct {
 	// low is what the kernel could not give back of low memory, lowLimit what
 	// there may be of it; bytes.
 	low, lowLimit              Number
+	arc, arcMin                Number // bytes; of ZFS
 	overcommit                 Number // vm.overcommit_memory
 	oomKills                   Number
 	pressureSome, pressureFull Number // seconds
@@ -39,6 +43,16 @@ func memorySpec() Spec {
 				Name:  "memory_available_bytes",
 				Help:  "Memory that programs could get without swapping, as the kernel estimates it. From /proc/meminfo, MemAvailable.",
 				Value: func(s *memory) Number { return s.available },
+			},
+			{
+				Name:  "memory_hugetlb_bytes",
+				Help:  "Memory set aside for huge pages, used or not: nothing else can have it, so saturation_ratio{resource=\"memory\"} counts it neither as used nor as there. From /proc/meminfo, Hugetlb, or HugePages_Total and Hugepagesize before Linux 4.19.",
+				Value: func(s *memory) Number { return s.hugetlb },
+			},
+			{
+				Name:  "memory_zfs_arc_bytes",
+				Help:  "The cache of ZFS, which shrinks when memory is needed, to a minimum: what is above that counts as free in saturation_ratio{resource=\"memory\"}, as page cache does. From /proc/spl/kstat/zfs/arcstats, size.",
+				Value: func(s *memory) Number { return s.arc },
 			},
 			{
 				Name:  "memory_low_total_bytes",
@@ -137,8 +151,12 @@ func memorySpec() Spec {
 					Resource: "memory", Unit: Bytes, Sysctl: "the machine's memory", Warning: 0.9, Critical: 0.97,
 					Effect: "The OOM killer ends a process: \"Out of memory: Killed process\".",
 				},
-				Usage: func(s *memory) Number { return s.total.minus(s.available) },
-				Limit: func(s *memory) Number { return s.total },
+				Usage: func(s *memory) Number {
+					used := s.total.minus(s.available, s.hugetlb.orZero(), s.evictable())
+					used.Value = max(used.Value, 0) // the counts are not of one instant
+					return used
+				},
+				Limit: func(s *memory) Number { return s.total.minus(s.hugetlb.orZero()) },
 			},
 			{
 				LimitInfo: LimitInfo{
@@ -155,7 +173,7 @@ func memorySpec() Spec {
 				},
 				Usage: func(s *memory) Number { return s.committed },
 				Limit: func(s *memory) Number {
-					if s.overcommit.Value != overcommitNever {
+					if !s.overcommit.Present || s.overcommit.Value != overcommitNever {
 						return Number{}
 					}
 					return s.commitLimit
@@ -172,55 +190,55 @@ const overcommitNever = 2
 func openMemory(k *Kernel) func(context.Context, *memory) error {
 	info, zoneinfo, vmstat := k.proc("meminfo"), k.proc("zoneinfo"), k.proc("vmstat")
 	pressure, overcommit := k.proc("pressure/memory"), k.proc("sys/vm/overcommit_memory")
+	arcstats := k.proc("spl/kstat/zfs/arcstats")
 	slabs := newSlabReader(k)
 	stat := k.net("sockstat")
 
 	return func(_ context.Context, s *memory) error {
 		s.pageSize, s.top = k.pageSize, k.top
+		var p problems
 		b, err := required(info, "/proc/meminfo")
-		if err != nil {
+		if _, ok := errors.AsType[*NotSupportedError](err); ok {
 			return err
 		}
-		if err := parseMeminfo(b, info.Path(), &s.meminfo); err != nil {
-			return err
-		}
-		if b, err = optional(zoneinfo); err != nil {
-			return err
-		}
+		p.add(err)
 		if b != nil {
-			if s.zones, err = parseZoneinfo(b, zoneinfo.Path()); err != nil {
-				return err
-			}
+			p.add(parseMeminfo(b, info.Path(), &s.meminfo))
 		}
-		if s.lowTotal.Present {
-			if b, err = optional(stat); err != nil {
+		for _, f := range []struct {
+			file  *procfile.File
+			parse func(b []byte, path string) error
+		}{
+			{zoneinfo, func(b []byte, path string) (err error) {
+				s.zones, err = parseZoneinfo(b, path)
 				return err
-			}
-			var sockets sockstat
+			}},
+			{vmstat, func(b []byte, path string) error { return parseOOMKills(b, path, &s.oomKills) }},
+			{pressure, func(b []byte, path string) error { return parsePressure(b, path, s) }},
+			{arcstats, func(b []byte, path string) error { return parseARC(b, path, s) }},
+		} {
+			b, err := optional(f.file)
+			p.add(err)
 			if b != nil {
-				if err := parseSockstat(b, stat.Path(), k.memoryUnit, &sockets); err != nil {
-					return err
-				}
+				p.add(f.parse(b, f.file.Path()))
 			}
-			s.setLow(sockets.alloc)
 		}
-		if b, err = optional(vmstat); err != nil {
-			return err
-		}
-		if s.oomKills, err = parseOOMKills(b, vmstat.Path()); err != nil {
-			return err
-		}
-		if b, err = optional(pressure); err != nil {
-			return err
-		}
-		if err := parsePressure(b, pressure.Path(), s); err != nil {
-			return err
-		}
-		if s.overcommit, err = sysctlNumber(overcommit); err != nil {
-			return err
+		s.overcommit, err = sysctlNumber(overcommit)
+		p.add(err)
+		if s.lowTotal.Present {
+			b, err = optional(stat)
+			p.add(err)
+			var sockets sockstat
+			if b == nil {
+				sockets.alloc.bad = err != nil
+			} else {
+				p.add(parseSockstat(b, stat.Path(), 0, &sockets))
+			}
+			p.add(s.setLow(sockets.alloc, zoneinfo.Path()))
 		}
 		s.slabs, err = slabs.read()
-		return err
+		p.add(err)
+		return p.err()
 	}
 }
 
@@ -232,65 +250,125 @@ const pinnedBySocket = 860
 // setLow finds how much low memory the kernel could not give back, and how much
 // there may be of it until an allocation fails and the OOM killer comes. Page
 // cache and reclaimable slab fill low memory on any busy host, and go when
-// asked; the min watermark of a zone is kept for emergencies.
-func (s *memory) setLow(sockets Number) {
-	if len(s.zones) == 0 {
-		return
-	}
+// asked; the min watermark of a zone is kept for emergencies. Without one of the
+// terms there is no number. path is that of zoneinfo.
+func (s *memory) setLow(sockets Number, path string) error {
+	var p problems
 	reclaimable := s.slabReclaimable
+	if sockets.bad {
+		return nil // which the error of the file has said
+	}
 	if sockets.Present {
 		reclaimable.Value = max(reclaimable.Value-sockets.Value*pinnedBySocket, 0)
 	}
-	s.low = s.lowTotal.minus(s.lowFree, reclaimable)
-	s.lowLimit = s.lowTotal
+	low, limit := s.lowTotal.minus(s.lowFree, reclaimable), s.lowTotal
+	zones, managed := 0, number(0)
 	for _, z := range s.zones {
-		if z.isLow() {
-			s.low = s.low.minus(z.activeFile.times(s.pageSize), z.inactiveFile.times(s.pageSize))
-			s.lowLimit = s.lowLimit.minus(z.min.times(s.pageSize))
+		if !z.isLow() {
+			continue
 		}
+		zones++
+		managed = managed.plus(z.managed.times(s.pageSize))
+		limit.Present = limit.Present && z.size().Present
+		if !z.file().Present {
+			p.add(fieldError(path+": "+z.String(), "page cache", errMissing))
+		}
+		low = low.minus(z.file().times(s.pageSize))
+		limit = limit.minus(z.min.times(s.pageSize))
+	}
+	if zones == 0 {
+		return p.err()
+	}
+	// LowTotal is the sum of the low zones, so a zone is missing where it is not.
+	if managed.Present && math.Abs(managed.Value-s.lowTotal.Value) > 0.01*s.lowTotal.Value {
+		p.add(fieldError(path, "low zones", fmt.Errorf("they have %.0f kB of LowTotal's %.0f kB", managed.Value/1024, s.lowTotal.Value/1024)))
+		return p.err()
 	}
 	// The counts are not of one instant.
-	s.low.Value = max(s.low.Value, 0)
+	low.Value = max(low.Value, 0)
+	s.low, s.lowLimit = low, limit
+	return p.err()
+}
+
+// evictable is the part of the cache of ZFS that goes when memory is needed. The
+// kernel counts it as used: it is no page cache.
+func (s *memory) evictable() Number {
+	if !s.arc.Present && !s.arc.bad {
+		return Number{Present: true} // there is no ZFS
+	}
+	n := s.arc.minus(s.arcMin)
+	n.Value = max(n.Value, 0)
+	return n
+}
+
+// parseARC reads the size of the cache of ZFS and the least that it shrinks to, in
+// bytes, from /proc/spl/kstat/zfs/arcstats (OpenZFS, module/zfs/arc.c): lines of a
+// name, a type and a value.
+func parseARC(b []byte, path string, s *memory) error {
+	var p problems
+	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
+		name, line, _ := procfile.NextField(line)
+		var into *Number
+		switch string(name) {
+		case "size":
+			into = &s.arc
+		case "c_min":
+			into = &s.arcMin
+		default:
+			continue
+		}
+		_, line, _ = procfile.NextField(line)
+		value, _, _ := procfile.NextField(line)
+		p.add(into.parse(value, path, string(name)))
+	}
+	p.add(complete(path, []field{{"size", s.arc}, {"c_min", s.arcMin}}))
+	if !s.arc.Present {
+		s.arc.bad = true
+	}
+	return p.err()
 }
 
 // parseOOMKills reads oom_kill of /proc/vmstat (Linux 4.13).
-func parseOOMKills(b []byte, path string) (Number, error) {
+func parseOOMKills(b []byte, path string, into *Number) error {
+	var p problems
 	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
-		value, ok := bytes.CutPrefix(line, []byte("oom_kill "))
-		if !ok {
-			continue
+		name, value, _ := procfile.NextField(line)
+		if string(name) == "oom_kill" {
+			value, _, _ = procfile.NextField(value)
+			p.add(into.parseCounter(value, path, "oom_kill"))
 		}
-		v, err := procfile.Uint(value, 10)
-		if err != nil {
-			return Number{}, fieldError(path, "oom_kill", err)
-		}
-		return number(v), nil
 	}
-	return Number{}, nil
+	return p.err()
 }
 
 // parsePressure reads /proc/pressure/memory (kernel/sched/psi.c, Linux 4.20),
-// whose totals are microseconds.
+// whose totals are microseconds. Lines of other kinds than these two are passed
+// over.
 func parsePressure(b []byte, path string, s *memory) error {
+	var p problems
 	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
 		kind, line, _ := procfile.NextField(line)
-		into := &s.pressureSome
+		var into *Number
 		switch string(kind) {
 		case "some":
+			into = &s.pressureSome
 		case "full":
 			into = &s.pressureFull
 		default:
-			return fieldError(path, "kind of pressure", errMissing)
+			continue
 		}
-		_, value, ok := bytes.Cut(line, []byte("total="))
-		if !ok {
-			return fieldError(path, string(kind)+" total", errMissing)
+		name := string(kind) + " total"
+		found := false
+		for word, line, ok := procfile.NextField(line); ok; word, line, ok = procfile.NextField(line) {
+			if value, ok := bytes.CutPrefix(word, []byte("total=")); ok {
+				found = true
+				p.add(into.parseCounter(value, path, name))
+			}
 		}
-		v, err := procfile.Uint(value, 10)
-		if err != nil {
-			return fieldError(path, string(kind)+" total", err)
+		if !found {
+			p.add(fieldError(path, name, errMissing))
 		}
-		*into = number(v).times(1e-6)
 	}
-	return nil
+	s.pressureSome, s.pressureFull = s.pressureSome.times(1e-6), s.pressureFull.times(1e-6)
+	return p.err()
 }

@@ -75,36 +75,41 @@ func openNeighbour(k *Kernel) func(context.Context, *neighbour) error {
 		{k.net("stat/ndisc_cache"), k.sysctl("net.ipv6.neigh.default.gc_thresh3")},
 	}
 	wanted := []string{"entries", "table_fulls"}
+	counters := [2]*perCPU{newPerCPU(1), newPerCPU(1)}
 
 	return func(_ context.Context, s *neighbour) error {
+		var p problems
+		present := false
 		for i, f := range sources {
 			t := &s[i]
 			b, err := optional(f.stat)
-			if err != nil {
-				return err
+			p.add(err)
+			if b != nil || err != nil {
+				present = true
 			}
 			if b != nil {
-				var full uint64
-				err := parseCPUTable(b, f.stat.Path(), wanted, func(_, column int, v uint64) {
+				full := false
+				lost, err := parseCPUTable(b, f.stat.Path(), wanted, func(cpu, column int, v uint64) {
 					switch column {
 					case 0: // the whole table's, repeated in every row
 						t.entries = number(v)
 					case 1:
-						full += v
-						t.full = number(full)
+						counters[i].add(cpu, 0, v)
+						full = true
 					}
 				})
-				if err != nil {
-					return err
+				p.add(err)
+				counters[i].end()
+				if full && !lost[1] {
+					t.full = counters[i].total(0)
 				}
 			}
-			if t.limit, err = sysctlNumber(f.limit); err != nil {
-				return err
-			}
+			t.limit, err = sysctlNumber(f.limit)
+			p.add(err)
 		}
-		if !s[0].entries.Present && !s[1].entries.Present {
+		if !present {
 			return &NotSupportedError{Feature: "statistics of the neighbour tables (/proc/net/stat/arp_cache)"}
 		}
-		return nil
+		return p.err()
 	}
 }

@@ -2,6 +2,7 @@ package collector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -122,91 +123,81 @@ func openNetstat(k *Kernel) func(context.Context, *netstat) error {
 	}
 	snmp6 := k.net("snmp6")
 	return func(_ context.Context, s *netstat) error {
+		var p problems
 		*s = make(netstat, len(counters))
 		for _, f := range sources {
 			b, err := required(f.file, "IPv4 (CONFIG_INET)")
-			if err != nil {
+			if _, ok := errors.AsType[*NotSupportedError](err); ok {
 				return err
 			}
-			if err := parseSNMP(b, f.file.Path(), f.index, *s); err != nil {
-				return err
+			p.add(err)
+			if b != nil {
+				p.add(parseSNMP(b, f.file.Path(), f.index, *s))
 			}
 		}
 		b, err := optional(snmp6)
-		if err != nil {
-			return err
-		}
-		if err := parseSNMP6(b, snmp6.Path(), index["snmp6"], *s); err != nil {
-			return err
-		}
+		p.add(err)
+		p.add(parseSNMP6(b, snmp6.Path(), index["snmp6"], *s))
 		for i, c := range counters {
 			if c.scale != 0 {
 				(*s)[i] = (*s)[i].times(c.scale)
 			}
 		}
-		return nil
+		return p.err()
 	}
 }
 
 // parseSNMP reads /proc/net/snmp or /proc/net/netstat (net/ipv4/proc.c, Linux
 // 2.4): pairs of lines, the names of a section's fields and their values. Which
-// fields there are differs from kernel to kernel, so they go by name. A file
-// without a section of the index is an error.
+// fields there are differs from kernel to kernel, so they go by name. A section of
+// the index that is missing is named in the error, and so is one whose values do
+// not go with its names; the others are read all the same.
 func parseSNMP(b []byte, path string, index netstatIndex, into []Number) error {
+	var p problems
 	found := make([]string, 0, 4)
-	for names, b, ok := procfile.NextLine(b); ok; names, b, ok = procfile.NextLine(b) {
-		section, names, _ := procfile.NextField(names)
-		var values []byte
-		values, b, _ = procfile.NextLine(b)
-		again, values, _ := procfile.NextField(values)
-		wanted := index[string(section)]
-		if wanted == nil {
+	var section, names []byte // of the last line of names
+	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
+		head, values, _ := procfile.NextField(line)
+		wanted := index[string(head)]
+		if wanted == nil || slices.Contains(found, string(head)) {
 			continue
 		}
-		if string(again) != string(section) {
-			return fieldError(path, string(section), fmt.Errorf("line of values %w", errMissing))
+		if string(head) != string(section) {
+			section, names = head, values
+			continue
 		}
+		section = nil
+		found = append(found, string(head))
 		if n, v := procfile.CountFields(names), procfile.CountFields(values); n != v || n == 0 {
-			return fieldError(path, string(section), fmt.Errorf("%d names, %d values", n, v))
+			p.add(fieldError(path, string(head), fmt.Errorf("%d names, %d values", n, v)))
+			continue
 		}
-		found = append(found, string(section))
 		for name, names, ok := procfile.NextField(names); ok; name, names, ok = procfile.NextField(names) {
 			var value []byte
 			value, values, _ = procfile.NextField(values)
-			i, ok := wanted[string(name)]
-			if !ok {
-				continue
+			if i, ok := wanted[string(name)]; ok {
+				p.add(into[i].parseCounter(value, path, string(head)+" "+string(name)))
 			}
-			v, err := procfile.Uint(value, 10)
-			if err != nil {
-				return fieldError(path, string(section)+" "+string(name), err)
-			}
-			into[i] = number(v)
 		}
 	}
 	for _, section := range slices.Sorted(maps.Keys(index)) {
 		if !slices.Contains(found, section) {
-			return fieldError(path, section, errMissing)
+			p.add(fieldError(path, section, errMissing))
 		}
 	}
-	return nil
+	return p.err()
 }
 
 // parseSNMP6 reads /proc/net/snmp6 (net/ipv6/proc.c, Linux 2.6): a name and a
 // value a line. An empty file is a host without IPv6.
 func parseSNMP6(b []byte, path string, wanted map[string]int, into []Number) error {
+	var p problems
 	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
 		name, line, _ := procfile.NextField(line)
-		i, ok := wanted[string(name)]
-		if !ok {
-			continue
+		if i, ok := wanted[string(name)]; ok {
+			value, _, _ := procfile.NextField(line)
+			p.add(into[i].parseCounter(value, path, string(name)))
 		}
-		value, _, _ := procfile.NextField(line)
-		v, err := procfile.Uint(value, 10)
-		if err != nil {
-			return fieldError(path, string(name), err)
-		}
-		into[i] = number(v)
 	}
-	return nil
+	return p.err()
 }

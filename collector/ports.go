@@ -12,8 +12,9 @@ import (
 
 // ports is one reading of the ephemeral ports that outbound connections hold.
 type ports struct {
-	// limit is the ports of the range that connect may hand out.
-	limit uint64
+	// limit is the ports of the range that connect may hand out, used those that the
+	// first of the tuples holds.
+	limit, used Number
 	// tuples are those with the most ports in use, the most first.
 	tuples []tupleCount
 }
@@ -69,7 +70,7 @@ func portsSpec() Spec {
 			{
 				Name:  "ephemeral_ports_limit",
 				Help:  "Ports that connections from one address to one destination can hold. From net.ipv4.ip_local_port_range less net.ipv4.ip_local_reserved_ports and the ports that are listened on.",
-				Value: func(s *ports) Number { return number(s.limit) },
+				Value: func(s *ports) Number { return s.limit },
 			},
 		},
 		Limits: []Limit[ports]{{
@@ -77,13 +78,8 @@ func portsSpec() Spec {
 				Resource: "ephemeral_ports", Unit: Ports, Sysctl: "net.ipv4.ip_local_port_range", Warning: 0.7, Critical: 0.9,
 				Effect: "connect to that destination fails with EADDRNOTAVAIL; nothing is counted or logged.",
 			},
-			Usage: func(s *ports) Number {
-				if len(s.tuples) == 0 {
-					return number(0)
-				}
-				return number(s.tuples[0].used)
-			},
-			Limit: func(s *ports) Number { return number(s.limit) },
+			Usage: func(s *ports) Number { return s.used },
+			Limit: func(s *ports) Number { return s.limit },
 		}},
 	})
 }
@@ -97,6 +93,8 @@ func openPorts(k *Kernel) func(context.Context, *ports) error {
 	v := &portsVisitor{outbound: outbound, listening: listening, tuples: newFrequent[tuple](maxTuples)}
 
 	return func(ctx context.Context, s *ports) error {
+		// Every row depends on the ports of the range, so what is wrong with them is
+		// wrong with all.
 		b, err := required(portRange, "net.ipv4.ip_local_port_range")
 		if err != nil {
 			return err
@@ -110,7 +108,7 @@ func openPorts(k *Kernel) func(context.Context, *ports) error {
 		if b, err = optional(reserved); err != nil {
 			return err
 		}
-		if err := parsePortList(b, reserved.Path(), outbound.remove); err != nil {
+		if err := parseList(b, reserved.Path(), outbound.remove); err != nil {
 			return err
 		}
 
@@ -124,22 +122,24 @@ func openPorts(k *Kernel) func(context.Context, *ports) error {
 			return err
 		}
 		// connect passes over a port that is listened on, at whatever address.
-		s.limit = outbound.countWithout(&listening.ports)
+		s.limit = number(outbound.countWithout(&listening.ports))
 		held := sockdiag.Request{
 			States: sockdiag.AllStates.Without(sockdiag.Listen, sockdiag.Close, sockdiag.SynRecv),
 			Ports:  outbound.ranges(sockdiag.MaxRanges),
 		}
-		if len(held.Ports) == 0 {
-			return nil
-		}
-		if err := walk(ctx, client, held, v); err != nil {
-			return err
+		if len(held.Ports) > 0 {
+			if err := walk(ctx, client, held, v); err != nil {
+				return err
+			}
 		}
 		most := top[tupleCount]{n: max(k.top, 1), before: tupleCount.before}
 		for t, used := range v.tuples.counts {
 			most.offer(tupleCount{t, uint64(used)})
 		}
-		s.tuples = most.items
+		s.tuples, s.used = most.items, number(0)
+		if len(s.tuples) > 0 {
+			s.used = number(s.tuples[0].used)
+		}
 		return nil
 	}
 }
@@ -168,11 +168,19 @@ func (v *portsVisitor) Visit(s *sockdiag.Socket) {
 // listenVisitor finds out what is listened on. A port that is listened on at
 // every address is taken out of a set, which the kernel filters by; one that is
 // listened on at some address may hold connections from others, by bind.
+//
+// Any user may listen on half a million addresses of loopback, so only so many are
+// kept. Where there are more, a port that is listened on at one of the others
+// counts as listened on at every address, which connect takes it for too.
 type listenVisitor struct {
 	wildcard  *portSet
 	addresses map[localAddr]bool
-	ports     portSet // of addresses
+	ports     portSet // of addresses, and of those that found no room there
+	crowded   portSet // of those that found no room
 }
+
+// maxListeners bounds the memory of a walk over listeners: some 1 MB.
+const maxListeners = 8192
 
 type localAddr struct {
 	addr [16]byte
@@ -181,7 +189,7 @@ type localAddr struct {
 
 func (v *listenVisitor) Reset() {
 	clear(v.addresses)
-	v.ports = portSet{}
+	v.ports, v.crowded = portSet{}, portSet{}
 }
 
 func (v *listenVisitor) Visit(s *sockdiag.Socket) {
@@ -189,13 +197,17 @@ func (v *listenVisitor) Visit(s *sockdiag.Socket) {
 		v.wildcard.remove(s.SourcePort, s.SourcePort)
 		return
 	}
-	v.addresses[localAddr{s.Source16(), s.SourcePort}] = true
 	v.ports.add(s.SourcePort, s.SourcePort)
+	if len(v.addresses) < maxListeners {
+		v.addresses[localAddr{s.Source16(), s.SourcePort}] = true
+	} else {
+		v.crowded.add(s.SourcePort, s.SourcePort)
+	}
 }
 
-// at says whether the local end of a socket is listened on.
+// at reports whether the local end of a socket is listened on.
 func (v *listenVisitor) at(s *sockdiag.Socket) bool {
-	return v.ports.has(s.SourcePort) && v.addresses[localAddr{s.Source16(), s.SourcePort}]
+	return v.ports.has(s.SourcePort) && (v.crowded.has(s.SourcePort) || v.addresses[localAddr{s.Source16(), s.SourcePort}])
 }
 
 // portSet is a set of port numbers.
@@ -241,7 +253,8 @@ func (p *portSet) countWithout(other *portSet) (n uint64) {
 
 // parsePortRange reads net.ipv4.ip_local_port_range: the first and the last port.
 func parsePortRange(b []byte, path string) (low, high uint16, err error) {
-	first, rest, _ := procfile.NextField(bytes.TrimSpace(b))
+	line, _, _ := procfile.NextLine(b)
+	first, rest, _ := procfile.NextField(line)
 	last, _, _ := procfile.NextField(rest)
 	if low, err = parsePort(first); err != nil {
 		return 0, 0, fieldError(path, "first port", err)
@@ -255,9 +268,10 @@ func parsePortRange(b []byte, path string) (low, high uint16, err error) {
 	return low, high, nil
 }
 
-// parsePortList reads net.ipv4.ip_local_reserved_ports (Linux 2.6.35): ports and
-// ranges with commas between them, or nothing.
-func parsePortList(b []byte, path string, visit func(low, high uint16)) error {
+// parseList reads numbers and ranges with commas between them, or nothing, as of
+// net.ipv4.ip_local_reserved_ports (Linux 2.6.35).
+func parseList(b []byte, path string, visit func(low, high uint16)) error {
+	b, _, _ = procfile.NextLine(b)
 	b = bytes.TrimSpace(b)
 	for len(b) > 0 {
 		var item []byte

@@ -3,15 +3,16 @@ package collector
 import (
 	"bytes"
 	"cmp"
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ type processes struct {
 	// its limit; the nearest first, at most Top of them.
 	worst []processFiles
 	// unreadable counts the processes that this user may not look into.
-	unreadable int
+	unreadable Number
 }
 
 // processFiles is the descriptors of one process.
@@ -69,8 +70,8 @@ func processSpec() Spec {
 			},
 			{
 				Name:  "processes_unreadable",
-				Help:  "Processes whose descriptors this exporter may not count: they stand in no other number here.",
-				Value: func(s *processes) Number { return number(s.unreadable) },
+				Help:  "Processes whose descriptors this exporter may not count. If they are more than one in fifty, the collector fails: the worst process may be among them.",
+				Value: func(s *processes) Number { return s.unreadable },
 			},
 		},
 		Limits: []Limit[processes]{{
@@ -88,84 +89,177 @@ func processSpec() Spec {
 	})
 }
 
+// maxUnreadable is the share of processes that may be out of sight before nothing
+// can be said of the worst one.
+const maxUnreadable = 0.02
+
+// candidates is how many processes are looked at for different names.
+const candidates = 1024
+
 // readProcesses looks at every process. One that ends meanwhile is left out.
 func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
-	procFS, err := procfs.NewFS(k.procPath)
-	if err != nil {
+	if err := k.view.Processes; err != nil {
 		return err
-	}
-	// Who is not shown process 1 is shown no process but those of its own user, which
-	// say nothing about the host.
-	if _, err := os.Stat(filepath.Join(k.procPath, "1")); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("processes are hidden (mount option hidepid), which root with CAP_SYS_PTRACE, or the group of its option gid, may see: %w", err)
-	}
-	procs, err := procFS.AllProcs()
-	if err != nil {
-		return fmt.Errorf("%s: %w", k.procPath, err)
 	}
 	sized := hasSizedFolders(k.procPath)
 	// Its own descriptors are listed by one more, which is not open otherwise.
-	self := ""
+	self := -1
 	if !sized {
-		self, _ = os.Readlink(filepath.Join(k.procPath, "self"))
+		if link, err := os.Readlink(filepath.Join(k.procPath, "self")); err == nil {
+			self, _ = strconv.Atoi(link)
+		}
 	}
 
+	defer k.place.Leave()
+	var p problems
 	buf := make([]byte, 4096)
-	var all []processFiles
-	for _, p := range procs {
+	worst := nearestProcesses{n: max(candidates, k.top)}
+	all, unreadable := 0, 0
+	err := eachProcess(k.procPath, func(pid int) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		open, err := countFiles(k.procPath, p, sized)
+		dir := filepath.Join(k.procPath, strconv.Itoa(pid))
+		k.place.Enter(&dir)
+		all++
+		open, err := countFiles(dir, sized)
 		switch {
 		case errors.Is(err, fs.ErrPermission):
-			s.unreadable++
-			continue
+			unreadable++
+			return nil
 		case isGone(err), err == nil && open == 0:
-			continue
+			return nil
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+			return err
 		case err != nil:
-			return fmt.Errorf("descriptors of process %d: %w", p.PID, err)
+			p.add(fmt.Errorf("descriptors of process %d: %w", pid, err))
+			unreadable++
+			return nil
 		}
-		if strconv.Itoa(p.PID) == self {
+		if pid == self {
 			open--
 		}
-		limit, err := softLimit(filepath.Join(k.procPath, strconv.Itoa(p.PID), "limits"), buf)
-		if isGone(err) || errors.Is(err, fs.ErrPermission) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("limits of process %d: %w", p.PID, err)
+		limit, err := softLimit(filepath.Join(dir, "limits"), buf)
+		switch {
+		case isGone(err):
+			return nil
+		case errors.Is(err, fs.ErrPermission):
+			unreadable++
+			return nil
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+			return err
+		case err != nil:
+			p.add(fmt.Errorf("limits of process %d: %w", pid, err))
+			unreadable++
+			return nil
 		}
 		// No limit, or one of 0 under which a process may keep what it has open.
-		if limit == 0 {
-			continue
+		if limit > 0 {
+			worst.offer(processFiles{pid: pid, open: float64(open), limit: float64(limit)})
 		}
-		all = append(all, processFiles{pid: p.PID, open: float64(open), limit: float64(limit)})
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.unreadable = number(unreadable)
+	if float64(unreadable) > maxUnreadable*float64(all) {
+		p.add(fmt.Errorf("%d of %d processes are hidden from this user, and the worst may be among them", unreadable, all))
+		return p.err()
 	}
 
-	slices.SortFunc(all, func(a, b processFiles) int {
-		return cmp.Or(cmp.Compare(b.ratio(), a.ratio()), cmp.Compare(a.pid, b.pid))
-	})
+	procs, err := procfs.NewFS(k.procPath)
+	if err != nil {
+		return err
+	}
 	seen := map[string]bool{}
-	for _, p := range all {
+	for _, f := range worst.sorted() {
 		if len(s.worst) == k.top {
 			break
 		}
-		comm, err := procfile.ReadOnce(filepath.Join(k.procPath, strconv.Itoa(p.pid), "comm"), buf)
+		proc, err := procs.Proc(f.pid)
 		if err != nil {
 			continue
 		}
-		// The name is what the process chose: any bytes.
-		p.name = cmp.Or(strings.ToValidUTF8(string(bytes.TrimSpace(comm)), "?"), "?")
-		if !seen[p.name] {
-			seen[p.name] = true
-			s.worst = append(s.worst, p)
+		comm, err := proc.Comm()
+		if err != nil {
+			continue
+		}
+		f.name = cmp.Or(printable(comm), "?")
+		if !seen[f.name] {
+			seen[f.name] = true
+			s.worst = append(s.worst, f)
 		}
 	}
-	return nil
+	return p.err()
 }
 
-// hasSizedFolders says whether the size of /proc/<pid>/fd is the number of
+// eachProcess calls visit for every process of a procfs. It holds a few hundred
+// names at a time: there can be four million.
+func eachProcess(procPath string, visit func(pid int) error) error {
+	dir, err := os.Open(procPath)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(512)
+		for _, name := range names {
+			if pid, err := strconv.Atoi(name); err == nil {
+				if err := visit(pid); err != nil {
+					return err
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", procPath, err)
+		}
+	}
+}
+
+// before orders processes: the nearest to its limit is first.
+func (p processFiles) before(o processFiles) bool {
+	return cmp.Or(cmp.Compare(o.ratio(), p.ratio()), cmp.Compare(p.pid, o.pid)) < 0
+}
+
+// nearestProcesses keeps the n processes that are nearest to their limit, as a heap
+// whose root is the farthest of them.
+type nearestProcesses struct {
+	n    int
+	heap []processFiles
+}
+
+func (h *nearestProcesses) Len() int           { return len(h.heap) }
+func (h *nearestProcesses) Less(i, j int) bool { return h.heap[j].before(h.heap[i]) }
+func (h *nearestProcesses) Swap(i, j int)      { h.heap[i], h.heap[j] = h.heap[j], h.heap[i] }
+func (h *nearestProcesses) Push(x any)         { h.heap = append(h.heap, x.(processFiles)) }
+func (h *nearestProcesses) Pop() any           { panic("unused") }
+
+func (h *nearestProcesses) offer(p processFiles) {
+	switch {
+	case len(h.heap) < h.n:
+		heap.Push(h, p)
+	case p.before(h.heap[0]):
+		h.heap[0] = p
+		heap.Fix(h, 0)
+	}
+}
+
+// sorted returns them, the nearest first. Nothing may be offered after it.
+func (h *nearestProcesses) sorted() []processFiles {
+	slices.SortFunc(h.heap, func(a, b processFiles) int {
+		if a.before(b) {
+			return -1
+		}
+		return 1
+	})
+	return h.heap
+}
+
+// hasSizedFolders reports whether the size of /proc/<pid>/fd is the number of
 // descriptors (Linux 6.2), which spares listing them. A process has some, so
 // without that the size is 0. Only a real procfs can be asked.
 func hasSizedFolders(proc string) bool {
@@ -177,11 +271,28 @@ func hasSizedFolders(proc string) bool {
 	return err == nil && size > 0
 }
 
-func countFiles(proc string, p procfs.Proc, sized bool) (int, error) {
+// countFiles counts the open descriptors of the process whose folder is dir.
+func countFiles(dir string, sized bool) (int, error) {
+	fds := filepath.Join(dir, "fd")
 	if sized {
-		return folderSize(filepath.Join(proc, strconv.Itoa(p.PID), "fd"))
+		return folderSize(fds)
 	}
-	return p.FileDescriptorsLen()
+	f, err := os.Open(fds)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	n := 0
+	for {
+		names, err := f.Readdirnames(512)
+		n += len(names)
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
 }
 
 func folderSize(path string) (int, error) {
@@ -216,7 +327,7 @@ func parseSoftLimit(b []byte, path string) (uint64, error) {
 	return v, nil
 }
 
-// isGone says whether err means that a process has ended.
+// isGone reports whether err means that a process has ended.
 func isGone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }

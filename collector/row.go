@@ -2,8 +2,12 @@ package collector
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -68,6 +72,15 @@ const (
 	Packets     Unit = "packets"
 )
 
+// most is more than there can be of a unit on any machine: what is above it was
+// not counted by a kernel.
+func (u Unit) most() float64 {
+	if u == Bytes {
+		return 1 << 56 // of virtual memory too
+	}
+	return 1 << 40
+}
+
 // LimitInfo describes a limit that the kernel enforces.
 type LimitInfo struct {
 	// Resource is the key of the limit: the label value of saturation_ratio, the
@@ -91,6 +104,8 @@ type LimitInfo struct {
 type Number struct {
 	Value   float64
 	Present bool
+	// bad is set where a kernel file has the field and no number in it.
+	bad bool
 }
 
 // number returns a Number that is present.
@@ -109,6 +124,20 @@ func (n Number) minus(others ...Number) Number {
 	for _, o := range others {
 		n.Value -= o.Value
 		n.Present = n.Present && o.Present
+	}
+	return n
+}
+
+// plus adds numbers, and is absent where one of them is.
+func (n Number) plus(o Number) Number {
+	return Number{Value: n.Value + o.Value, Present: n.Present && o.Present}
+}
+
+// orZero is the number, or 0 where it is absent: for a term that a kernel without
+// the field does not have.
+func (n Number) orZero() Number {
+	if !n.Present {
+		return Number{Present: !n.bad}
 	}
 	return n
 }
@@ -152,7 +181,9 @@ type Definition[S any] struct {
 	Privilege string
 	Walk      bool
 	// Open prepares the sources and returns the function that fills a snapshot,
-	// all zero at first, from them. It is called from one goroutine at a time.
+	// all zero at first, from them. It is called from one goroutine at a time. What
+	// it could read is exported beside its error, unless that is a NotSupportedError:
+	// a number that it could not read stays absent.
 	Open    func(*Kernel) func(context.Context, *S) error
 	Metrics []Metric[S]
 	Limits  []Limit[S]
@@ -184,7 +215,7 @@ func (l LimitReading) Warning() float64 {
 	return l.LimitInfo.Warning
 }
 
-// reading is what one successful read of a collector gave.
+// reading is what one read of a collector gave.
 type reading struct {
 	samples []sample
 	limits  []LimitReading
@@ -209,27 +240,42 @@ func define[S any](d Definition[S]) Spec {
 		read := d.Open(k)
 		return func(ctx context.Context) (reading, error) {
 			s := new(S)
-			if err := read(ctx, s); err != nil {
+			err := read(ctx, s)
+			if _, ok := errors.AsType[*NotSupportedError](err); ok {
 				return reading{}, err
 			}
-			return tabulate(s, d, spec), nil
+			var p problems
+			p.add(err)
+			return tabulate(s, d, spec, &p), p.err()
 		}
 	}
 	return spec
 }
 
-// tabulate makes the samples and limits of a snapshot.
-func tabulate[S any](s *S, d Definition[S], spec Spec) reading {
+// tabulate makes the samples and limits of a snapshot. What cannot be is left out,
+// and said.
+func tabulate[S any](s *S, d Definition[S], spec Spec, p *problems) reading {
 	var r reading
 	for i, m := range d.Metrics {
 		info := &spec.Metrics[i]
+		first := len(r.samples)
 		emit := func(n Number, labelValues ...string) {
 			if len(labelValues) != len(info.Labels) {
 				panic(fmt.Sprintf("%s: %d label values for %d labels", info.Name, len(labelValues), len(info.Labels)))
 			}
-			if n.Present {
-				r.samples = append(r.samples, sample{info, n.Value, labelValues})
+			if !n.Present {
+				return
 			}
+			for i := range labelValues {
+				labelValues[i] = printable(labelValues[i])
+			}
+			for _, other := range r.samples[first:] {
+				if slices.Equal(other.labels, labelValues) {
+					p.add(fmt.Errorf("%s: the kernel shows %q twice, and only the first is exported", info.Name, labelValues))
+					return
+				}
+			}
+			r.samples = append(r.samples, sample{info, n.Value, labelValues})
 		}
 		if m.Value != nil {
 			emit(m.Value(s))
@@ -240,13 +286,31 @@ func tabulate[S any](s *S, d Definition[S], spec Spec) reading {
 	for i, l := range d.Limits {
 		usage, limit := l.Usage(s), l.Limit(s)
 		// A limit of 0 means that there is none.
-		if usage.Present && limit.Present && limit.Value > 0 {
-			reading := LimitReading{LimitInfo: &spec.Limits[i], Usage: usage.Value, Limit: limit.Value}
-			if l.Saves != nil {
-				reading.saves = l.Saves(s)
-			}
-			r.limits = append(r.limits, reading)
+		if !usage.Present || !limit.Present || limit.Value <= 0 {
+			continue
 		}
+		if !(usage.Value >= 0 && usage.Value <= l.Unit.most()) {
+			p.add(fmt.Errorf("%s: there cannot be %v %s", l.Resource, usage.Value, l.Unit))
+			continue
+		}
+		reading := LimitReading{LimitInfo: &spec.Limits[i], Usage: usage.Value, Limit: limit.Value}
+		if l.Saves != nil {
+			reading.saves = l.Saves(s)
+		}
+		r.limits = append(r.limits, reading)
 	}
 	return r
+}
+
+// printable returns a label value as people may see it in a terminal, a browser or
+// a message: what is not UTF-8, and what would move the cursor, give commands or
+// turn the direction of writing, becomes a question mark. Programs give themselves
+// names of any bytes.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return '?'
+		}
+		return r
+	}, s)
 }

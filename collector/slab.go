@@ -70,7 +70,8 @@ func openUnmerged(path string) (int, error) {
 }
 
 // read returns the caches that this kernel has, and none without an error for a
-// user that may not see them: only root may.
+// user that may not see them: only root may. Beside an error it returns those
+// that could be read.
 func (r *slabReader) read() ([]slab, error) {
 	slabs, err := r.readSysfs()
 	if err == nil && len(slabs) == 0 {
@@ -83,65 +84,98 @@ func (r *slabReader) read() ([]slab, error) {
 }
 
 func (r *slabReader) readSysfs() ([]slab, error) {
+	var p problems
 	var slabs []slab
 	for _, c := range r.caches {
 		// "2 N0=2": the sum, then each node's share.
 		n, err := sysctlNumber(c.slabs)
-		if err != nil {
-			return nil, err
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, err // as of all the others
 		}
+		p.add(err)
 		order, err := sysctlNumber(c.order)
-		if err != nil {
-			return nil, err
-		}
+		p.add(err)
 		if n.Present && order.Present {
 			slabs = append(slabs, slab{c.name, n.Value * r.pageSize * float64(uint64(1)<<min(uint64(order.Value), 20))})
 		}
 	}
-	return slabs, nil
+	return slabs, p.err()
 }
 
 func (r *slabReader) readSlabinfo() ([]slab, error) {
+	var p problems
 	b, err := optional(r.slabinfo)
-	if b == nil || err != nil {
-		return nil, err
+	p.add(err)
+	if b == nil {
+		return nil, p.err()
 	}
-	return parseSlabinfo(b, r.slabinfo.Path(), slabCaches(), r.pageSize)
+	slabs, err := parseSlabinfo(b, r.slabinfo.Path(), slabCaches(), r.pageSize)
+	p.add(err)
+	return slabs, p.err()
 }
 
-// Fields of a line of /proc/slabinfo, version 2.1 (Linux 2.6.10).
-const (
-	slabinfoPages = 5
-	slabinfoSlabs = 14
-)
-
-// parseSlabinfo reads the wanted lines of /proc/slabinfo (mm/slab_common.c).
+// parseSlabinfo reads the wanted lines of /proc/slabinfo, version 2 (Linux 2.6.10,
+// mm/slab_common.c). Its columns go by the names in its second line. A cache that
+// is there twice, as one of each memory cgroup was before Linux 5.9, is added up.
 func parseSlabinfo(b []byte, path string, wanted []string, pageSize float64) ([]slab, error) {
 	if !bytes.HasPrefix(b, []byte("slabinfo - version: 2.")) {
 		return nil, fieldError(path, "version", errMissing)
 	}
+	var p problems
 	var slabs []slab
+	var broken []string    // caches of which a part could not be read
+	pages, count := -1, -1 // the columns, counted from the name
 	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
 		name, line, _ := procfile.NextField(line)
+		if string(name) == "#" {
+			// Columns stand in angle brackets; the words between them in both lines.
+			for i := 0; ; i++ {
+				var column []byte
+				if column, line, ok = procfile.NextField(line); !ok {
+					break
+				}
+				switch string(column) {
+				case "<pagesperslab>":
+					pages = i
+				case "<num_slabs>":
+					count = i
+				}
+			}
+			continue
+		}
 		if !slices.Contains(wanted, string(name)) {
 			continue
 		}
-		size := pageSize
-		for i := 1; i <= slabinfoSlabs; i++ {
-			var f []byte
-			f, line, _ = procfile.NextField(line)
-			if i != slabinfoPages && i != slabinfoSlabs {
-				continue
-			}
-			v, err := procfile.Uint(f, 10)
-			if err != nil {
-				return nil, fieldError(path, string(name), err)
-			}
-			size *= float64(v)
+		if pages < 0 || count < 0 {
+			return nil, fieldError(path, "names of columns", errMissing)
 		}
-		slabs = append(slabs, slab{string(name), size})
+		var pagesOf, slabsOf Number
+		for i := 1; ; i++ {
+			var value []byte
+			if value, line, ok = procfile.NextField(line); !ok {
+				break
+			}
+			switch i {
+			case pages:
+				p.add(pagesOf.parse(value, path, string(name)+" pagesperslab"))
+			case count:
+				p.add(slabsOf.parse(value, path, string(name)+" num_slabs"))
+			}
+		}
+		p.add(complete(path, []field{{string(name) + " pagesperslab", pagesOf}, {string(name) + " num_slabs", slabsOf}}))
+		if !pagesOf.Present || !slabsOf.Present {
+			broken = append(broken, string(name))
+			continue
+		}
+		size := pagesOf.Value * slabsOf.Value * pageSize
+		if i := slices.IndexFunc(slabs, func(s slab) bool { return s.cache == string(name) }); i >= 0 {
+			slabs[i].size += size
+		} else {
+			slabs = append(slabs, slab{string(name), size})
+		}
 	}
-	return slabs, nil
+	slabs = slices.DeleteFunc(slabs, func(s slab) bool { return slices.Contains(broken, s.cache) })
+	return slabs, p.err()
 }
 
 // largestSlabs returns at most n caches, the largest first.

@@ -2,6 +2,8 @@ package collector
 
 import (
 	"context"
+	"errors"
+	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
@@ -204,8 +206,6 @@ func emitThresholds(n [3]Number, emit Emit) {
 
 func openSockstat(k *Kernel) func(context.Context, *sockstat) error {
 	file, file6 := k.net("sockstat"), k.net("sockstat6")
-	tcpMem, udpMem := k.sysctl("net.ipv4.tcp_mem"), k.sysctl("net.ipv4.udp_mem")
-	rmem, wmem := k.sysctl("net.ipv4.tcp_rmem"), k.sysctl("net.ipv4.tcp_wmem")
 	single := []struct {
 		file *procfile.File
 		into func(*sockstat) *Number
@@ -217,155 +217,123 @@ func openSockstat(k *Kernel) func(context.Context, *sockstat) error {
 		{k.sysctl("net.core.somaxconn"), func(s *sockstat) *Number { return &s.listenBacklog }},
 		{k.sysctl("net.ipv4.tcp_max_syn_backlog"), func(s *sockstat) *Number { return &s.synBacklog }},
 	}
+	triple := []struct {
+		file *procfile.File
+		unit float64
+		into func(*sockstat) *[3]Number
+	}{
+		{k.sysctl("net.ipv4.tcp_mem"), k.pageSize, func(s *sockstat) *[3]Number { return &s.tcpThresholds }},
+		{k.sysctl("net.ipv4.udp_mem"), k.pageSize, func(s *sockstat) *[3]Number { return &s.udpThresholds }},
+		{k.sysctl("net.ipv4.tcp_rmem"), 1, func(s *sockstat) *[3]Number { return &s.receiveBuffer }},
+		{k.sysctl("net.ipv4.tcp_wmem"), 1, func(s *sockstat) *[3]Number { return &s.sendBuffer }},
+	}
+	unit := 0 // of socket memory; 0 until it is known
 	return func(_ context.Context, s *sockstat) error {
+		var p problems
 		b, err := required(file, "IPv4 (CONFIG_INET)")
-		if err != nil {
+		if _, ok := errors.AsType[*NotSupportedError](err); ok {
 			return err
 		}
-		if err := parseSockstat(b, file.Path(), k.memoryUnit, s); err != nil {
-			return err
-		}
-		if b, err = optional(file6); err != nil {
-			return err
-		}
+		p.add(err)
 		if b != nil {
-			if err := parseSockstat6(b, file6.Path(), s); err != nil {
-				return err
+			if unit == 0 {
+				unit, err = k.memoryUnit()
+				p.add(err)
 			}
+			p.add(parseSockstat(b, file.Path(), unit, s))
+		}
+		b, err = optional(file6)
+		p.add(err)
+		if b != nil {
+			p.add(parseSockstat6(b, file6.Path(), s))
 		}
 		for _, l := range single {
-			if *l.into(s), err = sysctlNumber(l.file); err != nil {
-				return err
+			*l.into(s), err = sysctlNumber(l.file)
+			p.add(err)
+		}
+		for _, l := range triple {
+			into := l.into(s)
+			p.add(sysctlNumbers(l.file, into[:]))
+			for i := range into {
+				into[i] = into[i].times(l.unit)
 			}
 		}
-		for _, l := range []struct {
-			file *procfile.File
-			into *[3]Number
-			unit float64
-		}{
-			{tcpMem, &s.tcpThresholds, k.pageSize},
-			{udpMem, &s.udpThresholds, k.pageSize},
-			{rmem, &s.receiveBuffer, 1},
-			{wmem, &s.sendBuffer, 1},
-		} {
-			if err := sysctlNumbers(l.file, l.into[:]); err != nil {
-				return err
-			}
-			for i := range l.into {
-				l.into[i] = l.into[i].times(l.unit)
-			}
-		}
-		return nil
+		return p.err()
 	}
 }
 
 // parseSockstat reads /proc/net/sockstat (net/ipv4/proc.c, Linux 2.4; UDPLITE is
-// gone since 7.1), whose memory counts are in the given unit.
-func parseSockstat(b []byte, path string, unit float64, s *sockstat) error {
+// gone since 7.1), whose memory counts are in the given unit of bytes. With a unit
+// of 0, which is one that is not known, they are absent.
+func parseSockstat(b []byte, path string, unit int, s *sockstat) error {
 	f := &s.family[0]
-	err := parseSockstatLines(b, path, func(protocol, name []byte) *Number {
-		switch string(protocol) {
-		case "sockets:":
-			return pick(name, "used", &s.used)
-		case "TCP:":
-			switch string(name) {
-			case "inuse":
-				return &f.tcp
-			case "orphan":
-				return &s.orphans
-			case "tw":
-				return &s.timeWait
-			case "alloc":
-				return &s.alloc
-			case "mem":
-				return &s.tcpMemory
-			}
-		case "UDP:":
-			switch string(name) {
-			case "inuse":
-				return &f.udp
-			case "mem":
-				return &s.udpMemory
-			}
-		case "UDPLITE:":
-			return pick(name, "inuse", &f.udplite)
-		case "RAW:":
-			return pick(name, "inuse", &f.raw)
-		case "FRAG:":
-			return pick(name, "memory", &f.fragments)
-		}
-		return nil
+	var tcpMemory, udpMemory Number
+	err := parseSockstatLines(b, path, []sockstatField{
+		{"sockets:", "used", &s.used},
+		{"TCP:", "inuse", &f.tcp},
+		{"TCP:", "orphan", &s.orphans},
+		{"TCP:", "tw", &s.timeWait},
+		{"TCP:", "alloc", &s.alloc},
+		{"TCP:", "mem", &tcpMemory},
+		{"UDP:", "inuse", &f.udp},
+		{"UDP:", "mem", &udpMemory},
+		{"UDPLITE:", "inuse", &f.udplite},
+		{"RAW:", "inuse", &f.raw},
+		{"FRAG:", "memory", &f.fragments},
 	})
-	if err != nil {
-		return err
+	if unit > 0 {
+		s.tcpMemory, s.udpMemory = tcpMemory.times(float64(unit)), udpMemory.times(float64(unit))
 	}
-	s.tcpMemory, s.udpMemory = s.tcpMemory.times(unit), s.udpMemory.times(unit)
-	return complete(path, []field{
-		{"sockets used", s.used},
-		{"TCP inuse", f.tcp},
-		{"TCP orphan", s.orphans},
-		{"TCP tw", s.timeWait},
-		{"TCP alloc", s.alloc},
-		{"TCP mem", s.tcpMemory},
-		{"UDP inuse", f.udp},
-		{"UDP mem", s.udpMemory},
-		{"RAW inuse", f.raw},
-		{"FRAG memory", f.fragments},
-	})
+	return err
 }
 
 // parseSockstat6 reads /proc/net/sockstat6 (net/ipv6/proc.c, Linux 2.6), which
 // counts sockets and fragments only.
 func parseSockstat6(b []byte, path string, s *sockstat) error {
 	f := &s.family[1]
-	err := parseSockstatLines(b, path, func(protocol, name []byte) *Number {
-		switch string(protocol) {
-		case "TCP6:":
-			return pick(name, "inuse", &f.tcp)
-		case "UDP6:":
-			return pick(name, "inuse", &f.udp)
-		case "UDPLITE6:":
-			return pick(name, "inuse", &f.udplite)
-		case "RAW6:":
-			return pick(name, "inuse", &f.raw)
-		case "FRAG6:":
-			return pick(name, "memory", &f.fragments)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return complete(path, []field{
-		{"TCP6 inuse", f.tcp}, {"UDP6 inuse", f.udp}, {"RAW6 inuse", f.raw}, {"FRAG6 memory", f.fragments},
+	return parseSockstatLines(b, path, []sockstatField{
+		{"TCP6:", "inuse", &f.tcp},
+		{"UDP6:", "inuse", &f.udp},
+		{"UDPLITE6:", "inuse", &f.udplite},
+		{"RAW6:", "inuse", &f.raw},
+		{"FRAG6:", "memory", &f.fragments},
 	})
 }
 
-func pick(name []byte, want string, n *Number) *Number {
-	if string(name) == want {
-		return n
-	}
-	return nil
+// sockstatField is where a value of a line such as "TCP: inuse 5 orphan 0" belongs.
+type sockstatField struct {
+	protocol, name string
+	into           *Number
 }
 
-// parseSockstatLines reads lines of the form "TCP: inuse 5 orphan 0". target
-// gives where a value belongs, or nil for one that is not wanted.
-func parseSockstatLines(b []byte, path string, target func(protocol, name []byte) *Number) error {
+// parseSockstatLines reads lines of names and values. It passes over names that
+// are not wanted, with their values or without. Every field is demanded but for
+// those of UDPLITE.
+func parseSockstatLines(b []byte, path string, fields []sockstatField) error {
+	var p problems
 	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
 		protocol, line, _ := procfile.NextField(line)
 		for name, line, ok := procfile.NextField(line); ok; name, line, ok = procfile.NextField(line) {
-			var value []byte
-			value, line, _ = procfile.NextField(line)
-			n := target(protocol, name)
-			if n == nil {
-				continue
+			for _, f := range fields {
+				if string(protocol) == f.protocol && string(name) == f.name {
+					var value []byte
+					value, line, _ = procfile.NextField(line)
+					p.add(f.into.parse(value, path, f.String()))
+					break
+				}
 			}
-			v, err := procfile.Uint(value, 10)
-			if err != nil {
-				return fieldError(path, string(protocol)+" "+string(name), err)
-			}
-			*n = number(v)
 		}
 	}
-	return nil
+	for _, f := range fields {
+		if !strings.HasPrefix(f.protocol, "UDPLITE") {
+			p.add(complete(path, []field{{f.String(), *f.into}}))
+			f.into.bad = !f.into.Present
+		}
+	}
+	return p.err()
+}
+
+// String names the field as in "TCP inuse".
+func (f sockstatField) String() string {
+	return strings.TrimSuffix(f.protocol, ":") + " " + f.name
 }

@@ -2,7 +2,10 @@ package collector
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
+	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
@@ -23,17 +26,21 @@ func softnetSpec() Spec {
 		Help: "The queue of received packets that each CPU has, from /proc/net/softnet_stat.",
 		Open: func(k *Kernel) func(context.Context, *softnet) error {
 			file, limit := k.net("softnet_stat"), k.sysctl("net.core.netdev_max_backlog")
-			counters := newPerCPU(2)
+			online := k.sys("devices/system/cpu/online", procfile.Open)
+			rows := &softnetRows{counters: newPerCPU(2)}
 			return func(_ context.Context, s *softnet) error {
 				b, err := required(file, "/proc/net/softnet_stat")
-				if err != nil {
+				if _, ok := errors.AsType[*NotSupportedError](err); ok {
 					return err
 				}
-				if err := parseSoftnet(b, file.Path(), counters, s); err != nil {
-					return err
+				var p problems
+				p.add(err)
+				if b != nil {
+					p.add(rows.parse(b, file.Path(), func() []int { return readOnline(online) }, s))
 				}
 				s.limit, err = sysctlNumber(limit)
-				return err
+				p.add(err)
+				return p.err()
 			}
 		},
 		Metrics: []Metric[softnet]{
@@ -78,48 +85,133 @@ const (
 	softnetInputQueue = 13 // Linux 6.6
 )
 
-// parseSoftnet reads a line of 32-bit hexadecimal numbers for each CPU that is
-// online. The counters wrap, so they go through counters.
-func parseSoftnet(b []byte, path string, counters *perCPU, s *softnet) error {
+// softnetRows reads /proc/net/softnet_stat: a line of 32-bit hexadecimal numbers
+// for each CPU that is online.
+type softnetRows struct {
+	counters *perCPU
+	// cpus is the CPU of each line at the last reading, as far as it was known.
+	cpus  []int
+	known bool
+}
+
+// parse fills s. Before Linux 5.10 a line does not say which CPU it is of; online
+// does, as long as there are as many.
+func (r *softnetRows) parse(b []byte, path string, online func() []int, s *softnet) error {
+	var p problems
+	var lines [][]byte
 	columns := 0
-	for row := 0; len(b) > 0; row++ {
+	for row := 1; len(b) > 0; row++ {
 		var line []byte
 		line, b, _ = procfile.NextLine(b)
+		if !isHex(line) && procfile.CountFields(line) != columns {
+			continue // of no CPU
+		}
+		if columns == 0 {
+			columns = procfile.CountFields(line)
+		}
+		lines = append(lines, line)
+	}
+	if len(lines) == 0 {
+		return fieldError(path, "every line", errMissing)
+	}
+	if columns <= softnetCPU {
+		r.identify(len(lines), online())
+	}
+
+	lost, lostLength, lostInput := [2]bool{}, false, false
+	for row, line := range lines {
+		at := func(column int) string { return fmt.Sprintf("line %d, column %d", row+1, column+1) }
 		n := procfile.CountFields(line)
-		if row == 0 {
-			columns = n
-		}
 		if n != columns || n <= softnetSqueezed {
-			return fieldError(path, fmt.Sprintf("line %d", row+1), fmt.Errorf("cut short at %d columns", n))
+			p.add(fieldError(path, fmt.Sprintf("line %d", row+1), fmt.Errorf("%d columns in place of %d", n, columns)))
+			lost, lostLength, lostInput = [2]bool{true, true}, true, true
+			continue
 		}
-		var v [softnetInputQueue + 1]uint64
+		var v [softnetInputQueue + 1]Number
 		for i := range min(n, len(v)) {
 			var f []byte
 			f, line, _ = procfile.NextField(line)
-			x, err := procfile.Uint(f, 16)
-			if err != nil {
-				return fieldError(path, fmt.Sprintf("line %d, column %d", row+1, i+1), err)
+			switch i {
+			case softnetDropped, softnetSqueezed, softnetBacklog, softnetCPU, softnetInputQueue:
+				x, err := procfile.Uint(f, 16)
+				if err == nil && x > math.MaxUint32 {
+					err = fmt.Errorf("%q has more than 32 bits", f)
+				}
+				if err != nil {
+					p.add(fieldError(path, at(i), err))
+					v[i].bad = true
+					continue
+				}
+				v[i] = number(x)
 			}
-			v[i] = x
 		}
-		cpu := row
-		if n > softnetCPU {
-			cpu = int(v[softnetCPU])
+		cpu := v[softnetCPU]
+		if n <= softnetCPU {
+			cpu = number(r.cpus[row])
 		}
-		counters.add(cpu, 0, v[softnetDropped])
-		counters.add(cpu, 1, v[softnetSqueezed])
-		if n > softnetBacklog {
-			s.length = larger(s.length, number(v[softnetBacklog]))
-			input := v[softnetBacklog]
-			if n > softnetInputQueue {
-				input = v[softnetInputQueue]
+		for counter, column := range [2]int{softnetDropped, softnetSqueezed} {
+			if !cpu.Present || !v[column].Present {
+				lost[counter] = true
+				continue
 			}
-			s.input = larger(s.input, number(input))
+			r.counters.add(int(cpu.Value), counter, uint64(v[column].Value))
+		}
+		input := v[softnetBacklog]
+		if n > softnetInputQueue {
+			input = v[softnetInputQueue]
+		}
+		s.length, s.input = larger(s.length, v[softnetBacklog]), larger(s.input, input)
+		lostLength, lostInput = lostLength || v[softnetBacklog].bad, lostInput || input.bad
+	}
+	r.counters.end()
+	// Without one CPU there is no sum, and no longest.
+	if lostLength {
+		s.length = Number{}
+	}
+	if lostInput {
+		s.input = Number{}
+	}
+	if !lost[0] {
+		s.drops = r.counters.total(0)
+	}
+	if !lost[1] {
+		s.squeezes = r.counters.total(1)
+	}
+	return p.err()
+}
+
+// identify finds the CPUs of lines that do not name them. When it cannot, and
+// there are not the same lines as before, what a line had before says nothing of
+// what it has now.
+func (r *softnetRows) identify(lines int, online []int) {
+	cpus, known := online, len(online) == lines
+	if !known {
+		cpus = make([]int, lines)
+		for i := range cpus {
+			cpus[i] = i
 		}
 	}
-	if columns == 0 {
-		return fieldError(path, "every line", errMissing)
+	if !(known && r.known) && !slices.Equal(cpus, r.cpus) {
+		r.counters.forget()
 	}
-	s.drops, s.squeezes = counters.total(0), counters.total(1)
-	return nil
+	r.cpus, r.known = cpus, known
+}
+
+// readOnline reads /sys/devices/system/cpu/online, a list of numbers and ranges;
+// nil where that is not possible.
+func readOnline(f *procfile.File) []int {
+	b, err := f.Read()
+	if err != nil {
+		return nil
+	}
+	var cpus []int
+	err = parseList(b, f.Path(), func(low, high uint16) {
+		for cpu := int(low); cpu <= int(high); cpu++ {
+			cpus = append(cpus, cpu)
+		}
+	})
+	if err != nil {
+		return nil
+	}
+	return cpus
 }

@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 
@@ -8,16 +9,17 @@ import (
 )
 
 // required reads a file that a collector cannot do without. Where this kernel
-// does not have it, the collector is not supported.
-func required(f *procfile.File, feature string) ([]byte, error) {
-	b, err := f.Read()
+// does not have it, the collector is not supported. Beside any other error b is
+// what can be used all the same, or nil.
+func required(f *procfile.File, feature string) (b []byte, err error) {
+	b, err = f.Read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &NotSupportedError{Feature: feature, Err: err}
 	}
 	if err != nil {
 		return nil, err
 	}
-	return b, whole(b, f.Path())
+	return whole(b, f.Path())
 }
 
 // optional reads a file that a kernel may not have. Then b is nil and so is err.
@@ -29,16 +31,22 @@ func optional(f *procfile.File) (b []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return b, whole(b, f.Path())
+	return whole(b, f.Path())
 }
 
-// whole says whether a file was cut short. The kernel ends every line, so the
-// last number of a file that does not end with one may lack digits.
-func whole(b []byte, path string) error {
-	if len(b) > 0 && b[len(b)-1] == '\n' {
-		return nil
+// whole returns the lines of a file that are whole, nil if none is, and an error
+// if it was cut short. The kernel ends every line, so the last number of a file
+// that does not end with one may lack digits.
+func whole(b []byte, path string) ([]byte, error) {
+	end := bytes.LastIndexByte(b, '\n') + 1
+	if end == len(b) && end > 0 {
+		return b, nil
 	}
-	return fieldError(path, "end of the last line", errMissing)
+	err := fieldError(path, "end of the last line", errMissing)
+	if end == 0 {
+		return nil, err
+	}
+	return b[:end], err
 }
 
 // sysctlNumber reads a sysctl of one number; absent where there is no such
@@ -51,31 +59,64 @@ func sysctlNumber(f *procfile.File) (Number, error) {
 
 // sysctlNumbers reads a sysctl of several numbers, as many as into holds.
 func sysctlNumbers(f *procfile.File, into []Number) error {
+	var p problems
 	b, err := optional(f)
-	if b == nil || err != nil {
-		return err
+	p.add(err)
+	if b != nil {
+		p.add(parseNumbers(b, f.Path(), into))
 	}
-	return parseNumbers(b, f.Path(), into)
+	return p.err()
 }
 
-// parseNumbers reads the numbers at the start of the first line.
+// parseNumbers reads the numbers at the start of the first line. One that cannot
+// be read is absent, and named in the error.
 func parseNumbers(b []byte, path string, into []Number) error {
+	var p problems
 	line, _, _ := procfile.NextLine(b)
 	for i := range into {
 		field, rest, ok := procfile.NextField(line)
 		if !ok {
-			return fieldError(path, ordinal(i), errMissing)
+			p.add(fieldError(path, ordinal(i), errMissing))
+			continue
 		}
-		v, err := procfile.Uint(field, 10)
-		if err != nil {
-			return fieldError(path, ordinal(i), err)
-		}
-		into[i], line = number(v), rest
+		p.add(into[i].parse(field, path, ordinal(i)))
+		line = rest
 	}
-	return nil
+	return p.err()
 }
 
 func ordinal(i int) string { return "value " + string(rune('1'+i)) }
+
+// parse sets the number to a count, from 0 to 2^63-1, which stands in a file of
+// the kernel under the name of a field. After an error, which names both, it is
+// absent. Of a field that a file has twice the first counts.
+func (n *Number) parse(text []byte, path, field string) error {
+	if n.Present || n.bad {
+		return nil
+	}
+	v, err := procfile.Count(text)
+	if err != nil {
+		n.bad = true
+		return fieldError(path, field, err)
+	}
+	*n = number(v)
+	return nil
+}
+
+// parseCounter is parse for a counter, which the kernel keeps without a sign: from
+// 0 to 2^64-1.
+func (n *Number) parseCounter(text []byte, path, field string) error {
+	if n.Present || n.bad {
+		return nil
+	}
+	v, err := procfile.Uint(text, 10)
+	if err != nil {
+		n.bad = true
+		return fieldError(path, field, err)
+	}
+	*n = number(v)
+	return nil
+}
 
 // field is a named value of a file.
 type field struct {
@@ -83,13 +124,15 @@ type field struct {
 	n    Number
 }
 
-// complete says which field is missing, for fields that every kernel has: the
-// file was cut short, or is not what it should be.
+// complete names the fields that are missing, of those that every kernel has: the
+// file was cut short, or is not what it should be. Fields that could not be parsed
+// have been named before.
 func complete(path string, fields []field) error {
+	var p problems
 	for _, f := range fields {
-		if !f.n.Present {
-			return fieldError(path, f.name, errMissing)
+		if !f.n.Present && !f.n.bad {
+			p.add(fieldError(path, f.name, errMissing))
 		}
 	}
-	return nil
+	return p.err()
 }

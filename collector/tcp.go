@@ -3,15 +3,20 @@ package collector
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
 // tcp is one reading of the TCP sockets of the host's network namespace.
 type tcp struct {
-	states    [sockdiag.Closing + 1]Number
-	listeners int
+	states [sockdiag.Closing + 1]Number
+	// listeners counts the addresses and ports that are listened on; crowded is the
+	// sockets that are in it one by one because there are so many addresses.
+	listeners, crowded Number
 	// queues are the accept queues nearest to their limit, the nearest first.
 	queues []acceptQueue
 }
@@ -63,7 +68,12 @@ func tcpSpec() Spec {
 			{
 				Name:  "tcp_listeners",
 				Help:  "Addresses and ports that are listened on, a SO_REUSEPORT group counted once. From sock_diag.",
-				Value: func(s *tcp) Number { return number(s.listeners) },
+				Value: func(s *tcp) Number { return s.listeners },
+			},
+			{
+				Name:  "tcp_listeners_crowded",
+				Help:  fmt.Sprintf("Listening sockets beyond the first %d addresses and ports: each is taken for itself, a SO_REUSEPORT group among them is not added up. From sock_diag.", maxListeners),
+				Value: func(s *tcp) Number { return s.crowded },
 			},
 			{
 				Name:   "accept_queue_length",
@@ -119,33 +129,33 @@ func openTCP(k *Kernel) func(context.Context, *tcp) error {
 		States: sockdiag.AllStates.Without(sockdiag.Established, sockdiag.TimeWait),
 	}
 	stat, stat6 := k.net("sockstat"), k.net("sockstat6")
-	v := &tcpVisitor{queues: map[netip.AddrPort]acceptQueue{}}
+	v := newTCPVisitor(k.top)
 
 	return func(ctx context.Context, s *tcp) error {
 		if err := walk(ctx, client, request, v); err != nil {
 			return err
 		}
 		// After the walk, so that they are as near as can be to what it counted.
-		b, err := required(stat, "IPv4 (CONFIG_INET)")
-		if err != nil {
-			return err
-		}
+		var p problems
 		var counts sockstat
-		if err := parseSockstat(b, stat.Path(), k.memoryUnit, &counts); err != nil {
-			return err
-		}
-		if b, err = optional(stat6); err != nil {
-			return err
-		}
-		if b != nil {
-			if err := parseSockstat6(b, stat6.Path(), &counts); err != nil {
-				return err
+		for _, f := range []struct {
+			file  *procfile.File
+			parse func(b []byte, path string) error
+		}{
+			{stat, func(b []byte, path string) error { return parseSockstat(b, path, 0, &counts) }},
+			{stat6, func(b []byte, path string) error { return parseSockstat6(b, path, &counts) }},
+		} {
+			b, err := optional(f.file)
+			p.add(err)
+			if b != nil {
+				p.add(f.parse(b, f.file.Path()))
+			} else if err != nil {
+				counts.family[1].tcp.bad = true
 			}
 		}
-		inuse := counts.family[0].tcp
-		inuse.Value += counts.family[1].tcp.Value // 0 without IPv6
-		v.fill(s, inuse, counts.timeWait, k.top)
-		return nil
+		inuse := counts.family[0].tcp.plus(counts.family[1].tcp.orZero()) // 0 without IPv6
+		v.fill(s, inuse, counts.timeWait)
+		return p.err()
 	}
 }
 
@@ -163,11 +173,23 @@ type tcpVisitor struct {
 	states   [sockdiag.Closing + 1]uint64
 	finWait2 uint64 // mini-sockets in FIN_WAIT2
 	queues   map[netip.AddrPort]acceptQueue
+	// Any user may listen on half a million addresses of loopback. Of those that
+	// find no room in queues each socket is a queue of its own: the fullest are kept.
+	crowded uint64
+	crowd   top[acceptQueue]
+}
+
+func newTCPVisitor(n int) *tcpVisitor {
+	return &tcpVisitor{
+		queues: map[netip.AddrPort]acceptQueue{},
+		crowd:  top[acceptQueue]{n: max(n, 1), before: acceptQueue.before},
+	}
 }
 
 func (v *tcpVisitor) Reset() {
-	*v = tcpVisitor{queues: v.queues}
 	clear(v.queues)
+	v.crowd.items = v.crowd.items[:0]
+	*v = tcpVisitor{queues: v.queues, crowd: v.crowd}
 }
 
 func (v *tcpVisitor) Visit(s *sockdiag.Socket) {
@@ -179,11 +201,16 @@ func (v *tcpVisitor) Visit(s *sockdiag.Socket) {
 		}
 	case sockdiag.Listen:
 		at := s.Source()
-		q := v.queues[at]
-		q.listener = at
-		q.length += uint64(s.RecvQueue)
-		q.limit += uint64(s.SendQueue)
 		single := singleQueue{uint64(s.RecvQueue), uint64(s.SendQueue)}
+		q, known := v.queues[at]
+		if !known && len(v.queues) == maxListeners {
+			v.crowded++
+			v.crowd.offer(acceptQueue{at, single.length, single.limit, single})
+			return
+		}
+		q.listener = at
+		q.length += single.length
+		q.limit += single.limit
 		if q.worst == (singleQueue{}) || single.saturation() > q.worst.saturation() {
 			q.worst = single
 		}
@@ -194,7 +221,7 @@ func (v *tcpVisitor) Visit(s *sockdiag.Socket) {
 
 // fill makes the snapshot. inuse counts the full sockets of every state but
 // CLOSE, timeWait all mini-sockets, those in FIN_WAIT2 too.
-func (v *tcpVisitor) fill(s *tcp, inuse, timeWait Number, n int) {
+func (v *tcpVisitor) fill(s *tcp, inuse, timeWait Number) {
 	walked := uint64(0)
 	for state, count := range v.states {
 		s.states[state] = number(count)
@@ -212,10 +239,15 @@ func (v *tcpVisitor) fill(s *tcp, inuse, timeWait Number, n int) {
 	s.states[sockdiag.Established] = notNegative(inuse.minus(number(walked - v.finWait2)))
 	s.states[sockdiag.TimeWait] = notNegative(timeWait.minus(number(v.finWait2)))
 
-	s.listeners = len(v.queues)
-	nearest := top[acceptQueue]{n: max(n, 1), before: acceptQueue.before}
+	s.listeners, s.crowded = number(uint64(len(v.queues))+v.crowded), number(v.crowded)
+	nearest := top[acceptQueue]{n: v.crowd.n, before: acceptQueue.before, items: slices.Clone(v.crowd.items)}
 	for _, q := range v.queues {
 		nearest.offer(q)
 	}
-	s.queues = nearest.items
+	// Sockets of a group of which some found no room are one series.
+	for _, q := range nearest.items {
+		if !slices.ContainsFunc(s.queues, func(o acceptQueue) bool { return o.listener == q.listener }) {
+			s.queues = append(s.queues, q)
+		}
+	}
 }

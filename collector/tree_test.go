@@ -2,11 +2,11 @@ package collector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -26,18 +26,20 @@ func kernels() []string {
 
 // tree is a copy of a recorded tree that a test may change.
 type tree struct {
-	t        *testing.T
-	dir      string
-	pageSize float64
-	top      int
-	replay   *sockdiagtest.Replay
+	t      *testing.T
+	dir    string
+	top    int
+	replay *sockdiagtest.Replay
+	// pageSize and memoryUnit are the kernel's, in bytes; it cannot tell the second
+	// where that is 0.
+	pageSize, memoryUnit int
 }
 
 // newTree copies a recorded tree. It adds a process with five descriptors, which
 // a recording of files cannot hold.
 func newTree(t *testing.T, kernel string) *tree {
 	t.Helper()
-	tr := &tree{t: t, dir: t.TempDir(), pageSize: 4096, top: 10}
+	tr := &tree{t: t, dir: t.TempDir(), pageSize: 4096, memoryUnit: 4096, top: 10}
 	if err := os.CopyFS(tr.dir, os.DirFS(filepath.Join(testdata, kernel))); err != nil {
 		t.Fatal(err)
 	}
@@ -133,8 +135,13 @@ func (tr *tree) set() *Set {
 	if err != nil {
 		tr.t.Fatal(err)
 	}
-	k.pageSize = tr.pageSize
-	k.memoryUnit = memoryUnit(tr.pageSize, tr.read("proc/version"))
+	k.pageSize = float64(tr.pageSize)
+	k.memoryUnit = func() (int, error) {
+		if tr.memoryUnit == 0 {
+			return 0, errors.New("unit of socket memory: unknown")
+		}
+		return tr.memoryUnit, nil
+	}
 	k.dialSockDiag = tr.replay.Dial
 	return NewSet(k, Specs(), Config{MaxCPU: 0, Logger: slog.New(slog.DiscardHandler)})
 }
@@ -179,16 +186,21 @@ func whatFailed(r Result) string {
 	return ""
 }
 
-// series reads the set once and returns the series of each collector.
-func (tr *tree) series() (map[string]map[string]float64, map[string]error) {
+// series reads the chosen collectors once and returns the series of each, and its
+// error.
+func (tr *tree) series(choose func(string) bool) (map[string]map[string]float64, map[string]error) {
 	tr.t.Helper()
 	all, errs := map[string]map[string]float64{}, map[string]error{}
 	set := tr.set()
 	defer set.kernel.Close()
-	for _, r := range set.Read(context.Background(), All) {
+	for _, r := range set.Read(context.Background(), choose) {
 		series := map[string]float64{}
 		for _, s := range r.samples {
-			series[s.metric.Name+" "+strings.Join(slices.Clone(s.labels), ",")] = s.value
+			series[s.metric.Name+" "+strings.Join(s.labels, ",")] = s.value
+		}
+		for _, l := range r.Limits {
+			// One number that changes with either, when the usage is 0 too.
+			series["limit "+l.Resource] = l.Limit + l.Usage/3
 		}
 		all[r.Collector], errs[r.Collector] = series, r.Err
 	}

@@ -10,11 +10,14 @@ import (
 
 // zone is one memory zone of /proc/zoneinfo, in pages.
 type zone struct {
-	node, name     string
-	free, managed  Number
-	min, low, high Number
-	// file is the page cache in the zone, which the kernel gives back when asked.
-	activeFile, inactiveFile Number
+	node, name                string
+	free                      Number
+	managed, present, spanned Number
+	min, low, high            Number
+	// The page cache in the zone. Before Linux 4.8 the fields have other names, which
+	// are those of the whole node since.
+	activeFile, inactiveFile       Number
+	oldActiveFile, oldInactiveFile Number
 }
 
 // isLow says whether the kernel can put its own data, sockets among it, into the
@@ -27,6 +30,19 @@ func (z *zone) isLow() bool {
 	return true
 }
 
+// file is the page cache in the zone, which the kernel gives back when asked; not
+// present where a part of it is not.
+func (z *zone) file() Number {
+	active, inactive := z.activeFile, z.inactiveFile
+	if !active.Present && !active.bad {
+		active = z.oldActiveFile
+	}
+	if !inactive.Present && !inactive.bad {
+		inactive = z.oldInactiveFile
+	}
+	return active.plus(inactive)
+}
+
 // need is how near the zone is to its reserves: the high watermark against what
 // is free.
 func (z *zone) need() float64 {
@@ -36,28 +52,34 @@ func (z *zone) need() float64 {
 	return z.high.Value / z.free.Value
 }
 
-// neediest returns at most n zones, those nearest to their reserves first.
+// neediest returns at most n zones, those nearest to their reserves first. A zone
+// that may have no memory at all is not among them.
 func neediest(zones []zone, n int) []zone {
-	zones = slices.Clone(zones)
+	zones = slices.DeleteFunc(slices.Clone(zones), func(z zone) bool { return !z.size().Present })
 	slices.SortStableFunc(zones, func(a, b zone) int { return cmp.Compare(b.need(), a.need()) })
 	return zones[:min(n, len(zones))]
 }
 
 // parseZoneinfo reads /proc/zoneinfo (mm/vmstat.c, Linux 2.6). Zones without
-// memory are left out.
+// memory are left out. What cannot be read of a zone is absent from it, and named
+// in the error.
 func parseZoneinfo(b []byte, path string) ([]zone, error) {
+	var p problems
 	var zones []zone
+	in := false // a zone: what comes before the first one, or after a broken head, is of none
 	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
 		if after, ok := bytes.CutPrefix(line, []byte("Node ")); ok {
 			node, after, _ := bytes.Cut(after, []byte(","))
-			_, name, ok := bytes.Cut(after, []byte("zone"))
-			if name = bytes.TrimSpace(name); !ok || len(name) == 0 {
-				return nil, fieldError(path, "zone of node "+string(node), errMissing)
+			word, after, _ := procfile.NextField(after)
+			name, _, _ := procfile.NextField(after)
+			if in = string(word) == "zone" && len(name) > 0; in {
+				zones = append(zones, zone{node: string(node), name: string(name)})
+			} else {
+				p.add(fieldError(path, "zone of node "+string(node), errMissing))
 			}
-			zones = append(zones, zone{node: string(node), name: string(name)})
 			continue
 		}
-		if len(zones) == 0 {
+		if !in {
 			continue
 		}
 		z := &zones[len(zones)-1]
@@ -65,45 +87,43 @@ func parseZoneinfo(b []byte, path string) ([]zone, error) {
 		if string(name) == "pages" { // "pages free"
 			name, rest, _ = procfile.NextField(rest)
 		}
-		n := z.field(name)
 		// The per-CPU lists at the end of a zone have a "high:" of their own, but
 		// with a colon; what comes first is the zone's.
+		n := z.field(name)
 		if n == nil || n.Present {
 			continue
 		}
-		value, _, _ := procfile.NextField(rest)
-		v, err := procfile.Uint(value, 10)
-		if err != nil {
-			return nil, fieldError(path, "zone "+z.name+" of node "+z.node+", "+string(name), err)
+		if (n == &z.oldActiveFile || n == &z.oldInactiveFile) && !z.free.Present {
+			continue // of the node, whose numbers come first
 		}
-		*n = number(v)
+		value, _, _ := procfile.NextField(rest)
+		p.add(n.parse(value, path+": "+z.String(), string(name)))
 	}
 	if len(zones) == 0 {
-		return nil, fieldError(path, "every zone", errMissing)
+		p.add(fieldError(path, "every zone", errMissing))
 	}
+	zones = slices.DeleteFunc(zones, func(z zone) bool { return z.size().Present && z.size().Value == 0 })
 	for _, z := range zones {
-		at := path + ": zone " + z.name + " of node " + z.node
-		if err := complete(at, []field{{"managed", z.managed}}); err != nil {
-			return nil, err
-		}
-		if z.managed.Value == 0 {
-			continue
-		}
-		err := complete(at, []field{
-			{"pages free", z.free},
-			{"min", z.min},
-			{"low", z.low},
-			{"high", z.high},
-			{"nr_zone_active_file", z.activeFile},
-			{"nr_zone_inactive_file", z.inactiveFile},
-		})
-		if err != nil {
-			return nil, err
-		}
+		p.add(complete(path+": "+z.String(), []field{{"pages free", z.free}, {"min", z.min}, {"low", z.low}, {"high", z.high}, {"managed", z.size()}}))
 	}
-	return slices.DeleteFunc(zones, func(z zone) bool { return z.managed.Value == 0 }), nil
+	return zones, p.err()
 }
 
+// size is how much memory the zone has: managed by the kernel, or where that is not
+// said, present, or spanned.
+func (z *zone) size() Number {
+	for _, n := range []Number{z.managed, z.present} {
+		if n.Present {
+			return n
+		}
+	}
+	return z.spanned
+}
+
+// String names the zone.
+func (z *zone) String() string { return "zone " + z.name + " of node " + z.node }
+
+// field returns where a field of a zone belongs, nil for one that is not read.
 func (z *zone) field(name []byte) *Number {
 	switch string(name) {
 	case "free":
@@ -116,10 +136,18 @@ func (z *zone) field(name []byte) *Number {
 		return &z.high
 	case "managed":
 		return &z.managed
+	case "present":
+		return &z.present
+	case "spanned":
+		return &z.spanned
 	case "nr_zone_active_file":
 		return &z.activeFile
 	case "nr_zone_inactive_file":
 		return &z.inactiveFile
+	case "nr_active_file":
+		return &z.oldActiveFile
+	case "nr_inactive_file":
+		return &z.oldInactiveFile
 	}
 	return nil
 }

@@ -35,12 +35,11 @@ type page struct {
 	// Refresh is 0 for a page that stands still.
 	Refresh int
 	Now     time.Time
-	Foreign error
-	// Contained is true where process 1 is that of a container.
-	Contained bool
-	Levels    []count
-	Limits    []bar
-	States    []state
+	// View says which numbers are the machine's own.
+	View   collector.HostView
+	Levels []count
+	Limits []bar
+	States []state
 	// TCP is what became of the collector that has the states.
 	TCP     *collector.Result
 	Lists   []list
@@ -88,14 +87,12 @@ func status(set *collector.Set, c Config) http.Handler {
 	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) +
 		"'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-	contained := !set.InitialNetworkNamespace()
 	return bounded(c, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), defaultTimeout)
 		defer cancel()
 		p := newPage(set.Read(ctx, collector.All))
 		p.Config, p.Style, p.Project = c, template.CSS(css), project
-		p.Foreign = set.HostNetworkNamespace()
-		p.Contained = contained && p.Foreign == nil
+		p.View = set.View()
 		p.Now = time.Now()
 		if !r.URL.Query().Has("still") {
 			p.Refresh = refresh
@@ -227,7 +224,7 @@ func (p *page) Headline() string {
 			said = append(said, strconv.Itoa(c.N)+" "+c.String())
 		}
 	}
-	if len(p.Failed()) > 0 || p.Foreign != nil || p.Contained {
+	if len(p.Failed()) > 0 || !p.View.Whole() {
 		said = append(said, "limits missing")
 	}
 	return cmp.Or(strings.Join(said, ", "), "ok")

@@ -143,7 +143,7 @@ func TestStatusWords(t *testing.T) {
 		{Collector: "conntrack", Unsupported: &collector.NotSupportedError{Feature: "the module nf_conntrack"}},
 		{Collector: "process", Age: 3200 * time.Millisecond},
 	})
-	p.Foreign, p.Contained = foreign, true
+	p.View = collector.HostView{Network: foreign, Processes: errors.New("of another PID namespace")}
 	var b strings.Builder
 	if err := parse().Execute(&b, p); err != nil {
 		t.Fatal(err)
@@ -155,8 +155,8 @@ func TestStatusWords(t *testing.T) {
 		"read 3.2 s ago",
 		"<title>limits missing ·",
 		"This is not the whole host.",
-		"This is a container, not the machine.",
-		"&lt;b&gt;may not enter&lt;/b&gt;",
+		"Its network cannot be seen: &lt;b&gt;may not enter&lt;/b&gt;.",
+		"Its processes cannot be seen: of another PID namespace.",
 		"No limit could be read.",
 	} {
 		if !strings.Contains(page, want) {
