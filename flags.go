@@ -106,12 +106,3 @@ func (c *config) validate() error {
 	}
 	return nil
 }
-
-// versionInfo is the version in a few words.
-func versionInfo() string {
-	v := version.Version
-	if v == "" {
-		v = "(not released)"
-	}
-	return fmt.Sprintf("%s, revision %s", v, version.GetRevision())
-}

@@ -40,6 +40,7 @@ func main() {
 	kingpin.ManPageTemplate = manPage
 	kingpin.BashCompletionTemplate = bashCompletion
 	kingpin.ZshCompletionTemplate = zshCompletion
+	setVersion()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

@@ -106,9 +106,9 @@ func manFuncs() template.FuncMap {
 			return version.Version
 		},
 		"manDate": func() string {
-			built, err := time.Parse("20060102-15:04:05", version.BuildDate)
+			built, err := time.Parse(buildDate, version.BuildDate)
 			if err != nil {
-				return "" // not released
+				return "" // Go recorded none
 			}
 			return built.Format(time.DateOnly)
 		},
