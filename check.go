@@ -73,15 +73,22 @@ func colour(l collector.Level) int {
 // painter returns a function that colours text if it goes to a terminal and the
 // user has nothing against it (https://no-color.org).
 func painter(w io.Writer) func(colour int, text string) string {
-	f, ok := w.(*os.File)
-	if ok {
-		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-		ok = err == nil && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-	}
+	ok, _ := terminal(w)
+	ok = ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	return func(colour int, text string) string {
 		if !ok {
 			return text
 		}
 		return fmt.Sprintf("\x1b[%dm%s\x1b[%dm", colour, text, plain)
 	}
+}
+
+// terminal reports whether w is a terminal. The error is EIO for one that was closed.
+func terminal(w io.Writer) (bool, error) {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false, nil
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil, err
 }

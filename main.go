@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors/version"
 	"github.com/prometheus/common/promslog"
 	toolkit "github.com/prometheus/exporter-toolkit/web"
+	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 	"github.com/sockpressure/sockpressure_exporter/internal/web"
@@ -61,6 +62,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	c.log.Writer = stderr
 	logger := promslog.New(c.log)
+	if c.command == commandServe {
+		var stop func()
+		ctx, stop = outliveHangups(ctx, stderr, logger)
+		defer stop()
+	}
 
 	kernel, err := collector.OpenKernel(c.procPath, c.sysPath, c.top)
 	if err != nil {
@@ -89,6 +95,37 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func fail(stderr io.Writer, err error) int {
 	fmt.Fprintf(stderr, "%s: error: %v\n", name, err)
 	return 1
+}
+
+// outliveHangups keeps SIGHUP, which asks other daemons to reload, from ending the
+// process: there is nothing to reload. The context that it returns ends with ctx, or
+// with a SIGHUP that came because the terminal that stderr is was closed. The
+// returned function restores what SIGHUP did.
+func outliveHangups(ctx context.Context, stderr io.Writer, logger *slog.Logger) (context.Context, func()) {
+	if signal.Ignored(syscall.SIGHUP) { // started by nohup
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangups:
+			}
+			if _, err := terminal(stderr); errors.Is(err, unix.EIO) {
+				cancel()
+				return
+			}
+			logger.Info("Nothing to reload on SIGHUP: the file of --web.config.file is reread by itself, and other flags need a restart")
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(hangups)
+		cancel()
+	}
 }
 
 const (

@@ -51,6 +51,14 @@ exits with 0 after SIGTERM or SIGINT, and with 1 if it cannot start.
 .PP
 .B check
 exits as plugins for monitoring do: with 0, 1, 2 or 3, see above.
+.SH SIGNALS
+SIGTERM and SIGINT end it.
+SIGHUP does not end
+.BR serve ,
+unless it came because its terminal was closed:
+there is nothing to reload.
+The file of \-\-web.config.file and its certificates are reread by themselves,
+and other flags need a restart.
 .SH ENVIRONMENT
 .TP
 .B GOMAXPROCS
