@@ -12,7 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -52,10 +52,7 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	c, exit, err := parseFlags(args, stdout)
 	if err != nil {
-		if status := fail(stderr, err); !slices.Contains(args, commandCheck) {
-			return status
-		}
-		return unknown
+		return fail(stderr, err, c.command)
 	}
 	if exit {
 		return 0
@@ -70,10 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 	kernel, err := collector.OpenKernel(c.procPath, c.sysPath, c.top)
 	if err != nil {
-		if status := fail(stderr, err); c.command != commandCheck {
-			return status
-		}
-		return unknown
+		return fail(stderr, err, c.command)
 	}
 	if err := kernel.HostNetworkNamespace(); err != nil {
 		logger.Warn("Cannot enter the host's network namespace, which needs CAP_SYS_ADMIN and CAP_SYS_PTRACE: its sysctls and sockets are not exported", "err", err)
@@ -87,13 +81,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	set := collector.NewSet(kernel, c.specs, collector.Config{MaxCPU: c.maxCPU, Logger: logger})
 	if err := serve(ctx, set, c, logger); err != nil {
-		return fail(stderr, err)
+		return fail(stderr, err, c.command)
 	}
 	return 0
 }
 
-func fail(stderr io.Writer, err error) int {
-	fmt.Fprintf(stderr, "%s: error: %v\n", name, err)
+// fail writes err as one line, whatever it says, and returns the exit status of
+// the command.
+func fail(stderr io.Writer, err error, command string) int {
+	var parts []string
+	for line := range strings.Lines(err.Error()) {
+		parts = append(parts, strings.TrimSpace(line))
+	}
+	fmt.Fprintf(stderr, "%s: error: %s\n", name, strings.Join(parts, " "))
+	if command == commandCheck {
+		return unknown
+	}
 	return 1
 }
 

@@ -44,6 +44,10 @@ as do the descriptors of other users' processes before Linux 6.2.
 {{end}}{{end -}}
 .SH OPTIONS
 The value shown is the default.
+An option without one is on or off, and also takes
+.B =true
+or
+.BR =false .
 {{template "Flags" .App -}}
 .SH EXIT STATUS
 .B serve
