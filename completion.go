@@ -58,6 +58,7 @@ complete -o default -F _{{.App.Name}} {{.App.Name}}
 // values are those that a flag may have, where they can be listed.
 func values(flag string) string {
 	return strings.Join(map[string][]string{
+		"format":     {formatText, formatJSON},
 		"log.level":  promslog.LevelFlagOptions,
 		"log.format": promslog.FormatFlagOptions,
 	}[flag], " ")

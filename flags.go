@@ -27,9 +27,16 @@ const (
 	commandCheck = "check"
 )
 
+// The formats of check.
+const (
+	formatText = "text"
+	formatJSON = "json"
+)
+
 // config is what the command line says, checked.
 type config struct {
 	command string
+	format  string // of check
 	specs   []collector.Spec
 
 	procPath, sysPath string
@@ -58,7 +65,8 @@ func parseFlags(args []string, stdout io.Writer) (c *config, exit bool, err erro
 	app.Terminate(func(int) { exit = true })
 	builtin := app.Model().Flags // --help and the like
 	app.Command(commandServe, "Serve metrics over HTTP (the default).").Default()
-	app.Command(commandCheck, "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.")
+	check := app.Command(commandCheck, "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.")
+	check.Flag("format", "What to print: text, or json, an object with state, exit_status, host_network_namespace, limits and failed_collectors.").Default(formatText).EnumVar(&c.format, formatText, formatJSON)
 
 	c.web = kingpinflag.AddFlags(app, ":10058")
 	app.Flag("web.telemetry-path", "Path under which metrics are served.").Default("/metrics").StringVar(&c.telemetryPath)

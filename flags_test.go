@@ -120,6 +120,7 @@ func TestFlagValues(t *testing.T) {
 		{"--no-nonsense=true", "", "unknown long flag '--no-nonsense'"},
 		{"--collector=false", "", "unknown long flag '--collector'"},
 		{"-- --collector.tcp=false", "", "unexpected --collector.tcp=false"},
+		{"check --format=xml", "", "--format=xml: enum value must be one of text,json"},
 		{"--collector.top=ten", "", "--collector.top=ten: invalid syntax"},
 		{"--collector.max-cpu 1e999", "", "--collector.max-cpu=1e999: value out of range"},
 		{"--log.level=loud", "", "--log.level=loud: unrecognized log level loud"},

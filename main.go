@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if c.command == commandCheck {
 		// What fails stands below the table, once.
 		quiet := collector.Config{MaxCPU: c.maxCPU, Logger: slog.New(slog.DiscardHandler)}
-		return check(ctx, collector.NewSet(kernel, c.specs, quiet), stdout, stderr)
+		return check(ctx, collector.NewSet(kernel, c.specs, quiet), c.format, stdout, stderr)
 	}
 	set := collector.NewSet(kernel, c.specs, collector.Config{MaxCPU: c.maxCPU, Logger: logger})
 	if err := serve(ctx, set, c, logger); err != nil {

@@ -41,7 +41,9 @@ as do the descriptors of other users' processes before Linux 6.2.
 .TP
 .B {{.Name}}
 {{roff .Help}}
-{{end}}{{end -}}
+{{if .Flags}}.RS
+{{template "Flags" .}}.RE
+{{end}}{{end}}{{end -}}
 .SH OPTIONS
 The value shown is the default.
 An option without one is on or off, and also takes
