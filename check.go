@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -20,45 +23,149 @@ const unknown = 3
 // ten seconds.
 const checkTime = 8 * time.Second
 
-// check prints the table of limits and returns the exit status of a monitoring
-// plugin: that of the worst limit.
-func check(ctx context.Context, set *collector.Set, stdout, stderr io.Writer) int {
+// check reads every limit once, prints them in the given format, and returns the
+// exit status of a monitoring plugin: that of the worst limit.
+func check(ctx context.Context, set *collector.Set, format string, stdout, stderr io.Writer) int {
+	r := readReport(ctx, set)
+	var out bytes.Buffer
+	var err error
+	if format == formatJSON {
+		err = r.writeJSON(&out)
+	} else {
+		err = r.writeText(&out, painter(stdout))
+	}
+	if err == nil {
+		_, err = stdout.Write(out.Bytes())
+	}
+	if err != nil {
+		return fail(stderr, err, commandCheck)
+	}
+	if format == formatText { // the JSON has them
+		for _, f := range r.failed {
+			fmt.Fprintf(stderr, "collector %s failed: %v\n", f.Collector, f.Err)
+		}
+	}
+	return r.status()
+}
+
+// report is what check found.
+type report struct {
+	limits []collector.LimitReading // the most saturated first
+	failed []collector.Result       // those with an error
+	view   collector.HostView       // the log has the reasons
+}
+
+func readReport(ctx context.Context, set *collector.Set) report {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	results := set.Read(ctx, collector.All)
-	limits := collector.Limits(results)
+	return report{
+		limits: collector.Limits(results),
+		failed: slices.DeleteFunc(results, func(r collector.Result) bool { return r.Err == nil }),
+		view:   set.View(),
+	}
+}
 
-	paint := painter(stdout)
-	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "RESOURCE\t%s\tUSED\tUSAGE\tLIMIT\tMOVED BY\n", paint(plain, "STATE"))
+// status is the level of the worst limit, or unknown where all limits that could be
+// read are well and others may not be.
+func (r report) status() int {
 	worst := collector.OK
-	for _, l := range limits {
+	for _, l := range r.limits {
 		worst = max(worst, l.Level())
+	}
+	if worst == collector.OK && (len(r.limits) == 0 || len(r.failed) > 0 || !r.view.Whole()) {
+		return unknown
+	}
+	return int(worst)
+}
+
+// writeText writes a table for people.
+func (r report) writeText(out io.Writer, paint func(colour int, text string) string) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "RESOURCE\t%s\tUSED\tUSAGE\tLIMIT\tMOVED BY\n", paint(plain, "STATE"))
+	for _, l := range r.limits {
 		fmt.Fprintf(w, "%s\t%s\t%s%%\t%s\t%s\t%s\n",
 			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Share(), l.Format(l.Usage), l.Format(l.Limit), l.Sysctl)
 	}
 	if err := w.Flush(); err != nil {
-		fmt.Fprintln(stderr, err)
-		return unknown
+		return err
 	}
-	for _, l := range limits {
+	for _, l := range r.limits {
 		if l.Level() != collector.OK {
-			fmt.Fprintf(stdout, "When %s is met: %s\n", l.Resource, l.Effect)
+			fmt.Fprintf(out, "When %s is met: %s\n", l.Resource, l.Effect)
 		}
 	}
+	return nil
+}
 
-	// The log has said why.
-	failed := len(limits) == 0 || !set.View().Whole()
-	for _, r := range results {
-		if r.Err != nil {
-			fmt.Fprintf(stderr, "collector %s failed: %v\n", r.Collector, r.Err)
-			failed = true
-		}
+// The JSON document of check. Names and types are an interface that README.md
+// describes.
+type (
+	jsonReport struct {
+		State            string          `json:"state"`
+		ExitStatus       int             `json:"exit_status"`
+		HostView         map[string]bool `json:"host_view"`
+		Limits           []jsonLimit     `json:"limits"`
+		FailedCollectors []jsonFailure   `json:"failed_collectors"`
 	}
-	if failed && worst == collector.OK {
-		return unknown
+	jsonLimit struct {
+		Resource   string         `json:"resource"`
+		State      string         `json:"state"`
+		Saturation float64        `json:"saturation"`
+		Usage      float64        `json:"usage"`
+		Limit      float64        `json:"limit"`
+		Unit       string         `json:"unit"`
+		Sysctl     string         `json:"sysctl"`
+		Effect     string         `json:"effect"`
+		Thresholds jsonThresholds `json:"thresholds"`
 	}
-	return int(worst)
+	jsonThresholds struct {
+		Warning  float64 `json:"warning"`
+		Critical float64 `json:"critical"`
+	}
+	jsonFailure struct {
+		Collector string `json:"collector"`
+		Error     string `json:"error"`
+	}
+)
+
+// writeJSON writes a document for programs.
+func (r report) writeJSON(out io.Writer) error {
+	status := r.status()
+	doc := jsonReport{
+		State:      "unknown",
+		ExitStatus: status,
+		HostView:   map[string]bool{},
+		// Empty lists are [], not null.
+		Limits:           []jsonLimit{},
+		FailedCollectors: []jsonFailure{},
+	}
+	if status != unknown {
+		doc.State = collector.Level(status).String()
+	}
+	for part, err := range r.view.All() {
+		doc.HostView[part] = err == nil
+	}
+	for _, l := range r.limits {
+		doc.Limits = append(doc.Limits, jsonLimit{
+			Resource:   l.Resource,
+			State:      l.Level().String(),
+			Saturation: l.Saturation(),
+			Usage:      l.Usage,
+			Limit:      l.Limit,
+			Unit:       string(l.Unit),
+			Sysctl:     l.Sysctl,
+			Effect:     l.Effect,
+			Thresholds: jsonThresholds{Warning: l.Warning(), Critical: l.Critical},
+		})
+	}
+	for _, f := range r.failed {
+		doc.FailedCollectors = append(doc.FailedCollectors, jsonFailure{f.Collector, f.Err.Error()})
+	}
+	e := json.NewEncoder(out)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(doc)
 }
 
 // Colours of a terminal, each with two digits: what is written has to be of the
@@ -77,15 +184,22 @@ func colour(l collector.Level) int {
 // painter returns a function that colours text if it goes to a terminal and the
 // user has nothing against it (https://no-color.org).
 func painter(w io.Writer) func(colour int, text string) string {
-	f, ok := w.(*os.File)
-	if ok {
-		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-		ok = err == nil && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-	}
+	ok, _ := terminal(w)
+	ok = ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	return func(colour int, text string) string {
 		if !ok {
 			return text
 		}
 		return fmt.Sprintf("\x1b[%dm%s\x1b[%dm", colour, text, plain)
 	}
+}
+
+// terminal reports whether w is a terminal. The error is EIO for one that was closed.
+func terminal(w io.Writer) (bool, error) {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false, nil
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil, err
 }

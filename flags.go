@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/alecthomas/kingpin/v2"
@@ -13,6 +16,7 @@ import (
 	"github.com/prometheus/common/version"
 	toolkit "github.com/prometheus/exporter-toolkit/web"
 	"github.com/prometheus/exporter-toolkit/web/kingpinflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
@@ -23,12 +27,20 @@ const (
 	commandCheck = "check"
 )
 
+// The formats of check.
+const (
+	formatText = "text"
+	formatJSON = "json"
+)
+
 // config is what the command line says, checked.
 type config struct {
 	command string
+	format  string // of check
 	specs   []collector.Spec
 
 	procPath, sysPath string
+	sysPathSet        bool // by the user
 	top               int
 	maxCPU            float64
 
@@ -41,7 +53,8 @@ type config struct {
 }
 
 // parseFlags reads the command line. exit is true where that was all there is to
-// do: --help and --version write to stdout.
+// do: --help and --version write to stdout. With an error, c has the command that
+// was meant, as far as that can be told.
 func parseFlags(args []string, stdout io.Writer) (c *config, exit bool, err error) {
 	c = &config{log: &promslog.Config{}}
 	app := kingpin.New(name, "Prometheus exporter that tells how near a Linux host is to the kernel's limits on sockets and memory, before it refuses, drops or kills.")
@@ -50,15 +63,17 @@ func parseFlags(args []string, stdout io.Writer) (c *config, exit bool, err erro
 	app.UsageWriter(stdout)
 	app.UsageFuncs(manFuncs())
 	app.Terminate(func(int) { exit = true })
+	builtin := app.Model().Flags // --help and the like
 	app.Command(commandServe, "Serve metrics over HTTP (the default).").Default()
-	app.Command(commandCheck, "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.")
+	check := app.Command(commandCheck, "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.")
+	check.Flag("format", "What to print: text, or json, an object with state, exit_status, host_view, limits and failed_collectors.").Default(formatText).EnumVar(&c.format, formatText, formatJSON)
 
 	c.web = kingpinflag.AddFlags(app, ":10058")
 	app.Flag("web.telemetry-path", "Path under which metrics are served.").Default("/metrics").StringVar(&c.telemetryPath)
 	app.Flag("web.max-requests", "Scrapes that may be served at once.").Default("40").IntVar(&c.maxRequests)
 	app.Flag("web.disable-exporter-metrics", "Leave out metrics of the exporter itself (go_*, process_*, promhttp_*).").BoolVar(&c.disableExporterMetrics)
 	app.Flag("path.procfs", "Mount point of the procfs whose process 1 is the host's.").Default("/proc").StringVar(&c.procPath)
-	app.Flag("path.sysfs", "Mount point of sysfs.").Default("/sys").StringVar(&c.sysPath)
+	app.Flag("path.sysfs", "Mount point of sysfs. Only the default may be absent.").Default("/sys").IsSetByUser(&c.sysPathSet).StringVar(&c.sysPath)
 	app.Flag("collector.top", "Series of each list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
 	app.Flag("collector.max-cpu", "Share of one core that walks over all sockets and processes may take together: when they took t, they are repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
 	var disableDefaults bool
@@ -70,13 +85,21 @@ func parseFlags(args []string, stdout io.Writer) (c *config, exit bool, err erro
 	}
 	promslogflag.AddFlags(app, c.log)
 
-	c.command, err = app.Parse(args)
+	if slices.Contains(args, commandCheck) {
+		c.command = commandCheck
+	}
+	args, err = rewriteBooleans(app, builtin, args)
+	if err != nil {
+		return c, false, fmt.Errorf("%w (try --help)", err)
+	}
+	command, err := app.Parse(args)
 	if exit {
-		return nil, true, nil
+		return c, true, nil
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("%w (try --help)", err)
+		return c, false, fmt.Errorf("%w (try --help)", nameFlag(app, args, err))
 	}
+	c.command = command
 	for i, s := range specs {
 		if enabled[i].on && (enabled[i].set || !disableDefaults) {
 			c.specs = append(c.specs, s)
@@ -99,6 +122,12 @@ func (c *config) validate() error {
 	case !(c.maxCPU >= 0 && c.maxCPU <= 1):
 		return fmt.Errorf("--collector.max-cpu=%v is not between 0 and 1", c.maxCPU)
 	}
+	// A container may have no /sys, and does without it.
+	if c.sysPathSet {
+		if err := checkSysfs(c.sysPath); err != nil {
+			return fmt.Errorf("--path.sysfs=%s: %w", c.sysPath, err)
+		}
+	}
 	if file := *c.web.WebConfigFile; file != "" {
 		if err := toolkit.Validate(file); err != nil {
 			return fmt.Errorf("--web.config.file=%s: %w", file, err)
@@ -107,11 +136,118 @@ func (c *config) validate() error {
 	return nil
 }
 
-// versionInfo is the version in a few words.
-func versionInfo() string {
-	v := version.Version
-	if v == "" {
-		v = "(not released)"
+// checkSysfs returns an error where path is neither a sysfs nor a copy of one.
+func checkSysfs(path string) error {
+	var mount unix.Statfs_t
+	if err := unix.Statfs(path, &mount); err != nil {
+		return err
 	}
-	return fmt.Sprintf("%s, revision %s", v, version.GetRevision())
+	// What is read lies below kernel, which /proc/sys and /sys/module have too.
+	has := []string{"kernel"}
+	switch mount.Type {
+	case unix.PROC_SUPER_MAGIC:
+		return errors.New("not a sysfs but a procfs")
+	case unix.SYSFS_MAGIC:
+		has = append(has, "devices")
+	}
+	for _, dir := range has {
+		var st unix.Stat_t
+		err := unix.Stat(filepath.Join(path, dir), &st)
+		if errors.Is(err, unix.ENOENT) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return fmt.Errorf("not a sysfs: it has no directory %s", dir)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxArgumentFiles bounds the files of arguments, which may name each other.
+const maxArgumentFiles = 100
+
+// rewriteBooleans returns args with --flag=true and --flag=false of boolean flags,
+// which kingpin does not parse, replaced by --flag and --no-flag, and with
+// files of arguments (@file) replaced by their lines. A false flag of builtin is
+// left out: to kingpin, --no-help asks for help too.
+func rewriteBooleans(app *kingpin.Application, builtin []*kingpin.FlagModel, args []string) ([]string, error) {
+	var rewritten []string
+	for files := 0; len(args) > 0; {
+		arg := args[0]
+		args = args[1:]
+		if arg == "--" {
+			return append(append(rewritten, arg), args...), nil
+		}
+		if file, ok := strings.CutPrefix(arg, "@"); ok {
+			if files++; files > maxArgumentFiles {
+				return nil, fmt.Errorf("more than %d files of arguments", maxArgumentFiles)
+			}
+			lines, err := kingpin.ExpandArgsFromFile(file)
+			if err != nil {
+				return nil, err
+			}
+			args = append(lines, args...)
+			continue
+		}
+		long, value, hasValue := strings.Cut(arg, "=")
+		flag, inverted := booleanFlag(app, long)
+		if flag == nil || !hasValue {
+			rewritten = append(rewritten, arg)
+			continue
+		}
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return nil, fmt.Errorf("%s=%q is neither true nor false", long, value)
+		}
+		switch name := flag.Model().Name; {
+		case on != inverted:
+			rewritten = append(rewritten, "--"+name)
+		case !slices.ContainsFunc(builtin, func(f *kingpin.FlagModel) bool { return f.Name == name }):
+			rewritten = append(rewritten, "--no-"+name)
+		}
+	}
+	return rewritten, nil
+}
+
+// nameFlag returns err with the flag whose value is the reason for it, which kingpin
+// does not name, or err itself if no value is.
+func nameFlag(app *kingpin.Application, args []string, err error) error {
+	parsed, parseErr := app.ParseContext(args)
+	if parseErr != nil {
+		return err
+	}
+	for _, e := range parsed.Elements {
+		clause, ok := e.Clause.(*kingpin.FlagClause)
+		if !ok {
+			continue
+		}
+		flag := clause.Model()
+		if valueErr := flag.Value.Set(*e.Value); valueErr != nil {
+			var number *strconv.NumError
+			if errors.As(valueErr, &number) {
+				valueErr = number.Err
+			}
+			return fmt.Errorf("--%s=%s: %w", flag.Name, *e.Value, valueErr)
+		}
+	}
+	return err
+}
+
+// booleanFlag returns the boolean flag that arg, --flag or --no-flag, is of, and
+// whether arg is the latter. It returns nil if there is none.
+func booleanFlag(app *kingpin.Application, arg string) (flag *kingpin.FlagClause, inverted bool) {
+	name, ok := strings.CutPrefix(arg, "--")
+	if !ok {
+		return nil, false
+	}
+	flag = app.GetFlag(name)
+	if flag == nil {
+		if name, inverted = strings.CutPrefix(name, "no-"); inverted {
+			flag = app.GetFlag(name)
+		}
+	}
+	if flag == nil || !flag.Model().IsBoolFlag() {
+		return nil, false
+	}
+	return flag, inverted
 }

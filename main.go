@@ -12,7 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors/version"
 	"github.com/prometheus/common/promslog"
 	toolkit "github.com/prometheus/exporter-toolkit/web"
+	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 	"github.com/sockpressure/sockpressure_exporter/internal/web"
@@ -40,6 +41,7 @@ func main() {
 	kingpin.ManPageTemplate = manPage
 	kingpin.BashCompletionTemplate = bashCompletion
 	kingpin.ZshCompletionTemplate = zshCompletion
+	setVersion()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
@@ -50,23 +52,22 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	c, exit, err := parseFlags(args, stdout)
 	if err != nil {
-		if status := fail(stderr, err); !slices.Contains(args, commandCheck) {
-			return status
-		}
-		return unknown
+		return fail(stderr, err, c.command)
 	}
 	if exit {
 		return 0
 	}
 	c.log.Writer = stderr
 	logger := promslog.New(c.log)
+	if c.command == commandServe {
+		var stop func()
+		ctx, stop = outliveHangups(ctx, stderr, logger)
+		defer stop()
+	}
 
 	kernel, err := collector.OpenKernel(c.procPath, c.sysPath, c.top)
 	if err != nil {
-		if status := fail(stderr, err); c.command != commandCheck {
-			return status
-		}
-		return unknown
+		return fail(stderr, err, c.command)
 	}
 	for view, err := range kernel.View().All() {
 		if err != nil {
@@ -76,18 +77,58 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if c.command == commandCheck {
 		// What fails stands below the table, once.
 		quiet := collector.Config{MaxCPU: c.maxCPU, Logger: slog.New(slog.DiscardHandler)}
-		return check(ctx, collector.NewSet(kernel, c.specs, quiet), stdout, stderr)
+		return check(ctx, collector.NewSet(kernel, c.specs, quiet), c.format, stdout, stderr)
 	}
 	set := collector.NewSet(kernel, c.specs, collector.Config{MaxCPU: c.maxCPU, Logger: logger})
 	if err := serve(ctx, set, c, logger); err != nil {
-		return fail(stderr, err)
+		return fail(stderr, err, c.command)
 	}
 	return 0
 }
 
-func fail(stderr io.Writer, err error) int {
-	fmt.Fprintf(stderr, "%s: error: %v\n", name, err)
+// fail writes err as one line, whatever it says, and returns the exit status of
+// the command.
+func fail(stderr io.Writer, err error, command string) int {
+	var parts []string
+	for line := range strings.Lines(err.Error()) {
+		parts = append(parts, strings.TrimSpace(line))
+	}
+	fmt.Fprintf(stderr, "%s: error: %s\n", name, strings.Join(parts, " "))
+	if command == commandCheck {
+		return unknown
+	}
 	return 1
+}
+
+// outliveHangups keeps SIGHUP, which asks other daemons to reload, from ending the
+// process: there is nothing to reload. The context that it returns ends with ctx, or
+// with a SIGHUP that came because the terminal that stderr is was closed. The
+// returned function restores what SIGHUP did.
+func outliveHangups(ctx context.Context, stderr io.Writer, logger *slog.Logger) (context.Context, func()) {
+	if signal.Ignored(syscall.SIGHUP) { // started by nohup
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangups:
+			}
+			if _, err := terminal(stderr); errors.Is(err, unix.EIO) {
+				cancel()
+				return
+			}
+			logger.Info("Nothing to reload on SIGHUP: the file of --web.config.file is reread by itself, and other flags need a restart")
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(hangups)
+		cancel()
+	}
 }
 
 const (

@@ -41,9 +41,15 @@ as do the descriptors of other users' processes before Linux 6.2.
 .TP
 .B {{.Name}}
 {{roff .Help}}
-{{end}}{{end -}}
+{{if .Flags}}.RS
+{{template "Flags" .}}.RE
+{{end}}{{end}}{{end -}}
 .SH OPTIONS
 The value shown is the default.
+An option without one is on or off, and also takes
+.B =true
+or
+.BR =false .
 {{template "Flags" .App -}}
 .SH EXIT STATUS
 .B serve
@@ -51,6 +57,14 @@ exits with 0 after SIGTERM or SIGINT, and with 1 if it cannot start.
 .PP
 .B check
 exits as plugins for monitoring do: with 0, 1, 2 or 3, see above.
+.SH SIGNALS
+SIGTERM and SIGINT end it.
+SIGHUP does not end
+.BR serve ,
+unless it came because its terminal was closed:
+there is nothing to reload.
+The file of \-\-web.config.file and its certificates are reread by themselves,
+and other flags need a restart.
 .SH ENVIRONMENT
 .TP
 .B GOMAXPROCS
@@ -106,9 +120,9 @@ func manFuncs() template.FuncMap {
 			return version.Version
 		},
 		"manDate": func() string {
-			built, err := time.Parse("20060102-15:04:05", version.BuildDate)
+			built, err := time.Parse(buildDate, version.BuildDate)
 			if err != nil {
-				return "" // not released
+				return "" // Go recorded none
 			}
 			return built.Format(time.DateOnly)
 		},

@@ -7,7 +7,9 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,13 +22,24 @@ import (
 // TestExhaustedDescriptors lets the exporter open nothing any more, and expects
 // that only the scan of processes, which has to open files, suffers from it.
 func TestExhaustedDescriptors(t *testing.T) {
-	for name, args := range map[string][]string{"as ever": nil, "without sysfs": {"--path.sysfs=" + t.TempDir()}} {
+	for name, args := range map[string][]string{"as ever": nil, "without sysfs": {"--path.sysfs=" + emptySysfs(t)}} {
 		t.Run(name, func(t *testing.T) { testExhausted(t, nil, args...) })
 		t.Run(name+", unprivileged", func(t *testing.T) {
 			needRoot(t)
 			testExhausted(t, asNobody, args...)
 		})
 	}
+}
+
+// emptySysfs returns the path of a copy of sysfs that has no caches, which every user
+// may read.
+func emptySysfs(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(filepath.Dir(binary), "sys")
+	if err := os.MkdirAll(filepath.Join(dir, "kernel"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {

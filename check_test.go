@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// TestCheckJSON expects the same limits, states and exit status as in the table,
+// under the names that README.md has.
+func TestCheckJSON(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("testdata/linux-6.12/proc")); err != nil {
+		t.Fatal(err)
+	}
+	all := []string{"check", "--path.procfs=" + dir}
+	args := append(slices.Clone(all), "--no-collector.tcp", "--no-collector.ports")
+	for _, c := range []struct {
+		entries string
+		args    []string
+		status  int
+		state   string
+		failed  []string
+	}{
+		{"12", args, 0, "ok", nil},
+		{"49152", args, 1, "warning", nil},
+		{"65536", args, 2, "critical", nil},
+		// The recording has no sockets.
+		{"12", all, unknown, "unknown", []string{"tcp", "ports"}},
+		{"65536", all, 2, "critical", []string{"tcp", "ports"}},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "sys/net/netfilter/nf_conntrack_count"), []byte(c.entries+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var table, stdout, stderr bytes.Buffer
+		run(t.Context(), c.args, &table, io.Discard)
+		status := run(t.Context(), append([]string{"--log.level=error"}, append(slices.Clone(c.args), "--format=json")...), &stdout, &stderr)
+		if status != c.status || stderr.Len() != 0 {
+			t.Errorf("%s entries: status %d, %s", c.entries, status, stderr.String())
+		}
+		var doc map[string]any
+		if err := json.Unmarshal(stdout.Bytes(), &doc); err != nil {
+			t.Fatalf("%v in %s", err, stdout.String())
+		}
+		names := func(v map[string]any) string { return strings.Join(slices.Sorted(maps.Keys(v)), " ") }
+		if got := names(doc); got != "exit_status failed_collectors host_view limits state" {
+			t.Errorf("the document has %s", got)
+		}
+		if doc["exit_status"] != float64(c.status) || doc["state"] != c.state || fmt.Sprint(doc["host_view"]) != "map[memory:true network:true processes:true]" {
+			t.Errorf("%s entries: %v, %v", c.entries, doc["exit_status"], doc["state"])
+		}
+
+		rows := strings.Split(table.String(), "\n")[1:]
+		limits := doc["limits"].([]any)
+		if len(limits) < 8 || !slices.ContainsFunc(limits, func(l any) bool { return l.(map[string]any)["resource"] == "conntrack_entries" }) {
+			t.Fatalf("%d limits: %v", len(limits), limits)
+		}
+		for i, v := range limits {
+			l := v.(map[string]any)
+			if got := names(l); got != "effect limit resource saturation state sysctl thresholds unit usage" {
+				t.Fatalf("a limit has %s", got)
+			}
+			if row := strings.Fields(rows[i]); row[0] != l["resource"] || row[1] != l["state"] || !strings.HasSuffix(rows[i], l["sysctl"].(string)) {
+				t.Errorf("%v where the table has %s", l, rows[i])
+			}
+			if got := l["usage"].(float64) / l["limit"].(float64); got != l["saturation"] {
+				t.Errorf("%s: %v, want %v", l["resource"], l["saturation"], got)
+			}
+			thresholds := l["thresholds"].(map[string]any)
+			if got := names(thresholds); got != "critical warning" || thresholds["warning"].(float64) > thresholds["critical"].(float64) {
+				t.Errorf("thresholds %v", thresholds)
+			}
+			if l["resource"] == "conntrack_entries" && (l["unit"] != "entries" || l["limit"] != 65536.0 ||
+				!strings.HasPrefix(l["effect"].(string), "Packets of new connections are dropped") || thresholds["warning"] != 0.75) {
+				t.Errorf("conntrack_entries: %v", l)
+			}
+		}
+
+		var failed []string
+		for _, v := range doc["failed_collectors"].([]any) {
+			f := v.(map[string]any)
+			if names(f) != "collector error" || f["error"] == "" {
+				t.Errorf("a failed collector has %v", f)
+			}
+			failed = append(failed, f["collector"].(string))
+		}
+		if !slices.Equal(failed, c.failed) {
+			t.Errorf("%q failed, want %q", failed, c.failed)
+		}
+	}
+}
+
+// TestCheckJSONEmpty expects empty lists and no numbers where nothing was read.
+func TestCheckJSONEmpty(t *testing.T) {
+	var out bytes.Buffer
+	container := collector.HostView{Network: errors.New("a container's"), Processes: errors.New("a container's")}
+	if err := (report{view: container}).writeJSON(&out); err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"state":"unknown","exit_status":3,"host_view":{"memory":true,"network":false,"processes":false},"limits":[],"failed_collectors":[]}`
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, out.Bytes()); err != nil || compact.String() != want+"\n" && compact.String() != want {
+		t.Errorf("%s, %v", compact.String(), err)
+	}
+}
+
+// TestCheckStatus expects unknown only where no limit that was read is near.
+func TestCheckStatus(t *testing.T) {
+	limit := func(usage float64) collector.LimitReading {
+		return collector.LimitReading{LimitInfo: &collector.LimitInfo{Warning: 0.5, Critical: 0.9}, Usage: usage, Limit: 1}
+	}
+	failed := []collector.Result{{Collector: "tcp", Err: errors.New("no")}}
+	container := collector.HostView{Processes: errors.New("a container's")}
+	for _, c := range []struct {
+		report
+		want int
+	}{
+		{report{}, unknown},
+		{report{limits: []collector.LimitReading{limit(0.1)}}, 0},
+		{report{view: container, limits: []collector.LimitReading{limit(0.1)}}, unknown},
+		{report{view: container, limits: []collector.LimitReading{limit(0.1), limit(0.6)}}, 1},
+		{report{failed: failed, limits: []collector.LimitReading{limit(0.1)}}, unknown},
+		{report{failed: failed, limits: []collector.LimitReading{limit(0.95), limit(0.1)}}, 2},
+	} {
+		if got := c.status(); got != c.want {
+			t.Errorf("%+v: status %d, want %d", c.report, got, c.want)
+		}
+	}
+}
+
+// TestCheckUnwritten expects unknown where the result cannot be written.
+func TestCheckUnwritten(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for _, format := range []string{formatText, formatJSON} {
+		var stderr bytes.Buffer
+		args := []string{"check", "--format=" + format, "--log.level=error", "--path.procfs=testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
+		if got := run(t.Context(), args, full, &stderr); got != unknown || strings.Count(stderr.String(), "\n") != 1 {
+			t.Errorf("%s: status %d, %q", format, got, stderr.String())
+		}
+	}
+}

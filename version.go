@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/prometheus/common/version"
+)
+
+// setVersion sets what the linker flags of a release (see Makefile) did not, as in a
+// build from source, to what Go recorded of the build.
+func setVersion() {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		info = &debug.BuildInfo{}
+	}
+	v, date := built(info)
+	if version.Version == "" {
+		version.Version = v
+	}
+	if version.BuildDate == "" {
+		version.BuildDate = date
+	}
+}
+
+// buildDate is the layout of a date as Makefile has it.
+const buildDate = "20060102-15:04:05"
+
+// built returns the version and the date of a build, in the form of a release's:
+// without the v of Go's, and the date of the commit. The version is "(devel)" where
+// Go could not tell, and the date is empty.
+func built(info *debug.BuildInfo) (version, date string) {
+	version = strings.TrimPrefix(info.Main.Version, "v")
+	if version == "" {
+		version = "(devel)"
+	}
+	for _, s := range info.Settings {
+		if s.Key != "vcs.time" {
+			continue
+		}
+		if t, err := time.Parse(time.RFC3339, s.Value); err == nil {
+			date = t.UTC().Format(buildDate)
+		}
+	}
+	return version, date
+}
+
+// versionInfo is the version in a few words.
+func versionInfo() string {
+	return fmt.Sprintf("%s, revision %s", version.Version, version.GetRevision())
+}
