@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -40,9 +41,17 @@ func check(ctx context.Context, set *collector.Set, format string, stdout, stder
 	if err != nil {
 		return fail(stderr, err, commandCheck)
 	}
+	for part, err := range r.view.All() {
+		if err != nil {
+			fmt.Fprintf(stderr, "the host's %s cannot be seen: %v\n", part, err)
+		}
+	}
 	if format == formatText { // the JSON has them
 		for _, f := range r.failed {
-			fmt.Fprintf(stderr, "collector %s failed: %v\n", f.Collector, f.Err)
+			// A collector that fails for what has just been said need not say it again.
+			if !errors.Is(f.Err, r.view.Processes) {
+				fmt.Fprintf(stderr, "collector %s failed: %v\n", f.Collector, f.Err)
+			}
 		}
 	}
 	return r.status()
@@ -52,7 +61,7 @@ func check(ctx context.Context, set *collector.Set, format string, stdout, stder
 type report struct {
 	limits []collector.LimitReading // the most saturated first
 	failed []collector.Result       // those with an error
-	view   collector.HostView       // the log has the reasons
+	view   collector.HostView
 }
 
 func readReport(ctx context.Context, set *collector.Set) report {

@@ -69,15 +69,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, err, c.command)
 	}
-	for view, err := range kernel.View().All() {
-		if err != nil {
-			logger.Warn("Not the host's", "view", view, "err", err)
-		}
-	}
 	if c.command == commandCheck {
 		// What fails stands below the table, once.
 		quiet := collector.Config{MaxCPU: c.maxCPU, Logger: slog.New(slog.DiscardHandler)}
 		return check(ctx, collector.NewSet(kernel, c.specs, quiet), c.format, stdout, stderr)
+	}
+	for part, err := range kernel.View().All() {
+		if err != nil {
+			logger.Warn("This is not the whole host: its "+part+" cannot be seen", "err", err)
+		}
 	}
 	set := collector.NewSet(kernel, c.specs, collector.Config{MaxCPU: c.maxCPU, Logger: logger})
 	if err := serve(ctx, set, c, logger); err != nil {
@@ -134,8 +134,8 @@ func outliveHangups(ctx context.Context, stderr io.Writer, logger *slog.Logger) 
 const (
 	// firstRead bounds the reading before the server listens, lastRequests what
 	// is under way when it stops.
-	firstRead    = 10 * time.Second
-	lastRequests = 5 * time.Second
+	firstRead    = 5 * time.Second
+	lastRequests = 3 * time.Second
 )
 
 // serve answers scrapes until ctx ends.
