@@ -3,8 +3,10 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/byhand"
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // TestAgreement compares every value of a page with a reading by hand, made right
@@ -21,14 +24,14 @@ import (
 // on the machine as it is.
 func TestAgreement(t *testing.T) {
 	t.Run("namespace", func(t *testing.T) {
-		n := enterNetns(t)
+		n := enterNetns(t, "nft", "ss")
 		n.everyState()
 		n.trouble()
 		e := n.start(fmt.Sprintf("--collector.top=%d", longestList))
 		agree(t, e, fmt.Sprintf("/proc/%d/root/proc", e.cmd.Process.Pid), func(series string) bool { return !ofMachine(series) })
 	})
 	t.Run("machine", func(t *testing.T) {
-		needRoot(t)
+		needs.Check(t, needs.CI, needs.Root, "ss")
 		e := connect(start(t, nil, fmt.Sprintf("--collector.top=%d", longestList)))
 		agree(t, e, "/proc", func(string) bool { return false })
 	})
@@ -65,6 +68,10 @@ func agree(t *testing.T, e *line, proc string, quiet func(series string) bool) {
 		t.Fatal(err)
 	}
 	defer hand.Close()
+	if _, err := os.Stat("/proc/thread-self/net/stat/nf_conntrack"); errors.Is(err, fs.ErrNotExist) {
+		// Without CONFIG_NF_CONNTRACK_PROCFS it is read by this program.
+		needs.Check(t, "conntrack")
+	}
 	agreed := map[string]bool{}
 	end := time.Now().Add(2 * patience)
 	for scrapes := 1; ; scrapes++ {
@@ -176,7 +183,7 @@ func decimal(t *testing.T, s string) float64 {
 
 // trouble meets limits of all kinds, so that as many counters as can be have a
 // value, and most have one of their own. It takes up after everyState.
-func (n *netns) trouble() {
+func (n *namespace) trouble() {
 	n.t.Helper()
 	v4, v6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
 	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(v4, port) }
@@ -270,7 +277,7 @@ func (n *netns) trouble() {
 }
 
 // write writes n times, or until the buffers are full.
-func (n *netns) write(fd, times int) {
+func (n *namespace) write(fd, times int) {
 	n.t.Helper()
 	for range times {
 		if _, err := unix.Write(fd, make([]byte, 100)); err != nil && !errors.Is(err, unix.EAGAIN) {
@@ -280,7 +287,7 @@ func (n *netns) write(fd, times int) {
 }
 
 // datagrams sends datagrams. Some of these tests have the kernel refuse them.
-func (n *netns) datagrams(fd int, to netip.AddrPort, times int, b []byte) {
+func (n *namespace) datagrams(fd int, to netip.AddrPort, times int, b []byte) {
 	n.t.Helper()
 	for range times {
 		if err := unix.Sendto(fd, b, 0, sockaddr(to)); err != nil && !errors.Is(err, unix.EPERM) {

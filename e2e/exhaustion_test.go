@@ -15,15 +15,17 @@ import (
 	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // TestExhaustedDescriptors lets the exporter open nothing any more, and expects
 // that only the scan of processes, which has to open files, suffers from it.
 func TestExhaustedDescriptors(t *testing.T) {
+	needs.Check(t, "prlimit")
 	for name, args := range map[string][]string{"as ever": nil, "without sysfs": {"--path.sysfs=" + t.TempDir()}} {
 		t.Run(name, func(t *testing.T) { testExhausted(t, nil, args...) })
 		t.Run(name+", unprivileged", func(t *testing.T) {
-			needRoot(t)
+			needs.Check(t, needs.Root)
 			testExhausted(t, asNobody, args...)
 		})
 	}

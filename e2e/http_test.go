@@ -66,6 +66,7 @@ func (e *exporter) metrics(header http.Header) answer {
 // TestSlowClients expects that a client that does not finish its header is cut
 // off, silent or slow, and that others are served meanwhile.
 func TestSlowClients(t *testing.T) {
+	t.Parallel()
 	e := start(t, nil)
 	type end struct {
 		after time.Duration
@@ -221,6 +222,7 @@ func TestScrapeTimeout(t *testing.T) {
 // TestImpatientScrape expects that a scrape without time for a walk does not take
 // its result from others, at the default bound on walks.
 func TestImpatientScrape(t *testing.T) {
+	t.Parallel()
 	e := start(t, func(cmd *exec.Cmd) {
 		cmd.Args = slices.DeleteFunc(cmd.Args, func(arg string) bool { return strings.HasPrefix(arg, "--collector.max-cpu") })
 	})

@@ -70,7 +70,7 @@ func ssListeners(t *testing.T) (length, limit map[string]int, fullest map[string
 // says how many. Sockets in CLOSE stand in none of the kernel's tables of
 // sockets. Since Linux 6.8 those that have a port can be listed, but not by the
 // eleven states: neither ss nor the exporter shows them.
-func (n *netns) everyState() map[string]map[string]int {
+func (n *namespace) everyState() map[string]map[string]int {
 	n.t.Helper()
 	// What comes from, or goes to, a silent port is lost. A mute port hears, but
 	// what it says is lost.
@@ -182,7 +182,7 @@ func (n *netns) everyState() map[string]map[string]int {
 	return made
 }
 
-func (n *netns) shutdown(fd int) {
+func (n *namespace) shutdown(fd int) {
 	n.t.Helper()
 	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
 		n.t.Fatal("shutdown:", err)
@@ -192,7 +192,7 @@ func (n *netns) shutdown(fd int) {
 // TestStates makes sockets in every TCP state and expects the exporter to count
 // them all, as ss does.
 func TestStates(t *testing.T) {
-	n := enterNetns(t)
+	n := enterNetns(t, "nft", "ss")
 	made := n.everyState()
 	e := n.start()
 	p := e.scrape()
@@ -237,7 +237,7 @@ func TestStates(t *testing.T) {
 
 // TestAcceptQueues lets connections wait at listeners of every kind.
 func TestAcceptQueues(t *testing.T) {
-	n := enterNetns(t)
+	n := enterNetns(t, "ss")
 	n.sysctl("net.core.somaxconn", "50")
 	v4, v6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
 	mapped, anyone := netip.MustParseAddr("::ffff:127.0.0.2"), netip.IPv6Unspecified()
@@ -315,7 +315,7 @@ func TestAcceptQueues(t *testing.T) {
 
 // limitPorts leaves 169 ephemeral ports in the namespace, away from those that
 // listeners were given before.
-func (n *netns) limitPorts() (limit int) {
+func (n *namespace) limitPorts() (limit int) {
 	n.t.Helper()
 	n.sysctl("net.ipv4.ip_local_port_range", "20000 20199")
 	n.sysctl("net.ipv4.ip_local_reserved_ports", "19990-20009,20030,20100-20119,30000")
@@ -326,7 +326,7 @@ func (n *netns) limitPorts() (limit int) {
 
 // TestEphemeralPorts holds ports by connections from one address to another.
 func TestEphemeralPorts(t *testing.T) {
-	n := enterNetns(t)
+	n := enterNetns(t, "nft")
 	e := n.start()
 	limit := n.limitPorts()
 	at := func(ip string, port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(ip), port) }
