@@ -2,7 +2,6 @@ package alerts
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -11,10 +10,7 @@ import (
 	"testing"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
-	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
-
-func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 
 // TestNames fails for a rule that names a metric or a label that the exporter
 // does not have: such a rule never fires, and nobody notices.

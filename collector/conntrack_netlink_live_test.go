@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
-	"github.com/sockpressure/sockpressure_exporter/internal/netns"
+	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
 // init keeps the first thread of the process to the main goroutine, which runs no
@@ -31,7 +31,7 @@ func TestConntrackNetlinkAgrees(t *testing.T) {
 	needs.Check(t, needs.Root, "nft")
 	// The thread is never given back: it ends with the test, and the namespace too.
 	runtime.LockOSThread()
-	if err := netns.Unshare(); err != nil {
+	if err := nettest.Unshare(); err != nil {
 		t.Fatal(err)
 	}
 	nft(t, `

@@ -183,7 +183,7 @@ func decimal(t *testing.T, s string) float64 {
 
 // trouble meets limits of all kinds, so that as many counters as can be have a
 // value, and most have one of their own. It takes up after everyState.
-func (n *namespace) trouble() {
+func (n *netns) trouble() {
 	n.t.Helper()
 	v4, v6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
 	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(v4, port) }
@@ -277,7 +277,7 @@ func (n *namespace) trouble() {
 }
 
 // write writes n times, or until the buffers are full.
-func (n *namespace) write(fd, times int) {
+func (n *netns) write(fd, times int) {
 	n.t.Helper()
 	for range times {
 		if _, err := unix.Write(fd, make([]byte, 100)); err != nil && !errors.Is(err, unix.EAGAIN) {
@@ -287,7 +287,7 @@ func (n *namespace) write(fd, times int) {
 }
 
 // datagrams sends datagrams. Some of these tests have the kernel refuse them.
-func (n *namespace) datagrams(fd int, to netip.AddrPort, times int, b []byte) {
+func (n *netns) datagrams(fd int, to netip.AddrPort, times int, b []byte) {
 	n.t.Helper()
 	for range times {
 		if err := unix.Sendto(fd, b, 0, sockaddr(to)); err != nil && !errors.Is(err, unix.EPERM) {

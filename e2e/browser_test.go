@@ -43,7 +43,7 @@ type browser struct {
 }
 
 // openBrowser starts a browser that lasts as long as the test.
-func (n *namespace) openBrowser() *browser {
+func (n *netns) openBrowser() *browser {
 	n.t.Helper()
 	network, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -184,7 +184,7 @@ func (b *browser) expectSilence() {
 
 // startBeside runs the exporter with processes beside it, which wait for the end
 // and may hold as many descriptors as the map says.
-func (n *namespace) startBeside(processes map[string]int) *line {
+func (n *netns) startBeside(processes map[string]int) *line {
 	n.t.Helper()
 	dir := n.t.TempDir()
 	sleep, err := exec.LookPath("sleep")
@@ -225,7 +225,7 @@ func (n *namespace) startBeside(processes map[string]int) *line {
 
 // pressure fills an accept queue and most of the ephemeral ports, and leaves
 // sockets in several states.
-func (n *namespace) pressure() {
+func (n *netns) pressure() {
 	n.t.Helper()
 	at := func(ip string, port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(ip), port) }
 	n.limitPorts()
@@ -253,6 +253,7 @@ func (n *namespace) pressure() {
 // TestBrowser shows the status page of a host under load to a browser, on a desk
 // and on a telephone, by day and by night.
 func TestBrowser(t *testing.T) {
+	t.Parallel()
 	n := enterNetns(t, "chromium", "chromedriver")
 	if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
 		t.Fatal("unshare:", err)
@@ -382,6 +383,7 @@ func (b *browser) expectRefresh(e *line) {
 
 // TestHostileNames expects that the name of a process is shown as it is.
 func TestHostileNames(t *testing.T) {
+	t.Parallel()
 	n := enterNetns(t, "chromium", "chromedriver")
 	b := n.openBrowser()
 	for _, name := range []string{"<script>alert()", `"><img src=x>`, "{{1}}&lt;b&amp;"} {

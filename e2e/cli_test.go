@@ -51,7 +51,7 @@ func TestBadInput(t *testing.T) {
 			var stderr bytes.Buffer
 			cmd := exec.Command(binary, c.args...)
 			cmd.Stderr = &stderr
-			timer := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+			timer := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 			defer timer.Stop()
 			err := cmd.Run()
 			if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() <= 0 {
@@ -117,8 +117,8 @@ func TestStop(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(10 * time.Second):
-		t.Error("still running after 10 s")
+	case <-time.After(patience):
+		t.Error("still running")
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
-	"github.com/sockpressure/sockpressure_exporter/internal/netns"
+	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
 // The tests of this file take the network namespace that they run in for the
@@ -426,7 +426,7 @@ func newNetwork(t *testing.T) *os.File {
 	t.Helper()
 	var network *os.File
 	err := onThread(func() (err error) {
-		if err := netns.Unshare(); err != nil {
+		if err := nettest.Unshare(); err != nil {
 			return err
 		}
 		network, err = os.Open("/proc/thread-self/ns/net")

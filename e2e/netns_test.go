@@ -20,7 +20,7 @@ import (
 
 	"github.com/sockpressure/sockpressure_exporter/internal/byhand"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
-	"github.com/sockpressure/sockpressure_exporter/internal/netns"
+	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
 // init keeps the first thread of the process to TestMain. /proc/self/net is that
@@ -31,10 +31,10 @@ func init() { runtime.LockOSThread() } //nolint:gochecknoinits // nowhere else c
 // busy: on an idle one all of them end within milliseconds.
 const patience = 20 * time.Second
 
-// namespace is a network namespace of a test's own. The goroutine of the test is in
+// netns is a network namespace of a test's own. The goroutine of the test is in
 // it, and with it the sockets that it opens, the commands that it starts, and
 // what it reads of /proc/thread-self/net and /proc/sys/net.
-type namespace struct {
+type netns struct {
 	t     *testing.T
 	open  map[int]bool // descriptors of sockets
 	lossy bool         // there is a table of this name
@@ -43,14 +43,14 @@ type namespace struct {
 // enterNetns makes a namespace and enters it, for a test that needs these programs
 // as well. The thread is never given back: it ends with the test, and the namespace
 // with it, so nothing can be left behind.
-func enterNetns(t *testing.T, programs ...string) *namespace {
+func enterNetns(t *testing.T, programs ...string) *netns {
 	t.Helper()
 	needs.Check(t, append([]string{needs.Root, needs.MountedRoot, "unshare"}, programs...)...)
 	runtime.LockOSThread()
-	if err := netns.Unshare(); err != nil {
+	if err := nettest.Unshare(); err != nil {
 		t.Fatal(err)
 	}
-	n := &namespace{t: t, open: map[int]bool{}}
+	n := &netns{t: t, open: map[int]bool{}}
 	t.Cleanup(func() {
 		if n.lossy {
 			// Nothing may hold up the resets that end the connections.
@@ -83,14 +83,14 @@ func command(t *testing.T, stdin, name string, args ...string) string {
 
 // nft changes the packet filter of the namespace, all at once. Rules that drop
 // packets belong into the table inet lossy.
-func (n *namespace) nft(commands string) {
+func (n *netns) nft(commands string) {
 	n.t.Helper()
 	command(n.t, commands, "nft", "-f", "-")
 	n.lossy = n.lossy || strings.Contains(commands, "table inet lossy")
 }
 
 // sysctl changes a sysctl of the namespace.
-func (n *namespace) sysctl(name, value string) {
+func (n *netns) sysctl(name, value string) {
 	n.t.Helper()
 	path := filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
 	if err := os.WriteFile(path, []byte(value), 0); err != nil {
@@ -126,7 +126,7 @@ func connect(e *exporter) *line {
 
 // start runs the exporter in the namespace. It gets a procfs of its own in which
 // it is process 1, or it would look for the host and leave the namespace.
-func (n *namespace) start(args ...string) *line {
+func (n *netns) start(args ...string) *line {
 	n.t.Helper()
 	return connect(start(n.t, func(cmd *exec.Cmd) {
 		unshare, err := exec.LookPath("unshare")
@@ -164,7 +164,7 @@ func (l *line) scrape() page {
 }
 
 // socket opens a socket that does not block, of the family of an address.
-func (n *namespace) socket(a netip.Addr, kind, protocol int) int {
+func (n *netns) socket(a netip.Addr, kind, protocol int) int {
 	n.t.Helper()
 	family := unix.AF_INET6
 	if a.Is4() {
@@ -178,7 +178,7 @@ func (n *namespace) socket(a netip.Addr, kind, protocol int) int {
 	return fd
 }
 
-func (n *namespace) close(fds ...int) {
+func (n *netns) close(fds ...int) {
 	n.t.Helper()
 	for _, fd := range fds {
 		delete(n.open, fd)
@@ -189,14 +189,14 @@ func (n *namespace) close(fds ...int) {
 }
 
 // set gives an option the value 1: on, or as little as can be.
-func (n *namespace) set(fd, level, option int) {
+func (n *netns) set(fd, level, option int) {
 	n.t.Helper()
 	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
 		n.t.Fatal("setsockopt:", err)
 	}
 }
 
-func (n *namespace) bind(fd int, at netip.AddrPort) {
+func (n *netns) bind(fd int, at netip.AddrPort) {
 	n.t.Helper()
 	if err := unix.Bind(fd, sockaddr(at)); err != nil {
 		n.t.Fatalf("bind %s: %v", at, err)
@@ -211,7 +211,7 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 }
 
 // listen opens a listener. Several may share an address.
-func (n *namespace) listen(at netip.AddrPort, backlog int) int {
+func (n *netns) listen(at netip.AddrPort, backlog int) int {
 	n.t.Helper()
 	fd := n.socket(at.Addr(), unix.SOCK_STREAM, 0)
 	n.set(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
@@ -224,7 +224,7 @@ func (n *namespace) listen(at netip.AddrPort, backlog int) int {
 
 // bound returns a TCP socket with an address. The port is chosen by connect, which
 // knows the destination.
-func (n *namespace) bound(from netip.AddrPort) int {
+func (n *netns) bound(from netip.AddrPort) int {
 	n.t.Helper()
 	fd := n.socket(from.Addr(), unix.SOCK_STREAM, 0)
 	n.set(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT)
@@ -233,7 +233,7 @@ func (n *namespace) bound(from netip.AddrPort) int {
 }
 
 // dialing begins a connection. from is an address with port 0, or nothing.
-func (n *namespace) dialing(from, to netip.AddrPort) int {
+func (n *netns) dialing(from, to netip.AddrPort) int {
 	n.t.Helper()
 	var fd int
 	if from.IsValid() {
@@ -248,7 +248,7 @@ func (n *namespace) dialing(from, to netip.AddrPort) int {
 }
 
 // dial makes a connection.
-func (n *namespace) dial(from, to netip.AddrPort) int {
+func (n *netns) dial(from, to netip.AddrPort) int {
 	n.t.Helper()
 	fd := n.dialing(from, to)
 	n.poll(fd, unix.POLLOUT)
@@ -258,7 +258,7 @@ func (n *namespace) dial(from, to netip.AddrPort) int {
 	return fd
 }
 
-func (n *namespace) accept(listener int) int {
+func (n *netns) accept(listener int) int {
 	n.t.Helper()
 	n.poll(listener, unix.POLLIN)
 	fd, _, err := unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
@@ -273,7 +273,7 @@ func (n *namespace) accept(listener int) int {
 type pair struct{ client, server int }
 
 // pairs makes connections to a listener, all accepted.
-func (n *namespace) pairs(listener int, from, to netip.AddrPort, count int) []pair {
+func (n *netns) pairs(listener int, from, to netip.AddrPort, count int) []pair {
 	n.t.Helper()
 	var p []pair
 	for range count {
@@ -284,7 +284,7 @@ func (n *namespace) pairs(listener int, from, to netip.AddrPort, count int) []pa
 }
 
 // poll waits for an event on a socket.
-func (n *namespace) poll(fd int, event int16) {
+func (n *netns) poll(fd int, event int16) {
 	n.t.Helper()
 	n.until("poll", func() bool {
 		got, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: event}}, 100)
@@ -296,7 +296,7 @@ func (n *namespace) poll(fd int, event int16) {
 }
 
 // reach waits until a socket is in a state.
-func (n *namespace) reach(fd int, state byhand.State) {
+func (n *netns) reach(fd int, state byhand.State) {
 	n.t.Helper()
 	n.until(fmt.Sprintf("state %s", state), func() bool {
 		info, err := unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
@@ -308,7 +308,7 @@ func (n *namespace) reach(fd int, state byhand.State) {
 }
 
 // until waits for a condition.
-func (n *namespace) until(what string, done func() bool) {
+func (n *netns) until(what string, done func() bool) {
 	n.t.Helper()
 	for end := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {

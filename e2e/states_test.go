@@ -70,7 +70,7 @@ func ssListeners(t *testing.T) (length, limit map[string]int, fullest map[string
 // says how many. Sockets in CLOSE stand in none of the kernel's tables of
 // sockets. Since Linux 6.8 those that have a port can be listed, but not by the
 // eleven states: neither ss nor the exporter shows them.
-func (n *namespace) everyState() map[string]map[string]int {
+func (n *netns) everyState() map[string]map[string]int {
 	n.t.Helper()
 	// What comes from, or goes to, a silent port is lost. A mute port hears, but
 	// what it says is lost.
@@ -182,7 +182,7 @@ func (n *namespace) everyState() map[string]map[string]int {
 	return made
 }
 
-func (n *namespace) shutdown(fd int) {
+func (n *netns) shutdown(fd int) {
 	n.t.Helper()
 	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
 		n.t.Fatal("shutdown:", err)
@@ -315,7 +315,7 @@ func TestAcceptQueues(t *testing.T) {
 
 // limitPorts leaves 169 ephemeral ports in the namespace, away from those that
 // listeners were given before.
-func (n *namespace) limitPorts() (limit int) {
+func (n *netns) limitPorts() (limit int) {
 	n.t.Helper()
 	n.sysctl("net.ipv4.ip_local_port_range", "20000 20199")
 	n.sysctl("net.ipv4.ip_local_reserved_ports", "19990-20009,20030,20100-20119,30000")

@@ -1,5 +1,5 @@
-// Package netns makes network namespaces for tests.
-package netns
+// Package nettest makes network namespaces for tests.
+package nettest
 
 import (
 	"fmt"
