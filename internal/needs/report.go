@@ -170,35 +170,43 @@ func tell(skipped []skip, err error) {
 	}
 	out := os.Stdout
 	if !testing.Verbose() {
-		if out, err = parentStderr(); err != nil {
-			return // there is nobody to tell
+		if out, err = shareStderr(os.Getppid()); err != nil {
+			if out, err = reopenStderr(os.Getppid()); err != nil {
+				return // there is nobody to tell
+			}
 		}
 		defer out.Close()
 	}
 	_, _ = out.WriteString(line)
 }
 
-// parentStderr returns the standard error of the parent process.
-func parentStderr() (*os.File, error) {
-	parent := os.Getppid()
-	// The same open file, with the offset that it has: what the parent writes next
-	// comes behind.
-	pidfd, err := unix.PidfdOpen(parent, 0)
-	if err == nil {
-		defer unix.Close(pidfd)
-		if fd, err := unix.PidfdGetfd(pidfd, 2, 0); err == nil {
-			return os.NewFile(uintptr(fd), "stderr"), nil
-		}
+// shareStderr returns the standard error of another process, the same open file: in
+// a regular file, what that process writes next comes behind. It fails where Yama or
+// a seccomp filter forbids it.
+func shareStderr(pid int) (*os.File, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, err
 	}
-	// Where Yama or a seccomp filter forbids that, it is opened anew. A regular file
-	// then has an offset of its own, unless both append.
-	path := fmt.Sprintf("/proc/%d/fd/2", parent)
+	defer unix.Close(pidfd)
+	fd, err := unix.PidfdGetfd(pidfd, 2, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "stderr"), nil
+}
+
+// reopenStderr opens the standard error of another process anew. In a regular file
+// that has an offset of its own, so the two would overwrite each other, unless both
+// append.
+func reopenStderr(pid int) (*os.File, error) {
+	path := fmt.Sprintf("/proc/%d/fd/2", pid)
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
-	if info.Mode().IsRegular() && !appends(parent) {
-		return nil, fs.ErrPermission
+	if info.Mode().IsRegular() && !appends(pid) {
+		return nil, fmt.Errorf("%s: %w", path, fs.ErrPermission)
 	}
 	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 }
