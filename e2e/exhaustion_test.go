@@ -92,7 +92,7 @@ func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
 	for range 20 {
 		check()
 	}
-	if n := strings.Count(e.logged(), "level=WARN"); n != 1 {
+	if n := strings.Count(e.logged(), "collector failed"); n != 1 {
 		t.Errorf("%d warnings, want one of the process collector", n)
 	}
 	// A scrape that has no time leaves the next one what it needs.
