@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -206,8 +207,8 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// send opens a connection and sends something. The function that it returns closes
-// it.
+// send opens a connection, sends something and waits for the server to begin with
+// it. The function that it returns closes the connection.
 func send(t *testing.T, address, something string) func() {
 	t.Helper()
 	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
@@ -217,7 +218,17 @@ func send(t *testing.T, address, something string) func() {
 	if _, err := io.WriteString(conn, something); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond) // for the server to begin
+	if !strings.HasSuffix(something, "\r\n\r\n") {
+		time.Sleep(300 * time.Millisecond)
+		return func() { _ = conn.Close() }
+	}
+	// A whole request makes it open the pipe.
+	stacks := make([]byte, 1<<20)
+	for end := time.Now().Add(20 * time.Second); !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("openat(")); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the server does not begin with a request")
+		}
+	}
 	return func() { _ = conn.Close() }
 }
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
@@ -49,10 +50,7 @@ func (n node) steps() int {
 // fires, and its complaint is what we want to know.
 func evaluate(t *testing.T, rules []rule, interval time.Duration, nodes []node) []firing {
 	t.Helper()
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("promtool, of the package prometheus, is not installed")
-	}
+	needs.Check(t, "promtool")
 	var wanted []string // what the rules read: the page has more
 	for _, r := range rules {
 		for _, s := range parse(r.Expr).selectors {
@@ -101,7 +99,7 @@ func evaluate(t *testing.T, rules []rule, interval time.Duration, nodes []node) 
 	if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), promtool, "test", "rules", file).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "promtool", "test", "rules", file).CombinedOutput()
 	if err == nil {
 		return nil // nothing fired
 	}

@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
 // init keeps the first thread of the process to the main goroutine, which runs no
@@ -25,15 +28,13 @@ func init() { runtime.LockOSThread() } //nolint:gochecknoinits // nowhere else c
 // TestConntrackNetlinkAgrees compares the statistics of ctnetlink with those of
 // /proc, CPU by CPU and column by column, in a network namespace of its own.
 func TestConntrackNetlinkAgrees(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes a network namespace")
-	}
+	needs.Check(t, needs.Root, "nft")
 	// The thread is never given back: it ends with the test, and the namespace too.
 	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal("unshare:", err)
+	if err := nettest.Unshare(); err != nil {
+		t.Fatal(err)
 	}
-	shell(t, `ip link set lo up && nft -f - <<-END
+	nft(t, `
 		table ip tracked {
 			chain in {
 				type filter hook input priority 0
@@ -43,8 +44,7 @@ func TestConntrackNetlinkAgrees(t *testing.T) {
 				type nat hook postrouting priority 100
 				udp dport 1001 snat to 127.0.0.9:5000
 			}
-		}
-	END`)
+		}`)
 	k, err := OpenKernel("/proc", "/sys", 10)
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +86,7 @@ func TestConntrackNetlinkAgrees(t *testing.T) {
 			}
 		}
 		if visits == 0 {
-			t.Skip("this kernel has no ctnetlink (CONFIG_NF_CT_NETLINK)")
+			needs.Skip(t, "a kernel with CONFIG_NF_CT_NETLINK")
 		}
 		if !maps.Equal(got, want) || visits != len(want) {
 			t.Errorf("ctnetlink gives %d numbers:\n%v\n/proc has:\n%v", visits, got, want)
@@ -111,7 +111,7 @@ func conntrackTable(t *testing.T) map[conntrackCell]uint64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/thread-self/net/stat/nf_conntrack")
 	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("this kernel has no /proc/net/stat/nf_conntrack (CONFIG_NF_CONNTRACK_PROCFS) to compare with")
+		needs.Skip(t, "a kernel with CONFIG_NF_CONNTRACK_PROCFS")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -163,12 +163,14 @@ func send(t *testing.T, kind, protocol, port int, b []byte) {
 	}
 }
 
-// shell runs a script on the thread of the calling goroutine.
-func shell(t *testing.T, script string) {
+// nft changes the packet filter of the thread of the calling goroutine.
+func nft(t *testing.T, commands string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, "sh", "-c", script).CombinedOutput(); err != nil {
-		t.Fatal(fmt.Errorf("%w: %s", err, out))
+	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(commands)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatal(fmt.Errorf("nft: %w: %s", err, out))
 	}
 }

@@ -3,13 +3,14 @@ package collector
 import (
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // The tests of this file damage each file of each recorded kernel in every way they
@@ -28,7 +29,7 @@ type damage struct {
 // eachFile calls test for every file of every kernel that some collector reads.
 func eachFile(t *testing.T, test func(t *testing.T, d *damage)) {
 	all := kernels()
-	if os.Getenv("CI") == "" {
+	if !needs.InCI() {
 		all = []string{"linux-6.1-686-pae"} // that with the most numbers: each takes seconds
 	}
 	for _, kernel := range all {

@@ -6,14 +6,16 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
+
+func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 
 // TestSlabFilesAgree compares the size of the caches by /sys/kernel/slab with
 // that by /proc/slabinfo, read before and after.
 func TestSlabFilesAgree(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: the kernel shows its caches to no one else")
-	}
+	needs.Check(t, needs.Root) // the kernel shows its caches to no one else
 	k, err := OpenKernel("/proc", "/sys", 10)
 	if err != nil {
 		t.Fatal(err)
@@ -31,7 +33,7 @@ func TestSlabFilesAgree(t *testing.T) {
 		}
 		after := slabinfo(t)
 		if len(slabs) == 0 {
-			t.Skip("this kernel has no /sys/kernel/slab (CONFIG_SLUB_DEBUG)")
+			needs.Skip(t, "a kernel with CONFIG_SLUB_DEBUG")
 		}
 		var differ []slab
 		for _, s := range slabs {
@@ -66,7 +68,7 @@ func slabinfo(t *testing.T) map[string]float64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/slabinfo")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	sizes := map[string]float64{}
 	for line := range strings.Lines(string(b)) {

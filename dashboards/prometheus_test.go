@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // mayBeEmpty lists the panels without data, or without all of it, on some
@@ -48,6 +50,8 @@ func mayBeEmpty() []string {
 	}
 }
 
+func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
+
 // TestEmpty holds the list to the descriptions.
 func TestEmpty(t *testing.T) {
 	var got []string
@@ -72,16 +76,12 @@ func TestEmpty(t *testing.T) {
 // enforces its commit limit. Every query has an answer for both together, and for
 // this one alone if its panel does not say that it may be empty.
 func TestPrometheus(t *testing.T) {
-	path, err := exec.LookPath("prometheus")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("needs prometheus (Debian package prometheus):", err)
-	}
+	needs.Check(t, "prometheus")
 	dir := t.TempDir()
 	binary, recorded := filepath.Join(dir, "sockpressure_exporter"), filepath.Join(dir, "recorded")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "..").CombinedOutput(); err != nil {
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", binary, "..")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	if err := os.CopyFS(recorded, os.DirFS("../testdata/linux-6.1-686-pae")); err != nil {
@@ -110,7 +110,7 @@ scrape_configs:
 	if err != nil {
 		t.Fatal(err)
 	}
-	prometheus := serve(t, path, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
+	prometheus := serve(t, "prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
 
 	// What Grafana puts in.
 	choose := func(q asked, instance string) asked {

@@ -3,8 +3,10 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/byhand"
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // TestAgreement compares every value of a page with a reading by hand, made right
@@ -21,14 +24,14 @@ import (
 // on the machine as it is.
 func TestAgreement(t *testing.T) {
 	t.Run("namespace", func(t *testing.T) {
-		n := enterNetns(t)
+		n := enterNetns(t, "nft", "ss")
 		n.everyState()
 		n.trouble()
 		e := n.start(fmt.Sprintf("--collector.top=%d", longestList))
 		agree(t, e, fmt.Sprintf("/proc/%d/root/proc", e.cmd.Process.Pid), func(series string) bool { return !ofMachine(series) })
 	})
 	t.Run("machine", func(t *testing.T) {
-		needRoot(t)
+		needs.Check(t, needs.CI, needs.Root, "ss")
 		e := connect(start(t, nil, fmt.Sprintf("--collector.top=%d", longestList)))
 		agree(t, e, "/proc", func(string) bool { return false })
 	})
@@ -65,6 +68,10 @@ func agree(t *testing.T, e *line, proc string, quiet func(series string) bool) {
 		t.Fatal(err)
 	}
 	defer hand.Close()
+	if _, err := os.Stat("/proc/thread-self/net/stat/nf_conntrack"); errors.Is(err, fs.ErrNotExist) {
+		// Without CONFIG_NF_CONNTRACK_PROCFS it is read by this program.
+		needs.Check(t, "conntrack")
+	}
 	agreed := map[string]bool{}
 	end := time.Now().Add(2 * patience)
 	for scrapes := 1; ; scrapes++ {

@@ -45,11 +45,6 @@ type browser struct {
 // openBrowser starts a browser that lasts as long as the test.
 func (n *netns) openBrowser() *browser {
 	n.t.Helper()
-	for _, name := range []string{"chromium", "chromedriver"} {
-		if _, err := exec.LookPath(name); err != nil {
-			n.t.Skipf("needs %s: Debian has it in chromium and chromium-driver", name)
-		}
-	}
 	network, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		n.t.Fatal(err)
@@ -258,7 +253,8 @@ func (n *netns) pressure() {
 // TestBrowser shows the status page of a host under load to a browser, on a desk
 // and on a telephone, by day and by night.
 func TestBrowser(t *testing.T) {
-	n := enterNetns(t)
+	t.Parallel()
+	n := enterNetns(t, "chromium", "chromedriver")
 	if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
 		t.Fatal("unshare:", err)
 	}
@@ -387,7 +383,8 @@ func (b *browser) expectRefresh(e *line) {
 
 // TestHostileNames expects that the name of a process is shown as it is.
 func TestHostileNames(t *testing.T) {
-	n := enterNetns(t)
+	t.Parallel()
+	n := enterNetns(t, "chromium", "chromedriver")
 	b := n.openBrowser()
 	for _, name := range []string{"<script>alert()", `"><img src=x>`, "{{1}}&lt;b&amp;"} {
 		e := n.startBeside(map[string]int{name: 8})

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // copyProc copies a recorded tree and returns its procfs and its sysfs.
@@ -63,7 +65,7 @@ func TestHang(t *testing.T) {
 		t.Fatalf("it keeps only %v open", files)
 	}
 	files = append(files, "version")
-	if os.Getenv("CI") == "" {
+	if !needs.InCI() {
 		// One of each kind: of a namespace, of the machine, of a walk, of no collector.
 		files = []string{"1/net/sockstat", "meminfo", "sys/net/ipv4/ip_local_port_range", "version"}
 	}

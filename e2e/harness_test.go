@@ -1,8 +1,6 @@
 // Package e2e tests the built exporter from outside, on the running kernel.
 //
-// Tests that need root skip with a reason for an ordinary user; CI runs them as
-// root. What they change of the kernel they change in a network namespace of
-// their own.
+// What they change of the kernel they change in a network namespace of their own.
 package e2e
 
 import (
@@ -25,6 +23,8 @@ import (
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // binary is the path of the exporter, built once for all tests of the package.
@@ -42,21 +42,16 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		binary = filepath.Join(dir, "sockpressure_exporter")
-		build := exec.Command("go", "build", "-o", binary, "..")
+		// Static, so that a container can run it too.
+		build := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "..")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		build.Stderr = os.Stderr
 		if err := build.Run(); err != nil {
 			fmt.Fprintln(os.Stderr, "go build:", err)
 			return 1
 		}
-		return m.Run()
+		return needs.Run(m)
 	}())
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes network namespaces or changes users")
-	}
 }
 
 // exporter is a running process of the exporter.

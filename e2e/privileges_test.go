@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // nobody is the user and the group that own nothing.
@@ -26,7 +27,7 @@ func asNobody(cmd *exec.Cmd) {
 // TestUnprivileged expects that a user without any privilege gets every series
 // that root gets, but those that a collector says need a privilege.
 func TestUnprivileged(t *testing.T) {
-	needRoot(t)
+	needs.Check(t, needs.Root)
 	root := start(t, nil).scrape("")
 	e := start(t, asNobody)
 	user := e.scrape("")

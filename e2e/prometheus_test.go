@@ -16,11 +16,14 @@ import (
 	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // TestPrometheus has a real Prometheus scrape the exporter, and expects to find
 // every metric there.
 func TestPrometheus(t *testing.T) {
+	needs.Check(t, "prometheus")
+	t.Parallel()
 	e := start(t, nil)
 	p := startPrometheus(t, e)
 
@@ -83,16 +86,9 @@ type prometheus struct{ *exporter }
 // ends.
 func startPrometheus(t *testing.T, e *exporter) prometheus {
 	t.Helper()
-	path, err := exec.LookPath("prometheus")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("needs prometheus (Debian package prometheus):", err)
-	}
 	dir := t.TempDir()
 	config := filepath.Join(dir, "prometheus.yml")
-	err = os.WriteFile(config, fmt.Appendf(nil, `global: {scrape_interval: 1s, scrape_timeout: 1s}
+	err := os.WriteFile(config, fmt.Appendf(nil, `global: {scrape_interval: 1s, scrape_timeout: 1s}
 scrape_configs:
   - job_name: e2e
     static_configs:
@@ -104,8 +100,8 @@ scrape_configs:
 	// It has the web server of the exporter, and says in the same words where it
 	// listens.
 	return prometheus{start(t, func(cmd *exec.Cmd) {
-		cmd.Path = path
-		cmd.Args = []string{path, "--config.file=" + config, "--storage.tsdb.path=" + filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0"}
+		prometheus := exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
+		cmd.Path, cmd.Args = prometheus.Path, prometheus.Args
 	})}
 }
 

@@ -192,7 +192,7 @@ func (n *netns) shutdown(fd int) {
 // TestStates makes sockets in every TCP state and expects the exporter to count
 // them all, as ss does.
 func TestStates(t *testing.T) {
-	n := enterNetns(t)
+	n := enterNetns(t, "nft", "ss")
 	made := n.everyState()
 	e := n.start()
 	p := e.scrape()
@@ -237,7 +237,7 @@ func TestStates(t *testing.T) {
 
 // TestAcceptQueues lets connections wait at listeners of every kind.
 func TestAcceptQueues(t *testing.T) {
-	n := enterNetns(t)
+	n := enterNetns(t, "ss")
 	n.sysctl("net.core.somaxconn", "50")
 	v4, v6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
 	mapped, anyone := netip.MustParseAddr("::ffff:127.0.0.2"), netip.IPv6Unspecified()
@@ -326,7 +326,7 @@ func (n *netns) limitPorts() (limit int) {
 
 // TestEphemeralPorts holds ports by connections from one address to another.
 func TestEphemeralPorts(t *testing.T) {
-	n := enterNetns(t)
+	n := enterNetns(t, "nft")
 	e := n.start()
 	limit := n.limitPorts()
 	at := func(ip string, port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(ip), port) }

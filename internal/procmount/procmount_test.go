@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 func TestIsKernelThread(t *testing.T) {
@@ -74,8 +76,9 @@ func TestMounts(t *testing.T) {
 		tell(script)
 		return
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it mounts procfs")
+	needs.Check(t, needs.Root, needs.MountedRoot, "setpriv")
+	if own, _ := os.Readlink("/proc/self/ns/pid"); own != initPID {
+		needs.Skip(t, "the machine's own PID namespace")
 	}
 	for name, c := range map[string]struct {
 		prepare   string

@@ -1,0 +1,163 @@
+// Package needs skips the tests that this machine cannot run, and keeps what they
+// need, for one line at the end of go test. With CI=true in the environment
+// nothing is skipped as root: what is missing fails the test.
+package needs
+
+import (
+	_ "embed"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// What a test may need besides programs and files.
+const (
+	// Root is the machine's root, with the capabilities that make namespaces and
+	// change what is in them. A container's root seldom has them.
+	Root = "root"
+	// CI is CI=true in the environment, for what takes minutes or depends on what
+	// else the machine does.
+	CI = "CI=true"
+	// MountedRoot is a root file system that is mounted, whose propagation can
+	// therefore be changed. That of a chroot may be a folder.
+	MountedRoot = "a root file system that is mounted, not a folder"
+)
+
+// packages has the Debian package of each program and file, for .ci/run too.
+//
+//go:embed packages.txt
+var packages string
+
+// Check skips the test unless all needs are met: constants of this package,
+// programs by name, or files by absolute path. Programs and files must be listed
+// in packages.txt.
+func Check(t testing.TB, needs ...string) {
+	t.Helper()
+	var missing []string
+	for _, need := range needs {
+		if !met(t, need) {
+			missing = append(missing, need)
+		}
+	}
+	if len(missing) > 0 {
+		Skip(t, missing...)
+	}
+}
+
+// Skip skips the test for needs that it found out about itself, such as an option
+// of the kernel.
+func Skip(t testing.TB, missing ...string) {
+	t.Helper()
+	described := make([]string, len(missing))
+	for i, need := range missing {
+		described[i] = need
+		if p := debianPackage(need); p != "" {
+			described[i] += " (Debian package " + p + ")"
+		}
+	}
+	message := "needs " + strings.Join(described, ", ")
+	if InCI() && os.Geteuid() == 0 {
+		t.Fatal(message)
+	}
+	if err := record(t.Name(), missing); err != nil {
+		t.Fatal(err)
+	}
+	t.Skip(message)
+}
+
+// InCI reports whether there is time for what takes minutes.
+func InCI() bool { return os.Getenv("CI") == "true" }
+
+func met(t testing.TB, need string) bool {
+	t.Helper()
+	switch need {
+	case Root:
+		return isRoot(t)
+	case CI:
+		return InCI()
+	case MountedRoot:
+		var s unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, "/", 0, 0, &s)
+		// Before Linux 5.8 it cannot be told.
+		return err != nil || s.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 || s.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+	}
+	if debianPackage(need) == "" {
+		t.Fatalf("internal/needs/packages.txt does not have %s", need)
+	}
+	if strings.HasPrefix(need, "/") {
+		_, err := os.Stat(need)
+		return err == nil
+	}
+	_, err := exec.LookPath(need)
+	return err == nil
+}
+
+// isRoot reports whether this is root of the first user namespace with the
+// capabilities that tests use.
+func isRoot(t testing.TB) bool {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return false
+	}
+	ids, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		t.Fatal("capget:", err)
+	}
+	for _, capability := range []uint{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE} {
+		if sets[0].Effective&(1<<capability) == 0 {
+			return false
+		}
+	}
+	return slices.Equal(strings.Fields(string(ids)), []string{"0", "0", "4294967295"})
+}
+
+// debianPackage returns the package of a program or file, or "" if none is listed.
+func debianPackage(need string) string {
+	for line := range strings.Lines(packages) {
+		if p, ok := strings.CutPrefix(line, need+":"); ok {
+			return strings.TrimSpace(p)
+		}
+	}
+	return ""
+}
+
+// summarize returns a line about skipped tests, or "" if there are none.
+func summarize(skipped []skip) string {
+	if len(skipped) == 0 {
+		return ""
+	}
+	count, needs, install := map[string]int{}, map[string]bool{}, map[string]bool{}
+	for _, s := range skipped {
+		count[s.Binary]++
+		for _, need := range s.Missing {
+			if p := debianPackage(need); p != "" {
+				install[p] = true
+			} else {
+				needs[need] = true
+			}
+		}
+	}
+	var counts []string
+	for _, binary := range sorted(count) {
+		counts = append(counts, fmt.Sprintf("%s %d", binary, count[binary]))
+	}
+	wanted := sorted(needs)
+	if len(install) > 0 {
+		wanted = append(wanted, "apt-get install "+strings.Join(sorted(install), " "))
+	}
+	tests := "tests"
+	if len(skipped) == 1 {
+		tests = "test"
+	}
+	return fmt.Sprintf("skipped: %d %s (%s); to run them: %s\n", len(skipped), tests, strings.Join(counts, ", "), strings.Join(wanted, "; "))
+}

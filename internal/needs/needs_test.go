@@ -1,0 +1,135 @@
+package needs
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// child makes the test binary write a line to the standard error of its parent, as
+// go test has it: by the function that it names.
+const child = "SOCKPRESSURE_CHILD"
+
+func TestMain(m *testing.M) {
+	stderr := map[string]func(int) (*os.File, error){"share": shareStderr, "reopen": reopenStderr}[os.Getenv(child)]
+	if stderr == nil {
+		os.Exit(Run(m))
+	}
+	f, err := stderr(os.Getppid())
+	if err != nil {
+		os.Exit(1)
+	}
+	_, _ = f.WriteString("between\n")
+}
+
+// TestStderr expects the line behind what the parent wrote before, and before what
+// it writes afterwards, or none where that cannot be.
+func TestStderr(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const pipe = -1
+	for _, c := range []struct {
+		how, what string
+		flags     int
+		said      bool
+	}{
+		{"share", "a file", 0, true},
+		{"share", "a file that is appended to", os.O_APPEND, true},
+		{"share", "a pipe", pipe, true},
+		{"reopen", "a file", 0, false},
+		{"reopen", "a file that is appended to", os.O_APPEND, true},
+		{"reopen", "a pipe", pipe, true},
+	} {
+		t.Run(c.how+" "+c.what, func(t *testing.T) {
+			cmd := exec.Command("sh", "-c", `echo before >&2; (exec "$0" >/dev/null 2>&1); echo after >&2`, self)
+			cmd.Env = append(os.Environ(), child+"="+c.how)
+			var piped bytes.Buffer
+			cmd.Stderr = &piped
+			path := filepath.Join(t.TempDir(), "log")
+			if c.flags != pipe {
+				f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|c.flags, 0o600)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				cmd.Stderr = f
+			}
+			if err := cmd.Run(); err != nil {
+				t.Fatal(err)
+			}
+			got := piped.Bytes()
+			if c.flags != pipe {
+				if got, err = os.ReadFile(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want := "before\nbetween\nafter\n"
+			if !c.said {
+				want = "before\nafter\n"
+			}
+			if string(got) != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestSummarize(t *testing.T) {
+	for want, skipped := range map[string][]skip{
+		"": nil,
+		"skipped: 3 tests (alerts 1, e2e 2); to run them: CI=true; root; apt-get install iproute2 nftables prometheus\n": {
+			{"e2e", "TestStates", []string{Root, "nft", "ss"}},
+			{"alerts", "TestSilence", []string{CI, "promtool"}},
+			{"e2e", "TestPrometheus", []string{"prometheus", "ip"}},
+		},
+	} {
+		if got := summarize(skipped); got != want {
+			t.Errorf("got  %q\nwant %q", got, want)
+		}
+	}
+}
+
+// TestPackages holds the list to its form, which .ci/run takes apart too.
+func TestPackages(t *testing.T) {
+	form := regexp.MustCompile(`^(/[^ :]+|[a-z0-9_.-]+):[a-z0-9.+-]+$`)
+	seen := map[string]bool{}
+	for line := range strings.Lines(packages) {
+		line = strings.TrimSuffix(line, "\n")
+		need, _, _ := strings.Cut(line, ":")
+		if !form.MatchString(line) || seen[need] {
+			t.Errorf("%q: want a program or file of its own, a colon and a package", line)
+		}
+		seen[need] = true
+	}
+	if len(seen) == 0 {
+		t.Error("no packages")
+	}
+}
+
+// TestMet tells what is there from what is not.
+func TestMet(t *testing.T) {
+	path := t.TempDir()
+	t.Setenv("PATH", path)
+	if err := os.WriteFile(filepath.Join(path, "nft"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CI", "true")
+	for need, want := range map[string]bool{CI: true, "nft": true, "ss": false} {
+		if got := met(t, need); got != want {
+			t.Errorf("%s: %t, want %t", need, got, want)
+		}
+	}
+	t.Setenv("CI", "false")
+	if met(t, CI) {
+		t.Error("CI=false is taken for CI=true")
+	}
+	if os.Geteuid() != 0 && met(t, Root) {
+		t.Error("an ordinary user is taken for root")
+	}
+}
