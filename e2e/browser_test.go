@@ -182,8 +182,8 @@ func (b *browser) expectSilence() {
 	}
 }
 
-// startBeside runs the exporter with processes beside it, which wait for the end
-// and may hold as many descriptors as the map says.
+// startBeside runs the exporter with processes beside it, which last for some
+// minutes and may hold as many descriptors as the map says.
 func (n *netns) startBeside(processes map[string]int) *line {
 	n.t.Helper()
 	dir := n.t.TempDir()
@@ -199,18 +199,9 @@ func (n *netns) startBeside(processes map[string]int) *line {
 			n.t.Fatal(err)
 		}
 		paths = append(paths, path)
-		fmt.Fprintf(&script, "(ulimit -n %d; exec \"$1\" infinity) & shift\n", limit)
+		fmt.Fprintf(&script, "(ulimit -n %d; exec \"$1\" 300) & shift\n", limit)
 	}
-	e := connect(start(n.t, func(cmd *exec.Cmd) {
-		unshare, err := exec.LookPath("unshare")
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		cmd.Path = unshare
-		cmd.Args = slices.Concat(
-			[]string{"unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script.String() + `exec "$@"`, "sh"},
-			paths, cmd.Args)
-	}))
+	e := connect(start(n.t, func(cmd *exec.Cmd) { asHost(cmd, script.String(), paths...) }))
 	n.until("every process has its name", func() bool {
 		p := e.scrape()
 		for name := range processes {

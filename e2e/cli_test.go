@@ -40,7 +40,7 @@ func TestBadInput(t *testing.T) {
 		"bad path":           {[]string{"--web.telemetry-path=metrics"}, "no path below /"},
 		"path of a probe":    {[]string{"--web.telemetry-path=/-/healthy"}, "no path below /"},
 		"path not clean":     {[]string{"--web.telemetry-path=/a//b"}, "no path below /"},
-		"empty procfs":       {[]string{"--path.procfs=" + t.TempDir()}, "is no procfs"},
+		"empty procfs":       {[]string{"--path.procfs=" + t.TempDir()}, "is not a procfs"},
 		"max-cpu of 2":       {[]string{"--collector.max-cpu=2"}, "not between 0 and 1"},
 		"max-cpu is NaN":     {[]string{"--collector.max-cpu=NaN"}, "not between 0 and 1"},
 		"top of 0":           {[]string{"--collector.top=0"}, "not between 1 and 100"},

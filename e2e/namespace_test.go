@@ -102,6 +102,8 @@ func TestNetworkNamespace(t *testing.T) {
 		}
 	}
 
+	host = host.withoutProcesses()
+
 	for name, container := range map[string]bool{"container": true, "network namespace": false} {
 		t.Run(name, func(t *testing.T) {
 			inside := startInside(t, place{container: container}.in)
@@ -109,7 +111,7 @@ func TestNetworkNamespace(t *testing.T) {
 			if p.value(t, "sockpressure_host_network_namespace") != 1 {
 				t.Error("root did not find the host's network namespace")
 			}
-			compareSeries(t, p.stable(), host.stable())
+			compareSeries(t, p.withoutProcesses().stable(), host.stable())
 			compareNumbers(t, p, host)
 			load.find(t, p)
 			inside.findNothing(t, p)
@@ -120,8 +122,8 @@ func TestNetworkNamespace(t *testing.T) {
 				p.value(t, "sockpressure_accept_queue_limit"+series) != load.backlog {
 				t.Errorf("accept queues: %v", p.with("sockpressure_accept_queue"))
 			}
-			if log := inside.logged(); strings.Contains(log, "level=WARN") {
-				t.Errorf("it complained:\n%s", log)
+			if log := inside.logged(); strings.Count(log, "level=WARN") != 2 || strings.Count(log, "PID namespace") != 2 {
+				t.Errorf("it complained of more than the processes:\n%s", log)
 			}
 		})
 		t.Run(name+", unprivileged", func(t *testing.T) {
@@ -144,19 +146,17 @@ func TestHiddenProcesses(t *testing.T) {
 		if p.value(t, "sockpressure_host_network_namespace") != 1 {
 			t.Error("it does not know that it is in the host's network namespace")
 		}
-		want := host.stable()
 		// The processes of one user would be shown as the host's.
-		maps.DeleteFunc(want, func(s string, _ bool) bool {
-			return needsPrivilege(family(s)) || strings.HasPrefix(s, "sockpressure_process") || s == `sockpressure_saturation_ratio{resource="process_file_descriptors"}`
-		})
-		compareSeries(t, p.stable(), want)
-		maps.DeleteFunc(host, func(s string, _ float64) bool { return s == success("process") })
+		host := host.withoutProcesses()
+		want := host.stable()
+		maps.DeleteFunc(want, func(s string, _ bool) bool { return needsPrivilege(family(s)) })
+		compareSeries(t, p.withoutProcesses().stable(), want)
 		compareNumbers(t, p, host)
 		load.find(t, p)
 		if p.value(t, success("process")) != 0 {
 			t.Error("collector process does not say that it failed")
 		}
-		if log := e.logged(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "hidepid") {
+		if log := e.logged(); strings.Count(log, "level=WARN") != 2 || !strings.Contains(log, "hidepid") {
 			t.Errorf("it said:\n%s", log)
 		}
 	})
@@ -373,33 +373,51 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	if p.value(t, "sockpressure_host_network_namespace") != 0 {
 		t.Error("the host's network namespace is said to be in reach")
 	}
+	seen := p
+	if p.value(t, hostView("processes")) == 0 {
+		seen, host = p.withoutProcesses(), host.withoutProcesses()
+	}
 	want := host.stable()
 	maps.DeleteFunc(want, func(s string, _ bool) bool { return needsPrivilege(family(s)) || needsNamespace(s) })
-	compareSeries(t, p.stable(), want)
-	compareNumbers(t, p, host)
+	compareSeries(t, seen.stable(), want)
+	compareNumbers(t, seen, host)
 	load.find(t, p)
 	i.findNothing(t, p)
 	for _, s := range collector.Specs() {
 		want := 1.0
-		if s.Name == "tcp" || s.Name == "ports" {
+		if s.Name == "tcp" || s.Name == "ports" || s.Name == "process" && p.value(t, hostView("processes")) == 0 {
 			want = 0
 		}
 		if got := p.value(t, success(s.Name)); got != want {
 			t.Errorf("success of collector %s is %v, want %v", s.Name, got, want)
 		}
 	}
-	// One line each for the exporter and the two collectors, however many scrapes
-	// there were.
+	// One line each for the network, for the processes where they are out of sight, and
+	// for each collector that fails, however many scrapes there were.
 	log := i.logged()
-	for _, want := range []string{"Cannot enter the host's network namespace", "collector=tcp", "collector=ports", "level=WARN"} {
-		n := 1
-		if want == "level=WARN" {
-			n = 3
-		}
+	warnings := 3
+	if p.value(t, hostView("processes")) == 0 {
+		warnings = 5
+	}
+	for want, n := range map[string]int{"cannot enter the host's network namespace": 1, "collector=tcp": 1, "collector=ports": 1, "level=WARN": warnings} {
 		if strings.Count(log, want) != n {
 			t.Errorf("%q does not stand %d times in the log:\n%s", want, n, log)
 		}
 	}
+}
+
+// hostView is the series that says whether a part of the host is seen.
+func hostView(part string) string { return fmt.Sprintf("sockpressure_host_view{view=%q}", part) }
+
+// withoutProcesses is a page without what is about processes: in a process
+// namespace of its own, as place has one, an exporter shows none.
+func (p page) withoutProcesses() page {
+	rest := maps.Clone(p)
+	maps.DeleteFunc(rest, func(s string, _ float64) bool {
+		return strings.HasPrefix(s, "sockpressure_process") || s == `sockpressure_saturation_ratio{resource="process_file_descriptors"}` ||
+			s == success("process") || s == hostView("processes")
+	})
+	return rest
 }
 
 // findNothing expects nothing of the exporter's own network namespace on a page.

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -124,18 +125,24 @@ func connect(e *exporter) *line {
 	return l
 }
 
-// start runs the exporter in the namespace. It gets a procfs of its own in which
-// it is process 1, or it would look for the host and leave the namespace.
+// asHost makes a command take the namespace that it runs in for the host's: the
+// network of process 1 is its own. It sees the processes of the machine. before is
+// run by the shell that becomes the command.
+func asHost(cmd *exec.Cmd, before string, args ...string) {
+	const script = `
+		mount --make-rprivate /
+		mount --bind /proc/$$/net /proc/1/net
+		`
+	cmd.Args = slices.Concat([]string{"unshare", "--mount", "sh", "-ec", script + before + `
+		exec "$@"`, "sh"}, args, cmd.Args)
+	cmd.Path = "/usr/bin/unshare"
+}
+
+// start runs the exporter in the namespace, which it takes for the host's. It
+// would leave it otherwise.
 func (n *netns) start(args ...string) *line {
 	n.t.Helper()
-	return connect(start(n.t, func(cmd *exec.Cmd) {
-		unshare, err := exec.LookPath("unshare")
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		cmd.Path = unshare
-		cmd.Args = append([]string{"unshare", "--pid", "--fork", "--kill-child", "--mount-proc"}, cmd.Args...)
-	}, args...))
+	return connect(start(n.t, func(cmd *exec.Cmd) { asHost(cmd, "") }, args...))
 }
 
 // scrape fetches a page over the open connection. Every number of it must have

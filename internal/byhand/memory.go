@@ -17,7 +17,7 @@ func (p *pass) memory() {
 	}
 	for name, field := range map[string]string{
 		"total": "MemTotal", "available": "MemAvailable", "committed": "Committed_AS", "commit_limit": "CommitLimit",
-		"low_total": "LowTotal", "low_free": "LowFree", "high_total": "HighTotal", "high_free": "HighFree",
+		"hugetlb": "Hugetlb", "low_total": "LowTotal", "low_free": "LowFree", "high_total": "HighTotal", "high_free": "HighFree",
 	} {
 		if v, ok := info[field+":"]; ok {
 			p.Set(v, "memory_"+name+"_bytes")
@@ -31,7 +31,7 @@ func (p *pass) memory() {
 			p.Set(v, "memory_kernel_bytes", "kind", kind)
 		}
 	}
-	if total := info["MemTotal:"]; total > 0 {
+	if total := info["MemTotal:"] - info["Hugetlb:"]; total > 0 {
 		p.Set((total-info["MemAvailable:"])/total, "saturation_ratio", "resource", "memory")
 	}
 	if limit := info["CommitLimit:"]; limit > 0 && slices.Equal(p.numbers("/proc/sys/vm/overcommit_memory"), []float64{2}) {

@@ -62,17 +62,27 @@ func (r *Reader) Read() (Readings, error) {
 			p.Set(usage/limit, "saturation_ratio", "resource", resource)
 		}
 	}
-	p.hostNetwork()
+	p.hostView()
 	return p.result()
 }
 
-// hostNetwork looks for a limit that only the machine's first network namespace has.
-func (p *pass) hostNetwork() {
-	if _, err := os.Stat("/proc/sys/net/ipv4/tcp_mem"); err != nil {
-		p.Set(0, "host_network_namespace")
-		return
+// hostView looks for what only the machine's first namespaces have: a limit, and
+// kernel threads, which have no program.
+func (p *pass) hostView() {
+	seen := func(path string) float64 {
+		if _, err := os.Stat(path); err != nil {
+			return 0
+		}
+		return 1
 	}
-	p.Set(1, "host_network_namespace")
+	network, processes := seen("/proc/sys/net/ipv4/tcp_mem"), 0.0
+	if strings.TrimSpace(p.text("/proc/2/comm")) == "kthreadd" {
+		processes = 1
+	}
+	p.Set(network, "host_network_namespace")
+	p.Set(network, "host_view", "view", "network")
+	p.Set(processes, "host_view", "view", "processes")
+	p.Set(1, "host_view", "view", "memory")
 }
 
 // sockstat reads sockstat and the sysctls about it.

@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -43,15 +44,21 @@ func Find(path string) (*Mount, error) {
 	}
 	_, err = dir.Readdirnames(1)
 	_ = dir.Close()
-	if err != nil {
-		return nil, fmt.Errorf("procfs: read %s: %w", path, err)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("procfs: %w", err)
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil {
 		return nil, fmt.Errorf("procfs: %w", &os.PathError{Op: "statfs", Path: path, Err: err})
 	}
 	if fs.Type != unix.PROC_SUPER_MAGIC {
-		return &Mount{path: path, copied: true}, nil
+		// A copy has what nearly every collector reads.
+		for _, name := range []string{"sys", "net", "1/net"} {
+			if _, err := os.Stat(filepath.Join(path, name)); err == nil {
+				return &Mount{path: path, copied: true}, nil
+			}
+		}
+		return nil, fmt.Errorf("%s is not a procfs, and not a copy of one", path)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

@@ -18,12 +18,12 @@ import (
 
 func TestIsKernelThread(t *testing.T) {
 	for stat, want := range map[string]bool{
-		"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0":         true,
+		"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0":          true,
 		"2 (a) S 0 0 0 0 -1 2129984) S 1 1 1 0 -1 4 0 0": false, // a name of such bytes
-		"2 (sh) S 1 2 2 0 -1 4194560 0 0":               false,
-		"2 (sh) S 1 2 2 0 -1":                           false,
-		"2 (sh":                                         false,
-		"":                                              false,
+		"2 (sh) S 1 2 2 0 -1 4194560 0 0":                false,
+		"2 (sh) S 1 2 2 0 -1":                            false,
+		"2 (sh":                                          false,
+		"":                                               false,
 	} {
 		if got := isKernelThread([]byte(stat)); got != want {
 			t.Errorf("%q: %t", stat, got)
@@ -57,7 +57,10 @@ func TestCopy(t *testing.T) {
 	if _, err := Find(filepath.Join(dir, "absent")); err == nil {
 		t.Error("a path that does not exist is a procfs")
 	}
-	if err := os.WriteFile(filepath.Join(dir, "meminfo"), nil, 0o600); err != nil {
+	if _, err := Find(dir); err == nil || !strings.Contains(err.Error(), "is not a procfs") {
+		t.Errorf("an empty folder: %v", err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "net"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	m, err := Find(dir)
