@@ -18,12 +18,12 @@ import (
 
 func TestIsKernelThread(t *testing.T) {
 	for stat, want := range map[string]bool{
-		"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0":         true,
+		"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0":          true,
 		"2 (a) S 0 0 0 0 -1 2129984) S 1 1 1 0 -1 4 0 0": false, // a name of such bytes
-		"2 (sh) S 1 2 2 0 -1 4194560 0 0":               false,
-		"2 (sh) S 1 2 2 0 -1":                           false,
-		"2 (sh":                                         false,
-		"":                                              false,
+		"2 (sh) S 1 2 2 0 -1 4194560 0 0":                false,
+		"2 (sh) S 1 2 2 0 -1":                            false,
+		"2 (sh":                                          false,
+		"":                                               false,
 	} {
 		if got := isKernelThread([]byte(stat)); got != want {
 			t.Errorf("%q: %t", stat, got)
