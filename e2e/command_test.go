@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 // TestHangup expects that SIGHUP, by which others are told to reload, is logged and
@@ -159,10 +161,7 @@ func TestVersion(t *testing.T) {
 
 // TestBashCompletion expects the words that may follow what was typed.
 func TestBashCompletion(t *testing.T) {
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		t.Skip("needs bash: its completions are tried")
-	}
+	needs.Check(t, "bash")
 	script, err := exec.Command(binary, "--completion-script-bash").Output()
 	if err != nil {
 		t.Fatal(err)
@@ -184,7 +183,7 @@ func TestBashCompletion(t *testing.T) {
 		"check --format =":                 "text json",
 		"check --format j":                 "json",
 	} {
-		cmd := exec.Command(bash, "--norc", "-c", `. /dev/stdin; COMP_WORDS=(x "$@"); COMP_CWORD=$#; _sockpressure_exporter; echo "${COMPREPLY[*]}"`, "x")
+		cmd := exec.Command("bash", "--norc", "-c", `. /dev/stdin; COMP_WORDS=(x "$@"); COMP_CWORD=$#; _sockpressure_exporter; echo "${COMPREPLY[*]}"`, "x")
 		cmd.Args = append(cmd.Args, strings.Fields(typed)...)
 		cmd.Stdin = bytes.NewReader(script)
 		out, err := cmd.Output()

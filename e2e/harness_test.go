@@ -42,7 +42,8 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		binary = filepath.Join(dir, "sockpressure_exporter")
-		// Static, so that a container can run it too.
+		// Static, so that a container can run it too, and without git, which refuses a
+		// clone of somebody else's.
 		build := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "..")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		build.Stderr = os.Stderr

@@ -64,7 +64,7 @@ func Skip(t testing.TB, missing ...string) {
 	if InCI() && os.Geteuid() == 0 {
 		t.Fatal(message)
 	}
-	if err := record(t.Name(), missing); err != nil {
+	if err := record(missing); err != nil {
 		t.Fatal(err)
 	}
 	t.Skip(message)

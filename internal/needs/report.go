@@ -25,7 +25,6 @@ const last = "github.com/sockpressure/sockpressure_exporter/skipped"
 // skip is a test that was skipped.
 type skip struct {
 	Binary  string // of its package
-	Test    string
 	Missing []string
 }
 
@@ -74,13 +73,13 @@ func workDir() string {
 func binary() string { return filepath.Base(filepath.Dir(os.Args[0])) }
 
 // record keeps what a skipped test needs.
-func record(test string, missing []string) error {
+func record(missing []string) error {
 	dir := workDir()
 	if dir == "" {
 		return nil
 	}
 	uncache()
-	line, err := json.Marshal(skip{strings.TrimSuffix(filepath.Base(os.Args[0]), ".test"), test, missing})
+	line, err := json.Marshal(skip{strings.TrimSuffix(filepath.Base(os.Args[0]), ".test"), missing})
 	if err != nil {
 		return err
 	}
