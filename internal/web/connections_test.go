@@ -58,7 +58,7 @@ func serveFew(t *testing.T, secure bool) *few {
 			_ = http.NewResponseController(w).Flush()
 			<-held
 		case "/long":
-			_, _ = w.Write(make([]byte, 16<<20))
+			_, _ = w.Write(make([]byte, 1<<20))
 		}
 	}))
 	f.server.Config.ConnState = f.all.changed
@@ -369,6 +369,7 @@ func TestFlood(t *testing.T) {
 		}},
 		"answers unread": {false, func(f *few) net.Conn {
 			conn := f.dial("127.0.0.1")
+			_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
 			f.begin(conn, "/long")
 			return conn
 		}},

@@ -26,7 +26,7 @@ func recorded(t *testing.T, files map[string]string) http.Handler {
 	return handler(recordedSet(t, files), c)
 }
 
-func recordedSet(t *testing.T, files map[string]string) *collector.Set {
+func recordedSet(t testing.TB, files map[string]string) *collector.Set {
 	t.Helper()
 	proc := t.TempDir()
 	if err := os.CopyFS(proc, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
