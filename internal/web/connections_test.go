@@ -58,7 +58,7 @@ func serveFew(t *testing.T, secure bool) *few {
 			_ = http.NewResponseController(w).Flush()
 			<-held
 		case "/long":
-			_, _ = w.Write(make([]byte, 1<<20))
+			_, _ = w.Write(make([]byte, 8<<20))
 		}
 	}))
 	f.server.Config.ConnState = f.all.changed

@@ -25,8 +25,8 @@ import (
 type Config struct {
 	TelemetryPath string
 	// MaxRequests is how many pages of metrics, and how many status pages, may be made
-	// at once. Requests beyond that wait, as long as Prometheus does and for four times
-	// as many at most; then they are told to come again (503).
+	// at once. Requests beyond that wait, 128 at most and as long as their clients do;
+	// then they are told to come again (503).
 	MaxRequests int
 	// Exporter holds metrics of the exporter itself, or is nil.
 	Exporter *prometheus.Registry

@@ -36,10 +36,6 @@ type pages struct {
 	buffers sync.Pool
 }
 
-// waitingPerTurn is how many requests may wait for each page that may be made at
-// once.
-const waitingPerTurn = 4
-
 // keptPages is how many pages are kept for requests that came before they were
 // ready.
 const keptPages = 4
@@ -60,7 +56,7 @@ type page struct {
 
 func newPages(c Config) *pages {
 	return &pages{
-		turns:  newTurns(c.MaxRequests, waitingPerTurn*c.MaxRequests),
+		turns:  newTurns(c.MaxRequests, maxConnections),
 		logger: c.Logger,
 		refused: &repeated{
 			logger: c.Logger, level: slog.LevelWarn,
