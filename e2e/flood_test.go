@@ -1,13 +1,11 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -15,8 +13,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,7 +22,7 @@ import (
 
 var (
 	floodExporter = flag.String("flood.exporter", "", "exporter that TestFlood attacks, that of this repository if empty")
-	floodAttack   = flag.String("flood.attack", "", "part of the name of the attacks to try")
+	floodAttack   = flag.String("flood.attack", "", "part of the names of the attacks to try")
 	floodTime     = flag.Duration("flood.time", 2*time.Second, "how long each attack of TestFlood lasts")
 )
 
@@ -37,222 +33,43 @@ const (
 	floodMemory = 128 << 20
 	// promisedMemory is what the exporter takes of it.
 	promisedMemory = 96 << 20
-	// promisedLines is how many lines above debug it logs within a minute.
-	promisedLines = 12
+	// promisedLines is how many lines an attack adds to the log within a minute.
+	promisedLines = 6
 	// promisedScrape is how long Prometheus waits at most.
 	promisedScrape = 10 * time.Second
 )
 
-// An attack does its worst until the context ends.
+// attack is one that bench/flood knows.
 type attack struct {
 	name string
 	// secure is with TLS and a password, verified with certificates of clients too.
 	secure, verified bool
-	// reconnects has Prometheus open a connection for each scrape.
-	reconnects bool
-	do         func(ctx context.Context, a *attacker)
+	// reconnects has Prometheus open a connection for each scrape, shared has it come
+	// from the attack's address.
+	reconnects, shared bool
 }
 
-// attacks are what a remote client can do to silence the exporter. Prometheus has an
-// address of its own in all of them.
-func attacks() []attack {
+// floods are all of them.
+func floods() []attack {
 	return []attack{
-		{name: "nothing", do: func(ctx context.Context, _ *attacker) { <-ctx.Done() }},
-		{name: "HTTP/2 pings whose answers are not read", secure: true, do: func(ctx context.Context, a *attacker) {
-			ping := append([]byte{0, 0, 8, 6, 0, 0, 0, 0, 0}, "12345678"...)
-			pings := bytes.Repeat(ping, 1000)
-			a.each(ctx, 134, a.one, func(conn net.Conn) {
-				secure := tls.Client(conn, &tls.Config{RootCAs: a.roots, ServerName: "127.0.0.1", NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12})
-				fmt.Fprint(secure, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
-				for {
-					if _, err := secure.Write(pings); err != nil {
-						return
-					}
-				}
-			})
-		}},
-		{name: "headers of many short lines", do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 300, a.many, func(conn net.Conn) {
-				for size := 64 << 10; size > 1<<10; size /= 2 {
-					_, _ = conn.Write(shortLines(size))
-					_, _ = io.Copy(io.Discard, conn)
-				}
-			})
-		}},
-		{name: "headers of many short lines, the most that is taken", do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 300, a.many, func(conn net.Conn) {
-				_, _ = conn.Write(shortLines(8<<10 - 16))
-				_, _ = io.Copy(io.Discard, conn)
-			})
-		}},
-		{name: "half a TLS hello", secure: true, do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 300, a.many, func(conn net.Conn) {
-				handshake(conn, 1, 64<<10-1)
-				_, _ = io.Copy(io.Discard, conn)
-			})
-		}},
-		{name: "certificates of 256 KiB", secure: true, verified: true, do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 300, a.many, func(conn net.Conn) {
-				secure := tls.Client(hello{conn}, &tls.Config{ServerName: "127.0.0.1", MaxVersion: tls.VersionTLS12}) //nolint:gosec // its messages are not encrypted
-				_ = secure.HandshakeContext(ctx)
-				handshake(conn, 11, 256<<10-1)
-				_, _ = io.Copy(io.Discard, conn)
-			})
-		}},
-		{name: "TLS handshakes", secure: true, do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 100, a.many, func(conn net.Conn) {
-				secure := tls.Client(conn, &tls.Config{RootCAs: a.roots, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS12})
-				_ = secure.HandshakeContext(ctx)
-			})
-		}},
-		{name: "wrong passwords", secure: true, do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 200, a.one, func(conn net.Conn) {
-				secure := tls.Client(conn, &tls.Config{RootCAs: a.roots, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS12})
-				go func() { _, _ = io.Copy(io.Discard, secure) }()
-				for i := 0; ; i++ {
-					r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "https://exporter/metrics", http.NoBody)
-					r.SetBasicAuth("prometheus", strconv.Itoa(i))
-					if err := r.Write(secure); err != nil {
-						return
-					}
-				}
-			})
-		}},
-		{name: "pipelined requests", do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 41, a.one, pipeline(true, func(int) string { return "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" }))
-		}},
-		{name: "pipelined requests of all kinds", do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 300, a.many, pipeline(true, kinds))
-		}},
-		{name: "pipelined requests whose answers are not read", do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 300, a.many, pipeline(false, kinds))
-		}},
-		{name: "status pages", do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 300, a.many, pipeline(true, func(i int) string { return fmt.Sprintf("GET /?%d HTTP/1.1\r\nHost: x\r\n\r\n", i) }))
-		}},
-		{name: "no encoding will do", do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 41, a.one, pipeline(true, func(int) string {
-				return "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept-Encoding: identity;q=0\r\n\r\n"
-			}))
-		}},
-		{name: "scrapes without time", do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 41, a.one, pipeline(true, func(i int) string {
-				return fmt.Sprintf("GET /metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: %g\r\n\r\n", float64(i%20)/100)
-			}))
-		}},
-		{name: "an idle connection from each of 400 addresses", reconnects: true, do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 400, a.crowd, func(conn net.Conn) {
-				fmt.Fprint(conn, "GET /-/ready HTTP/1.1\r\nHost: x\r\n\r\n")
-				_, _ = io.Copy(io.Discard, conn)
-				time.Sleep(time.Second)
-			})
-		}},
-		{name: "half a request from each of 400 addresses", reconnects: true, do: func(ctx context.Context, a *attacker) {
-			a.each(ctx, 400, a.crowd, func(conn net.Conn) {
-				fmt.Fprint(conn, "GET /metrics HTTP/1.1\r\nHo")
-				_, _ = io.Copy(io.Discard, conn)
-				time.Sleep(time.Second)
-			})
-		}},
+		{name: "nothing"},
+		{name: "HTTP/2 pings whose answers are not read", secure: true},
+		{name: "headers of many short lines"},
+		{name: "headers of many short lines, the most that is taken"},
+		{name: "half a TLS hello", secure: true},
+		{name: "certificates of 256 KiB", secure: true, verified: true},
+		{name: "TLS handshakes", secure: true},
+		{name: "wrong passwords", secure: true},
+		{name: "pipelined requests"},
+		{name: "pipelined requests, from the scraper's address", shared: true},
+		{name: "pipelined requests of all kinds"},
+		{name: "pipelined requests whose answers are not read"},
+		{name: "status pages"},
+		{name: "no encoding will do"},
+		{name: "scrapes without time"},
+		{name: "an idle connection from each of 400 addresses", reconnects: true},
+		{name: "half a request from each of 400 addresses", reconnects: true},
 	}
-}
-
-// kinds are requests with pages that cannot be shared.
-func kinds(i int) string {
-	names := []string{"sockstat", "tcp", "ports", "netstat", "conntrack", "filefd", "process", "memory", "softnet", "neighbour"}
-	var query strings.Builder
-	for bit, name := range names {
-		if i>>bit&1 == 0 {
-			query.WriteString("&collect[]=" + name)
-		}
-	}
-	encoding := []string{"gzip", "identity"}[i&1]
-	return "GET /metrics?" + query.String() + " HTTP/1.1\r\nHost: x\r\nAccept-Encoding: " + encoding + "\r\n\r\n"
-}
-
-// pipeline makes requests without waiting for the answers.
-func pipeline(read bool, request func(i int) string) func(net.Conn) {
-	var n atomic.Int64
-	return func(conn net.Conn) {
-		if read {
-			go func() { _, _ = io.Copy(io.Discard, conn) }()
-		}
-		for {
-			if _, err := io.WriteString(conn, request(int(n.Add(1)))); err != nil {
-				return
-			}
-		}
-	}
-}
-
-// shortLines is the beginning of a request, with as many headers as possible.
-func shortLines(size int) []byte {
-	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~"
-	b := []byte("GET /metrics HTTP/1.1\r\nHost:x\n")
-	for i := 0; len(b) < size; i++ {
-		for n := i; n > 0; n /= len(letters) {
-			b = append(b, letters[n%len(letters)])
-		}
-		b = append(b, 'A', ':', '\n')
-	}
-	return b[:size]
-}
-
-// handshake sends a message of a TLS handshake but for its last bytes.
-func handshake(conn net.Conn, kind byte, size int) {
-	message := append([]byte{kind, byte(size >> 16), byte(size >> 8), byte(size)}, make([]byte, size-16)...)
-	for len(message) > 0 {
-		n := min(len(message), 16<<10)
-		record := append([]byte{22, 3, 3, byte(n >> 8), byte(n)}, message[:n]...)
-		if _, err := conn.Write(record); err != nil {
-			return
-		}
-		message = message[n:]
-	}
-}
-
-// hello lets only the beginning of a handshake through.
-type hello struct{ net.Conn }
-
-func (hello) Read([]byte) (int, error) { return 0, io.EOF }
-func (hello) Close() error             { return nil }
-
-// attacker is where attacks come from.
-type attacker struct {
-	address string
-	roots   *x509.CertPool
-}
-
-// one is the only address of an attack, many a hundred of them, crowd one for each
-// connection.
-func (a *attacker) one(int) string     { return "10.0.0.1" }
-func (a *attacker) many(i int) string  { return fmt.Sprintf("10.0.1.%d", i%100) }
-func (a *attacker) crowd(i int) string { return fmt.Sprintf("10.1.%d.%d", i/250, i%250) }
-
-// each keeps so many connections busy, anew when they end.
-func (a *attacker) each(ctx context.Context, connections int, from func(int) string, use func(net.Conn)) {
-	var all sync.WaitGroup
-	for i := range connections {
-		all.Go(func() {
-			for ctx.Err() == nil {
-				conn, err := dialFrom(ctx, from(i), a.address)
-				if err != nil {
-					time.Sleep(10 * time.Millisecond)
-					continue
-				}
-				stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-				use(conn)
-				stop()
-				_ = conn.Close()
-			}
-		})
-	}
-	all.Wait()
-}
-
-func dialFrom(ctx context.Context, from, address string) (net.Conn, error) {
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
-	return d.DialContext(ctx, "tcp", address)
 }
 
 // insideFlood is the variable by which the test knows that it is in its network
@@ -282,21 +99,23 @@ func TestFlood(t *testing.T) {
 	}
 	command(t, "", "ip", "link", "set", "lo", "up")
 	command(t, "", "ip", "route", "add", "local", "10.0.0.0/8", "dev", "lo")
-	for _, a := range attacks() {
+	flood := filepath.Join(t.TempDir(), "flood")
+	command(t, "", "go", "build", "-o", flood, "../bench/flood")
+	for _, a := range floods() {
 		if strings.Contains(a.name, *floodAttack) {
-			t.Run(a.name, func(t *testing.T) { flood(t, a) })
+			t.Run(a.name, func(t *testing.T) { testFlood(t, flood, a) })
 		}
 	}
 }
 
-func flood(t *testing.T, attack attack) {
+func testFlood(t *testing.T, program string, attack attack) {
 	group := newMemoryGroup(t, floodMemory)
 	dir := t.TempDir()
 	var args []string
-	a := &attacker{}
+	var roots *x509.CertPool
 	if attack.secure {
 		config := filepath.Join(dir, "web.yml")
-		a.roots = selfSigned(t, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+		roots = selfSigned(t, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
 		// The hash is that of "right", at the cost that deploy/tls has.
 		text := "tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n"
 		if attack.verified {
@@ -312,39 +131,49 @@ func flood(t *testing.T, attack attack) {
 		}
 		args = []string{"--web.config.file=" + config}
 	}
-	// Attackers have machines of their own: theirs is not the exporter's CPU.
 	e := start(t, func(cmd *exec.Cmd) {
-		cmd.Args = append([]string{"sh", "-c", `echo $$ >"$0" && exec nice -n -10 "$@"`, group.procs(), *floodExporter}, cmd.Args[1:]...)
+		cmd.Args = append([]string{"sh", "-c", `echo $$ >"$0" && exec "$@"`, group.procs(), *floodExporter}, cmd.Args[1:]...)
 		cmd.Path = "/bin/sh"
 	}, args...)
-	a.address = strings.TrimPrefix(e.url, "http://")
+	address := strings.TrimPrefix(e.url, "http://")
 	if attack.secure {
-		e.url = "https://" + a.address
+		e.url = "https://" + address
+	}
+	from := "10.9.9.9"
+	if attack.shared {
+		from = "10.0.0.1"
 	}
 	prometheus := &http.Client{Timeout: promisedScrape, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return dialFrom(ctx, "10.9.9.9", address)
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+			return d.DialContext(ctx, "tcp", address)
 		},
-		TLSClientConfig:   &tls.Config{RootCAs: a.roots, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:   &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		DisableKeepAlives: attack.reconnects,
 	}}
 	defer prometheus.CloseIdleConnections()
 	header := &http.Request{Header: http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {"10"}}}
 	header.SetBasicAuth("prometheus", "right")
 
-	// The attack is there before Prometheus.
-	ctx, stop := context.WithTimeout(t.Context(), *floodTime)
-	defer stop()
-	attacked := make(chan struct{})
+	// The attack is there before Prometheus. Attackers have machines of their own, so it
+	// has the processor when the exporter does not need it.
+	before := strings.Count(e.logged(), "\n")
+	cmd := exec.CommandContext(t.Context(), "chrt", "--idle", "0", program, "-address="+address, "-attack="+attack.name, "-time="+floodTime.String())
+	if attack.secure {
+		cmd.Args = append(cmd.Args, "-ca="+filepath.Join(dir, "cert.pem"))
+	}
+	var said strings.Builder
+	cmd.Stderr = &said
 	began := time.Now()
-	go func() {
-		defer close(attacked)
-		attack.do(ctx, a)
-	}()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	attacked := make(chan error, 1)
+	go func() { attacked <- cmd.Wait() }()
 	time.Sleep(*floodTime / 10)
 	scrapes, lost, longest := 0, 0, time.Duration(0)
 	var failure string
-	for ctx.Err() == nil && e.cmd.ProcessState == nil {
+	for time.Since(began) < *floodTime {
 		asked := time.Now()
 		got, err := e.send(prometheus, http.MethodGet, e.url+"/metrics", header.Header)
 		scrapes++
@@ -357,8 +186,10 @@ func flood(t *testing.T, attack attack) {
 	}
 	took := time.Since(began)
 	cpu := cpuTime(e.cmd.Process.Pid)
-	<-attacked
-	lines := strings.Count(e.logged(), "\n")
+	if err := <-attacked; err != nil {
+		t.Errorf("the attack failed: %v %s", err, said.String())
+	}
+	lines := strings.Count(e.logged(), "\n") - before
 	alive := syscall.Kill(e.cmd.Process.Pid, 0) == nil && cpu > 0
 	t.Logf("%d of %d scrapes lost, the longest took %v; memory %.1f MB; %.2f cores; %d lines of log; alive: %t",
 		lost, scrapes, longest.Round(time.Millisecond), float64(group.peak())/1e6, cpu.Seconds()/took.Seconds(), lines, alive)

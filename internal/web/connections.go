@@ -119,30 +119,43 @@ func (c *connections) cutUnused() {
 }
 
 // surplus chooses the connection to close: of the clients that have the most, the
-// one that is idle for longest, and if none is idle, the one that is in its state for
-// longest.
+// one that is idle for longest. If none is idle it is the one that is in its state for
+// longest, but where more than half of all connections have brought no request yet, it
+// is one of those.
 //
 // So a client with many loses its own. In a crowd of clients with a connection each,
-// Prometheus may lose one that is idle, but always gets in again, and a scrape under
-// way is cut off only if as many others as there may be come while it lasts.
+// Prometheus may lose one that is idle, but gets in again, and a scrape under way is
+// cut off only if half as many others as there may be make requests while it lasts.
 func (c *connections) surplus() net.Conn {
-	has, most := map[netip.Prefix]int{}, 0
+	has, most, unused := map[netip.Prefix]int{}, 0, 0
 	for _, o := range c.open {
 		has[o.client]++
 		most = max(most, has[o.client])
+		if o.state == http.StateNew {
+			unused++
+		}
 	}
+	spare := unused > c.limit/2
 	var chosen net.Conn
 	for conn, o := range c.open {
-		if has[o.client] == most && (chosen == nil || o.before(c.open[chosen])) {
+		if o.since == c.changes {
+			continue // it has just come, and there is another one of such a client
+		}
+		if has[o.client] == most && (chosen == nil || o.before(c.open[chosen], spare)) {
 			chosen = conn
 		}
 	}
 	return chosen
 }
 
-func (o *connection) before(other *connection) bool {
+// before reports whether a connection is to be closed rather than another one. spare
+// has one that is at work be spared for one that has brought no request.
+func (o *connection) before(other *connection, spare bool) bool {
 	if idle := o.state == http.StateIdle; idle != (other.state == http.StateIdle) {
 		return idle
+	}
+	if unused := o.state == http.StateNew; spare && unused != (other.state == http.StateNew) {
+		return unused
 	}
 	return o.since < other.since
 }
@@ -185,4 +198,12 @@ func (a *accepted) Read(b []byte) (int, error) {
 	n, err := a.Conn.Read(b[:min(int64(len(b)), left)])
 	a.left.Add(int64(-n))
 	return n, err
+}
+
+// CloseWrite lets net/http send an error to a client that still writes.
+func (a *accepted) CloseWrite() error {
+	if c, ok := a.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
 }

@@ -238,7 +238,7 @@ func TestCrowd(t *testing.T) {
 					t.Fatal("Prometheus does not get in:", err)
 				}
 				f.begin(prometheus, "/held")
-				crowd(9)
+				crowd(map[string]int{"idle": 30, "new": 30, "at work": 4}[name])
 				if got := f.current(prometheus); got != http.StateActive {
 					t.Errorf("the scrape under way is %v", got)
 				}
@@ -285,9 +285,12 @@ func FuzzConnections(f *testing.F) {
 				// A client, of eight, connects.
 				conn := &stub{client: byte(what)}
 				before := len(c.open)
-				has := map[byte]int{conn.client: 1}
-				for o := range open {
+				has, unused := map[byte]int{conn.client: 1}, 1
+				for o, state := range open {
 					has[o.(*stub).client]++
+					if state == http.StateNew {
+						unused++
+					}
 				}
 				conns, open[conn] = append(conns, conn), http.StateNew
 				c.changed(conn, http.StateNew)
@@ -304,8 +307,14 @@ func FuzzConnections(f *testing.F) {
 						}
 					}
 					for other, s := range open {
-						if state != http.StateIdle && s == http.StateIdle && has[other.(*stub).client] == has[o.(*stub).client] {
+						if has[other.(*stub).client] != has[o.(*stub).client] {
+							continue
+						}
+						if state != http.StateIdle && s == http.StateIdle {
 							t.Fatal("a request was cut off though a connection was idle")
+						}
+						if state == http.StateActive && s == http.StateNew && unused > limit/2 {
+							t.Fatal("a request was cut off though most had brought none")
 						}
 					}
 					delete(open, o)

@@ -117,7 +117,7 @@ func metrics(set *collector.Set, c Config) http.Handler {
 		read, wait := scrapeTimeout(r.Header)
 		ctx, cancel := context.WithTimeout(r.Context(), wait)
 		defer cancel()
-		reading, stop := readContext(ctx, read)
+		reading, stop := readContext(r.Context(), read)
 		results := set.Read(reading, choose)
 		stop()
 

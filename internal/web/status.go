@@ -94,7 +94,7 @@ func status(set *collector.Set, c Config) http.Handler {
 		asked := time.Now()
 		ctx, cancel := context.WithTimeout(r.Context(), defaultTimeout+maxMargin)
 		defer cancel()
-		reading, stop := readContext(ctx, defaultTimeout)
+		reading, stop := readContext(r.Context(), defaultTimeout)
 		results := set.Read(reading, collector.All)
 		stop()
 		still := r.URL.Query().Has("still")
