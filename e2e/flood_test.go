@@ -32,7 +32,7 @@ const (
 	// DaemonSet.
 	floodMemory = 128 << 20
 	// promisedMemory is what the exporter takes of it.
-	promisedMemory = 96 << 20
+	promisedMemory = 64 << 20
 	// promisedLines is how many lines an attack adds to the log within a minute.
 	promisedLines = 6
 	// promisedScrape is how long Prometheus waits at most.

@@ -283,7 +283,7 @@ func FuzzConnections(f *testing.F) {
 			who, what := int(e>>4), e&15
 			if what < 8 {
 				// A client, of eight, connects.
-				conn := &stub{client: byte(what)}
+				conn := &stub{client: what}
 				before := len(c.open)
 				has, unused := map[byte]int{conn.client: 1}, 1
 				for o, state := range open {

@@ -159,7 +159,7 @@ func metrics(set *collector.Set, c Config) http.Handler {
 // acceptsGzip reports whether a client wants gzip rather than plain text.
 func acceptsGzip(h http.Header) bool {
 	q := map[string]float64{}
-	for _, accepted := range strings.Split(strings.Join(h.Values("Accept-Encoding"), ","), ",") {
+	for accepted := range strings.SplitSeq(strings.Join(h.Values("Accept-Encoding"), ","), ",") {
 		coding, parameter, _ := strings.Cut(accepted, ";")
 		coding = strings.ToLower(strings.TrimSpace(coding))
 		q[coding] = 1

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/mdlayher/vsock"
@@ -47,24 +48,23 @@ func ListenAndServe(server *http.Server, flags *toolkit.FlagConfig, logger *slog
 			}
 		}
 	}
-	ended := make(chan error)
+	var serving sync.WaitGroup
+	ended := make(chan error, len(listeners))
 	for _, l := range listeners {
 		logger.Info("Listening on", "address", l.Addr().String())
 		if secure {
 			logger.Info("TLS is enabled.", "http2", false, "address", l.Addr().String())
-			go func() { ended <- server.ServeTLS(listener{l}, "", "") }()
+			serving.Go(func() { ended <- server.ServeTLS(listener{l}, "", "") })
 		} else {
 			logger.Info("TLS is disabled.", "http2", false, "address", l.Addr().String())
-			go func() { ended <- server.Serve(listener{l}) }()
+			serving.Go(func() { ended <- server.Serve(listener{l}) })
 		}
 	}
 	err = <-ended
 	if !errors.Is(err, http.ErrServerClosed) {
 		_ = server.Close() // the others end too
 	}
-	for range len(listeners) - 1 {
-		<-ended
-	}
+	serving.Wait()
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -32,7 +33,7 @@ func TestTurns(t *testing.T) {
 						return
 					}
 					mu.Lock()
-					order = append(order, fmt.Sprint(who))
+					order = append(order, strconv.Itoa(who))
 					mu.Unlock()
 					turns.giveBack()
 				}()
@@ -61,7 +62,7 @@ func TestTurnsRefused(t *testing.T) {
 		_, _ = turns.take(t.Context(), client(9), nil)
 		var mu sync.Mutex
 		ended := map[string]error{}
-		outcome := func(name string) (err error, ok bool) { //nolint:revive,staticcheck // as of a map
+		outcome := func(name string) (err error, ok bool) {
 			mu.Lock()
 			defer mu.Unlock()
 			err, ok = ended[name]

@@ -94,9 +94,9 @@ func (g *guarded) askAs(user, password string) *httptest.ResponseRecorder {
 }
 
 // eventually waits for what becomes true within lookAgain.
-func (g *guarded) eventually(what string, true func() bool) {
+func (g *guarded) eventually(what string, done func() bool) {
 	g.Helper()
-	for end := time.Now().Add(5 * lookAgain); !true(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(5 * lookAgain); !done(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			g.Fatal(what)
 		}
