@@ -21,7 +21,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/collectors/version"
 	"github.com/prometheus/common/promslog"
-	toolkit "github.com/prometheus/exporter-toolkit/web"
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
@@ -140,6 +139,8 @@ const (
 
 // serve answers scrapes until ctx ends.
 func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logger) error {
+	// Whoever read its log may go away: it goes on. A check ends, as commands do.
+	signal.Ignore(syscall.SIGPIPE)
 	logger.Info("Starting "+name, "version", versionInfo())
 	// The first read opens every file, while that is still possible.
 	first, cancel := context.WithTimeout(ctx, firstRead)
@@ -182,7 +183,7 @@ func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logg
 		}
 		stopped <- err
 	}()
-	if err := toolkit.ListenAndServe(server, c.web, logger); !errors.Is(err, http.ErrServerClosed) {
+	if err := web.ListenAndServe(server, c.web, logger); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return <-stopped

@@ -70,7 +70,11 @@ type Result struct {
 	Duration, Age time.Duration
 
 	samples []sample
+	run     *run // nil where none ended in time
 }
+
+// Same reports whether both are what one reading found.
+func (r Result) Same(other Result) bool { return r.run != nil && r.run == other.run }
 
 // Read reads the collectors that choose accepts, all at once, and returns when
 // each has given its result or the context's deadline has come. The results
@@ -255,6 +259,7 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 		Duration:  t.run.took,
 		Limits:    t.run.limits,
 		samples:   t.run.samples,
+		run:       t.run,
 	}
 	if t.run.ended().Before(asked) {
 		res.Age = asked.Sub(t.run.began)

@@ -2,25 +2,57 @@ package web
 
 import (
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
-// maxConnections is how many connections may be open: each takes some 20 kB while
-// it is idle, and a file descriptor.
-const maxConnections = 256
+const (
+	// maxConnections is how many connections may be open: each takes a file
+	// descriptor, and up to 300 kB before it is authenticated (see SECURITY.md).
+	maxConnections = 128
+	// maxHeader is the longest header of a request in bytes, to which net/http adds
+	// 4 KiB. A header of many short lines takes thirty times its length in memory.
+	maxHeader = 4 << 10
+	// maxUnasked is how many bytes a connection may send without making a request:
+	// a TLS handshake with the client's certificates, and a header. crypto/tls alone
+	// would let it have 256 KiB of certificates.
+	maxUnasked = 32 << 10
+	// readBuffer and writeBuffer are the kernel's buffers of a connection. Its own
+	// choice for one that reads no answers goes up to megabytes (net.ipv4.tcp_wmem),
+	// which a cgroup is charged for.
+	readBuffer  = 16 << 10
+	writeBuffer = 64 << 10
+)
 
-// maxStreams is how many requests may be under way on one connection by HTTP/2:
-// each takes some 150 kB while its answer is not read. Prometheus makes one at a time.
-const maxStreams = 1
+// clientOf returns what counts as one client of a remote address: an IPv4 address,
+// a /64 of IPv6, all of this machine's loopback addresses together, or, as the zero
+// Prefix, everything that has no IP address.
+func clientOf(remote string) netip.Prefix {
+	ap, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	ip, bits := ap.Addr().Unmap().WithZone(""), 64
+	if ip.IsLoopback() {
+		ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	if ip.Is4() {
+		bits = 32
+	}
+	return netip.PrefixFrom(ip, bits).Masked()
+}
 
 // connections bounds how many connections are open at once. Where there are too
-// many, the address that has the most loses one of its own: who opens many takes
-// none from others, whatever state they are in, and not the one that Prometheus
-// keeps.
+// many, a client that has the most loses one: who opens many takes none from those
+// with few.
 type connections struct {
 	limit int
+	// closed is told of a connection that was closed because there were too many.
+	closed func(client netip.Prefix)
 
 	mu   sync.Mutex
 	open map[net.Conn]*connection
@@ -29,9 +61,9 @@ type connections struct {
 }
 
 type connection struct {
-	from  string // address, without the port
-	state http.ConnState
-	since uint64 // the change that brought the state
+	client netip.Prefix
+	state  http.ConnState
+	since  uint64 // the change that brought the state
 }
 
 // changed is for ConnState of http.Server.
@@ -41,15 +73,16 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	c.changes++
 	switch state {
 	case http.StateNew:
-		from, _, err := net.SplitHostPort(conn.RemoteAddr().String())
-		if err != nil {
-			from = "" // a Unix socket's
-		}
-		c.open[conn] = &connection{from, state, c.changes}
+		c.open[conn] = &connection{clientOf(conn.RemoteAddr().String()), state, c.changes}
 		for len(c.open) > c.limit {
-			c.cut(c.extra(from))
+			surplus := c.surplus()
+			c.closed(c.open[surplus].client)
+			c.cut(surplus)
 		}
 	case http.StateActive, http.StateIdle:
+		if a, ok := transport(conn).(*accepted); ok {
+			a.left.Store(maxUnasked)
+		}
 		if o := c.open[conn]; o != nil {
 			o.state, o.since = state, c.changes
 		}
@@ -58,13 +91,19 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	}
 }
 
+// transport returns the connection below TLS.
+func transport(conn net.Conn) net.Conn {
+	if secure, ok := conn.(*tls.Conn); ok {
+		return secure.NetConn()
+	}
+	return conn
+}
+
 // cut closes a connection, whatever is under way on it.
 func (c *connections) cut(conn net.Conn) {
 	delete(c.open, conn)
-	if secure, ok := conn.(*tls.Conn); ok {
-		conn = secure.NetConn() // a goodbye takes as long as the client likes
-	}
-	_ = conn.Close()
+	// TLS would say goodbye, for which a client may take its time.
+	_ = transport(conn).Close()
 }
 
 // cutUnused closes the connections that have not brought a whole request yet, such
@@ -79,38 +118,92 @@ func (c *connections) cutUnused() {
 	}
 }
 
-// extra chooses the connection to close after one came from an address. It is one
-// of the address that has the most, of the new one's if others have as many: so a
-// crowd of addresses with one connection each takes none from Prometheus either.
+// surplus chooses the connection to close: of the clients that have the most, the
+// one that is idle for longest. If none is idle it is the one that is in its state for
+// longest, but where more than half of all connections have brought no request yet, it
+// is one of those.
 //
-// Of these it is the one that is idle for longest, and if none is, the one that is
-// in its state for longest. That is for Prometheus and a flood behind one address:
-// it can lose its connection while it is idle, and then asks again on a new one by
-// itself, while a scrape that is cut off is lost. The new one goes after all that
-// wait already. Where no file descriptor is left, no new one comes, and none is
-// closed for it.
-func (c *connections) extra(from string) net.Conn {
-	has := map[string]int{}
+// So a client with many loses its own. In a crowd of clients with a connection each,
+// Prometheus may lose one that is idle, but gets in again, and a scrape under way is
+// cut off only if half as many others as there may be make requests while it lasts.
+func (c *connections) surplus() net.Conn {
+	has, most, unused := map[netip.Prefix]int{}, 0, 0
 	for _, o := range c.open {
-		has[o.from]++
-	}
-	for address, n := range has {
-		if n > has[from] {
-			from = address
+		has[o.client]++
+		most = max(most, has[o.client])
+		if o.state == http.StateNew {
+			unused++
 		}
 	}
+	spare := unused > c.limit/2
 	var chosen net.Conn
 	for conn, o := range c.open {
-		if o.from == from && (chosen == nil || o.before(c.open[chosen])) {
+		if o.since == c.changes {
+			continue // it has just come, and there is another one of such a client
+		}
+		if has[o.client] == most && (chosen == nil || o.before(c.open[chosen], spare)) {
 			chosen = conn
 		}
 	}
 	return chosen
 }
 
-func (o *connection) before(other *connection) bool {
+// before reports whether a connection is to be closed rather than another one. spare
+// has one that is at work be spared for one that has brought no request.
+func (o *connection) before(other *connection, spare bool) bool {
 	if idle := o.state == http.StateIdle; idle != (other.state == http.StateIdle) {
 		return idle
 	}
+	if unused := o.state == http.StateNew; spare && unused != (other.state == http.StateNew) {
+		return unused
+	}
 	return o.since < other.since
+}
+
+// listener bounds what its connections take.
+type listener struct{ net.Listener }
+
+func (l listener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	if b, ok := conn.(interface {
+		SetReadBuffer(bytes int) error
+		SetWriteBuffer(bytes int) error
+	}); ok {
+		// One that is gone already says so when it is read.
+		_ = b.SetReadBuffer(readBuffer)
+		_ = b.SetWriteBuffer(writeBuffer)
+	}
+	a := &accepted{Conn: conn}
+	a.left.Store(maxUnasked)
+	return a, nil
+}
+
+// accepted is a connection that ends when it has sent too much without making a
+// request.
+type accepted struct {
+	net.Conn
+	left atomic.Int64 // bytes; renewed with each request
+}
+
+var errUnasked = errors.New("too much was sent without a request")
+
+func (a *accepted) Read(b []byte) (int, error) {
+	left := a.left.Load()
+	if left <= 0 {
+		return 0, errUnasked
+	}
+	n, err := a.Conn.Read(b[:min(int64(len(b)), left)])
+	a.left.Add(int64(-n))
+	return n, err
+}
+
+// CloseWrite lets net/http send an error to a client that still writes.
+func (a *accepted) CloseWrite() error {
+	if c, ok := a.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
 }

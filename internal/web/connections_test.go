@@ -4,13 +4,16 @@ import (
 	"bufio"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -23,19 +26,43 @@ type few struct {
 	server *httptest.Server
 }
 
+// elsewhere has addresses of 127.0.0.0/8 be others, 192.0.0.0/8, which are clients of
+// their own.
+type elsewhere struct{ net.Listener }
+
+func (l elsewhere) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return moved{conn}, nil
+}
+
+type moved struct{ net.Conn }
+
+func (m moved) RemoteAddr() net.Addr {
+	a := *m.Conn.RemoteAddr().(*net.TCPAddr)
+	a.IP = a.IP.To4()
+	a.IP = net.IPv4(192, a.IP[1], a.IP[2], a.IP[3])
+	return &a
+}
+
 func serveFew(t *testing.T, secure bool) *few {
 	t.Helper()
-	f := &few{T: t, all: connections{limit: 10, open: map[net.Conn]*connection{}}}
+	f := &few{T: t, all: connections{limit: 10, closed: func(netip.Prefix) {}, open: map[net.Conn]*connection{}}}
 	held := make(chan struct{})
 	f.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, "something")
-		if r.URL.Path == "/held" {
+		switch r.URL.Path {
+		case "/held":
 			_ = http.NewResponseController(w).Flush()
 			<-held
+		case "/long":
+			_, _ = w.Write(make([]byte, 8<<20))
 		}
 	}))
 	f.server.Config.ConnState = f.all.changed
-	f.server.EnableHTTP2 = true
+	f.server.Listener = listener{elsewhere{f.server.Listener}}
 	if secure {
 		f.server.StartTLS()
 	} else {
@@ -62,12 +89,12 @@ func (f *few) dial(from string) net.Conn {
 	return conn
 }
 
-// dialTLS has a connection over TLS with this protocol on it.
-func (f *few) dialTLS(from, protocol string) net.Conn {
+// dialTLS has a connection over TLS.
+func (f *few) dialTLS(from string) net.Conn {
 	f.Helper()
 	roots := x509.NewCertPool()
 	roots.AddCert(f.server.Certificate())
-	conn := tls.Client(f.dial(from), &tls.Config{RootCAs: roots, ServerName: "example.com", NextProtos: []string{protocol}})
+	conn := tls.Client(f.dial(from), &tls.Config{RootCAs: roots, ServerName: "example.com", MinVersion: tls.VersionTLS12})
 	if err := conn.HandshakeContext(f.Context()); err != nil {
 		f.Fatal(err)
 	}
@@ -94,10 +121,24 @@ func (f *few) ask(conn net.Conn, path string) error {
 	return nil
 }
 
+// begin makes a request, and returns once the server knows of it.
+func (f *few) begin(conn net.Conn, path string) {
+	f.Helper()
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
+	f.until("no request has come", func() bool { return f.state(conn) == http.StateActive })
+}
+
+// current is what the server has the connection for now.
+func (f *few) current(conn net.Conn) http.ConnState {
+	f.all.mu.Lock()
+	defer f.all.mu.Unlock()
+	return f.state(conn)
+}
+
 // state is what the server has the connection for.
 func (f *few) state(conn net.Conn) http.ConnState {
 	for c, o := range f.all.open {
-		if c.RemoteAddr().String() == conn.LocalAddr().String() {
+		if c.RemoteAddr().(*net.TCPAddr).Port == conn.LocalAddr().(*net.TCPAddr).Port {
 			return o.state
 		}
 	}
@@ -169,22 +210,151 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// TestCrowd expects that addresses with a connection each leave the others theirs.
+// TestCrowd expects that a client gets in however many addresses have a connection
+// each, and that a request under way is not cut off for them.
 func TestCrowd(t *testing.T) {
-	f := serveFew(t, false)
-	prometheus := f.dial("127.0.0.2")
-	if err := f.ask(prometheus, "/"); err != nil {
-		t.Fatal(err)
+	for name, begin := range map[string]func(f *few, conn net.Conn){
+		"idle": func(f *few, conn net.Conn) {
+			if err := f.ask(conn, "/"); err != nil {
+				f.Fatal(err)
+			}
+		},
+		"new":     func(*few, net.Conn) {},
+		"at work": func(f *few, conn net.Conn) { f.begin(conn, "/held") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := serveFew(t, false)
+			n := 0
+			crowd := func(size int) {
+				for range size {
+					n++
+					begin(f, f.dial(fmt.Sprintf("127.0.1.%d", n)))
+				}
+			}
+			crowd(30)
+			for range 5 {
+				prometheus := f.dial("127.0.0.2")
+				if err := f.ask(prometheus, "/"); err != nil {
+					t.Fatal("Prometheus does not get in:", err)
+				}
+				f.begin(prometheus, "/held")
+				crowd(map[string]int{"idle": 30, "new": 30, "at work": 4}[name])
+				if got := f.current(prometheus); got != http.StateActive {
+					t.Errorf("the scrape under way is %v", got)
+				}
+				_ = prometheus.Close()
+			}
+		})
 	}
-	for i := range 50 {
-		conn := f.dial(fmt.Sprintf("127.0.1.%d", i+1))
-		if err := f.ask(conn, "/"); (err == nil) != (i < 9) {
-			t.Errorf("connection %d of others: %v", i+1, err)
+}
+
+// TestClientOf expects addresses that one machine can have to be one client.
+func TestClientOf(t *testing.T) {
+	for _, same := range [][]string{
+		{"192.0.2.1:1", "192.0.2.1:65535", "[::ffff:192.0.2.1]:1"},
+		{"192.0.2.2:1"},
+		{"127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "[::ffff:127.0.0.9]:2"},
+		{"[2001:db8::1]:1", "[2001:db8::ffff:ffff:ffff:ffff]:2"},
+		{"[2001:db8:0:1::1]:1"},
+		{"[fe80::1%eth0]:1", "[fe80::2%eth1]:1"},
+		{"", "@", "host(2):1024", "/run/socket"},
+	} {
+		for _, address := range same {
+			if got, want := clientOf(address), clientOf(same[0]); got != want {
+				t.Errorf("%s is %v, %s is %v", address, got, same[0], want)
+			}
+		}
+		if got := clientOf(same[0]); got == clientOf("192.0.2.3:1") {
+			t.Errorf("%s is %v", same[0], got)
 		}
 	}
-	if err := f.ask(prometheus, "/"); err != nil {
-		t.Error("Prometheus has lost its connection:", err)
-	}
+}
+
+// FuzzConnections has connections come, go and change in any order, and expects that
+// there are never too many, and that only a client with the most loses one.
+func FuzzConnections(f *testing.F) {
+	f.Add([]byte("\x00\x10\x20\x30\x01\x02\x03\x11\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, events []byte) {
+		const limit = 4
+		open := map[net.Conn]http.ConnState{}
+		var conns []net.Conn
+		c := connections{limit: limit, closed: func(netip.Prefix) {}, open: map[net.Conn]*connection{}}
+		for _, e := range events {
+			who, what := int(e>>4), e&15
+			if what < 8 {
+				// A client, of eight, connects.
+				conn := &stub{client: what}
+				before := len(c.open)
+				has, unused := map[byte]int{conn.client: 1}, 1
+				for o, state := range open {
+					has[o.(*stub).client]++
+					if state == http.StateNew {
+						unused++
+					}
+				}
+				conns, open[conn] = append(conns, conn), http.StateNew
+				c.changed(conn, http.StateNew)
+				for o, state := range open {
+					if !o.(*stub).closed {
+						continue
+					}
+					if before < limit {
+						t.Fatal("one was closed though there was room")
+					}
+					for _, n := range has {
+						if n > has[o.(*stub).client] {
+							t.Fatal("a client lost one that has fewer than another")
+						}
+					}
+					for other, s := range open {
+						if has[other.(*stub).client] != has[o.(*stub).client] {
+							continue
+						}
+						if state != http.StateIdle && s == http.StateIdle {
+							t.Fatal("a request was cut off though a connection was idle")
+						}
+						if state == http.StateActive && s == http.StateNew && unused > limit/2 {
+							t.Fatal("a request was cut off though most had brought none")
+						}
+					}
+					delete(open, o)
+				}
+			} else if len(conns) > 0 {
+				// What net/http may say of a connection, one that was cut included.
+				conn := conns[who%len(conns)]
+				state := []http.ConnState{http.StateActive, http.StateIdle, http.StateClosed, http.StateHijacked}[what&3]
+				c.changed(conn, state)
+				if _, ok := open[conn]; ok {
+					open[conn] = state
+				}
+				if state == http.StateClosed || state == http.StateHijacked {
+					delete(open, conn)
+				}
+			}
+			if len(c.open) > limit || len(c.open) != len(open) {
+				t.Fatalf("%d connections are open, %d of them known, want %d at most", len(open), len(c.open), limit)
+			}
+			for o := range open {
+				if o.(*stub).closed {
+					t.Fatal("one was closed and is still known")
+				}
+			}
+		}
+	})
+}
+
+// stub is a connection that knows whether it was closed.
+type stub struct {
+	net.Conn
+	client byte
+	closed bool
+}
+
+func (s *stub) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, s.client), Port: 1} }
+
+func (s *stub) Close() error {
+	s.closed = true
+	return nil
 }
 
 // TestFlood expects that a client whose requests or answers do not end closes only
@@ -206,11 +376,15 @@ func TestFlood(t *testing.T) {
 			f.until("no request has come", func() bool { return f.state(conn) == http.StateActive })
 			return conn
 		}},
-		"answers unread": {true, func(f *few) net.Conn {
-			conn := f.dialTLS("127.0.0.1", "h2")
-			if answered, _ := leaveUnread(f.T, conn, 1); answered != 1 {
-				f.Fatal("no request has come")
-			}
+		"answers unread": {false, func(f *few) net.Conn {
+			conn := f.dial("127.0.0.1")
+			_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+			f.begin(conn, "/long")
+			return conn
+		}},
+		"half a handshake": {true, func(f *few) net.Conn {
+			conn := f.dial("127.0.0.1")
+			_, _ = conn.Write([]byte{22, 3, 1, 2, 0, 1, 0, 255, 255}) // of a ClientHello
 			return conn
 		}},
 	} {
@@ -218,7 +392,7 @@ func TestFlood(t *testing.T) {
 			f := serveFew(t, c.secure)
 			dial := f.dial
 			if c.secure {
-				dial = func(from string) net.Conn { return f.dialTLS(from, "http/1.1") }
+				dial = f.dialTLS
 			}
 			prometheus := dial("127.0.0.2")
 			if err := f.ask(prometheus, "/"); err != nil {
@@ -247,50 +421,52 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// TestStreams expects few requests at once to be served on a connection by HTTP/2.
-func TestStreams(t *testing.T) {
-	c := Config{TelemetryPath: "/metrics", MaxRequests: 1000, Logger: slog.New(slog.DiscardHandler)}
+// TestHTTP1 expects HTTP/2 not to be spoken, whatever a client proposes.
+func TestHTTP1(t *testing.T) {
 	f := few{T: t, server: httptest.NewUnstartedServer(nil)}
-	f.server.Config = Server(recordedSet(t, nil), c)
-	f.server.EnableHTTP2 = true
+	f.server.Config = Server(recordedSet(t, nil), Config{TelemetryPath: "/metrics", MaxRequests: 1, Logger: slog.New(slog.DiscardHandler)})
 	f.server.StartTLS()
 	t.Cleanup(f.server.Close)
-	if answered, refused := leaveUnread(t, f.dialTLS("127.0.0.1", "h2"), 250); answered != maxStreams || refused != 250-maxStreams {
-		t.Errorf("%d requests are answered and %d refused, want %d answered", answered, refused, maxStreams)
+	roots := x509.NewCertPool()
+	roots.AddCert(f.server.Certificate())
+	for _, c := range []struct {
+		proposed []string
+		want     string
+	}{
+		{nil, ""}, {[]string{"http/1.1"}, "http/1.1"}, {[]string{"h2", "http/1.1"}, "http/1.1"},
+	} {
+		conn := tls.Client(f.dial("127.0.0.1"), &tls.Config{RootCAs: roots, ServerName: "example.com", NextProtos: c.proposed, MinVersion: tls.VersionTLS12})
+		if err := conn.HandshakeContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := conn.ConnectionState().NegotiatedProtocol; got != c.want {
+			t.Errorf("of %q, %q was chosen", c.proposed, got)
+		}
+	}
+	conn := f.dialTLS("127.0.0.1")
+	_, _ = io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	if answer, _ := io.ReadAll(conn); !strings.HasPrefix(string(answer), "HTTP/1.") {
+		t.Errorf("the beginning of HTTP/2 is answered with %q", answer)
 	}
 }
 
-// leaveUnread makes requests by HTTP/2 with no room for the bodies of the answers,
-// and waits until each is answered or refused.
-func leaveUnread(t *testing.T, conn net.Conn, requests int) (answered, refused int) {
-	t.Helper()
-	const headers, reset, settings = 1, 3, 4
-	frame := func(b []byte, kind, flags byte, stream int, payload string) []byte {
-		b = append(b, 0, 0, byte(len(payload)), kind, flags)
-		return append(binary.BigEndian.AppendUint32(b, uint32(stream)), payload...)
+// TestUnasked expects a connection to end that sends too much before its request, and
+// one to go on that sends as much in many requests.
+func TestUnasked(t *testing.T) {
+	f := serveFew(t, true)
+	conn := f.dial("127.0.0.1")
+	// A certificate of 256 KiB would come like this, in records of 16 KiB.
+	record := append([]byte{22, 3, 1, 64, 0, 1, 0, 255, 255}, make([]byte, 16<<10-4)...)
+	for range 4 {
+		_, _ = conn.Write(record)
 	}
-	b := []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-	b = frame(b, settings, 0, 0, "\x00\x04\x00\x00\x00\x00") // INITIAL_WINDOW_SIZE 0
-	for i := range requests {
-		// GET, /, https from the static table, and x as the authority; that is all.
-		b = frame(b, headers, 5, 2*i+1, "\x82\x84\x87\x01\x01x")
+	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection is still open")
 	}
-	if _, err := conn.Write(b); err != nil {
-		t.Fatal(err)
-	}
-	for head := make([]byte, 9); answered+refused < requests; {
-		if _, err := io.ReadFull(conn, head); err != nil {
+	secure := f.dialTLS("127.0.0.2")
+	for range 100 {
+		if err := f.ask(secure, "/?"+strings.Repeat("x", 1000)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.CopyN(io.Discard, conn, int64(head[1])<<8+int64(head[2])); err != nil {
-			t.Fatal(err)
-		}
-		switch head[3] {
-		case headers:
-			answered++
-		case reset:
-			refused++
-		}
 	}
-	return answered, refused
 }

@@ -2,21 +2,21 @@
 package web
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/expfmt"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
@@ -24,8 +24,9 @@ import (
 // Config says what is served where.
 type Config struct {
 	TelemetryPath string
-	// MaxRequests is how many scrapes, and how many status pages, may be under way
-	// at once; more are told to come again (503).
+	// MaxRequests is how many pages of metrics, and how many status pages, may be made
+	// at once. Requests beyond that wait, 128 at most and as long as their clients do;
+	// then they are told to come again (503).
 	MaxRequests int
 	// Exporter holds metrics of the exporter itself, or is nil.
 	Exporter *prometheus.Registry
@@ -37,11 +38,15 @@ type Config struct {
 
 const (
 	// defaultTimeout is the deadline of a scrape whose header names none, maxTimeout
-	// the longest that is believed, minTimeout what every scrape gets, so that a client
-	// that leaves no time cannot fill the log with missed deadlines.
+	// the longest that is believed, minTimeout what every scrape gets.
 	defaultTimeout = 10 * time.Second
 	maxTimeout     = 2 * time.Minute
 	minTimeout     = 100 * time.Millisecond
+	// maxMargin is what is kept of a scrape's time to make and send the page.
+	maxMargin = 500 * time.Millisecond
+	// patience is the least time of a scrape for which a deadline that is missed is
+	// logged.
+	patience = time.Second
 	// readTimeout is what a client has to send its request, a body that nobody reads
 	// included, and writeTimeout what it has to read the page.
 	readTimeout  = 5 * time.Second
@@ -49,21 +54,31 @@ const (
 )
 
 // Server returns an HTTP server for the set. Its time-outs bound what a slow or
-// hostile client can hold, and so does a bound on connections. One may stay idle for minutes: on a host
-// that has no file descriptors left, the one that Prometheus already has is the
-// only way in.
+// hostile client can hold, and so does a bound on connections. One may stay idle for
+// minutes: on a host that has no file descriptors left, the one that Prometheus
+// already has is the only way in.
+//
+// It speaks HTTP/1 alone: an HTTP/2 connection keeps the answers to pings until they
+// are read, which takes all memory that there is before anybody is asked for a
+// password.
 func Server(set *collector.Set, c Config) *http.Server {
-	all := connections{limit: max(maxConnections, 4*c.MaxRequests), open: map[net.Conn]*connection{}}
+	surplus := &repeated{logger: c.Logger, level: slog.LevelWarn, msg: "Connections are closed because too many are open"}
+	all := connections{
+		limit:  max(maxConnections, 2*c.MaxRequests),
+		closed: func(client netip.Prefix) { surplus.report("client", client.String()) },
+		open:   map[net.Conn]*connection{},
+	}
 	server := &http.Server{
 		ConnState:      all.changed,
 		Handler:        handler(set, c),
 		ReadTimeout:    readTimeout,
 		WriteTimeout:   writeTimeout,
 		IdleTimeout:    5 * time.Minute,
-		MaxHeaderBytes: 64 << 10,
-		HTTP2:          &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
-		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+		MaxHeaderBytes: maxHeader,
+		Protocols:      new(http.Protocols),
+		ErrorLog:       newServerLog(c.Logger),
 	}
+	server.Protocols.SetHTTP1(true)
 	server.RegisterOnShutdown(all.cutUnused)
 	return server
 }
@@ -89,28 +104,51 @@ func say(text string) http.HandlerFunc {
 // metrics serves one reading of the set, or of the part of it that the query
 // parameters collect[] and exclude[] choose.
 func metrics(set *collector.Set, c Config) http.Handler {
-	h := bounded(c, func(w http.ResponseWriter, r *http.Request) {
-		choose, err := selection(set.Names(), r.URL.Query())
+	pages := newPages(c)
+	failed := &repeated{logger: c.Logger, level: slog.LevelWarn, msg: "Some metrics cannot be shown"}
+	var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked := time.Now()
+		query := r.URL.Query()
+		choose, err := selection(set.Names(), query)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		timeout := scrapeTimeout(r.Header)
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(timeout + writeTimeout))
-		ctx, cancel := context.WithTimeout(r.Context(), timeout)
+		read, wait := scrapeTimeout(r.Header)
+		ctx, cancel := context.WithTimeout(r.Context(), wait)
 		defer cancel()
+		reading, stop := readContext(r.Context(), read)
+		results := set.Read(reading, choose)
+		stop()
 
-		registry := prometheus.NewRegistry()
-		registry.MustRegister(set.Collector(set.Read(ctx, choose)))
-		gatherers := prometheus.Gatherers{registry}
-		if c.Exporter != nil {
-			gatherers = append(gatherers, c.Exporter)
+		// Formats that mean the same are one to those that share the page.
+		encoding := "identity"
+		if acceptsGzip(r.Header) {
+			encoding = "gzip"
 		}
-		promhttp.HandlerFor(gatherers, promhttp.HandlerOpts{
-			EnableOpenMetrics: true,
-			ErrorHandling:     promhttp.ContinueOnError,
-			ErrorLog:          slog.NewLogLogger(c.Logger.Handler(), slog.LevelWarn),
-		}).ServeHTTP(w, r)
+		format := expfmt.NegotiateAccept(r.Header, expfmt.DefaultOpenMetricsAcceptedFormats()...)
+		r = r.Clone(r.Context())
+		r.Header.Set("Accept-Encoding", encoding)
+		names := slices.Sorted(slices.Values(query["name[]"]))
+		pages.serve(w, r, wish{
+			ctx:     ctx,
+			asked:   asked,
+			name:    fmt.Sprintf("%s %s %q", format, encoding, slices.Compact(names)),
+			results: results,
+			render: func(w http.ResponseWriter, r *http.Request) {
+				registry := prometheus.NewRegistry()
+				registry.MustRegister(set.Collector(results))
+				gatherers := prometheus.Gatherers{registry}
+				if c.Exporter != nil {
+					gatherers = append(gatherers, c.Exporter)
+				}
+				promhttp.HandlerFor(gatherers, promhttp.HandlerOpts{
+					EnableOpenMetrics: true,
+					ErrorHandling:     promhttp.ContinueOnError,
+					ErrorLog:          failed,
+				}).ServeHTTP(w, r)
+			},
+		})
 	})
 	if c.Exporter != nil {
 		h = promhttp.InstrumentMetricHandler(c.Exporter, h)
@@ -118,45 +156,30 @@ func metrics(set *collector.Set, c Config) http.Handler {
 	return h
 }
 
-// bounded makes at most c.MaxRequests answers at once. They are sent whole, and do not
-// count meanwhile: who does not read his takes nobody's turn, and who gives up is no
-// error of what made it.
-func bounded(c Config, serve http.HandlerFunc) http.Handler {
-	slots := make(chan struct{}, c.MaxRequests)
-	bodies := sync.Pool{New: func() any { return new(bytes.Buffer) }}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body := bodies.Get().(*bytes.Buffer)
-		defer bodies.Put(body)
-		body.Reset()
-		select {
-		case slots <- struct{}{}:
-			func() {
-				defer func() { <-slots }()
-				serve(answer{w, body}, r)
-			}()
-		default:
-			// A page that renews itself goes on doing so.
-			w.Header().Set("Refresh", strconv.Itoa(refresh))
-			w.Header().Set("Retry-After", strconv.Itoa(refresh))
-			http.Error(w, fmt.Sprintf("%d requests are being served already, try again later", c.MaxRequests), http.StatusServiceUnavailable)
-			return
+// acceptsGzip reports whether a client wants gzip rather than plain text.
+func acceptsGzip(h http.Header) bool {
+	q := map[string]float64{}
+	for accepted := range strings.SplitSeq(strings.Join(h.Values("Accept-Encoding"), ","), ",") {
+		coding, parameter, _ := strings.Cut(accepted, ";")
+		coding = strings.ToLower(strings.TrimSpace(coding))
+		q[coding] = 1
+		if name, value, ok := strings.Cut(parameter, "="); ok && strings.EqualFold(strings.TrimSpace(name), "q") {
+			weight, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil || !(weight >= 0 && weight <= 1) {
+				weight = 0
+			}
+			q[coding] = weight
 		}
-		if _, err := w.Write(body.Bytes()); err != nil {
-			c.Logger.Debug("A client did not take its page", "client", r.RemoteAddr, "err", err)
-		}
-	})
+	}
+	plain, listed := q["identity"]
+	if !listed {
+		plain = q["*"]
+	}
+	if zipped, listed := q["gzip"]; listed {
+		return zipped > 0 && zipped >= plain
+	}
+	return q["*"] > plain
 }
-
-// answer keeps what is written to be sent later.
-type answer struct {
-	http.ResponseWriter
-	body *bytes.Buffer
-}
-
-func (a answer) Write(b []byte) (int, error) { return a.body.Write(b) }
-
-// Unwrap is for http.ResponseController.
-func (a answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 // selection says which collectors a query asks for: all by default, those named
 // by collect[], or all but those named by exclude[].
@@ -178,12 +201,30 @@ func selection(names []string, query map[string][]string) (func(string) bool, er
 	}
 }
 
-// scrapeTimeout reads how long Prometheus waits, less what the way back takes.
-func scrapeTimeout(h http.Header) time.Duration {
+// scrapeTimeout returns how long a scrape may read, and how long it may take in all:
+// as long as Prometheus waits for it. What lies between is to make the page and send it.
+func scrapeTimeout(h http.Header) (read, all time.Duration) {
 	seconds, err := strconv.ParseFloat(h.Get("X-Prometheus-Scrape-Timeout-Seconds"), 64)
 	if err != nil || math.IsNaN(seconds) || seconds <= 0 {
-		return defaultTimeout
+		return defaultTimeout, defaultTimeout + maxMargin
 	}
 	timeout := time.Duration(min(seconds, maxTimeout.Seconds()) * float64(time.Second))
-	return max(timeout-min(timeout/10, 500*time.Millisecond), minTimeout)
+	margin := min(timeout/10, maxMargin)
+	read = max(timeout-margin, minTimeout)
+	return read, read + max(margin, minTimeout)
+}
+
+// readContext ends a reading after a time. That of a client without patience ends as
+// if the client had gone away: a missed deadline of its own making is not the
+// collector's failure, and is not logged as one.
+func readContext(ctx context.Context, read time.Duration) (context.Context, context.CancelFunc) {
+	if read >= patience {
+		return context.WithTimeout(ctx, read)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	timer := time.AfterFunc(read, cancel)
+	return ctx, func() {
+		timer.Stop()
+		cancel()
+	}
 }

@@ -118,7 +118,7 @@ func (u *unread) Write(b []byte) (int, error) {
 
 func TestScrapeTimeout(t *testing.T) {
 	for header, want := range map[string]time.Duration{
-		"":          defaultTimeout,
+		"":          10 * time.Second,
 		"nonsense":  defaultTimeout,
 		"-1":        defaultTimeout,
 		"0":         defaultTimeout,
@@ -132,8 +132,12 @@ func TestScrapeTimeout(t *testing.T) {
 	} {
 		h := http.Header{}
 		h.Set("X-Prometheus-Scrape-Timeout-Seconds", header)
-		if got := scrapeTimeout(h); got != want {
-			t.Errorf("%q: %v, want %v", header, got, want)
+		read, all := scrapeTimeout(h)
+		if read != want {
+			t.Errorf("%q: %v, want %v", header, read, want)
+		}
+		if left := all - read; left < minTimeout || left > maxMargin {
+			t.Errorf("%q: %v are left to make the page", header, left)
 		}
 	}
 }

@@ -27,8 +27,8 @@ const (
 	refresh = 10
 )
 
-// page is what status.html shows.
-type page struct {
+// view is what status.html shows.
+type view struct {
 	Config
 	Style   template.CSS
 	Project string
@@ -87,28 +87,42 @@ func status(set *collector.Set, c Config) http.Handler {
 	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) +
 		"'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-	return bounded(c, func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), defaultTimeout)
+	pages := newPages(c)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked := time.Now()
+		ctx, cancel := context.WithTimeout(r.Context(), defaultTimeout+maxMargin)
 		defer cancel()
-		p := newPage(set.Read(ctx, collector.All))
-		p.Config, p.Style, p.Project = c, template.CSS(css), project
-		p.View = set.View()
-		p.Now = time.Now()
-		if !r.URL.Query().Has("still") {
-			p.Refresh = refresh
-		}
-		var b bytes.Buffer
-		if err := tmpl.Execute(&b, p); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		h := w.Header()
-		h.Set("Content-Type", "text/html; charset=utf-8")
-		h.Set("Content-Security-Policy", policy)
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
-		h.Set("Cache-Control", "no-store")
-		_, _ = w.Write(b.Bytes())
+		reading, stop := readContext(r.Context(), defaultTimeout)
+		results := set.Read(reading, collector.All)
+		stop()
+		still := r.URL.Query().Has("still")
+		pages.serve(w, r, wish{
+			ctx:     ctx,
+			asked:   asked,
+			name:    strconv.FormatBool(still),
+			results: results,
+			render: func(w http.ResponseWriter, _ *http.Request) {
+				p := newView(results)
+				p.Config, p.Style, p.Project = c, template.CSS(css), project
+				p.View = set.View()
+				p.Now = time.Now()
+				if !still {
+					p.Refresh = refresh
+				}
+				var b bytes.Buffer
+				if err := tmpl.Execute(&b, p); err != nil {
+					http.Error(w, err.Error(), http.StatusInternalServerError)
+					return
+				}
+				h := w.Header()
+				h.Set("Content-Type", "text/html; charset=utf-8")
+				h.Set("Content-Security-Policy", policy)
+				h.Set("X-Content-Type-Options", "nosniff")
+				h.Set("Referrer-Policy", "no-referrer")
+				h.Set("Cache-Control", "no-store")
+				_, _ = w.Write(b.Bytes())
+			},
+		})
 	})
 }
 
@@ -116,9 +130,9 @@ func parse() *template.Template {
 	return template.Must(template.New("status.html").Funcs(template.FuncMap{"seconds": seconds}).ParseFS(files, "status.html"))
 }
 
-// newPage arranges one reading.
-func newPage(results []collector.Result) *page {
-	p := &page{Results: results}
+// newView arranges one reading.
+func newView(results []collector.Result) *view {
+	p := &view{Results: results}
 	ages := map[string]time.Duration{}
 	for _, r := range results {
 		for _, l := range r.Limits {
@@ -217,7 +231,7 @@ func amount(l collector.LimitReading) string {
 func (b bar) Drawn() float64 { return min(b.Saturation(), 1) }
 
 // Headline is the state of the host in a few words, for the title of the page.
-func (p *page) Headline() string {
+func (p *view) Headline() string {
 	var said []string
 	for _, c := range p.Levels {
 		if c.N > 0 && c.Level != collector.OK {
@@ -231,7 +245,7 @@ func (p *page) Headline() string {
 }
 
 // Failed are the collectors that have no numbers though they should.
-func (p *page) Failed() []string {
+func (p *view) Failed() []string {
 	var names []string
 	for _, r := range p.Results {
 		if r.Err != nil {

@@ -26,7 +26,7 @@ func recorded(t *testing.T, files map[string]string) http.Handler {
 	return handler(recordedSet(t, files), c)
 }
 
-func recordedSet(t *testing.T, files map[string]string) *collector.Set {
+func recordedSet(t testing.TB, files map[string]string) *collector.Set {
 	t.Helper()
 	proc := t.TempDir()
 	if err := os.CopyFS(proc, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
@@ -138,7 +138,7 @@ func TestStatusPolicy(t *testing.T) {
 // TestStatusWords expects that the page says in words why something is missing.
 func TestStatusWords(t *testing.T) {
 	foreign := errors.New(`<b>may not enter</b>`)
-	p := newPage([]collector.Result{
+	p := newView([]collector.Result{
 		{Collector: "tcp", Err: errors.New("no <result>")},
 		{Collector: "conntrack", Unsupported: &collector.NotSupportedError{Feature: "the module nf_conntrack"}},
 		{Collector: "process", Age: 3200 * time.Millisecond},
@@ -165,7 +165,7 @@ func TestStatusWords(t *testing.T) {
 	}
 	const note = "bar and share are those of its fullest socket"
 	b.Reset()
-	if err := parse().Execute(&b, newPage([]collector.Result{{Collector: "tcp"}})); err != nil {
+	if err := parse().Execute(&b, newView([]collector.Result{{Collector: "tcp"}})); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(page, note) || !strings.Contains(b.String(), note) {
@@ -205,7 +205,7 @@ func TestHeadline(t *testing.T) {
 		for _, u := range usages {
 			r.Limits = append(r.Limits, limit(u))
 		}
-		p := newPage([]collector.Result{r})
+		p := newView([]collector.Result{r})
 		if got := p.Headline(); got != want {
 			t.Errorf("%v: %q, want %q", usages, got, want)
 		}

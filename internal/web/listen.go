@@ -1,0 +1,113 @@
+package web
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/mdlayher/vsock"
+	toolkit "github.com/prometheus/exporter-toolkit/web"
+)
+
+// ListenAndServe serves on the addresses that the flags name, or on the sockets that
+// systemd hands over, until the server is shut down (http.ErrServerClosed) or one of
+// them fails. TLS and passwords are as the flags' file has it.
+//
+// It does what the toolkit's function of that name does, but for the file: the
+// toolkit opens that at every request, and takes from it whatever it finds.
+func ListenAndServe(server *http.Server, flags *toolkit.FlagConfig, logger *slog.Logger) error {
+	listeners, err := listen(flags, logger)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, l := range listeners {
+			_ = l.Close()
+		}
+	}()
+	secure := false
+	if path := *flags.WebConfigFile; path != "" {
+		file, err := openWebFile(path, logger)
+		if err != nil {
+			return fmt.Errorf("--web.config.file=%s: %w", path, err)
+		}
+		server.Handler = newGuard(file, server.Handler, logger)
+		if file.get().tls != nil {
+			secure = true
+			server.TLSConfig = &tls.Config{ //nolint:gosec // the least version is that of the file
+				GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return file.get().tls, nil },
+			}
+		}
+	}
+	var serving sync.WaitGroup
+	ended := make(chan error, len(listeners))
+	for _, l := range listeners {
+		logger.Info("Listening on", "address", l.Addr().String())
+		if secure {
+			logger.Info("TLS is enabled.", "http2", false, "address", l.Addr().String())
+			serving.Go(func() { ended <- server.ServeTLS(listener{l}, "", "") })
+		} else {
+			logger.Info("TLS is disabled.", "http2", false, "address", l.Addr().String())
+			serving.Go(func() { ended <- server.Serve(listener{l}) })
+		}
+	}
+	err = <-ended
+	if !errors.Is(err, http.ErrServerClosed) {
+		_ = server.Close() // the others end too
+	}
+	serving.Wait()
+	return err
+}
+
+// listen opens what is to be listened on.
+func listen(flags *toolkit.FlagConfig, logger *slog.Logger) (listeners []net.Listener, err error) {
+	if *flags.WebSystemdSocket {
+		logger.Info("Listening on systemd activated listeners instead of port listeners.")
+		listeners, err := activation.Listeners()
+		if err != nil {
+			return nil, err
+		}
+		// It has nil for what is no listener.
+		listeners = slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
+		if len(listeners) == 0 {
+			return nil, errors.New("no socket activation file descriptors found")
+		}
+		return listeners, nil
+	}
+	for _, address := range *flags.WebListenAddresses {
+		l, err := listenOn(address)
+		if err != nil {
+			for _, l := range listeners {
+				_ = l.Close()
+			}
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// listenOn listens on a TCP address, or on a port of vsock://:1234.
+func listenOn(address string) (net.Listener, error) {
+	if !strings.HasPrefix(address, "vsock://") {
+		return net.Listen("tcp", address) //nolint:noctx // nothing ends it
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.ParseUint(u.Port(), 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	return vsock.Listen(uint32(port), nil)
+}

@@ -1,0 +1,91 @@
+package web
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+)
+
+// quiet is how long something must not have happened to be over.
+const quiet = time.Minute
+
+// repeated logs what clients can make happen at each request: when it begins, once a
+// minute while there is something new to say of it, and when it is over.
+type repeated struct {
+	logger *slog.Logger
+	level  slog.Level
+	msg    string
+
+	mu         sync.Mutex
+	times      int // since it began, 0 if it is over
+	looked     int // times at the last look
+	said, last string
+}
+
+// report says that it has happened. detail is a name and a value for the log.
+func (r *repeated) report(name, detail string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.times++
+	r.last = detail
+	if r.times == 1 {
+		r.said, r.looked = detail, 1
+		r.logger.Log(context.Background(), r.level, r.msg, name, detail)
+		time.AfterFunc(quiet, func() { r.look(name) })
+	}
+}
+
+// look logs what has become of it since the last time.
+func (r *repeated) look(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.times == r.looked {
+		r.logger.Info("No longer: "+r.msg, "times", r.times)
+		r.times = 0
+		return
+	}
+	if r.last != r.said {
+		r.logger.Log(context.Background(), r.level, r.msg, name, r.last, "times", r.times)
+		r.said = r.last
+	}
+	r.looked = r.times
+	time.AfterFunc(quiet, func() { r.look(name) })
+}
+
+// Println is for promhttp, which has an error for each scrape.
+func (r *repeated) Println(v ...any) { r.report("err", strings.TrimSpace(fmt.Sprintln(v...))) }
+
+// serverLog sorts what http.Server logs. Nearly all of it is of clients that go away
+// or talk nonsense.
+type serverLog struct {
+	debug          *slog.Logger
+	accept, panics *repeated
+}
+
+func newServerLog(logger *slog.Logger) *log.Logger {
+	return log.New(serverLog{
+		debug:  logger,
+		accept: &repeated{logger: logger, level: slog.LevelWarn, msg: "Cannot accept connections"},
+		panics: &repeated{logger: logger, level: slog.LevelError, msg: "Panic in a request"},
+	}, "", 0)
+}
+
+func (l serverLog) Write(line []byte) (int, error) {
+	text := strings.TrimSpace(string(line))
+	switch {
+	case strings.HasPrefix(text, "http: Accept error: "):
+		text, _, _ = strings.Cut(strings.TrimPrefix(text, "http: Accept error: "), "; retrying")
+		l.accept.report("err", text)
+	case strings.HasPrefix(text, "http: panic serving"):
+		first, _, _ := strings.Cut(text, "\n")
+		l.panics.report("err", strings.TrimPrefix(first, "http: "))
+		l.debug.Debug(text)
+	default:
+		l.debug.Debug(text)
+	}
+	return len(line), nil
+}

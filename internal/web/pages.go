@@ -1,0 +1,220 @@
+package web
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// pages makes pages of readings, a few at a time. Requests for the same one share
+// it.
+//
+// A page is made whole and sent afterwards: who does not read it has no turn
+// meanwhile.
+type pages struct {
+	turns   *turns
+	logger  *slog.Logger
+	refused *repeated
+	panics  *repeated
+
+	mu sync.Mutex
+	// asked is how many requests are there, kept what is made for them.
+	asked int
+	kept  []*page
+
+	buffers sync.Pool
+}
+
+// keptPages is how many pages are kept for requests that came before they were
+// ready.
+const keptPages = 4
+
+// page is an answer in the making.
+type page struct {
+	name    string // what is asked for, and in which form
+	results []collector.Result
+	wanted  int // requests that have it in mind
+	begun   bool
+
+	made   chan struct{} // closed when it is made; what follows is set by then
+	at     time.Time
+	status int
+	header http.Header
+	body   []byte
+}
+
+func newPages(c Config) *pages {
+	return &pages{
+		turns:  newTurns(c.MaxRequests, maxConnections),
+		logger: c.Logger,
+		refused: &repeated{
+			logger: c.Logger, level: slog.LevelWarn,
+			msg: "Requests are refused because too many wait, or for too long",
+		},
+		panics:  &repeated{logger: c.Logger, level: slog.LevelError, msg: "Panic in a request"},
+		buffers: sync.Pool{New: func() any { return new(bytes.Buffer) }},
+	}
+}
+
+// wish is one request for a page.
+type wish struct {
+	ctx   context.Context // ends when the client does not wait any more
+	asked time.Time
+	// What the page shows: a name for what is asked for and in which form, and the
+	// reading.
+	name    string
+	results []collector.Result
+	// render writes it.
+	render http.HandlerFunc
+}
+
+// serve answers a request with the page.
+func (p *pages) serve(w http.ResponseWriter, r *http.Request, wish wish) {
+	page, err := p.get(r, wish)
+	if err != nil {
+		if r.Context().Err() != nil {
+			return // nobody is there to be told
+		}
+		p.refused.report("client", r.RemoteAddr)
+		unavailable(w, err)
+		return
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	maps.Copy(w.Header(), page.header)
+	w.Header().Set("Content-Length", strconv.Itoa(len(page.body)))
+	w.WriteHeader(page.status)
+	if _, err := w.Write(page.body); err != nil {
+		p.logger.Debug("A client did not take its page", "client", r.RemoteAddr, "err", err)
+	}
+}
+
+// unavailable tells a client to come again.
+func unavailable(w http.ResponseWriter, err error) {
+	why := "no turn came in time, try again later"
+	if errors.Is(err, errRefused) {
+		why = "too many requests are waiting, try again later"
+	}
+	// A page that renews itself goes on doing so.
+	w.Header().Set("Refresh", strconv.Itoa(refresh))
+	w.Header().Set("Retry-After", strconv.Itoa(refresh))
+	http.Error(w, why, http.StatusServiceUnavailable)
+}
+
+// get returns the page as soon as it is the client's turn to make it, or another one
+// has made it.
+func (p *pages) get(r *http.Request, wish wish) (*page, error) {
+	page := p.find(wish)
+	defer p.leave(page)
+	turn, err := p.turns.take(wish.ctx, clientOf(r.RemoteAddr), page.made)
+	if err != nil {
+		return nil, err
+	}
+	if turn {
+		defer p.turns.giveBack()
+		if p.begin(page) {
+			p.make(page, wish.render, r)
+		}
+	}
+	<-page.made // its making waits for nothing
+	return page, nil
+}
+
+// find returns a page that can be shared, or a new one.
+func (p *pages) find(wish wish) *page {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked++
+	for _, k := range p.kept {
+		if k.name == wish.name && (k.at.IsZero() || wish.asked.Before(k.at)) && slices.EqualFunc(k.results, wish.results, same) {
+			k.wanted++
+			return k
+		}
+	}
+	n := &page{name: wish.name, results: wish.results, wanted: 1, made: make(chan struct{})}
+	p.kept = append(p.kept, n)
+	return n
+}
+
+// same reports whether two results look the same on a page.
+func same(a, b collector.Result) bool {
+	return a.Same(b) && (a.Age-b.Age).Abs() < time.Second
+}
+
+// begin reports whether nobody makes the page yet.
+func (p *pages) begin(page *page) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first := !page.begun
+	page.begun = true
+	return first
+}
+
+// make makes the page, and lets go of the oldest if there are too many.
+func (p *pages) make(page *page, render http.HandlerFunc, r *http.Request) {
+	body := p.buffers.Get().(*bytes.Buffer)
+	defer p.buffers.Put(body)
+	body.Reset()
+	w := &answer{header: http.Header{}, status: http.StatusOK, body: body}
+	defer func() {
+		if v := recover(); v != nil {
+			p.panics.report("err", fmt.Sprint(v))
+			p.logger.Debug("panic", "stack", string(debug.Stack()))
+			*w = answer{header: http.Header{}, status: http.StatusInternalServerError, body: body}
+			body.Reset()
+		}
+		page.status, page.header, page.body = w.status, w.header, bytes.Clone(body.Bytes())
+		p.mu.Lock()
+		page.at = time.Now()
+		p.mu.Unlock()
+		close(page.made)
+	}()
+	render(w, r)
+}
+
+// leave ends what get began.
+func (p *pages) leave(left *page) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked--
+	left.wanted--
+	if p.asked == 0 {
+		p.kept = nil
+		return
+	}
+	// Those that nobody waits for any more, the oldest first.
+	spare := -keptPages
+	for _, k := range p.kept {
+		if k.wanted == 0 {
+			spare++
+		}
+	}
+	p.kept = slices.DeleteFunc(p.kept, func(k *page) bool {
+		if k.wanted > 0 || k.begun && spare <= 0 {
+			return false
+		}
+		spare--
+		return true
+	})
+}
+
+// answer is a page that is being written.
+type answer struct {
+	header http.Header
+	status int
+	body   *bytes.Buffer
+}
+
+func (a *answer) Header() http.Header         { return a.header }
+func (a *answer) WriteHeader(status int)      { a.status = status }
+func (a *answer) Write(b []byte) (int, error) { return a.body.Write(b) }

@@ -1,0 +1,232 @@
+package web
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/common/config"
+	toolkit "github.com/prometheus/exporter-toolkit/web"
+	"go.yaml.in/yaml/v2"
+)
+
+// webFile is the file of --web.config.file, and the certificates and keys that it
+// names. They are kept in memory and read again when they have changed, so that
+// nothing has to be opened for a request: on a host without file descriptors there
+// is an answer all the same.
+//
+// What cannot be read or makes no sense changes nothing, and neither does a file
+// that asks for less protection than the one before: whoever writes a file in place
+// makes it empty first. That takes a restart.
+type webFile struct {
+	path   string
+	logger *slog.Logger
+
+	mu      sync.Mutex
+	current *protection
+	// What the last look found: the state of the files, whether that is sure to be
+	// what was read, and what was wrong.
+	files   []string
+	states  []fileState
+	settled bool
+	looked  time.Time
+	trouble string
+}
+
+// protection is what the file asks for.
+type protection struct {
+	toolkit.Config
+	tls *tls.Config // nil without TLS
+}
+
+// fileState tells whether a file was changed or replaced.
+type fileState struct {
+	err              string
+	device, inode    uint64
+	size             int64
+	modified, change syscall.Timespec
+}
+
+// lookAgain is how long a file must not have changed before it was read to be sure
+// that no later change looks the same, and how soon one is read again that could not
+// be.
+const lookAgain = time.Second
+
+// openWebFile reads the file, which must be in order.
+func openWebFile(path string, logger *slog.Logger) (*webFile, error) {
+	f := &webFile{path: path, logger: logger}
+	f.look(time.Now())
+	if f.current == nil {
+		return nil, fmt.Errorf("%s", f.trouble)
+	}
+	return f, nil
+}
+
+// get returns what is to be enforced now.
+func (f *webFile) get() *protection {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	if !slices.Equal(f.states, statesOf(f.files)) || !f.settled && now.Sub(f.looked).Abs() >= lookAgain {
+		f.look(now)
+	}
+	return f.current
+}
+
+// look reads the file and what it names.
+func (f *webFile) look(now time.Time) {
+	next, err := readProtection(f.path)
+	f.looked = now
+	f.files = []string{f.path}
+	for _, p := range []*protection{f.current, next} {
+		if p != nil {
+			f.files = append(f.files, p.files()...)
+		}
+	}
+	// These may be of a file that was written meanwhile, but then its change is a
+	// recent one.
+	f.states = statesOf(f.files)
+	f.settled = err == nil && !slices.ContainsFunc(f.states, func(s fileState) bool {
+		return s.err != "" || now.Sub(time.Unix(s.change.Unix())) < lookAgain
+	})
+	if err == nil && f.current != nil {
+		err = f.current.weakened(next)
+	}
+	if err == nil {
+		f.current = next
+	}
+	f.say(err)
+}
+
+// say logs when something is wrong, and when it no longer is.
+func (f *webFile) say(err error) {
+	trouble := ""
+	if err != nil {
+		trouble = err.Error()
+	}
+	if trouble == f.trouble {
+		return
+	}
+	f.trouble = trouble
+	switch {
+	case f.current == nil:
+	case err != nil:
+		f.logger.Warn("The web configuration is kept as it was", "file", f.path, "err", err)
+	default:
+		f.logger.Info("The web configuration is read again", "file", f.path)
+	}
+}
+
+func statesOf(files []string) []fileState {
+	states := make([]fileState, len(files))
+	for i, name := range files {
+		// This opens nothing.
+		info, err := os.Stat(name)
+		if err != nil {
+			states[i].err = err.Error()
+			continue
+		}
+		if s, ok := info.Sys().(*syscall.Stat_t); ok {
+			states[i] = fileState{device: uint64(s.Dev), inode: s.Ino, size: s.Size, modified: s.Mtim, change: s.Ctim} //nolint:unconvert // its type differs between architectures
+		}
+	}
+	return states
+}
+
+// readProtection reads a web configuration file as the toolkit does, and the files
+// that it names.
+func readProtection(path string) (*protection, error) {
+	// This alone knows which values its parts may have.
+	if err := toolkit.Validate(path); err != nil {
+		return nil, err
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	p := &protection{Config: toolkit.Config{TLSConfig: toolkit.TLSConfig{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS13}}}
+	if err := yaml.UnmarshalStrict(content, &p.Config); err != nil {
+		return nil, err
+	}
+	p.TLSConfig.SetDirectory(filepath.Dir(path))
+	if !p.TLSConfig.IsEnabled() {
+		return p, nil
+	}
+	p.tls, err = readTLS(p.TLSConfig)
+	return p, err
+}
+
+// readTLS reads the files of a configuration, so that a handshake opens none.
+func readTLS(c toolkit.TLSConfig) (*tls.Config, error) {
+	cert, key, ca := c.TLSCert, string(c.TLSKey), c.ClientCAsText
+	for _, f := range []struct {
+		path string
+		text *string
+	}{{c.TLSCertPath, &cert}, {c.TLSKeyPath, &key}, {c.ClientCAs, &ca}} {
+		if f.path == "" {
+			continue
+		}
+		b, err := os.ReadFile(f.path)
+		if err != nil {
+			return nil, err
+		}
+		*f.text = string(b)
+	}
+	if hasCA := c.ClientCAs != "" || c.ClientCAsText != ""; hasCA && !x509.NewCertPool().AppendCertsFromPEM([]byte(ca)) {
+		return nil, fmt.Errorf("client_ca_file %s holds no certificate", c.ClientCAs)
+	}
+	c.TLSCert, c.TLSKey, c.ClientCAsText = cert, config.Secret(key), ca
+	c.TLSCertPath, c.TLSKeyPath, c.ClientCAs = "", "", ""
+	t, err := toolkit.ConfigToTLSConfig(&c)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := t.GetCertificate(nil)
+	if err != nil {
+		return nil, err
+	}
+	t.Certificates, t.GetCertificate = []tls.Certificate{*parsed}, nil
+	t.NextProtos = []string{"http/1.1"}
+	// Each connection is to be verified by the authorities of the day.
+	t.SessionTicketsDisabled = true
+	return t, nil
+}
+
+// files are those that a change is looked for in.
+func (p *protection) files() []string {
+	return slices.DeleteFunc([]string{p.TLSConfig.TLSCertPath, p.TLSConfig.TLSKeyPath, p.TLSConfig.ClientCAs},
+		func(name string) bool { return name == "" })
+}
+
+// weakened says what a new configuration takes away, if it does.
+func (p *protection) weakened(next *protection) error {
+	less := ""
+	switch {
+	case len(p.Users) > 0 && len(next.Users) == 0:
+		less = "has no basic_auth_users any more"
+	case p.tls != nil && next.tls == nil:
+		less = "has no TLS any more"
+	case p.tls == nil && next.tls != nil:
+		less = "has TLS now"
+	case p.tls == nil:
+	case next.tls.ClientAuth < p.tls.ClientAuth:
+		less = "asks less of the client's certificate (client_auth_type)"
+	case p.tls.ClientCAs != nil && next.tls.ClientCAs == nil:
+		less = "names no authority of clients any more (client_ca_file)"
+	case len(p.TLSConfig.ClientAllowedSans) > 0 && len(next.TLSConfig.ClientAllowedSans) == 0:
+		less = "has no client_allowed_sans any more"
+	case next.tls.MinVersion < p.tls.MinVersion:
+		less = "has a lower min_version"
+	}
+	if less == "" {
+		return nil
+	}
+	return fmt.Errorf("it %s, which takes a restart", less)
+}
