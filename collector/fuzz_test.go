@@ -1,6 +1,8 @@
 package collector
 
 import (
+	"bytes"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -233,6 +235,87 @@ func FuzzFields(f *testing.F) {
 		}
 		if n > 2*len(b)+1 {
 			t.Errorf("%d fields in %d bytes", n, len(b))
+		}
+	})
+}
+
+// FuzzUnknown puts a line that is not known anywhere into a recorded file. The
+// numbers are those of the file without it.
+func FuzzUnknown(f *testing.F) {
+	files := []struct {
+		name  string
+		parse func(b []byte) any
+	}{
+		{"net/sockstat", func(b []byte) any {
+			var s sockstat
+			err := parseSockstat(b, "", 4096, &s)
+			return []any{s, err}
+		}},
+		{"meminfo", func(b []byte) any {
+			var m meminfo
+			err := parseMeminfo(b, "", &m)
+			return []any{m, err}
+		}},
+		{"vmstat", func(b []byte) any {
+			var n Number
+			err := parseOOMKills(b, "", &n)
+			return []any{n, err}
+		}},
+		{"pressure/memory", func(b []byte) any {
+			var s memory
+			err := parsePressure(b, "", &s)
+			return []any{s, err}
+		}},
+		{"net/netstat", func(b []byte) any {
+			into := make([]Number, 2)
+			err := parseSNMP(b, "", netstatIndex{"TcpExt:": {"ListenDrops": 0, "TCPBacklogDrop": 1}}, into)
+			return []any{into, err}
+		}},
+		{"zoneinfo", func(b []byte) any {
+			zones, err := parseZoneinfo(b, "")
+			return []any{zones, err}
+		}},
+		{"slabinfo", func(b []byte) any {
+			slabs, err := parseSlabinfo(b, "", slabCaches(), 4096)
+			return []any{slabs, err}
+		}},
+	}
+	contents := make([][]byte, len(files))
+	known := map[string]bool{}
+	for i, file := range files {
+		b, err := os.ReadFile(filepath.Join(testdata, "linux-6.1-686-pae", "proc", file.name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		contents[i] = b
+		for line, rest, ok := procfile.NextLine(b); ok; line, rest, ok = procfile.NextLine(rest) {
+			for word, line, ok := procfile.NextField(line); ok; word, line, ok = procfile.NextField(line) {
+				known[string(word)] = true
+			}
+		}
+		f.Add(uint8(i), uint16(2), []byte("unknown 1 2 3"))
+		f.Add(uint8(i), uint16(7), []byte("Unknown:  77 kB"))
+	}
+	for _, word := range slices.Concat(slabCaches(), []string{"UDPLITE:", "nr_active_file", "nr_inactive_file", "managed", "present", "spanned"}) {
+		known[word] = true
+	}
+	f.Fuzz(func(t *testing.T, which uint8, at uint16, line []byte) {
+		file, content := files[int(which)%len(files)], contents[int(which)%len(files)]
+		var m meminfo
+		name, _, _ := bytes.Cut(line, []byte(":"))
+		if bytes.ContainsAny(line, "\r\n") || m.field(name) != nil {
+			return
+		}
+		for word, rest, ok := procfile.NextField(line); ok; word, rest, ok = procfile.NextField(rest) {
+			if known[string(word)] {
+				return
+			}
+		}
+		lines := bytes.SplitAfter(content, []byte("\n"))
+		i := 1 + int(at)%(len(lines)-1) // the first line of slabinfo is its version
+		changed := bytes.Join(slices.Insert(slices.Clone(lines), i, append(line, '\n')), nil)
+		if want, got := fmt.Sprintf("%+v", file.parse(content)), fmt.Sprintf("%+v", file.parse(changed)); got != want {
+			t.Errorf("%s with %q:\n%s\nwithout:\n%s", file.name, line, got, want)
 		}
 	})
 }
