@@ -223,8 +223,7 @@ func nameFlag(app *kingpin.Application, args []string, err error) error {
 		}
 		flag := clause.Model()
 		if valueErr := flag.Value.Set(*e.Value); valueErr != nil {
-			var number *strconv.NumError
-			if errors.As(valueErr, &number) {
+			if number, ok := errors.AsType[*strconv.NumError](valueErr); ok {
 				valueErr = number.Err
 			}
 			return fmt.Errorf("--%s=%s: %w", flag.Name, *e.Value, valueErr)

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -188,7 +188,7 @@ func TestCases(t *testing.T) {
 			change: func(tr *tree) {
 				var ports []string
 				for port := 33000; port < 35600; port += 2 {
-					ports = append(ports, fmt.Sprint(port))
+					ports = append(ports, strconv.Itoa(port))
 				}
 				tr.write("proc/sys/net/ipv4/ip_local_reserved_ports", strings.Join(ports, ",")+"\n")
 			},
@@ -266,7 +266,7 @@ func TestOfflineCPU(t *testing.T) {
 				for cpu := range 4 {
 					if d, ok := drops[cpu]; ok {
 						content.WriteString(line(c.columns, cpu, d))
-						online = append(online, fmt.Sprint(cpu))
+						online = append(online, strconv.Itoa(cpu))
 					}
 				}
 				tr.write("proc/net/softnet_stat", content.String())
@@ -376,7 +376,7 @@ func TestCrowdedPorts(t *testing.T) {
 		want   bool
 	}{{at(1, 40000), true}, {at(maxListeners+1, 40000), false}, {at(7, 40001), true}, {at(8, 40001), true}, {at(7, 40002), false}} {
 		if got := v.at(c.socket); got != c.want {
-			t.Errorf("%s: %t", netip.AddrPort(c.socket.Source()), got)
+			t.Errorf("%s: %t", c.socket.Source(), got)
 		}
 	}
 }
@@ -385,7 +385,7 @@ func TestCrowdedPorts(t *testing.T) {
 func TestManyProcesses(t *testing.T) {
 	dir := t.TempDir()
 	for pid := 2; pid < 2000; pid++ {
-		process := filepath.Join(dir, "proc", fmt.Sprint(pid))
+		process := filepath.Join(dir, "proc", strconv.Itoa(pid))
 		for name, content := range map[string]string{
 			"comm":   fmt.Sprintf("worker-%d\n", pid%300),
 			"limits": "Limit\nMax open files            1000                 524288               files\n",

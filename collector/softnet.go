@@ -191,7 +191,7 @@ func (r *softnetRows) identify(lines int, online []int) {
 			cpus[i] = i
 		}
 	}
-	if !(known && r.known) && !slices.Equal(cpus, r.cpus) {
+	if (!known || !r.known) && !slices.Equal(cpus, r.cpus) {
 		r.counters.forget()
 	}
 	r.cpus, r.known = cpus, known

@@ -129,7 +129,7 @@ func TestTerminalClosed(t *testing.T) {
 					t.Error("it still runs")
 				}
 				_ = cmd.Process.Kill()
-				<-ended
+				_ = <-ended
 			}
 		})
 	}

@@ -374,7 +374,7 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 		t.Error("the host's network namespace is said to be in reach")
 	}
 	seen := p
-	if p.value(t, hostView("processes")) == 0 {
+	if p.value(t, processView) == 0 {
 		seen, host = p.withoutProcesses(), host.withoutProcesses()
 	}
 	want := host.stable()
@@ -385,7 +385,7 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	i.findNothing(t, p)
 	for _, s := range collector.Specs() {
 		want := 1.0
-		if s.Name == "tcp" || s.Name == "ports" || s.Name == "process" && p.value(t, hostView("processes")) == 0 {
+		if s.Name == "tcp" || s.Name == "ports" || s.Name == "process" && p.value(t, processView) == 0 {
 			want = 0
 		}
 		if got := p.value(t, success(s.Name)); got != want {
@@ -396,7 +396,7 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	// for each collector that fails, however many scrapes there were.
 	log := i.logged()
 	warnings := 3
-	if p.value(t, hostView("processes")) == 0 {
+	if p.value(t, processView) == 0 {
 		warnings = 5
 	}
 	for want, n := range map[string]int{"cannot enter the host's network namespace": 1, "collector=tcp": 1, "collector=ports": 1, "level=WARN": warnings} {
@@ -406,8 +406,8 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	}
 }
 
-// hostView is the series that says whether a part of the host is seen.
-func hostView(part string) string { return fmt.Sprintf("sockpressure_host_view{view=%q}", part) }
+// processView is the series that says whether the host's processes are seen.
+const processView = `sockpressure_host_view{view="processes"}`
 
 // withoutProcesses is a page without what is about processes: in a process
 // namespace of its own, as place has one, an exporter shows none.
@@ -415,7 +415,7 @@ func (p page) withoutProcesses() page {
 	rest := maps.Clone(p)
 	maps.DeleteFunc(rest, func(s string, _ float64) bool {
 		return strings.HasPrefix(s, "sockpressure_process") || s == `sockpressure_saturation_ratio{resource="process_file_descriptors"}` ||
-			s == success("process") || s == hostView("processes")
+			s == success("process") || s == processView
 	})
 	return rest
 }
