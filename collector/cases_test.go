@@ -384,6 +384,9 @@ func TestCrowdedPorts(t *testing.T) {
 // TestManyProcesses reads more processes than are kept, and hides some.
 func TestManyProcesses(t *testing.T) {
 	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "proc/net"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for pid := 2; pid < 2000; pid++ {
 		process := filepath.Join(dir, "proc", strconv.Itoa(pid))
 		for name, content := range map[string]string{
@@ -398,7 +401,7 @@ func TestManyProcesses(t *testing.T) {
 			}
 		}
 		for fd := range pid % 7 {
-			if err := os.WriteFile(filepath.Join(process, "fd", fmt.Sprint(fd)), nil, 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(process, "fd", strconv.Itoa(fd)), nil, 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}

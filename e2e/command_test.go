@@ -129,7 +129,9 @@ func TestTerminalClosed(t *testing.T) {
 					t.Error("it still runs")
 				}
 				_ = cmd.Process.Kill()
-				_ = <-ended
+				if err := <-ended; err == nil {
+					t.Error("it ended with success after it was killed")
+				}
 			}
 		})
 	}
