@@ -37,7 +37,9 @@ func parseMeminfo(b []byte, path string, m *meminfo) error {
 			continue
 		}
 		value, _, _ := procfile.NextField(rest)
-		p.add(n.parse(value, path, string(name)))
+		if err := n.parse(value); err != nil {
+			p.add(fieldError(path, string(name), err))
+		}
 		if n != &m.hugePages {
 			*n = n.times(1024)
 		}

@@ -271,7 +271,7 @@ func (s *memory) setLow(sockets Number, path string) error {
 		managed = managed.plus(z.managed.times(s.pageSize))
 		limit.Present = limit.Present && z.size().Present
 		if !z.file().Present {
-			p.add(fieldError(path+": "+z.String(), "page cache", errMissing))
+			p.add(fieldError(path, z.String()+": page cache", errMissing))
 		}
 		low = low.minus(z.file().times(s.pageSize))
 		limit = limit.minus(z.min.times(s.pageSize))
@@ -319,7 +319,9 @@ func parseARC(b []byte, path string, s *memory) error {
 		}
 		_, line, _ = procfile.NextField(line)
 		value, _, _ := procfile.NextField(line)
-		p.add(into.parse(value, path, string(name)))
+		if err := into.parse(value); err != nil {
+			p.add(fieldError(path, string(name), err))
+		}
 	}
 	p.add(complete(path, []field{{"size", s.arc}, {"c_min", s.arcMin}}))
 	if !s.arc.Present {
@@ -335,7 +337,9 @@ func parseOOMKills(b []byte, path string, into *Number) error {
 		name, value, _ := procfile.NextField(line)
 		if string(name) == "oom_kill" {
 			value, _, _ = procfile.NextField(value)
-			p.add(into.parseCounter(value, path, "oom_kill"))
+			if err := into.parseCounter(value); err != nil {
+				p.add(fieldError(path, "oom_kill", err))
+			}
 		}
 	}
 	return p.err()
@@ -357,16 +361,17 @@ func parsePressure(b []byte, path string, s *memory) error {
 		default:
 			continue
 		}
-		name := string(kind) + " total"
 		found := false
 		for word, line, ok := procfile.NextField(line); ok; word, line, ok = procfile.NextField(line) {
 			if value, ok := bytes.CutPrefix(word, []byte("total=")); ok {
 				found = true
-				p.add(into.parseCounter(value, path, name))
+				if err := into.parseCounter(value); err != nil {
+					p.add(fieldError(path, string(kind)+" total", err))
+				}
 			}
 		}
 		if !found {
-			p.add(fieldError(path, name, errMissing))
+			p.add(fieldError(path, string(kind)+" total", errMissing))
 		}
 	}
 	s.pressureSome, s.pressureFull = s.pressureSome.times(1e-6), s.pressureFull.times(1e-6)

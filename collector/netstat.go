@@ -176,7 +176,9 @@ func parseSNMP(b []byte, path string, index netstatIndex, into []Number) error {
 			var value []byte
 			value, values, _ = procfile.NextField(values)
 			if i, ok := wanted[string(name)]; ok {
-				p.add(into[i].parseCounter(value, path, string(head)+" "+string(name)))
+				if err := into[i].parseCounter(value); err != nil {
+					p.add(fieldError(path, string(head)+" "+string(name), err))
+				}
 			}
 		}
 	}
@@ -196,7 +198,9 @@ func parseSNMP6(b []byte, path string, wanted map[string]int, into []Number) err
 		name, line, _ := procfile.NextField(line)
 		if i, ok := wanted[string(name)]; ok {
 			value, _, _ := procfile.NextField(line)
-			p.add(into[i].parseCounter(value, path, string(name)))
+			if err := into[i].parseCounter(value); err != nil {
+				p.add(fieldError(path, string(name), err))
+			}
 		}
 	}
 	return p.err()

@@ -119,7 +119,7 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		dir := filepath.Join(k.procPath, strconv.Itoa(pid))
+		dir := k.procPath + "/" + strconv.Itoa(pid)
 		k.place.Enter(&dir)
 		all++
 		open, err := countFiles(dir, sized)
@@ -139,7 +139,7 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 		if pid == self {
 			open--
 		}
-		limit, err := softLimit(filepath.Join(dir, "limits"), buf)
+		limit, err := softLimit(dir+"/limits", buf)
 		switch {
 		case isGone(err):
 			return nil
@@ -273,7 +273,7 @@ func hasSizedFolders(proc string) bool {
 
 // countFiles counts the open descriptors of the process whose folder is dir.
 func countFiles(dir string, sized bool) (int, error) {
-	fds := filepath.Join(dir, "fd")
+	fds := dir + "/fd"
 	if sized {
 		return folderSize(fds)
 	}

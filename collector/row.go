@@ -308,6 +308,9 @@ func tabulate[S any](s *S, d Definition[S], spec Spec, p *problems) reading {
 // names of any bytes.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
+		if ' ' <= r && r <= '~' { // nearly every one
+			return r
+		}
 		if r == utf8.RuneError || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
 			return '?'
 		}

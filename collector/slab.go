@@ -157,9 +157,13 @@ func parseSlabinfo(b []byte, path string, wanted []string, pageSize float64) ([]
 			}
 			switch i {
 			case pages:
-				p.add(pagesOf.parse(value, path, string(name)+" pagesperslab"))
+				if err := pagesOf.parse(value); err != nil {
+					p.add(fieldError(path, string(name)+" pagesperslab", err))
+				}
 			case count:
-				p.add(slabsOf.parse(value, path, string(name)+" num_slabs"))
+				if err := slabsOf.parse(value); err != nil {
+					p.add(fieldError(path, string(name)+" num_slabs", err))
+				}
 			}
 		}
 		p.add(complete(path, []field{{string(name) + " pagesperslab", pagesOf}, {string(name) + " num_slabs", slabsOf}}))

@@ -318,7 +318,9 @@ func parseSockstatLines(b []byte, path string, fields []sockstatField) error {
 				if string(protocol) == f.protocol && string(name) == f.name {
 					var value []byte
 					value, line, _ = procfile.NextField(line)
-					p.add(f.into.parse(value, path, f.String()))
+					if err := f.into.parse(value); err != nil {
+						p.add(fieldError(path, f.String(), err))
+					}
 					break
 				}
 			}
@@ -326,8 +328,10 @@ func parseSockstatLines(b []byte, path string, fields []sockstatField) error {
 	}
 	for _, f := range fields {
 		if !strings.HasPrefix(f.protocol, "UDPLITE") {
-			p.add(complete(path, []field{{f.String(), *f.into}}))
-			f.into.bad = !f.into.Present
+			if !f.into.Present && !f.into.bad {
+				p.add(fieldError(path, f.String(), errMissing))
+				f.into.bad = true
+			}
 		}
 	}
 	return p.err()

@@ -79,7 +79,9 @@ func parseNumbers(b []byte, path string, into []Number) error {
 			p.add(fieldError(path, ordinal(i), errMissing))
 			continue
 		}
-		p.add(into[i].parse(field, path, ordinal(i)))
+		if err := into[i].parse(field); err != nil {
+			p.add(fieldError(path, ordinal(i), err))
+		}
 		line = rest
 	}
 	return p.err()
@@ -87,17 +89,16 @@ func parseNumbers(b []byte, path string, into []Number) error {
 
 func ordinal(i int) string { return "value " + string(rune('1'+i)) }
 
-// parse sets the number to a count, from 0 to 2^63-1, which stands in a file of
-// the kernel under the name of a field. After an error, which names both, it is
-// absent. Of a field that a file has twice the first counts.
-func (n *Number) parse(text []byte, path, field string) error {
+// parse sets the number to a count, from 0 to 2^63-1. After an error it is absent.
+// Of a field that a file has twice the first counts.
+func (n *Number) parse(text []byte) error {
 	if n.Present || n.bad {
 		return nil
 	}
 	v, err := procfile.Count(text)
 	if err != nil {
 		n.bad = true
-		return fieldError(path, field, err)
+		return err
 	}
 	*n = number(v)
 	return nil
@@ -105,14 +106,14 @@ func (n *Number) parse(text []byte, path, field string) error {
 
 // parseCounter is parse for a counter, which the kernel keeps without a sign: from
 // 0 to 2^64-1.
-func (n *Number) parseCounter(text []byte, path, field string) error {
+func (n *Number) parseCounter(text []byte) error {
 	if n.Present || n.bad {
 		return nil
 	}
 	v, err := procfile.Uint(text, 10)
 	if err != nil {
 		n.bad = true
-		return fieldError(path, field, err)
+		return err
 	}
 	*n = number(v)
 	return nil
@@ -124,13 +125,16 @@ type field struct {
 	n    Number
 }
 
+// isMissing reports whether a file does not have the field at all.
+func (f field) isMissing() bool { return !f.n.Present && !f.n.bad }
+
 // complete names the fields that are missing, of those that every kernel has: the
 // file was cut short, or is not what it should be. Fields that could not be parsed
 // have been named before.
 func complete(path string, fields []field) error {
 	var p problems
 	for _, f := range fields {
-		if !f.n.Present && !f.n.bad {
+		if f.isMissing() {
 			p.add(fieldError(path, f.name, errMissing))
 		}
 	}

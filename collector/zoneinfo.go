@@ -97,14 +97,20 @@ func parseZoneinfo(b []byte, path string) ([]zone, error) {
 			continue // of the node, whose numbers come first
 		}
 		value, _, _ := procfile.NextField(rest)
-		p.add(n.parse(value, path+": "+z.String(), string(name)))
+		if err := n.parse(value); err != nil {
+			p.add(fieldError(path, z.String()+": "+string(name), err))
+		}
 	}
 	if len(zones) == 0 {
 		p.add(fieldError(path, "every zone", errMissing))
 	}
 	zones = slices.DeleteFunc(zones, func(z zone) bool { return z.size().Present && z.size().Value == 0 })
 	for _, z := range zones {
-		p.add(complete(path+": "+z.String(), []field{{"pages free", z.free}, {"min", z.min}, {"low", z.low}, {"high", z.high}, {"managed", z.size()}}))
+		for _, f := range [...]field{{"pages free", z.free}, {"min", z.min}, {"low", z.low}, {"high", z.high}, {"managed", z.size()}} {
+			if f.isMissing() {
+				p.add(fieldError(path, z.String()+": "+f.name, errMissing))
+			}
+		}
 	}
 	return zones, p.err()
 }
