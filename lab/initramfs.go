@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,11 +18,14 @@ import (
 	"github.com/mikelolasagasti/xz"
 )
 
-// wantedModules is what the guest loads, with what they depend on: sock_diag for
-// TCP, connection tracking with a rule that switches it on, a pair of network
+// portModules is what the guest loads to be able to report.
+func portModules() []string { return []string{"virtio_pci", "virtio_console"} }
+
+// wantedModules is what the guest loads then, with what they depend on: sock_diag
+// for TCP, connection tracking with a rule that switches it on, a pair of network
 // interfaces, a disk.
 func wantedModules() []string {
-	return []string{"crc32c_generic", "tcp_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth", "virtio_pci", "virtio_blk"}
+	return []string{"crc32c_generic", "tcp_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth", "virtio_blk"}
 }
 
 // module is one kernel module, unpacked.
@@ -145,45 +149,67 @@ func unzstd(b []byte) ([]byte, error) {
 	return r.DecodeAll(b, nil)
 }
 
-// vmlinux takes the kernel proper out of a bzImage: QEMU starts it by its PVH
-// entry, and the guest need not unpack it. The header is described in the
-// kernel's Documentation/arch/x86/boot.rst.
-func vmlinux(bzImage []byte) ([]byte, error) {
-	const sectors, offset, length = 0x1f1, 0x248, 0x24c
-	if len(bzImage) < 0x250 || string(bzImage[0x202:0x206]) != "HdrS" {
-		return nil, errors.New("no bzImage")
+// bootable makes of a kernel, as Debian has it, what QEMU starts. Those of x86 and
+// with an EFI header are unpacked, which the guest need not do then; the others
+// are, or unpack themselves.
+func bootable(b []byte) ([]byte, error) {
+	switch {
+	case len(b) >= 0x250 && string(b[0x202:0x206]) == "HdrS":
+		// A bzImage, of which QEMU starts the kernel proper by its PVH entry. The header
+		// is described in the kernel's Documentation/arch/x86/boot.rst. The last four
+		// bytes are the size of what is packed.
+		const sectors, offset, length = 0x1f1, 0x248, 0x24c
+		return payload(b, (uint64(b[sectors])+1)*512+uint64(le32(b[offset:])), uint64(le32(b[length:])), 4)
+	case len(b) >= 0x40 && string(b[4:8]) == "zimg":
+		// drivers/firmware/efi/libstub/zboot-header.S
+		const offset, length = 8, 12
+		return payload(b, uint64(le32(b[offset:])), uint64(le32(b[length:])), 0)
+	case bytes.HasPrefix(b, []byte(gzipMagic)):
+		return gunzip(b)
 	}
-	at := (uint64(bzImage[sectors])+1)*512 + uint64(le32(bzImage[offset:]))
-	size := uint64(le32(bzImage[length:]))
-	// The last four bytes are the size of what is packed.
-	if size < 4 || at+size > uint64(len(bzImage)) {
+	return b, nil
+}
+
+const (
+	gzipMagic = "\x1f\x8b"
+	xzMagic   = "\xfd7zXZ\x00"
+	zstdMagic = "\x28\xb5\x2f\xfd"
+)
+
+// payload unpacks what is packed in an image, but for so many bytes at its end.
+func payload(image []byte, at, size, less uint64) ([]byte, error) {
+	if size < less || at+size > uint64(len(image)) {
 		return nil, errors.New("the payload is outside of the image")
 	}
-	payload := bzImage[at : at+size-4]
+	b := image[at : at+size-less]
 	switch {
-	case bytes.HasPrefix(payload, []byte("\xfd7zXZ\x00")):
-		return unxz(payload)
-	case bytes.HasPrefix(payload, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		return unzstd(payload)
-	case bytes.HasPrefix(payload, []byte{0x1f, 0x8b}):
-		r, err := gzip.NewReader(bytes.NewReader(payload))
-		if err != nil {
-			return nil, err
-		}
-		return io.ReadAll(r)
+	case bytes.HasPrefix(b, []byte(xzMagic)):
+		return unxz(b)
+	case bytes.HasPrefix(b, []byte(zstdMagic)):
+		return unzstd(b)
+	case bytes.HasPrefix(b, []byte(gzipMagic)):
+		return gunzip(b)
 	}
-	return nil, fmt.Errorf("packed in a way that is not known, % x", payload[:min(6, len(payload))])
+	return nil, fmt.Errorf("packed in a way that is not known, % x", b[:min(6, len(b))])
 }
 
-func le32(b []byte) uint32 {
-	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+func gunzip(b []byte) ([]byte, error) {
+	r, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	// What comes after it in an image is no second one.
+	r.Multistream(false)
+	return io.ReadAll(r)
 }
+
+func le32(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
 
 // initramfs writes a cpio archive ("newc"): the guest's folders, its /init, the
-// exporter, and the modules with their order in /modules.
-func initramfs(w io.Writer, initPath, exporterPath string, modules []module) error {
+// exporter, and modules, in folders of their own and in the order of their names.
+func initramfs(w io.Writer, initPath, exporterPath string, modules map[string][]module) error {
 	c := &cpio{w: w}
-	for _, dir := range []string{"dev", "proc", "sys", "tmp", "modules"} {
+	for _, dir := range []string{"dev", "proc", "sys", "tmp"} {
 		c.add(dir, fs.ModeDir|0o755, nil)
 	}
 	// The kernel opens it before /init mounts anything.
@@ -195,8 +221,11 @@ func initramfs(w io.Writer, initPath, exporterPath string, modules []module) err
 		}
 		c.add(name, 0o755, b)
 	}
-	for i, m := range modules {
-		c.add(fmt.Sprintf("modules/%03d-%s.ko", i, m.name), 0o644, m.image)
+	for dir, list := range modules {
+		c.add(dir, fs.ModeDir|0o755, nil)
+		for i, m := range list {
+			c.add(fmt.Sprintf("%s/%03d-%s.ko", dir, i, m.name), 0o644, m.image)
+		}
 	}
 	c.add("TRAILER!!!", 0, nil)
 	return c.err

@@ -18,7 +18,7 @@ func (v verdict) print(out io.Writer) {
 	if len(v.failures) > 0 {
 		state = "FAILED"
 	}
-	fmt.Fprintf(out, "%-12s %-25s %-6s %5.1f s  %d/%d scrapes, slowest %.2f s", v.kernel, v.scenario, state, v.seconds, v.answered, v.steps, v.slowest)
+	fmt.Fprintf(out, "%-21s %-25s %-6s %5.1f s  %d/%d scrapes, slowest %.2f s", v.image.name(), v.scenario, state, v.seconds, v.answered, v.steps, v.slowest)
 	if v.refusal >= 0 {
 		fmt.Fprintf(out, "; step %d: %s; saturation %s", v.refusal, v.refused, ratio(v.saturation))
 	}
@@ -52,18 +52,94 @@ func save(r *recording.Recording) error {
 	return os.WriteFile(filepath.Join(dir, r.Scenario+".txt"), b.Bytes(), 0o644)
 }
 
-// writeKernels writes docs/kernels.md.
-func writeKernels(path string, verdicts []verdict) error {
-	var b strings.Builder
-	b.WriteString(kernelsHead)
-	last := ""
-	for _, v := range verdicts {
-		if v.kernel != last {
-			last = v.kernel
-			fmt.Fprintf(&b, "\n## %s\n\nLinux %s\n\n", v.kernel, v.release)
-			b.WriteString("| scenario | scrapes answered | slowest, s | first refusal | the program saw | saturation | counters that moved | series equal |\n")
-			b.WriteString("|---|---:|---:|---:|---|---:|---|---:|\n")
+// printKernels writes a line for each kernel: how long its guests took, of which
+// some ran at the same time, and how many passed.
+func printKernels(out io.Writer, verdicts []verdict) {
+	for _, vs := range byKernel(verdicts) {
+		seconds := 0.0
+		for _, v := range vs {
+			seconds += v.seconds
 		}
+		fmt.Fprintf(out, "%-21s %-25s %d of %d passed, %.0f s\n", vs[0].image.name(), vs[0].image.release, passed(vs), len(vs), seconds)
+	}
+}
+
+// byKernel parts verdicts, which are in the order of their kernels.
+func byKernel(verdicts []verdict) [][]verdict {
+	var parts [][]verdict
+	for n, v := range verdicts {
+		if n == 0 || v.image.name() != verdicts[n-1].image.name() {
+			parts = append(parts, nil)
+		}
+		parts[len(parts)-1] = append(parts[len(parts)-1], v)
+	}
+	return parts
+}
+
+func passed(verdicts []verdict) (n int) {
+	for _, v := range verdicts {
+		if len(v.failures) == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// writeKernels renews what docs/kernels.md has of the kernels of these verdicts. Of
+// other kernels of the lab it keeps what is there.
+func writeKernels(path string, verdicts []verdict) error {
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	rows, sections := kernelsParts(string(old))
+	for _, vs := range byKernel(verdicts) {
+		name := vs[0].image.name()
+		rows[name], sections[name] = kernelRow(vs), kernelSection(vs)
+	}
+	var table, details strings.Builder
+	for _, k := range kernels() {
+		table.WriteString(rows[k.name()])
+		details.WriteString(sections[k.name()])
+	}
+	return os.WriteFile(path, []byte(kernelsHead+table.String()+details.String()), 0o644)
+}
+
+// kernelsParts finds in docs/kernels.md the rows of the table of kernels, and the
+// sections, each by its kernel.
+func kernelsParts(doc string) (rows, sections map[string]string) {
+	rows, sections = map[string]string{}, map[string]string{}
+	for n, part := range strings.Split(doc, "\n## ") {
+		if n > 0 {
+			name, _, _ := strings.Cut(part, "\n")
+			sections[name] = "\n## " + strings.TrimSuffix(part, "\n") + "\n"
+			continue
+		}
+		for line := range strings.Lines(part) {
+			if row, ok := strings.CutPrefix(line, "| ["); ok {
+				name, _, _ := strings.Cut(row, "]")
+				rows[name] = line
+			}
+		}
+	}
+	return rows, sections
+}
+
+func kernelRow(vs []verdict) string {
+	k, order := vs[0].image, "little endian"
+	if vs[0].bigEndian {
+		order = "big endian"
+	}
+	anchor := strings.ReplaceAll(k.name(), ".", "")
+	return fmt.Sprintf("| [%s](#%s) | %s | %s, %s | %d KiB | %d of %d |\n", k.name(), anchor, k.release, k.debian, order, k.page, passed(vs), len(vs))
+}
+
+func kernelSection(vs []verdict) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n## %s\n\n", vs[0].image.name())
+	b.WriteString("| scenario | scrapes answered | slowest, s | first refusal | the program saw | saturation | counters that moved | series equal |\n")
+	b.WriteString("|---|---:|---:|---:|---|---:|---|---:|\n")
+	for _, v := range vs {
 		answered := fmt.Sprintf("%d of %d", v.answered, v.steps)
 		if v.missed > 0 {
 			answered += fmt.Sprintf(", %d missed before", v.missed)
@@ -75,7 +151,7 @@ func writeKernels(path string, verdicts []verdict) error {
 		fmt.Fprintf(&b, "| %s | %s | %.2f | %s | %s | %s | %s | %d |\n",
 			v.scenario, answered, v.slowest, refusal, refused, ratio(v.saturation), strings.Join(v.moved, ", "), v.agreed)
 	}
-	return os.WriteFile(path, []byte(b.String()), 0o644)
+	return b.String()
 }
 
 const kernelsHead = `# Kernels

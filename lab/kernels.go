@@ -1,0 +1,120 @@
+package main
+
+import "github.com/sockpressure/sockpressure_exporter/lab/scenario"
+
+// architecture is a machine of QEMU's, and what a kernel must be told on it.
+type architecture struct {
+	debian, goarch string // names of it
+	emulator       string
+	machine        []string // options of the emulator
+	console        string
+	// words of the kernel's command line, besides those of all.
+	words string
+	// lowMemory is the word that leaves the kernel little of 880 MiB as low memory,
+	// empty where all memory is alike.
+	lowMemory string
+}
+
+// kernel is one of Debian's: of those of its version and flavour the newest that a
+// suite has.
+type kernel struct {
+	version, flavour string // as uname -r begins and ends
+	suite            string
+	architecture
+	page int // in KiB
+	// ci is the scenarios of a plain run, which is CI's: all, names with commas
+	// between them, or none.
+	ci string
+}
+
+// everything is the word for all kernels or all scenarios.
+const everything = "all"
+
+// kernels is every kernel of the lab, and the only place that knows them.
+func kernels() []kernel {
+	amd64 := architecture{
+		debian: "amd64", goarch: "amd64", emulator: "qemu-system-x86_64", machine: []string{"-M", "q35", "-cpu", "Nehalem"},
+		// The time stamp counter spares a switch to the emulator for each look at the time.
+		console: "ttyS0", words: "tsc=reliable clocksource=tsc",
+	}
+	i386 := amd64
+	i386.debian, i386.goarch, i386.lowMemory = "i386", "386", "highmem=680M"
+	arm64 := architecture{
+		debian: "arm64", goarch: "arm64", emulator: "qemu-system-aarch64", console: "ttyAMA0",
+		// Pointer authentication as the architecture has it is slow to emulate.
+		machine: []string{"-M", "virt", "-cpu", "max,pauth-impdef=on"},
+	}
+	armhf := architecture{
+		debian: "armhf", goarch: "arm", emulator: "qemu-system-arm", console: "ttyAMA0",
+		machine: []string{"-M", "virt,highmem=off", "-cpu", "cortex-a15"}, lowMemory: "vmalloc=800M",
+	}
+	s390x := architecture{
+		debian: "s390x", goarch: "s390x", emulator: "qemu-system-s390x", console: "ttysclp0",
+		machine: []string{"-M", "s390-ccw-virtio", "-cpu", "max"},
+	}
+	ppc64el := architecture{
+		debian: "ppc64el", goarch: "ppc64le", emulator: "qemu-system-ppc64", console: "hvc0",
+		// The emulator has none of these mitigations, and does not start before it is told.
+		machine: []string{"-M", "pseries,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off", "-cpu", "power9"},
+	}
+	riscv64 := architecture{
+		debian: "riscv64", goarch: "riscv64", emulator: "qemu-system-riscv64", console: "ttyS0",
+		machine: []string{"-M", "virt"},
+	}
+	return []kernel{
+		{"5.10", "amd64", "bullseye", amd64, 4, everything},
+		{"6.1", "amd64", "bookworm", amd64, 4, everything},
+		{"6.12", "amd64", "trixie", amd64, 4, everything},
+		{"6.18", "amd64", "trixie-backports", amd64, 4, ""},
+		{"7.2", "amd64", "trixie-backports", amd64, 4, ""},
+		{"7.3", "amd64", "trixie-backports", amd64, 4, everything},
+		{"6.1", "686-pae", "bookworm", i386, 4, everything},
+		{"5.10", "arm64", "bullseye", arm64, 4, ""},
+		{"6.1", "arm64", "bookworm", arm64, 4, ""},
+		{"6.12", "arm64", "trixie", arm64, 4, "tcp_memory"},
+		{"6.12", "arm64-16k", "trixie", arm64, 16, ""},
+		{"7.3", "arm64", "trixie-backports", arm64, 4, ""},
+		{"6.1", "armmp", "bookworm", armhf, 4, ""},
+		{"6.12", "armmp", "bookworm-backports", armhf, 4, ""},
+		{"7.2", "armmp", "sid", armhf, 4, ""},
+		{"6.1", "s390x", "bookworm", s390x, 4, ""},
+		{"6.12", "s390x", "bookworm-backports", s390x, 4, "tcp_memory"},
+		{"7.2", "s390x", "sid", s390x, 4, ""},
+		{"6.1", "powerpc64le", "bookworm", ppc64el, 4, ""},
+		{"6.12", "powerpc64le-64k", "bookworm-backports", ppc64el, 64, "tcp_memory"},
+		{"7.2", "powerpc64le-64k", "sid", ppc64el, 64, ""},
+		{"7.2", "riscv64", "sid", riscv64, 4, ""},
+	}
+}
+
+// name is the kernel's in flags, recordings and tables.
+func (k kernel) name() string {
+	if k.flavour == "amd64" {
+		return k.version
+	}
+	return k.version + "-" + k.flavour
+}
+
+// runs reports whether the scenario is one for this kernel.
+func (k kernel) runs(s scenario.Scenario) bool { return !s.HighMemory || k.lowMemory != "" }
+
+// records reports whether a recording is kept of the scenario: all of the kernels
+// that CI drives through all, two of the others, which take the tests of the alerts
+// no longer than that.
+func (k kernel) records(s scenario.Scenario) bool {
+	return k.ci == everything || s.Name == "idle" || s.Name == "tcp_memory"
+}
+
+// before reports whether the kernel is older than a version.
+func (k kernel) before(version string) bool { return compareVersions(k.version, version) < 0 }
+
+// lacks reports whether the kernel, or the idle guest, does not have a metric.
+func (k kernel) lacks(metric string) bool {
+	switch metric {
+	case "udp_memory_errors_total", "udp6_memory_errors_total":
+		return k.before("5.11")
+	case "memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes":
+		return k.lowMemory == ""
+	}
+	return false
+}
