@@ -182,4 +182,7 @@ nf_conntrack) a guest reports the collectors tcp, ports and conntrack as not sup
 
 The OOM killer is the one failure that could end the exporter itself. The guests give it an oom_score_adj of -900, as a
 service or a DaemonSet should.
+
+| kernel | release | architecture | page size | scenarios passed |
+|---|---|---|---:|---:|
 `
