@@ -93,6 +93,9 @@ func TestRecords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !strings.HasPrefix(string(doc), kernelsHead) {
+		t.Error("docs/kernels.md has another introduction than the lab writes")
+	}
 	rows, sections := kernelsParts(string(doc))
 	for _, k := range kernels() {
 		if rows[k.name()] == "" || sections[k.name()] == "" {
