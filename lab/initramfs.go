@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -149,61 +148,40 @@ func unzstd(b []byte) ([]byte, error) {
 	return r.DecodeAll(b, nil)
 }
 
-// bootable makes of a kernel, as Debian has it, what QEMU starts. Those of x86 and
-// with an EFI header are unpacked, which the guest need not do then; the others
-// are, or unpack themselves.
-func bootable(b []byte) ([]byte, error) {
-	switch {
-	case len(b) >= 0x250 && string(b[0x202:0x206]) == "HdrS":
-		// A bzImage, of which QEMU starts the kernel proper by its PVH entry. The header
-		// is described in the kernel's Documentation/arch/x86/boot.rst. The last four
-		// bytes are the size of what is packed.
-		const sectors, offset, length = 0x1f1, 0x248, 0x24c
-		return payload(b, (uint64(b[sectors])+1)*512+uint64(le32(b[offset:])), uint64(le32(b[length:])), 4)
-	case len(b) >= 0x40 && string(b[4:8]) == "zimg":
-		// drivers/firmware/efi/libstub/zboot-header.S
-		const offset, length = 8, 12
-		return payload(b, uint64(le32(b[offset:])), uint64(le32(b[length:])), 0)
-	case bytes.HasPrefix(b, []byte(gzipMagic)):
-		return gunzip(b)
+// bootable makes of a kernel, as Debian has it, what QEMU starts. Of a bzImage, as
+// x86 has it, that is the kernel proper by its PVH entry, which the guest then need
+// not unpack. The header is described in the kernel's
+// Documentation/arch/x86/boot.rst. The kernels of others are started as they are.
+func bootable(kernel []byte) ([]byte, error) {
+	const sectors, offset, length = 0x1f1, 0x248, 0x24c
+	if len(kernel) < 0x250 || string(kernel[0x202:0x206]) != "HdrS" {
+		return kernel, nil
 	}
-	return b, nil
-}
-
-const (
-	gzipMagic = "\x1f\x8b"
-	xzMagic   = "\xfd7zXZ\x00"
-	zstdMagic = "\x28\xb5\x2f\xfd"
-)
-
-// payload unpacks what is packed in an image, but for so many bytes at its end.
-func payload(image []byte, at, size, less uint64) ([]byte, error) {
-	if size < less || at+size > uint64(len(image)) {
+	at := (uint64(kernel[sectors])+1)*512 + uint64(le32(kernel[offset:]))
+	size := uint64(le32(kernel[length:]))
+	// The last four bytes are the size of what is packed.
+	if size < 4 || at+size > uint64(len(kernel)) {
 		return nil, errors.New("the payload is outside of the image")
 	}
-	b := image[at : at+size-less]
+	payload := kernel[at : at+size-4]
 	switch {
-	case bytes.HasPrefix(b, []byte(xzMagic)):
-		return unxz(b)
-	case bytes.HasPrefix(b, []byte(zstdMagic)):
-		return unzstd(b)
-	case bytes.HasPrefix(b, []byte(gzipMagic)):
-		return gunzip(b)
+	case bytes.HasPrefix(payload, []byte("\xfd7zXZ\x00")):
+		return unxz(payload)
+	case bytes.HasPrefix(payload, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		return unzstd(payload)
+	case bytes.HasPrefix(payload, []byte{0x1f, 0x8b}):
+		r, err := gzip.NewReader(bytes.NewReader(payload))
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(r)
 	}
-	return nil, fmt.Errorf("packed in a way that is not known, % x", b[:min(6, len(b))])
+	return nil, fmt.Errorf("packed in a way that is not known, % x", payload[:min(6, len(payload))])
 }
 
-func gunzip(b []byte) ([]byte, error) {
-	r, err := gzip.NewReader(bytes.NewReader(b))
-	if err != nil {
-		return nil, err
-	}
-	// What comes after it in an image is no second one.
-	r.Multistream(false)
-	return io.ReadAll(r)
+func le32(b []byte) uint32 {
+	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
 }
-
-func le32(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
 
 // initramfs writes a cpio archive ("newc"): the guest's folders, its /init, the
 // exporter, and modules, in folders of their own and in the order of their names.
