@@ -26,10 +26,10 @@ type image struct {
 	vmlinux, initrd string // paths
 }
 
-// programs is the guest's, of one architecture.
+// programs is the paths of what runs in a guest.
 type programs struct{ init, exporter string }
 
-// compile builds the guest's programs in a folder.
+// compile builds the guest's programs for an architecture into dir.
 func compile(ctx context.Context, goarch, dir string) (programs, error) {
 	p := programs{filepath.Join(dir, "init-"+goarch), filepath.Join(dir, "exporter-"+goarch)}
 	for path, pkg := range map[string]string{p.init: "./lab/init", p.exporter: "."} {
@@ -85,7 +85,7 @@ type outcome struct {
 	steps    []scenario.Step
 	done     *scenario.Done
 	hung     bool // it had to be stopped
-	// bigEndian is the guest's byte order.
+	// bigEndian reports the guest's byte order.
 	bigEndian bool
 }
 
@@ -101,18 +101,18 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (*outcome, 
 	defer os.RemoveAll(dir)
 	reportPath := filepath.Join(dir, "report")
 	memory := 512
-	words := []string{"console=" + i.console, "panic=-1", "loglevel=1", "mitigations=off", i.words, "lab.scenario=" + s.Name}
+	parameters := []string{"console=" + i.console, "panic=-1", "loglevel=1", "mitigations=off", i.parameters, "lab.scenario=" + s.Name}
 	if s.HighMemory {
 		memory = 880
-		words = append(words, i.lowMemory)
+		parameters = append(parameters, i.lowMemory)
 	}
 	if l.pages != "" {
-		words = append(words, scenario.WantStatus)
+		parameters = append(parameters, scenario.WantStatus)
 	}
 	args := append(slices.Clone(i.machine),
 		"-accel", "tcg", "-smp", "1", "-m", strconv.Itoa(memory), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-chardev", "file,id=report,path="+reportPath, "-device", "virtio-serial", "-device", "virtserialport,chardev=report",
-		"-kernel", i.vmlinux, "-initrd", i.initrd, "-append", strings.Join(words, " "),
+		"-kernel", i.vmlinux, "-initrd", i.initrd, "-append", strings.Join(parameters, " "),
 	)
 	if s.Disk > 0 {
 		disk := filepath.Join(dir, "disk")

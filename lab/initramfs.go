@@ -17,12 +17,11 @@ import (
 	"github.com/mikelolasagasti/xz"
 )
 
-// portModules is what the guest loads to be able to report.
+// portModules returns the modules that a guest needs to report.
 func portModules() []string { return []string{"virtio_pci", "virtio_console"} }
 
-// wantedModules is what the guest loads then, with what they depend on: sock_diag
-// for TCP, connection tracking with a rule that switches it on, a pair of network
-// interfaces, a disk.
+// wantedModules returns the modules of the scenarios: sock_diag for TCP, connection
+// tracking with a rule that switches it on, a pair of network interfaces, a disk.
 func wantedModules() []string {
 	return []string{"crc32c_generic", "tcp_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth", "virtio_blk"}
 }
@@ -148,10 +147,10 @@ func unzstd(b []byte) ([]byte, error) {
 	return r.DecodeAll(b, nil)
 }
 
-// bootable makes of a kernel, as Debian has it, what QEMU starts. Of a bzImage, as
-// x86 has it, that is the kernel proper by its PVH entry, which the guest then need
-// not unpack. The header is described in the kernel's
-// Documentation/arch/x86/boot.rst. The kernels of others are started as they are.
+// bootable returns what QEMU boots of a kernel image. From a bzImage (x86) it takes
+// the kernel proper, which QEMU starts by its PVH entry, so that the guest need not
+// unpack it; the header is described in the kernel's Documentation/arch/x86/boot.rst.
+// Images of other architectures are returned as they are.
 func bootable(kernel []byte) ([]byte, error) {
 	const sectors, offset, length = 0x1f1, 0x248, 0x24c
 	if len(kernel) < 0x250 || string(kernel[0x202:0x206]) != "HdrS" {
@@ -184,7 +183,7 @@ func le32(b []byte) uint32 {
 }
 
 // initramfs writes a cpio archive ("newc"): the guest's folders, its /init, the
-// exporter, and modules, in folders of their own and in the order of their names.
+// exporter, and the modules by folder, named so that they sort in load order.
 func initramfs(w io.Writer, initPath, exporterPath string, modules map[string][]module) error {
 	c := &cpio{w: w}
 	for _, dir := range []string{"dev", "proc", "sys", "tmp"} {

@@ -127,7 +127,7 @@ func (k kernel) unpacked(root string) (files, error) {
 	f := files{modules: modules[0], release: filepath.Base(filepath.Dir(modules[0]))}
 	for _, f.vmlinuz = range []string{
 		filepath.Join(root, "boot", "vmlinuz-"+f.release),
-		filepath.Join(root, "boot", "vmlinux-"+f.release), // of architectures that pack none
+		filepath.Join(root, "boot", "vmlinux-"+f.release), // ppc64el
 		filepath.Join(filepath.Dir(f.modules), "vmlinuz"), // since Debian 14
 		filepath.Join(filepath.Dir(f.modules), "vmlinux"),
 	} {
@@ -152,8 +152,8 @@ func archive(ctx context.Context) (string, error) {
 	return "", errors.New("apt of this machine knows no archive of Debian: add one to its sources, and run apt-get update")
 }
 
-// newest picks from names of packages the newest kernel of the version and flavour:
-// "linux-image-6.12.107+deb13-arm64-16k", "linux-image-5.10.0-32-amd64".
+// newest returns the package of the newest kernel of this version and flavour, such as
+// linux-image-6.12.107+deb13-arm64-16k or linux-image-5.10.0-32-amd64, or "".
 func (k kernel) newest(packages []string) string {
 	ours := regexp.MustCompile(`^linux-image-` + regexp.QuoteMeta(k.version) + `(?:[^0-9-][^-]*)?(?:-[0-9][^-]*)?-` + regexp.QuoteMeta(k.flavour) + `$`)
 	newest := ""
@@ -165,7 +165,7 @@ func (k kernel) newest(packages []string) string {
 	return newest
 }
 
-// compareVersions goes by the numbers in two versions: 6.12 is newer than 6.2.
+// compareVersions compares the numbers in two versions: 6.12 is newer than 6.2.
 func compareVersions(a, b string) int {
 	numbers := func(version string) []int {
 		var all []int
@@ -222,7 +222,7 @@ func debianPackage(program string) string {
 	case "dpkg-deb":
 		return "dpkg"
 	case "qemu-system-x86_64":
-		return "qemu-system-x86" // the others have packages of their names
+		return "qemu-system-x86" // other emulators are named like their package
 	}
 	return program
 }

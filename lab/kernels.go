@@ -2,46 +2,43 @@ package main
 
 import "github.com/sockpressure/sockpressure_exporter/lab/scenario"
 
-// architecture is a machine of QEMU's, and what a kernel must be told on it.
+// architecture is how QEMU emulates a machine, and what a kernel needs there.
 type architecture struct {
-	debian, goarch string // names of it
+	debian, goarch string // what Debian and Go call it
 	emulator       string
-	machine        []string // options of the emulator
+	machine        []string // the emulator's options
 	console        string
-	// words of the kernel's command line, besides those of all.
-	words string
-	// lowMemory is the word that leaves the kernel little of 880 MiB as low memory,
-	// empty where all memory is alike.
+	parameters     string // extra kernel parameters
+	// lowMemory is the kernel parameter that leaves little of 880 MiB as low memory,
+	// empty on 64-bit machines, which have no high memory.
 	lowMemory string
 }
 
-// kernel is one of Debian's: of those of its version and flavour the newest that a
-// suite has.
+// kernel is Debian's newest kernel of a version and flavour in a suite.
 type kernel struct {
-	version, flavour string // as uname -r begins and ends
+	version, flavour string // the beginning and the end of uname -r
 	suite            string
 	architecture
-	page int // in KiB
-	// ci is the scenarios of a plain run, which is CI's: all, names with commas
-	// between them, or none.
+	page int // size in KiB
+	// ci is the scenarios that CI runs on it: "all", a comma-separated list, or none.
 	ci string
 }
 
-// everything is the word for all kernels or all scenarios.
+// everything selects all kernels or all scenarios.
 const everything = "all"
 
-// kernels is every kernel of the lab, and the only place that knows them.
+// kernels returns every kernel of the lab.
 func kernels() []kernel {
 	amd64 := architecture{
 		debian: "amd64", goarch: "amd64", emulator: "qemu-system-x86_64", machine: []string{"-M", "q35", "-cpu", "Nehalem"},
-		// The time stamp counter spares a switch to the emulator for each look at the time.
-		console: "ttyS0", words: "tsc=reliable clocksource=tsc",
+		// With the time stamp counter, reading the clock does not exit to the emulator.
+		console: "ttyS0", parameters: "tsc=reliable clocksource=tsc",
 	}
 	i386 := amd64
 	i386.debian, i386.goarch, i386.lowMemory = "i386", "386", "highmem=680M"
 	arm64 := architecture{
 		debian: "arm64", goarch: "arm64", emulator: "qemu-system-aarch64", console: "ttyAMA0",
-		// Pointer authentication as the architecture has it is slow to emulate.
+		// The architected algorithm of pointer authentication is slow to emulate.
 		machine: []string{"-M", "virt", "-cpu", "max,pauth-impdef=on"},
 	}
 	armhf := architecture{
@@ -54,7 +51,7 @@ func kernels() []kernel {
 	}
 	ppc64el := architecture{
 		debian: "ppc64el", goarch: "ppc64le", emulator: "qemu-system-ppc64", console: "hvc0",
-		// The emulator has none of these mitigations, and does not start before it is told.
+		// Software emulation lacks these mitigations, and QEMU refuses to start with them on.
 		machine: []string{"-M", "pseries,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off", "-cpu", "power9"},
 	}
 	riscv64 := architecture{
@@ -87,7 +84,7 @@ func kernels() []kernel {
 	}
 }
 
-// name is the kernel's in flags, recordings and tables.
+// name returns the kernel's name in flags, recordings and tables.
 func (k kernel) name() string {
 	if k.flavour == "amd64" {
 		return k.version
@@ -95,20 +92,20 @@ func (k kernel) name() string {
 	return k.version + "-" + k.flavour
 }
 
-// runs reports whether the scenario is one for this kernel.
+// runs reports whether the scenario applies to the kernel.
 func (k kernel) runs(s scenario.Scenario) bool { return !s.HighMemory || k.lowMemory != "" }
 
-// records reports whether a recording is kept of the scenario: all of the kernels
-// that CI drives through all, two of the others, which take the tests of the alerts
-// no longer than that.
+// records reports whether the scenario's recording is kept. Of kernels that CI does not
+// drive through everything only two are, because the tests of the alerts evaluate
+// every recording.
 func (k kernel) records(s scenario.Scenario) bool {
 	return k.ci == everything || s.Name == "idle" || s.Name == "tcp_memory"
 }
 
-// before reports whether the kernel is older than a version.
+// before reports whether the kernel is older than version.
 func (k kernel) before(version string) bool { return compareVersions(k.version, version) < 0 }
 
-// lacks reports whether the kernel, or the idle guest, does not have a metric.
+// lacks reports whether the metric does not exist on the kernel, or in an idle guest.
 func (k kernel) lacks(metric string) bool {
 	switch metric {
 	case "udp_memory_errors_total", "udp6_memory_errors_total":

@@ -40,7 +40,7 @@ func run(args []string, out io.Writer) error {
 		cacheHome = os.TempDir()
 	}
 	flags := flag.NewFlagSet("lab", flag.ExitOnError)
-	kernelNames := flags.String("kernels", "", "kernels to boot, `names` or all: "+names(kernels(), kernel.name)+" (default those of CI, each through what CI drives it through)")
+	kernelNames := flags.String("kernels", "", "kernels to boot, `names` or all: "+names(kernels(), kernel.name)+" (default: what CI runs)")
 	scenarioNames := flags.String("scenarios", "", "scenarios to drive them through, `names` or all: "+names(scenario.All(), scenarioName))
 	jobs := flags.Int("jobs", runtime.NumCPU()+1, "guests at the same time")
 	timeout := flags.Duration("timeout", 3*time.Minute, "time that a guest may take")
@@ -105,13 +105,14 @@ type lab struct {
 	pages      string // folder, empty if nobody wants any
 }
 
-// trip is a kernel and the scenarios that it is taken through.
+// trip is a kernel and the scenarios to drive it through.
 type trip struct {
 	kernel    kernel
 	scenarios []scenario.Scenario
 }
 
-// plan is what two flags ask for. A flag that is empty leaves it to the kernels.
+// plan returns what the flags --kernels and --scenarios ask for. Without the first it
+// is the kernels of CI, without both each of them with its own scenarios.
 func plan(kernelNames, scenarioNames string) ([]trip, error) {
 	all := kernels()
 	if kernelNames == "" {
@@ -136,7 +137,7 @@ func plan(kernelNames, scenarioNames string) ([]trip, error) {
 		}
 	}
 	if len(trips) == 0 {
-		return nil, errors.New("--scenarios: none is one for any of the kernels")
+		return nil, errors.New("--scenarios: none of them applies to these kernels")
 	}
 	return trips, nil
 }
@@ -192,7 +193,7 @@ func experiment(ctx context.Context, out io.Writer, trips []trip, l lab) ([]verd
 	return verdicts, ctx.Err()
 }
 
-// build makes the images of all kernels, a few at the same time.
+// build makes the image of each trip's kernel, l.jobs at a time.
 func build(ctx context.Context, trips []trip, l lab) ([]image, error) {
 	compiled := map[string]programs{}
 	for _, t := range trips {

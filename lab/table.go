@@ -52,8 +52,8 @@ func save(r *recording.Recording) error {
 	return os.WriteFile(filepath.Join(dir, r.Scenario+".txt"), b.Bytes(), 0o644)
 }
 
-// printKernels writes a line for each kernel: how long its guests took, of which
-// some ran at the same time, and how many passed.
+// printKernels writes a line for each kernel: how many guests passed, and the sum of
+// their times. Guests run concurrently, so the sum exceeds the time that passed.
 func printKernels(out io.Writer, verdicts []verdict) {
 	for _, vs := range byKernel(verdicts) {
 		seconds := 0.0
@@ -64,7 +64,7 @@ func printKernels(out io.Writer, verdicts []verdict) {
 	}
 }
 
-// byKernel parts verdicts, which are in the order of their kernels.
+// byKernel groups verdicts, which are sorted by kernel.
 func byKernel(verdicts []verdict) [][]verdict {
 	var parts [][]verdict
 	for n, v := range verdicts {
@@ -85,8 +85,8 @@ func passed(verdicts []verdict) (n int) {
 	return n
 }
 
-// writeKernels renews what docs/kernels.md has of the kernels of these verdicts. Of
-// other kernels of the lab it keeps what is there.
+// writeKernels replaces the rows and sections of these verdicts' kernels in
+// docs/kernels.md, and keeps those of the lab's other kernels.
 func writeKernels(path string, verdicts []verdict) error {
 	old, err := os.ReadFile(path)
 	if err != nil {
@@ -105,8 +105,8 @@ func writeKernels(path string, verdicts []verdict) error {
 	return os.WriteFile(path, []byte(kernelsHead+table.String()+details.String()), 0o644)
 }
 
-// kernelsParts finds in docs/kernels.md the rows of the table of kernels, and the
-// sections, each by its kernel.
+// kernelsParts splits docs/kernels.md into the rows of its first table and its sections,
+// by kernel.
 func kernelsParts(doc string) (rows, sections map[string]string) {
 	rows, sections = map[string]string{}, map[string]string{}
 	for n, part := range strings.Split(doc, "\n## ") {
@@ -163,9 +163,9 @@ that the exporter warns of. In every guest a real program meets the limit, and i
 refusal; the exporter runs with its default flags as the only other process, and is scraped at each step. Software
 emulation is some thirty times slower than a processor, so where each step has to wait for a walk of the sockets or
 processes (accept_queue, ephemeral_ports, process_file_descriptors, idle, busy, burst) ` + "`--collector.max-cpu`" + ` is 0.
-The limits are the same on every machine in bytes, so that they are the fewer pages the larger those are.
+Limits that the kernel counts in pages are the same in bytes on every machine.
 
-- *scenarios passed*: of those that the kernel was driven through when this was written. CI drives some kernels through all.
+- *scenarios passed*: of those in the kernel's table below. lab/kernels.go says which of them CI repeats.
 - *scrapes answered*: before, at and after the limit, each tried again if it is not answered within 10 s. None may be missed but on 5.10 while TCP is out of memory:
   both ends are in the guest, and until Linux 6.0 the kernel gives the one nothing to send with, and drops what the
   other has not read at once.

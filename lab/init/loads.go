@@ -51,7 +51,7 @@ func loads() map[string]func(*guest) (*load, error) {
 // share is n parts of the ramp of a limit.
 func share(n, limit int) int { return n * limit / scenario.Ramp }
 
-// pages is the number of pages of so many bytes.
+// pages converts bytes to pages.
 func pages(bytes int) int { return bytes / os.Getpagesize() }
 
 // Ports of the loads. They lie below those that the kernel hands out.

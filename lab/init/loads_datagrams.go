@@ -56,8 +56,7 @@ func udpMemory(*guest) (*load, error) {
 				return "", err
 			}
 			defer unix.Close(fd)
-			// A socket without any may have one, and the rest of its page, whatever the
-			// limit.
+			// Whatever the limit, a socket that holds nothing gets one page.
 			few := 3 + os.Getpagesize()/len(datagram)
 			for range few {
 				if err := unix.Sendto(sender, datagram, 0, at); err != nil {

@@ -1,7 +1,7 @@
 // Command init is the first process of a guest of the lab, and the only one but
 // for the exporter and the workers that put a load on the kernel. It drives the
 // scenario that the kernel's command line names ("lab.scenario=...") and reports
-// in messages (see lab/scenario) to a port of the emulator's.
+// in messages (see lab/scenario) to a virtio port.
 package main
 
 import (
@@ -118,7 +118,7 @@ func chosen(words []string) (scenario.Scenario, error) {
 	return scenario.Scenario{}, errors.New("the kernel was told of no scenario")
 }
 
-// loadModules loads those of a folder of the archive, in the order of their names.
+// loadModules loads the modules in a folder of the archive, in the order of their names.
 func loadModules(dir string) error {
 	paths, err := filepath.Glob("/" + dir + "/*.ko")
 	if err != nil {
@@ -170,14 +170,14 @@ func writeFile(path, value string) error {
 // sysctl sets one, its name with slashes.
 func sysctl(name, value string) error { return writeFile("/proc/sys/"+name, value) }
 
-// report writes messages to a port of the emulator's, packed.
+// report writes compressed messages to a virtio port.
 type report struct {
 	port *os.File
 	zip  *gzip.Writer
 	err  error
 }
 
-// newReport opens the port, which appears a moment after its driver was loaded.
+// newReport opens the port, which appears a moment after its driver is loaded.
 func newReport() (*report, error) {
 	const path = "/dev/vport0p1"
 	for end := time.Now().Add(fresh); ; time.Sleep(10 * time.Millisecond) {

@@ -21,8 +21,8 @@ type Scenario struct {
 	Saturation float64
 	// Unprivileged runs the exporter as a user without capabilities.
 	Unprivileged bool
-	// HighMemory is for kernels that cannot reach all memory at once, which are
-	// left little that they can.
+	// HighMemory limits the scenario to kernels with high memory, and leaves them
+	// little low memory.
 	HighMemory bool
 	// Disk is the size of an empty disk in MiB, 0 for none.
 	Disk int
@@ -103,8 +103,8 @@ const (
 	After  = 4
 )
 
-// Folders of the guest with modules: those without which it cannot report, and those
-// that it loads after it looked at the kernel without them.
+// Folders of modules in the guest: PortModules are loaded first, so that it can report;
+// the idle scenario looks at the kernel before it loads Modules.
 const (
 	PortModules = "portmodules"
 	Modules     = "modules"
@@ -122,7 +122,7 @@ type Message struct {
 	Error   string   `json:",omitempty"` // the last, if not
 }
 
-// Machine is what the guest runs.
+// Machine is what the guest runs on.
 type Machine struct {
 	Release   string // uname -r
 	PageSize  int    // in bytes
