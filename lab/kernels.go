@@ -110,6 +110,8 @@ func (k kernel) lacks(metric string) bool {
 	switch metric {
 	case "udp_memory_errors_total", "udp6_memory_errors_total":
 		return k.before("5.11")
+	case "memory_zfs_arc_bytes":
+		return true
 	case "memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes":
 		return k.lowMemory == ""
 	}
