@@ -12,6 +12,8 @@ type architecture struct {
 	// lowMemory is the kernel parameter that leaves little of 880 MiB as low memory,
 	// empty on 64-bit machines, which have no high memory.
 	lowMemory string
+	// noHugePages is set where the kernel, or the machine as QEMU emulates it, has none.
+	noHugePages bool
 }
 
 // kernel is Debian's newest kernel of a version and flavour in a suite.
@@ -44,11 +46,11 @@ func kernels() []kernel {
 	}
 	armhf := architecture{
 		debian: "armhf", goarch: "arm", emulator: "qemu-system-arm", console: "ttyAMA0",
-		machine: []string{"-M", "virt,highmem=off", "-cpu", "cortex-a15"}, lowMemory: "vmalloc=800M",
+		machine: []string{"-M", "virt,highmem=off", "-cpu", "cortex-a15"}, lowMemory: "vmalloc=800M", noHugePages: true,
 	}
 	s390x := architecture{
 		debian: "s390x", goarch: "s390x", emulator: "qemu-system-s390x", console: "ttysclp0",
-		machine: []string{"-M", "s390-ccw-virtio", "-cpu", "max"},
+		machine: []string{"-M", "s390-ccw-virtio", "-cpu", "max"}, noHugePages: true,
 	}
 	ppc64el := architecture{
 		debian: "ppc64el", goarch: "ppc64le", emulator: "qemu-system-ppc64", console: "hvc0",
@@ -113,6 +115,8 @@ func (k kernel) lacks(metric string) bool {
 		return k.before("5.11")
 	case "memory_zfs_arc_bytes":
 		return true
+	case "memory_hugetlb_bytes":
+		return k.noHugePages
 	case "memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes":
 		return k.lowMemory == ""
 	}

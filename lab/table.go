@@ -179,11 +179,14 @@ Limits that the kernel counts in pages are the same in bytes on every machine.
 
 What each row demands is in lab/scenario: the least saturation, the counters, and the line in the kernel's log. All
 metrics of docs/metrics.md are there on every kernel below, but for the memory_low and memory_high ones (32-bit kernels with
-high memory only) and udp_memory_errors_total, udp6_memory_errors_total (since Linux 5.11). Without its modules (tcp_diag,
-nf_conntrack) a guest reports the collectors tcp, ports and conntrack as not supported, and no failure.
+high memory only), udp_memory_errors_total and udp6_memory_errors_total (since Linux 5.11), memory_hugetlb_bytes (not on armhf
+and s390x in QEMU) and memory_zfs_arc_bytes (with ZFS only). Without its modules (tcp_diag, nf_conntrack) a guest reports the collectors tcp, ports and conntrack as not supported, and no failure.
 
 The OOM killer is the one failure that could end the exporter itself. The guests give it an oom_score_adj of -900, as a
 service or a DaemonSet should.
+
+Linux 6.18.15 counts accepted IPv4 connections of a listener on [::] one too few in /proc/net/sockstat6, and tcp_sockets{state="established"},
+which is made from that count, with it; 6.18.44 counts them all.
 
 | kernel | release | architecture | page size | scenarios passed |
 |---|---|---|---:|---:|
