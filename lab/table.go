@@ -185,8 +185,8 @@ and s390x in QEMU) and memory_zfs_arc_bytes (with ZFS only). Without its modules
 The OOM killer is the one failure that could end the exporter itself. The guests give it an oom_score_adj of -900, as a
 service or a DaemonSet should.
 
-Linux 6.18.15 counts accepted IPv4 connections of a listener on [::] one too few in /proc/net/sockstat6, and tcp_sockets{state="established"},
-which is made from that count, with it; 6.18.44 counts them all.
+On 6.18.15, /proc/net/sockstat6 counts one TCP socket fewer than /proc/net/tcp6 lists, so tcp_sockets{state="established"}, which
+is derived from it, is too low and idle fails. On a host with 6.18.44 the two agree.
 
 | kernel | release | architecture | page size | scenarios passed |
 |---|---|---|---:|---:|
