@@ -24,8 +24,8 @@ test: ## the tests; as root, for all of them
 lab: ## Debian's kernels in QEMU, driven into every limit (see lab/README.md)
 	go run ./lab
 
-lab-record: ## the same, and renew lab/recordings and docs/kernels.md
-	go run ./lab --record
+lab-record: ## the same on every kernel, and renew lab/recordings and docs/kernels.md
+	go run ./lab --kernels=all --record
 
 image: ## the container image, for this machine
 	$(buildx) --load .

@@ -102,12 +102,14 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 		return err
 	}
 	sized := hasSizedFolders(k.procPath)
-	// Its own descriptors are listed by one more, which is not open otherwise.
-	self := -1
+	// The walk's own descriptors are not open otherwise: that of the procfs, and that
+	// by which a process's are listed.
+	self, ours := -1, 1
+	if link, err := os.Readlink(filepath.Join(k.procPath, "self")); err == nil {
+		self, _ = strconv.Atoi(link)
+	}
 	if !sized {
-		if link, err := os.Readlink(filepath.Join(k.procPath, "self")); err == nil {
-			self, _ = strconv.Atoi(link)
-		}
+		ours++
 	}
 
 	defer k.place.Leave()
@@ -137,7 +139,7 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 			return nil
 		}
 		if pid == self {
-			open--
+			open -= ours
 		}
 		limit, err := softLimit(dir+"/limits", buf)
 		switch {

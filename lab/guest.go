@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,8 +26,24 @@ type image struct {
 	vmlinux, initrd string // paths
 }
 
+// programs is the paths of what runs in a guest.
+type programs struct{ init, exporter string }
+
+// compile builds the guest's programs for an architecture into dir.
+func compile(ctx context.Context, goarch, dir string) (programs, error) {
+	p := programs{filepath.Join(dir, "init-"+goarch), filepath.Join(dir, "exporter-"+goarch)}
+	for path, pkg := range map[string]string{p.init: "./lab/init", p.exporter: "."} {
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+goarch)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return p, fmt.Errorf("building %s for %s: %w: %s", pkg, goarch, err, out)
+		}
+	}
+	return p, nil
+}
+
 // build makes the image of a kernel in a folder of its own.
-func (k kernel) build(ctx context.Context, cache, dir string) (image, error) {
+func (k kernel) build(ctx context.Context, cache, dir string, p programs) (image, error) {
 	f, err := k.fetch(ctx, cache)
 	if err != nil {
 		return image{}, err
@@ -39,23 +56,17 @@ func (k kernel) build(ctx context.Context, cache, dir string) (image, error) {
 	if err != nil {
 		return image{}, err
 	}
-	plain, err := vmlinux(packed)
+	plain, err := bootable(packed)
 	if err != nil {
 		return image{}, fmt.Errorf("%s: %w", f.vmlinuz, err)
 	}
 	if err := os.WriteFile(i.vmlinux, plain, 0o644); err != nil {
 		return image{}, err
 	}
-	modules, err := loadOrder(f.modules, wantedModules())
-	if err != nil {
-		return image{}, err
-	}
-	initPath, exporter := filepath.Join(dir, "init"), filepath.Join(dir, "exporter")
-	for path, pkg := range map[string]string{initPath: "./lab/init", exporter: "."} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+k.goarch)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return image{}, fmt.Errorf("building %s: %w: %s", pkg, err, out)
+	modules := map[string][]module{}
+	for folder, wanted := range map[string][]string{scenario.PortModules: portModules(), scenario.Modules: wantedModules()} {
+		if modules[folder], err = loadOrder(f.modules, wanted); err != nil {
+			return image{}, err
 		}
 	}
 	archive, err := os.Create(i.initrd)
@@ -63,7 +74,7 @@ func (k kernel) build(ctx context.Context, cache, dir string) (image, error) {
 		return image{}, err
 	}
 	w := bufio.NewWriter(archive)
-	return i, errors.Join(initramfs(w, initPath, exporter, modules), w.Flush(), archive.Close())
+	return i, errors.Join(initramfs(w, p.init, p.exporter, modules), w.Flush(), archive.Close())
 }
 
 // outcome is what a guest reported.
@@ -74,6 +85,8 @@ type outcome struct {
 	steps    []scenario.Step
 	done     *scenario.Done
 	hung     bool // it had to be stopped
+	// bigEndian reports the guest's byte order.
+	bigEndian bool
 }
 
 // boot runs a scenario in a guest, software emulation and all. A guest that does
@@ -81,29 +94,26 @@ type outcome struct {
 func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (*outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	dir := filepath.Join(l.dir, i.name, s.Name)
+	dir := filepath.Join(l.dir, i.name(), s.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	reportPath := filepath.Join(dir, "report")
-	memory := s.Memory
-	if memory == 0 {
-		memory = 512
-	}
-	// The time stamp counter spares a switch to the emulator for each look at the time.
-	line := "console=ttyS0 panic=-1 loglevel=1 mitigations=off tsc=reliable clocksource=tsc lab.scenario=" + s.Name
-	if s.CommandLine != "" {
-		line += " " + s.CommandLine
+	memory := 512
+	parameters := []string{"console=" + i.console, "panic=-1", "loglevel=1", "mitigations=off", i.parameters, "lab.scenario=" + s.Name}
+	if s.HighMemory {
+		memory = 880
+		parameters = append(parameters, i.lowMemory)
 	}
 	if l.pages != "" {
-		line += " " + scenario.WantStatus
+		parameters = append(parameters, scenario.WantStatus)
 	}
-	args := []string{
-		"-accel", "tcg", "-cpu", "Nehalem", "-M", "q35", "-smp", "1", "-m", strconv.Itoa(memory),
-		"-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-serial", "file:" + reportPath,
-		"-kernel", i.vmlinux, "-initrd", i.initrd, "-append", line,
-	}
+	args := append(slices.Clone(i.machine),
+		"-accel", "tcg", "-smp", "1", "-m", strconv.Itoa(memory), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-chardev", "file,id=report,path="+reportPath, "-device", "virtio-serial", "-device", "virtserialport,chardev=report",
+		"-kernel", i.vmlinux, "-initrd", i.initrd, "-append", strings.Join(parameters, " "),
+	)
 	if s.Disk > 0 {
 		disk := filepath.Join(dir, "disk")
 		if err := os.WriteFile(disk, nil, 0o644); err != nil {
@@ -115,8 +125,7 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (*outcome, 
 		args = append(args, "-drive", "if=virtio,format=raw,file="+disk)
 	}
 	began := time.Now()
-	// The 64-bit one starts 32-bit kernels too.
-	console, err := command(ctx, "", "qemu-system-x86_64", args...)
+	console, err := command(ctx, "", i.emulator, args...)
 	o := &outcome{image: i, scenario: s, seconds: time.Since(began).Seconds()}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		o.hung = true
@@ -151,8 +160,10 @@ func (o *outcome) read(path string) error {
 			return err
 		}
 		switch {
-		case m.Release != "" && m.Release != o.image.release:
-			return fmt.Errorf("the guest runs Linux %s, not %s", m.Release, o.image.release)
+		case m.Machine != nil && (m.Machine.Release != o.image.release || m.Machine.PageSize != o.image.page<<10):
+			return fmt.Errorf("the guest runs Linux %s with pages of %d bytes, not %s with %d KiB", m.Machine.Release, m.Machine.PageSize, o.image.release, o.image.page)
+		case m.Machine != nil:
+			o.bigEndian = m.Machine.BigEndian
 		case m.Error != "":
 			return fmt.Errorf("the guest failed after step %d: %s", len(o.steps)-1, strings.TrimSpace(m.Error))
 		case m.Step != nil:

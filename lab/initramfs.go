@@ -17,11 +17,13 @@ import (
 	"github.com/mikelolasagasti/xz"
 )
 
-// wantedModules is what the guest loads, with what they depend on: sock_diag for
-// TCP, connection tracking with a rule that switches it on, a pair of network
-// interfaces, a disk.
+// portModules returns the modules that a guest needs to report.
+func portModules() []string { return []string{"virtio_pci", "virtio_console"} }
+
+// wantedModules returns the modules of the scenarios: sock_diag for TCP, connection
+// tracking with a rule that switches it on, a pair of network interfaces, a disk.
 func wantedModules() []string {
-	return []string{"crc32c_generic", "tcp_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth", "virtio_pci", "virtio_blk"}
+	return []string{"crc32c_generic", "tcp_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth", "virtio_blk"}
 }
 
 // module is one kernel module, unpacked.
@@ -145,21 +147,22 @@ func unzstd(b []byte) ([]byte, error) {
 	return r.DecodeAll(b, nil)
 }
 
-// vmlinux takes the kernel proper out of a bzImage: QEMU starts it by its PVH
-// entry, and the guest need not unpack it. The header is described in the
-// kernel's Documentation/arch/x86/boot.rst.
-func vmlinux(bzImage []byte) ([]byte, error) {
+// bootable returns what QEMU boots of a kernel image. From a bzImage (x86) it takes
+// the kernel proper, which QEMU starts by its PVH entry, so that the guest need not
+// unpack it; the header is described in the kernel's Documentation/arch/x86/boot.rst.
+// Images of other architectures are returned as they are.
+func bootable(kernel []byte) ([]byte, error) {
 	const sectors, offset, length = 0x1f1, 0x248, 0x24c
-	if len(bzImage) < 0x250 || string(bzImage[0x202:0x206]) != "HdrS" {
-		return nil, errors.New("no bzImage")
+	if len(kernel) < 0x250 || string(kernel[0x202:0x206]) != "HdrS" {
+		return kernel, nil
 	}
-	at := (uint64(bzImage[sectors])+1)*512 + uint64(le32(bzImage[offset:]))
-	size := uint64(le32(bzImage[length:]))
+	at := (uint64(kernel[sectors])+1)*512 + uint64(le32(kernel[offset:]))
+	size := uint64(le32(kernel[length:]))
 	// The last four bytes are the size of what is packed.
-	if size < 4 || at+size > uint64(len(bzImage)) {
+	if size < 4 || at+size > uint64(len(kernel)) {
 		return nil, errors.New("the payload is outside of the image")
 	}
-	payload := bzImage[at : at+size-4]
+	payload := kernel[at : at+size-4]
 	switch {
 	case bytes.HasPrefix(payload, []byte("\xfd7zXZ\x00")):
 		return unxz(payload)
@@ -180,10 +183,10 @@ func le32(b []byte) uint32 {
 }
 
 // initramfs writes a cpio archive ("newc"): the guest's folders, its /init, the
-// exporter, and the modules with their order in /modules.
-func initramfs(w io.Writer, initPath, exporterPath string, modules []module) error {
+// exporter, and the modules by folder, named so that they sort in load order.
+func initramfs(w io.Writer, initPath, exporterPath string, modules map[string][]module) error {
 	c := &cpio{w: w}
-	for _, dir := range []string{"dev", "proc", "sys", "tmp", "modules"} {
+	for _, dir := range []string{"dev", "proc", "sys", "tmp"} {
 		c.add(dir, fs.ModeDir|0o755, nil)
 	}
 	// The kernel opens it before /init mounts anything.
@@ -195,8 +198,11 @@ func initramfs(w io.Writer, initPath, exporterPath string, modules []module) err
 		}
 		c.add(name, 0o755, b)
 	}
-	for i, m := range modules {
-		c.add(fmt.Sprintf("modules/%03d-%s.ko", i, m.name), 0o644, m.image)
+	for dir, list := range modules {
+		c.add(dir, fs.ModeDir|0o755, nil)
+		for i, m := range list {
+			c.add(fmt.Sprintf("%s/%03d-%s.ko", dir, i, m.name), 0o644, m.image)
+		}
 	}
 	c.add("TRAILER!!!", 0, nil)
 	return c.err

@@ -9,33 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
-
-// kernel is one of Debian's, as its metapackage names it.
-type kernel struct {
-	name   string // as in flags, recordings and tables
-	suite  string // of Debian
-	arch   string // Debian's word
-	meta   string // the metapackage, which depends on the newest kernel of its suite
-	goarch string
-}
-
-// kernels is every kernel of the lab, in ascending order. "sid" is whatever is
-// the newest.
-func kernels() []kernel {
-	amd64 := func(name, suite string) kernel {
-		return kernel{name: name, suite: suite, arch: "amd64", meta: "linux-image-amd64", goarch: "amd64"}
-	}
-	return []kernel{
-		amd64("5.10", "bullseye"),
-		amd64("6.1", "bookworm"),
-		{name: "6.1-686-pae", suite: "bookworm", arch: "i386", meta: "linux-image-686-pae", goarch: "386"},
-		amd64("6.12", "trixie"),
-		amd64("sid", "sid"),
-	}
-}
 
 // files is a kernel unpacked.
 type files struct {
@@ -47,7 +25,7 @@ type files struct {
 // fetch unpacks a kernel into the cache, unless it is there. It uses an apt state
 // of its own, and the archive that this machine's apt takes its packages from.
 func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
-	dir := filepath.Join(cache, k.name)
+	dir := filepath.Join(cache, k.name())
 	root := filepath.Join(dir, "root")
 	if f, err := k.unpacked(root); err == nil {
 		return f, nil
@@ -69,7 +47,7 @@ func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
 	if err != nil {
 		return files{}, err
 	}
-	sources := fmt.Sprintf("deb [arch=%s signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", k.arch, debian, k.suite)
+	sources := fmt.Sprintf("deb [arch=%s signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", k.debian, debian, k.suite)
 	for name, content := range map[string]string{"sources.list": sources, "status": ""} {
 		if err := os.WriteFile(filepath.Join(state, name), []byte(content), 0o644); err != nil {
 			return files{}, err
@@ -80,7 +58,7 @@ func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
 			"-q", "-o", "Dir::State=" + state, "-o", "Dir::State::Lists=" + filepath.Join(state, "lists"),
 			"-o", "Dir::State::status=" + filepath.Join(state, "status"), "-o", "Dir::Cache=" + filepath.Join(state, "cache"),
 			"-o", "Dir::Etc::SourceList=" + filepath.Join(state, "sources.list"), "-o", "Dir::Etc::SourceParts=/dev/null",
-			"-o", "APT::Architecture=" + k.arch, "-o", "APT::Architectures=" + k.arch, "-o", "Acquire::Languages=none",
+			"-o", "APT::Architecture=" + k.debian, "-o", "APT::Architectures=" + k.debian, "-o", "Acquire::Languages=none",
 			"-o", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false", "-o", "Acquire::Retries=3",
 		}
 		return command(ctx, filepath.Join(state, "packages"), args[0], append(options, args[1:]...)...)
@@ -88,13 +66,13 @@ func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
 	if _, err := apt("apt-get", "update", "--error-on=any"); err != nil {
 		return files{}, fmt.Errorf("no lists of packages from %s, the archive that apt of this machine is set up with: %w", debian, err)
 	}
-	meta, err := apt("apt-cache", "show", k.meta)
+	known, err := apt("apt-cache", "pkgnames", "linux-image-"+k.version)
 	if err != nil {
 		return files{}, err
 	}
-	name := dependency(meta, "linux-image-")
+	name := k.newest(strings.Fields(known))
 	if name == "" {
-		return files{}, fmt.Errorf("%s of %s depends on no kernel", k.meta, k.suite)
+		return files{}, fmt.Errorf("%s of %s has no linux-image-%s*-%s", debian, k.suite, k.version, k.flavour)
 	}
 	names := []string{name}
 	// Since Debian 14 the modules are a package of their own.
@@ -149,7 +127,9 @@ func (k kernel) unpacked(root string) (files, error) {
 	f := files{modules: modules[0], release: filepath.Base(filepath.Dir(modules[0]))}
 	for _, f.vmlinuz = range []string{
 		filepath.Join(root, "boot", "vmlinuz-"+f.release),
+		filepath.Join(root, "boot", "vmlinux-"+f.release), // ppc64el
 		filepath.Join(filepath.Dir(f.modules), "vmlinuz"), // since Debian 14
+		filepath.Join(filepath.Dir(f.modules), "vmlinux"),
 	} {
 		if _, err := os.Stat(f.vmlinuz); err == nil {
 			return f, nil
@@ -170,6 +150,32 @@ func archive(ctx context.Context) (string, error) {
 		}
 	}
 	return "", errors.New("apt of this machine knows no archive of Debian: add one to its sources, and run apt-get update")
+}
+
+// newest returns the package of the newest kernel of this version and flavour, such as
+// linux-image-6.12.107+deb13-arm64-16k or linux-image-5.10.0-32-amd64, or "".
+func (k kernel) newest(packages []string) string {
+	ours := regexp.MustCompile(`^linux-image-` + regexp.QuoteMeta(k.version) + `(?:[^0-9-][^-]*)?(?:-[0-9][^-]*)?-` + regexp.QuoteMeta(k.flavour) + `$`)
+	newest := ""
+	for _, name := range packages {
+		if ours.MatchString(name) && (newest == "" || compareVersions(name, newest) > 0) {
+			newest = name
+		}
+	}
+	return newest
+}
+
+// compareVersions compares the numbers in two versions: 6.12 is newer than 6.2.
+func compareVersions(a, b string) int {
+	numbers := func(version string) []int {
+		var all []int
+		for _, digits := range regexp.MustCompile(`[0-9]+`).FindAllString(version, -1) {
+			n, _ := strconv.Atoi(digits)
+			all = append(all, n)
+		}
+		return all
+	}
+	return slices.Compare(numbers(a), numbers(b))
 }
 
 // dependency finds the package with a prefix in the field Depends of the first
@@ -215,8 +221,8 @@ func debianPackage(program string) string {
 		return "apt"
 	case "dpkg-deb":
 		return "dpkg"
-	case "qemu-system-x86_64", "qemu-system-i386":
-		return "qemu-system-x86"
+	case "qemu-system-x86_64":
+		return "qemu-system-x86" // other emulators are named like their package
 	}
 	return program
 }

@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -39,8 +40,8 @@ func run(args []string, out io.Writer) error {
 		cacheHome = os.TempDir()
 	}
 	flags := flag.NewFlagSet("lab", flag.ExitOnError)
-	kernelNames := flags.String("kernels", names(kernels(), kernelName), "kernels to boot")
-	scenarioNames := flags.String("scenarios", names(scenario.All(), scenarioName), "scenarios to drive them through")
+	kernelNames := flags.String("kernels", "", "kernels to boot, `names` or all: "+names(kernels(), kernel.name)+" (default: what CI runs)")
+	scenarioNames := flags.String("scenarios", "", "scenarios to drive them through, `names` or all: "+names(scenario.All(), scenarioName))
 	jobs := flags.Int("jobs", runtime.NumCPU()+1, "guests at the same time")
 	timeout := flags.Duration("timeout", 3*time.Minute, "time that a guest may take")
 	cache := flags.String("cache", filepath.Join(cacheHome, "sockpressure-lab"), "folder for Debian's kernels; remove it to have the newest")
@@ -50,13 +51,9 @@ func run(args []string, out io.Writer) error {
 	if flags.NArg() > 0 || *jobs < 1 {
 		return errors.New("there are arguments, or --jobs is below 1")
 	}
-	wantedKernels, err := choose(kernels(), *kernelNames, kernelName)
+	wanted, err := plan(*kernelNames, *scenarioNames)
 	if err != nil {
-		return fmt.Errorf("--kernels: %w", err)
-	}
-	wantedScenarios, err := choose(scenario.All(), *scenarioNames, scenarioName)
-	if err != nil {
-		return fmt.Errorf("--scenarios: %w", err)
+		return err
 	}
 	if _, err := os.Stat("lab/init"); err != nil {
 		return errors.New("run it from the top folder of the repository: there is no lab/init here")
@@ -64,8 +61,10 @@ func run(args []string, out io.Writer) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	// Before anything is fetched for it.
-	if _, err := command(ctx, "", "qemu-system-x86_64", "--version"); err != nil {
-		return err
+	for _, t := range wanted {
+		if _, err := command(ctx, "", t.kernel.emulator, "--version"); err != nil {
+			return err
+		}
 	}
 
 	dir, err := os.MkdirTemp("", "lab-")
@@ -74,12 +73,13 @@ func run(args []string, out io.Writer) error {
 	}
 	defer os.RemoveAll(dir)
 	began := time.Now()
-	verdicts, err := experiment(ctx, out, wantedKernels, wantedScenarios, lab{
+	verdicts, err := experiment(ctx, out, wanted, lab{
 		cache: *cache, dir: dir, jobs: *jobs, timeout: *timeout, record: *record, pages: *pages,
 	})
 	if err != nil {
 		return err
 	}
+	printKernels(out, verdicts)
 	fmt.Fprintf(out, "%d guests in %v\n", len(verdicts), time.Since(began).Round(time.Second))
 	if *record {
 		if err := writeKernels("docs/kernels.md", verdicts); err != nil {
@@ -105,35 +105,59 @@ type lab struct {
 	pages      string // folder, empty if nobody wants any
 }
 
-// experiment takes every kernel through every scenario that is meant for it, and
-// writes a line for each as it ends. The verdicts are in the order of the lists.
-func experiment(ctx context.Context, out io.Writer, ks []kernel, ss []scenario.Scenario, l lab) ([]verdict, error) {
-	images := make([]image, len(ks))
-	failures := make([]error, len(ks))
-	var building sync.WaitGroup
-	for i, k := range ks {
-		building.Go(func() {
-			if images[i], failures[i] = k.build(ctx, l.cache, filepath.Join(l.dir, k.name)); failures[i] != nil {
-				failures[i] = fmt.Errorf("kernel %s: %w", k.name, failures[i])
-			}
-		})
+// trip is a kernel and the scenarios to drive it through.
+type trip struct {
+	kernel    kernel
+	scenarios []scenario.Scenario
+}
+
+// plan returns what the flags --kernels and --scenarios ask for. Without the first it
+// is the kernels of CI, without both each of them with its own scenarios.
+func plan(kernelNames, scenarioNames string) ([]trip, error) {
+	all := kernels()
+	if kernelNames == "" {
+		all = slices.DeleteFunc(all, func(k kernel) bool { return k.ci == "" })
 	}
-	building.Wait()
-	if err := errors.Join(failures...); err != nil {
+	ks, err := choose(all, cmp.Or(kernelNames, everything), kernel.name)
+	if err != nil {
+		return nil, fmt.Errorf("--kernels: %w", err)
+	}
+	var trips []trip
+	for _, k := range ks {
+		wanted := scenarioNames
+		if wanted == "" && kernelNames == "" {
+			wanted = k.ci
+		}
+		ss, err := choose(scenario.All(), cmp.Or(wanted, everything), scenarioName)
+		if err != nil {
+			return nil, fmt.Errorf("--scenarios: %w", err)
+		}
+		if ss = slices.DeleteFunc(ss, func(s scenario.Scenario) bool { return !k.runs(s) }); len(ss) > 0 {
+			trips = append(trips, trip{k, ss})
+		}
+	}
+	if len(trips) == 0 {
+		return nil, errors.New("--scenarios: none of them applies to these kernels")
+	}
+	return trips, nil
+}
+
+// experiment takes every kernel through its scenarios, and writes a line for each
+// as it ends. The verdicts are in the order of the plan.
+func experiment(ctx context.Context, out io.Writer, trips []trip, l lab) ([]verdict, error) {
+	images, err := build(ctx, trips, l)
+	if err != nil {
 		return nil, err
 	}
-
 	type guest struct {
 		image    image
 		scenario scenario.Scenario
 		at       int
 	}
 	var guests []guest
-	for _, i := range images {
-		for _, s := range ss {
-			if s.Only == "" || s.Only == i.goarch {
-				guests = append(guests, guest{i, s, len(guests)})
-			}
+	for n, t := range trips {
+		for _, s := range t.scenarios {
+			guests = append(guests, guest{images[n], s, len(guests)})
 		}
 	}
 	verdicts := make([]verdict, len(guests))
@@ -169,28 +193,61 @@ func experiment(ctx context.Context, out io.Writer, ks []kernel, ss []scenario.S
 	return verdicts, ctx.Err()
 }
 
+// build makes the image of each trip's kernel, l.jobs at a time.
+func build(ctx context.Context, trips []trip, l lab) ([]image, error) {
+	compiled := map[string]programs{}
+	for _, t := range trips {
+		arch := t.kernel.goarch
+		if _, ok := compiled[arch]; ok {
+			continue
+		}
+		var err error
+		if compiled[arch], err = compile(ctx, arch, l.dir); err != nil {
+			return nil, err
+		}
+	}
+	images := make([]image, len(trips))
+	failures := make([]error, len(trips))
+	turns := make(chan struct{}, l.jobs)
+	var building sync.WaitGroup
+	for i, t := range trips {
+		building.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			k := t.kernel
+			if images[i], failures[i] = k.build(ctx, l.cache, filepath.Join(l.dir, k.name()), compiled[k.goarch]); failures[i] != nil {
+				failures[i] = fmt.Errorf("kernel %s: %w", k.name(), failures[i])
+			}
+		})
+	}
+	building.Wait()
+	return images, errors.Join(failures...)
+}
+
 // drive boots one guest and judges it.
 func drive(ctx context.Context, i image, s scenario.Scenario, l lab) verdict {
+	failed := verdict{image: i, scenario: s.Name, refusal: -1}
 	o, err := i.boot(ctx, s, l)
 	if err != nil {
-		v := verdict{kernel: i.name, release: i.release, scenario: s.Name, refusal: -1, failures: []string{err.Error()}}
+		failed.failures = []string{err.Error()}
 		if o != nil {
-			v.seconds, v.steps, v.hung = o.seconds, len(o.steps), o.hung
+			failed.seconds, failed.steps, failed.hung = o.seconds, len(o.steps), o.hung
 		}
-		return v
+		return failed
 	}
 	r, err := o.recording()
 	if err != nil {
-		return verdict{kernel: i.name, release: i.release, scenario: s.Name, refusal: -1, failures: []string{err.Error()}}
+		failed.failures = []string{err.Error()}
+		return failed
 	}
 	v := judge(o, r)
-	if l.record {
+	if l.record && i.records(s) {
 		if err := save(r); err != nil {
 			v.failures = append(v.failures, err.Error())
 		}
 	}
 	if l.pages != "" {
-		if err := o.savePages(filepath.Join(l.pages, i.name, s.Name)); err != nil {
+		if err := o.savePages(filepath.Join(l.pages, i.name(), s.Name)); err != nil {
 			v.failures = append(v.failures, err.Error())
 		}
 	}
@@ -199,6 +256,9 @@ func drive(ctx context.Context, i image, s scenario.Scenario, l lab) verdict {
 
 // choose takes the items of a list that are named, with commas between the names.
 func choose[T any](all []T, wanted string, name func(T) string) ([]T, error) {
+	if wanted == everything {
+		return all, nil
+	}
 	var chosen []T
 	for w := range strings.SplitSeq(wanted, ",") {
 		i := slices.IndexFunc(all, func(item T) bool { return name(item) == w })
@@ -217,7 +277,5 @@ func names[T any](all []T, name func(T) string) string {
 	}
 	return strings.Join(list, ",")
 }
-
-func kernelName(k kernel) string { return k.name }
 
 func scenarioName(s scenario.Scenario) string { return s.Name }

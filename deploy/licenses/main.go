@@ -59,7 +59,7 @@ func dependencies(dir string) ([]linked, error) {
 	var packages []linked
 	// What is linked depends on the platform a little. The licences are those of a
 	// release's every platform, so they are the same in each and on every machine.
-	for _, arch := range []string{"386", "amd64", "arm", "arm64"} {
+	for _, arch := range []string{"386", "amd64", "arm", "arm64", "ppc64le", "riscv64", "s390x"} {
 		out, err := golang(dir, arch, "list", "-deps", "-json=Dir,Module,Standard", ".")
 		if err != nil {
 			return nil, err

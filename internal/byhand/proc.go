@@ -62,13 +62,13 @@ func (r *Reader) Read() (Readings, error) {
 			p.Set(usage/limit, "saturation_ratio", "resource", resource)
 		}
 	}
-	p.hostView()
+	p.hostView(r.proc)
 	return p.result()
 }
 
 // hostView looks for what only the machine's first namespaces have: a limit, and
 // kernel threads, which have no program.
-func (p *pass) hostView() {
+func (p *pass) hostView(proc string) {
 	seen := func(path string) float64 {
 		if _, err := os.Stat(path); err != nil {
 			return 0
@@ -76,7 +76,7 @@ func (p *pass) hostView() {
 		return 1
 	}
 	network, processes := seen("/proc/sys/net/ipv4/tcp_mem"), 0.0
-	if strings.TrimSpace(p.text("/proc/2/comm")) == "kthreadd" {
+	if strings.TrimSpace(p.text(proc+"/2/comm")) == "kthreadd" {
 		processes = 1
 	}
 	p.Set(network, "host_network_namespace")

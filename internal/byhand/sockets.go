@@ -114,6 +114,7 @@ func Table() (Readings, error) {
 		p.Set(waiting, "accept_queue_length", "listener", at)
 	}
 	p.Set(float64(len(queues)), "tcp_listeners")
+	p.Set(float64(max(len(queues)-8192, 0)), "tcp_listeners_crowded")
 	p.ports(table)
 	return p.result()
 }

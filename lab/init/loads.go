@@ -1,6 +1,10 @@
 package main
 
-import "github.com/sockpressure/sockpressure_exporter/lab/scenario"
+import (
+	"os"
+
+	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
+)
 
 // load is what a scenario does to the kernel.
 type load struct {
@@ -46,6 +50,9 @@ func loads() map[string]func(*guest) (*load, error) {
 
 // share is n parts of the ramp of a limit.
 func share(n, limit int) int { return n * limit / scenario.Ramp }
+
+// pages converts bytes to pages.
+func pages(bytes int) int { return bytes / os.Getpagesize() }
 
 // Ports of the loads. They lie below those that the kernel hands out.
 const (

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -10,7 +11,8 @@ import (
 
 // udpMemory holds datagrams that nobody reads.
 func udpMemory(*guest) (*load, error) {
-	const low, each = 16384, 20
+	const each = 20
+	low := pages(64 << 20)
 	if err := setAll("net/ipv4/udp_mem", fmt.Sprintf("%d %d %d", low, low*4/3, low*2)); err != nil {
 		return nil, err
 	}
@@ -54,8 +56,8 @@ func udpMemory(*guest) (*load, error) {
 				return "", err
 			}
 			defer unix.Close(fd)
-			// A socket without any may have one, whatever the limit.
-			const few = 3
+			// Whatever the limit, a socket that holds nothing gets one page.
+			few := 3 + os.Getpagesize()/len(datagram)
 			for range few {
 				if err := unix.Sendto(sender, datagram, 0, at); err != nil {
 					return fmt.Sprintf("sendto: %v", err), nil

@@ -15,7 +15,8 @@ import (
 // tcpMemory holds data that nobody reads, in many connections of a little each:
 // under pressure the kernel allows each its share only.
 func tcpMemory(*guest) (*load, error) {
-	const high, each = 16384, 48 << 10
+	const each = 48 << 10
+	high := pages(64 << 20)
 	if err := setAll("net/ipv4/tcp_mem", fmt.Sprintf("%d %d %d", high/2, high*2/3, high), "net/core/somaxconn", "4096"); err != nil {
 		return nil, err
 	}

@@ -1,11 +1,12 @@
 // Command init is the first process of a guest of the lab, and the only one but
 // for the exporter and the workers that put a load on the kernel. It drives the
 // scenario that the kernel's command line names ("lab.scenario=...") and reports
-// in messages (see lab/scenario) to the second serial port.
+// in messages (see lab/scenario) to a virtio port.
 package main
 
 import (
 	"compress/gzip"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,14 +14,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
-
-const reportPort = "/dev/ttyS1"
 
 func main() {
 	if os.Getenv(workerMark) != "" {
@@ -41,7 +41,10 @@ func boot() error {
 			return fmt.Errorf("%s: %w", dir, err)
 		}
 	}
-	r, err := newReport(reportPort)
+	if err := loadModules(scenario.PortModules); err != nil {
+		return err
+	}
+	r, err := newReport()
 	if err != nil {
 		return err
 	}
@@ -56,7 +59,9 @@ func drive(r *report) error {
 	if err := unix.Uname(&name); err != nil {
 		return err
 	}
-	r.send(scenario.Message{Release: unix.ByteSliceToString(name.Release[:])})
+	r.send(scenario.Message{Machine: &scenario.Machine{
+		Release: unix.ByteSliceToString(name.Release[:]), PageSize: os.Getpagesize(), BigEndian: binary.NativeEndian.Uint16([]byte{0, 1}) == 1,
+	}})
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return err
@@ -90,7 +95,7 @@ func drive(r *report) error {
 			return fmt.Errorf("without modules: %w", err)
 		}
 	}
-	if err := loadModules(); err != nil {
+	if err := loadModules(scenario.Modules); err != nil {
 		return err
 	}
 	return g.run()
@@ -113,9 +118,9 @@ func chosen(words []string) (scenario.Scenario, error) {
 	return scenario.Scenario{}, errors.New("the kernel was told of no scenario")
 }
 
-// loadModules loads those of the archive, in the order of their file names.
-func loadModules() error {
-	paths, err := filepath.Glob("/modules/*.ko")
+// loadModules loads the modules in a folder of the archive, in the order of their names.
+func loadModules(dir string) error {
+	paths, err := filepath.Glob("/" + dir + "/*.ko")
 	if err != nil {
 		return err
 	}
@@ -165,28 +170,25 @@ func writeFile(path, value string) error {
 // sysctl sets one, its name with slashes.
 func sysctl(name, value string) error { return writeFile("/proc/sys/"+name, value) }
 
-// report writes messages to a serial port, packed: the port is slow.
+// report writes compressed messages to a virtio port.
 type report struct {
 	port *os.File
 	zip  *gzip.Writer
 	err  error
 }
 
-func newReport(path string) (*report, error) {
-	port, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return nil, err
+// newReport opens the port, which appears a moment after its driver is loaded.
+func newReport() (*report, error) {
+	const path = "/dev/vport0p1"
+	for end := time.Now().Add(fresh); ; time.Sleep(10 * time.Millisecond) {
+		port, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err == nil {
+			return &report{port: port, zip: gzip.NewWriter(port)}, nil
+		}
+		if time.Now().After(end) {
+			return nil, err
+		}
 	}
-	t, err := unix.IoctlGetTermios(int(port.Fd()), unix.TCGETS)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	t.Oflag &^= unix.OPOST // bytes, not text
-	t.Cflag = t.Cflag&^unix.CBAUD | unix.B115200
-	if err := unix.IoctlSetTermios(int(port.Fd()), unix.TCSETS, t); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return &report{port: port, zip: gzip.NewWriter(port)}, nil
 }
 
 // send writes a message through to the port: the guest may not live to end it.
@@ -199,13 +201,4 @@ func (r *report) send(m scenario.Message) {
 	}
 }
 
-func (r *report) close() error {
-	if err := r.zip.Close(); r.err == nil {
-		r.err = err
-	}
-	if r.err != nil {
-		return r.err
-	}
-	// Until all of it has left.
-	return unix.IoctlSetInt(int(r.port.Fd()), unix.TCSBRK, 1)
-}
+func (r *report) close() error { return errors.Join(r.err, r.zip.Close(), r.port.Close()) }

@@ -21,12 +21,9 @@ type Scenario struct {
 	Saturation float64
 	// Unprivileged runs the exporter as a user without capabilities.
 	Unprivileged bool
-	// Only is the one architecture that it is meant for, empty for all.
-	Only string
-	// Memory of the guest in MiB, 512 if it is 0.
-	Memory int
-	// CommandLine of the kernel, besides.
-	CommandLine string
+	// HighMemory limits the scenario to kernels with high memory, and leaves them
+	// little low memory.
+	HighMemory bool
 	// Disk is the size of an empty disk in MiB, 0 for none.
 	Disk int
 	// Healthy has nothing go wrong: no refusal, and no alert.
@@ -35,7 +32,6 @@ type Scenario struct {
 
 // All is every scenario.
 func All() []Scenario {
-	const pae = "386"
 	return []Scenario{
 		{
 			Name: "conntrack_entries", Resource: "conntrack_entries", Saturation: 1,
@@ -86,14 +82,14 @@ func All() []Scenario {
 		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Log: "Out of memory"},
 		{
 			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Log: "Out of memory",
-			Only: pae, Memory: 880, CommandLine: "highmem=680M",
+			HighMemory: true,
 		},
 
 		// Every collector must have read something that can be compared.
 		{Name: "idle", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
 		{Name: "busy", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
 		{Name: "burst", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
-		{Name: "page_cache", Healthy: true, Only: pae, Memory: 880, CommandLine: "highmem=680M", Disk: 300},
+		{Name: "page_cache", Healthy: true, HighMemory: true, Disk: 300},
 	}
 }
 
@@ -107,16 +103,30 @@ const (
 	After  = 4
 )
 
+// Folders of modules in the guest: PortModules are loaded first, so that it can report;
+// the idle scenario looks at the kernel before it loads Modules.
+const (
+	PortModules = "portmodules"
+	Modules     = "modules"
+)
+
 // WantStatus on the kernel's command line makes the guest report the status page of
 // each step too.
 const WantStatus = "lab.status"
 
 // Message is what the guest writes, as a line of JSON each.
 type Message struct {
-	Release string `json:",omitempty"` // uname -r, the first
-	Step    *Step  `json:",omitempty"`
-	Done    *Done  `json:",omitempty"` // the last, if all went well
-	Error   string `json:",omitempty"` // the last, if not
+	Machine *Machine `json:",omitempty"` // the first
+	Step    *Step    `json:",omitempty"`
+	Done    *Done    `json:",omitempty"` // the last, if all went well
+	Error   string   `json:",omitempty"` // the last, if not
+}
+
+// Machine is what the guest runs on.
+type Machine struct {
+	Release   string // uname -r
+	PageSize  int    // in bytes
+	BigEndian bool
 }
 
 // Step is the kernel and the exporter after a step of the load.
