@@ -223,7 +223,7 @@ func TestLogReader(t *testing.T) {
 			case <-time.After(patience):
 				t.Error("it does not stop")
 				_ = cmd.Process.Kill()
-				<-ended
+				t.Log(<-ended)
 			}
 		})
 	}
