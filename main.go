@@ -139,8 +139,7 @@ const (
 
 // serve answers scrapes until ctx ends.
 func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logger) error {
-	// Whoever read its log may go away: it goes on. A check ends, as commands do.
-	signal.Ignore(syscall.SIGPIPE)
+	logWithoutReader(c.log.Writer)
 	logger.Info("Starting "+name, "version", versionInfo())
 	// The first read opens every file, while that is still possible.
 	first, cancel := context.WithTimeout(ctx, firstRead)

@@ -157,6 +157,24 @@ func TestLogReader(t *testing.T) {
 			_ = r.Close()
 			return w
 		},
+		"pipe that nobody reads": func(t *testing.T) *os.File {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				_ = r.Close()
+				_ = w.Close()
+			})
+			// There is room for a page of it, of which most is taken.
+			if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Write(make([]byte, os.Getpagesize()-500)); err != nil {
+				t.Fatal(err)
+			}
+			return w
+		},
 		"full disk": func(t *testing.T) *os.File {
 			f, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 			if err != nil {
@@ -179,28 +197,48 @@ func TestLogReader(t *testing.T) {
 			go func() { ended <- cmd.Wait() }()
 			e := &exporter{t: t, url: "http://" + address, cmd: cmd}
 			served := 0
-			for end := time.Now().Add(patience); served < 5 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			for end := time.Now().Add(patience); served < 50 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 				select {
 				case err := <-ended:
 					t.Fatal("it ended:", err)
 				default:
 				}
+				sendNonsense(address)
 				got, err := e.send(http.DefaultClient, http.MethodGet, e.url+"/metrics", nil)
 				if err == nil && got.status == http.StatusOK {
 					served++
 				}
 			}
-			if served < 5 {
+			if served < 50 {
 				t.Error("it does not answer")
 			}
 			if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
-			if err := <-ended; err != nil {
-				t.Error("it did not stop in order:", err)
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Error("it did not stop in order:", err)
+				}
+			case <-time.After(patience):
+				t.Error("it does not stop")
+				_ = cmd.Process.Kill()
+				t.Log(<-ended)
 			}
 		})
 	}
+}
+
+// sendNonsense has the exporter write a line of log at its level debug, by a client
+// that does not take its page.
+func sendNonsense(address string) {
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.(*net.TCPConn).SetLinger(0)
+	_, _ = c.Write([]byte("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))
 }
 
 // freeAddress is one of loopback that nobody listens on.

@@ -274,6 +274,7 @@ func TestClientOf(t *testing.T) {
 // there are never too many, and that only a client with the most loses one.
 func FuzzConnections(f *testing.F) {
 	f.Add([]byte("\x00\x10\x20\x30\x01\x02\x03\x11\x00\x00\x00"))
+	f.Add([]byte("02801720"))
 	f.Fuzz(func(t *testing.T, events []byte) {
 		const limit = 4
 		open := map[net.Conn]http.ConnState{}
@@ -307,7 +308,7 @@ func FuzzConnections(f *testing.F) {
 						}
 					}
 					for other, s := range open {
-						if has[other.(*stub).client] != has[o.(*stub).client] {
+						if other == conn || has[other.(*stub).client] != has[o.(*stub).client] {
 							continue
 						}
 						if state != http.StateIdle && s == http.StateIdle {

@@ -20,8 +20,7 @@ import (
 // pages makes pages of readings, a few at a time. Requests for the same one share
 // it.
 //
-// A page is made whole and sent afterwards: who does not read it has no turn
-// meanwhile.
+// A page is made whole and sent afterwards, so that a slow reader does not hold a turn.
 type pages struct {
 	turns   *turns
 	logger  *slog.Logger
@@ -90,7 +89,7 @@ func (p *pages) serve(w http.ResponseWriter, r *http.Request, wish wish) {
 		unavailable(w, err)
 		return
 	}
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	toRead(w)
 	maps.Copy(w.Header(), page.header)
 	w.Header().Set("Content-Length", strconv.Itoa(len(page.body)))
 	w.WriteHeader(page.status)
@@ -99,12 +98,19 @@ func (p *pages) serve(w http.ResponseWriter, r *http.Request, wish wish) {
 	}
 }
 
+// toRead gives a client its time to read an answer, however long that was in the
+// making.
+func toRead(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+}
+
 // unavailable tells a client to come again.
 func unavailable(w http.ResponseWriter, err error) {
 	why := "no turn came in time, try again later"
 	if errors.Is(err, errRefused) {
 		why = "too many requests are waiting, try again later"
 	}
+	toRead(w)
 	// A page that renews itself goes on doing so.
 	w.Header().Set("Refresh", strconv.Itoa(refresh))
 	w.Header().Set("Retry-After", strconv.Itoa(refresh))
