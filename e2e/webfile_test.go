@@ -35,6 +35,7 @@ func TestWebFile(t *testing.T) {
 }
 
 func testWebFile(t *testing.T, wrap func(*exec.Cmd), secure bool) {
+	needs.Check(t, "prlimit")
 	// Not below a folder that only this user may enter.
 	dir, err := os.MkdirTemp("", "sockpressure-web-")
 	if err != nil {
