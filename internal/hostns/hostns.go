@@ -107,6 +107,14 @@ func (h *Host) Do(fn func() error) error {
 // of fn becomes an error, for there is nobody else to recover it.
 func (h *Host) enter(fn func() error) (err error) {
 	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The main thread cannot end, and would stay in the namespace. While this
+		// goroutine holds it, another one gets another thread.
+		defer runtime.UnlockOSThread()
+		done := make(chan error, 1)
+		go func() { done <- h.enter(fn) }()
+		return <-done
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic in the host's network namespace: %v", p)
