@@ -82,6 +82,9 @@ const insideFlood = "SOCKPRESSURE_FLOOD_INSIDE"
 // expects what SECURITY.md promises. With -v it prints what was seen.
 func TestFlood(t *testing.T) {
 	needs.Check(t, needs.Root, "chrt", "ip")
+	if *floodAttack == "" {
+		needs.Check(t, needs.CI) // all of them take a minute
+	}
 	if os.Getenv(insideFlood) == "" {
 		// All of the test's threads have to be in the namespace, where this machine has
 		// sixteen million addresses.
