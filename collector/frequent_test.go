@@ -53,6 +53,7 @@ func TestFrequent(t *testing.T) {
 func FuzzFrequent(f *testing.F) {
 	f.Add([]byte("abcabcabdeabfga"), byte(3))
 	f.Add([]byte("aaaaaaaaaaaaaaaab"), byte(1))
+	f.Add([]byte("aaaaaaaaaaaaaaaabcde"), byte(3))
 	f.Add([]byte("abcdefghijklmnopqrstuvwxyzaaaaaaaaaaaaaabbbbbbbbbbbbbb"), byte(8))
 	f.Add([]byte("aabbccddeeffgghhiijj"), byte(4))
 	f.Fuzz(func(t *testing.T, stream []byte, size byte) {

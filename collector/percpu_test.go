@@ -32,9 +32,10 @@ func FuzzPerCPU(f *testing.F) {
 	)
 	op := func(what, cpu byte) byte { return what + operations*cpu }
 	f.Add([]byte{op(grow, 0), 9, op(grow, 1), 7, read, 0, op(grow, 0), 1, read, 0})
-	f.Add([]byte{op(growMuch, 0), 255, op(growMuch, 0), 1, read, 0, op(growMuch, 0), 100, read, 0})
+	f.Add([]byte{op(growMuch, 0), 255, read, 0, op(growMuch, 0), 101, read, 0}) // it wraps
 	f.Add([]byte{op(disappear, 1), 0, read, 0, op(grow, 1), 200, op(disappear, 1), 0, read, 0, op(grow, 1), 1, read, 0})
 	f.Add([]byte{op(grow, 0), 200, read, 0, reload, 0, op(grow, 0), 1, read, 0})
+	f.Add([]byte{op(growMuch, 0), 101, read, 0, reload, 0, op(grow, 0), 1, read, 0})
 	f.Add([]byte{op(grow, 0), 9, read, 0, forget, 0, op(grow, 0), 9, read, 0})
 	f.Fuzz(func(t *testing.T, program []byte) {
 		const counters = 2

@@ -28,7 +28,9 @@ type hostile struct {
 	// expire makes the walk's deadline pass.
 	expire func()
 
-	seq uint32
+	// closed is set once the descriptor was closed under the client, until it dials.
+	closed bool
+	seq    uint32
 	// owes is set while the last message of an answer is to come.
 	owes    bool
 	pending [][]byte // the datagrams of a good answer
@@ -92,11 +94,14 @@ func (h *hostile) dial() (sockdiag.Transport, error) {
 	if b, _ := h.draw(); b >= 250 {
 		return nil, h.errno()
 	}
-	h.owes, h.pending, h.unsure = false, nil, false
+	h.owes, h.pending, h.unsure, h.closed = false, nil, false, false
 	return h, nil
 }
 
 func (h *hostile) SetDeadline(time.Time) error {
+	if h.closed {
+		return unix.EBADF
+	}
 	if b, _ := h.draw(); b >= 250 {
 		return h.errno()
 	}
@@ -223,7 +228,9 @@ func (h *hostile) Receive(b []byte) (int, error) {
 		h.owes = false
 		return copy(b, result(unix.NLMSG_ERROR, seq, h.errno())), nil
 	case receiveError:
-		return 0, h.errno()
+		err := h.errno()
+		h.closed = err == unix.EBADF
+		return 0, err
 	default:
 		h.expire()
 		return 0, context.DeadlineExceeded
@@ -299,6 +306,7 @@ func FuzzWalk(f *testing.F) {
 		f.Add([]byte{0, 0, 0, oneSocket, what, 1, 0, 0, what, end}, true)
 	}
 	f.Add([]byte{0, 0, 0, failure, 1, 0, 0, oneSocket, end, 0, 0, oneSocket, deadline}, true)
+	f.Add([]byte{0, 0, 0, oneSocket, receiveError, 7}, false) // EBADF
 	f.Add([]byte{255, 0, 0, 255, 1, 0, 255, 1}, false)
 	f.Fuzz(func(t *testing.T, script []byte, sour bool) {
 		h := &hostile{t: t, script: script, mayVisit: map[uint16]bool{}, visited: map[uint16]bool{}}
