@@ -25,6 +25,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/exporter"
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/namespaces"
 )
@@ -93,7 +95,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 
-	return namespaces.Run(ctx, append(args, "--programs="+o.dir)...)
+	return namespaces.Run(ctx, unix.CLONE_NEWPID, append(args, "--programs="+o.dir)...)
 }
 
 // held is the load generator while it holds its sockets.

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/exporter"
@@ -83,7 +86,9 @@ func startLoad(ctx context.Context) (*load, error) {
 		return func() { _ = listener.Close() }, nil
 	})
 	l.comeAndGo(ctx, processesPerSecond, heldProcesses, &l.processes, func() (func(), error) {
-		cmd := exec.CommandContext(ctx, "sleep", "3600")
+		cmd := exec.CommandContext(ctx, "sleep", "60")
+		// It goes with the thread that started it, and that with the program.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := cmd.Start(); err != nil {
 			return nil, err
 		}
@@ -137,37 +142,44 @@ type scrapes struct {
 	sync.WaitGroup
 	kept, anew atomic.Int64
 	failed     atomic.Int64
-	collectors sync.Map // the failures of collectors, by their sample on the page
 
 	mutex sync.Mutex
 	first error
+	// zero counts the samples of success and supported that were 0.
+	zero map[string]int64
 }
 
 func (s *scrapes) String() string {
-	b := strings.Builder{}
-	fmt.Fprintf(&b, "%d over one connection, %d over new ones, %d failed; failures of collectors:", s.kept.Load(), s.anew.Load(), s.failed.Load())
-	none := true
-	s.collectors.Range(func(sample, n any) bool {
-		fmt.Fprintf(&b, " %v (%d times)", sample, n.(*atomic.Int64).Load()) //nolint:forcetypeassert // nothing else is stored
-		none = false
-		return true
-	})
-	if none {
-		b.WriteString(" none")
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d over one connection, %d over new ones, %d failed; collectors", s.kept.Load(), s.anew.Load(), s.failed.Load())
+	for _, sample := range slices.Sorted(maps.Keys(s.zero)) {
+		fmt.Fprintf(&b, " %s 0 (%d times)", sample, s.zero[sample])
+	}
+	if len(s.zero) == 0 {
+		b.WriteString(" without failures")
 	}
 	return b.String()
 }
 
-// err returns the first failure to fetch a page.
+// err returns the first failure to fetch a page, and the collectors that failed each
+// time, which were not tried.
 func (s *scrapes) err() error {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	return s.first
+	errs := []error{s.first}
+	for sample, n := range s.zero {
+		if strings.HasPrefix(sample, "success") && n >= s.kept.Load() {
+			errs = append(errs, fmt.Errorf("each time 0: %s", sample))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // startScrapes fetches pages until the context ends.
 func startScrapes(ctx context.Context, e *exporter.Exporter) *scrapes {
-	s := &scrapes{}
+	s := &scrapes{zero: map[string]int64{}}
 	s.each(ctx, time.Second, &s.kept, func(int) error {
 		page, _, err := e.Scrape(ctx, "")
 		if err != nil {
@@ -231,22 +243,22 @@ func (s *scrapes) read(page []byte) error {
 	if err != nil {
 		return err
 	}
-	const success = "sockpressure_scrape_collector_success"
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
 	found := false
 	for line := range strings.Lines(string(text)) {
-		if !strings.HasPrefix(line, success+"{") {
+		sample, ours := strings.CutPrefix(line, "sockpressure_scrape_collector_")
+		if !ours || !strings.HasPrefix(sample, "success{") && !strings.HasPrefix(sample, "supported{") {
 			continue
 		}
 		found = true
-		sample, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if value == "1" || value == "1.0" {
-			continue
+		sample, value, _ := strings.Cut(strings.TrimSpace(sample), " ")
+		if value == "0" || value == "0.0" {
+			s.zero[sample]++
 		}
-		n, _ := s.collectors.LoadOrStore(strings.TrimPrefix(sample, success), &atomic.Int64{})
-		n.(*atomic.Int64).Add(1) //nolint:forcetypeassert // nothing else is stored
 	}
 	if !found {
-		return errors.New("the page has no " + success)
+		return errors.New("the page has no collectors")
 	}
 	return nil
 }

@@ -8,9 +8,12 @@
 // are fetched each second over one connection and some over new ones. What the exporter
 // holds is printed at every --every, and at the end the first, the last and the largest
 // of each. It exits with 1 if the median of the last quarter is above that of the
-// first by more than the bounds that it prints, or if a page could not be had.
+// first by more than the bounds that it prints, if a page could not be had, or if a
+// collector failed each time.
 //
-// It needs root: all of it happens in namespaces of its own.
+// It needs root: all sockets are in a network namespace of its own. What the kernel has
+// for its first network namespace alone (tcp_mem, neighbours, the backlog of received
+// packets) is not read there.
 package main
 
 import (
@@ -29,6 +32,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/exporter"
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/namespaces"
@@ -78,7 +83,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 			return err
 		}
 	}
-	return namespaces.Run(ctx, append(args, "--program="+*program)...)
+	return namespaces.Run(ctx, 0, append(args, "--program="+*program)...)
 }
 
 // sample is what the exporter holds at one moment.
@@ -91,6 +96,11 @@ type sample struct {
 func soak(ctx context.Context, program string, lasts, every time.Duration, out io.Writer) (err error) {
 	if err := namespaces.Prepare(); err != nil {
 		return err
+	}
+	// In a process namespace the exporter would not read processes at all. So it sees
+	// the machine's, and this one as process 1, whose network it takes for the host's.
+	if err := unix.Mount("/proc/"+strconv.Itoa(os.Getpid()), "/proc/1", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount /proc/1: %w", err)
 	}
 	machine, err := exporter.Machine()
 	if err != nil {

@@ -21,10 +21,10 @@ const inside = "SOCKPRESSURE_BENCH_INSIDE"
 // Inside reports whether this program was started by Run.
 func Inside() bool { return os.Getenv(inside) != "" }
 
-// Run runs this program again, in a network namespace and in a process namespace whose
-// process 1 it is: the exporter takes the network namespace of process 1 for the
-// host's. It needs root.
-func Run(ctx context.Context, args ...string) error {
+// Run runs this program again, in a network namespace, a mount namespace, and those of
+// flags (CLONE_NEW...). In a process namespace it is process 1, whose network namespace
+// the exporter takes for the host's. It needs root.
+func Run(ctx context.Context, flags uintptr, args ...string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -34,14 +34,14 @@ func Run(ctx context.Context, args ...string) error {
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS,
+		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | flags,
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	return cmd.Run()
 }
 
-// Prepare makes the namespaces usable, from inside: a /proc of their own, and
-// loopback up.
+// Prepare makes the namespaces usable, from inside: a /proc that shows them,
+// and loopback up.
 func Prepare() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("mount: %w", err)
