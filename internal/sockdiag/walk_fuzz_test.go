@@ -16,9 +16,9 @@ import (
 )
 
 // hostile is a kernel that does what a script says, a byte for each thing that it is
-// asked for, and that keeps account of what a walk may make of it. When the script is
-// at its end, and in a good kernel, it gives the rest of the answer that it
-// owes; a good one answers requests.
+// asked for, and that keeps account of what a walk may make of it. At the end of the
+// script, and when it is good, it gives the rest of the answer that it owes. Requests it
+// answers only when it is good.
 type hostile struct {
 	t      *testing.T
 	script []byte
@@ -43,12 +43,14 @@ type hostile struct {
 	asked bool
 	// wrong is set by what must make the walk fail, or start over.
 	wrong bool
-	// unsure is set where any bytes were sent, and it is not known what they mean.
-	unsure bool
+	// Any bytes were sent, and it is not known what they mean: whether they ended the
+	// answer, and what they make of the walk.
+	unsureEnd, unsureWalk bool
 	// mayVisit are the sockets that were sent whole, in their turn, and before
 	// anything that is wrong.
 	mayVisit map[uint16]bool
 	visited  map[uint16]bool
+	visits   int
 }
 
 // The mistakes of a hostile kernel.
@@ -94,7 +96,7 @@ func (h *hostile) dial() (sockdiag.Transport, error) {
 	if b, _ := h.draw(); b >= 250 {
 		return nil, h.errno()
 	}
-	h.owes, h.pending, h.unsure, h.closed = false, nil, false, false
+	h.owes, h.pending, h.unsureEnd, h.closed = false, nil, false, false
 	return h, nil
 }
 
@@ -117,12 +119,12 @@ func (h *hostile) Send(m netlink.Message) (netlink.Message, error) {
 	if b, _ := h.draw(); b >= 250 {
 		return m, h.errno()
 	}
-	if h.owes && !h.unsure {
+	if h.owes && !h.unsureEnd {
 		h.t.Fatal("a request before the end of the last answer, which the kernel refuses with EBUSY")
 	}
 	h.seq++
 	m.Header.Sequence = h.seq
-	h.owes, h.asked, h.unsure, h.pending = true, true, false, nil
+	h.owes, h.asked, h.unsureEnd, h.pending = true, true, false, nil
 	if !h.good {
 		return m, nil
 	}
@@ -209,7 +211,7 @@ func (h *hostile) Receive(b []byte) (int, error) {
 	case noDatagram:
 		return 0, nil
 	case rawDatagram:
-		h.unsure = true
+		h.unsureEnd, h.unsureWalk = true, true
 		n := copy(b, h.script[:min(int(what), len(h.script))])
 		h.script = h.script[n:]
 		return n, nil
@@ -241,7 +243,7 @@ func (h *hostile) Receive(b []byte) (int, error) {
 // would wait until its deadline.
 func (h *hostile) receiveRest(b []byte) (int, error) {
 	if !h.owes {
-		if !h.unsure {
+		if !h.unsureEnd {
 			h.t.Fatal("a read where nothing is to come")
 		}
 		return 0, context.DeadlineExceeded
@@ -262,11 +264,12 @@ func (h *hostile) receiveRest(b []byte) (int, error) {
 func (h *hostile) Reset() {
 	clear(h.visited)
 	clear(h.mayVisit)
-	h.asked, h.wrong = false, false
+	h.asked, h.wrong, h.unsureWalk, h.visits = false, false, false, 0
 }
 
 func (h *hostile) Visit(s *sockdiag.Socket) {
-	if h.unsure {
+	h.visits++
+	if h.unsureWalk {
 		return
 	}
 	if !h.mayVisit[s.SourcePort] {
@@ -285,7 +288,7 @@ func (h *hostile) walk(ctx context.Context, c *sockdiag.Client) error {
 	h.sends = 2 * 3
 	h.receives = len(h.script) + 3*h.sends
 	err := c.Walk(deadlined{ctx}, sockdiag.Request{States: sockdiag.AllStates}, h)
-	if err == nil && !h.unsure {
+	if err == nil && !h.unsureWalk {
 		if h.wrong {
 			h.t.Error("no error, and an answer that is not whole")
 		}
@@ -317,8 +320,8 @@ func FuzzWalk(f *testing.F) {
 		if err := h.walk(t.Context(), c); err != nil {
 			t.Fatalf("over a good kernel: %v", err)
 		}
-		if len(h.visited) != unix.AF_INET+unix.AF_INET6 {
-			t.Errorf("%d sockets", len(h.visited))
+		if h.visits != unix.AF_INET+unix.AF_INET6 {
+			t.Errorf("%d sockets", h.visits)
 		}
 	})
 }
