@@ -48,6 +48,47 @@ func TestFrequent(t *testing.T) {
 	}
 }
 
+// FuzzFrequent counts any stream with a sketch of any size, and holds each count to the
+// bound of its error after each addition.
+func FuzzFrequent(f *testing.F) {
+	f.Add([]byte("abcabcabdeabfga"), byte(3))
+	f.Add([]byte("aaaaaaaaaaaaaaaab"), byte(1))
+	f.Add([]byte("aaaaaaaaaaaaaaaabcde"), byte(3))
+	f.Add([]byte("abcdefghijklmnopqrstuvwxyzaaaaaaaaaaaaaabbbbbbbbbbbbbb"), byte(8))
+	f.Add([]byte("aabbccddeeffgghhiijj"), byte(4))
+	f.Fuzz(func(t *testing.T, stream []byte, size byte) {
+		capacity := int(size%64) + 1
+		sketch := newFrequent[byte](capacity)
+		for range 2 { // a sketch is used again
+			sketch.reset()
+			exact := map[byte]uint32{}
+			for i, key := range stream {
+				sketch.add(key)
+				exact[key]++
+				if len(sketch.counts) > capacity {
+					t.Fatalf("%d keys in place of %d", len(sketch.counts), capacity)
+				}
+				for key := range sketch.counts {
+					if exact[key] == 0 {
+						t.Fatalf("key %d, which was never added", key)
+					}
+				}
+				for key, want := range exact {
+					got := sketch.counts[key]
+					if got > want {
+						t.Fatalf("after %d additions key %d has %d, exactly %d", i+1, key, got, want)
+					}
+					// Too low by less than 2 n / capacity, and exact while there is room.
+					low := int(want - got)
+					if low > 0 && (len(exact) <= capacity || low*capacity >= 2*(i+1)) {
+						t.Fatalf("capacity %d: after %d additions key %d has %d, exactly %d", capacity, i+1, key, got, want)
+					}
+				}
+			}
+		}
+	})
+}
+
 func BenchmarkFrequent(b *testing.B) {
 	for name, keys := range map[string]int{"one": 1, "thousand": 1000, "million": 1_000_000} {
 		b.Run(name, func(b *testing.B) {

@@ -28,11 +28,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/exporter"
+	"github.com/sockpressure/sockpressure_exporter/bench/internal/namespaces"
 )
-
-// inside is the variable by which the program knows that it is in its namespaces
-// already.
-const inside = "SOCKPRESSURE_BENCH_INSIDE"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -70,7 +67,7 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 		o.sizes = append(o.sizes, n)
 	}
-	if os.Getenv(inside) != "" {
+	if namespaces.Inside() {
 		return o.measure(ctx, "go run ./bench/scale", os.Stdout)
 	}
 	if os.Geteuid() != 0 {
@@ -98,50 +95,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, self, append(args, "--programs="+o.dir)...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	// A process namespace too, whose process 1 is this program: the exporter takes
-	// the network namespace of process 1 for the host's.
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS,
-		Pdeathsig:  syscall.SIGKILL,
-	}
-	return cmd.Run()
-}
-
-// prepare makes the namespaces usable: a /proc of their own, and loopback up.
-func prepare() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("mount: %w", err)
-	}
-	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
-		return fmt.Errorf("mount /proc: %w", err)
-	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
-		return fmt.Errorf("loopback up: %w", err)
-	}
-	return setSysctl("net/ipv4/tcp_max_tw_buckets", "2000000")
-}
-
-// setSysctl sets a sysctl of the network namespace alone.
-func setSysctl(name, value string) error {
-	return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0)
+	return namespaces.Run(ctx, unix.CLONE_NEWPID, append(args, "--programs="+o.dir)...)
 }
 
 // held is the load generator while it holds its sockets.

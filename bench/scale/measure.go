@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/exporter"
+	"github.com/sockpressure/sockpressure_exporter/bench/internal/namespaces"
 )
 
 // budgetRun is how long the exporter is scraped every second with its default
@@ -32,7 +33,10 @@ type cost struct {
 
 // measure runs every comparison and prints the tables.
 func (o *options) measure(ctx context.Context, command string, out io.Writer) error {
-	if err := prepare(); err != nil {
+	if err := namespaces.Prepare(); err != nil {
+		return err
+	}
+	if err := namespaces.SetSysctl("net/ipv4/tcp_max_tw_buckets", "2000000"); err != nil {
 		return err
 	}
 	machine, err := exporter.Machine()
@@ -56,7 +60,7 @@ func (o *options) measure(ctx context.Context, command string, out io.Writer) er
 	}
 	if o.outbound > 0 {
 		// More than the default range has.
-		if err := setSysctl("net/ipv4/ip_local_port_range", "1024 65535"); err != nil {
+		if err := namespaces.SetSysctl("net/ipv4/ip_local_port_range", "1024 65535"); err != nil {
 			return err
 		}
 		if _, err := o.scenario(ctx, out, fmt.Sprintf("%d outbound connections to one destination", o.outbound), 2*o.outbound, "--outbound", fmt.Sprintf("--connections=%d", o.outbound)); err != nil {

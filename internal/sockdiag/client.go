@@ -139,8 +139,9 @@ func (c *Client) dump(ctx context.Context, m netlink.Message, r Request, v Visit
 		return err
 	}
 	if c.answering {
-		// The kernel takes no request before it has given the last answer.
-		if err := c.receive(ctx, nil); err != nil && !isRefused(err) {
+		// The kernel takes no request before it has given the last answer. Nobody
+		// waits for that any more, so an error at its end is none of this walk.
+		if err := c.receive(ctx, nil); c.answering {
 			return err
 		}
 	}

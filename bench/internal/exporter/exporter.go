@@ -41,10 +41,10 @@ func GoTool(ctx context.Context, dir, verb string, args ...string) error {
 // Exporter is a running exporter.
 type Exporter struct {
 	Path string
+	URL  string // of its pages, without the path
 
 	cmd    *exec.Cmd
 	log    chan struct{} // closed at the end of the log
-	url    string
 	client *http.Client
 }
 
@@ -81,7 +81,7 @@ func Start(ctx context.Context, path string, args ...string) (*Exporter, error) 
 	}()
 	select {
 	case a := <-listening:
-		e.url = "http://" + a + "/metrics"
+		e.URL = "http://" + a
 		return e, nil
 	case <-e.log:
 		return nil, errors.Join(fmt.Errorf("%s ended: %s", path, last), e.cmd.Wait())
@@ -107,7 +107,7 @@ func (e *Exporter) Stop() error {
 // Scrape fetches the page as Prometheus 3 does, over a connection that is kept,
 // and returns it as it came, in gzip, and how long that took.
 func (e *Exporter) Scrape(ctx context.Context, query string) (page []byte, took time.Duration, err error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url+query, http.NoBody)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, e.URL+"/metrics"+query, http.NoBody)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -170,4 +170,25 @@ func (e *Exporter) PeakMemory() (uint64, error) {
 	}
 	status, err := p.NewStatus()
 	return status.VmHWM, err
+}
+
+// Held is what a process holds.
+type Held struct {
+	Memory      int // resident, in bytes
+	Descriptors int
+	Threads     int
+}
+
+// Held returns what the exporter holds now.
+func (e *Exporter) Held() (Held, error) {
+	p, err := procfs.NewProc(e.cmd.Process.Pid)
+	if err != nil {
+		return Held{}, err
+	}
+	stat, err := p.Stat()
+	if err != nil {
+		return Held{}, err
+	}
+	descriptors, err := p.FileDescriptorsLen()
+	return Held{stat.ResidentMemory(), descriptors, stat.NumThreads}, err
 }
