@@ -104,26 +104,37 @@ type simulated struct {
 	Recorded map[string][3]*[2]time.Duration
 }
 
-// judged is what came of the recordings: from testdata, or anew if that is to be
-// renewed or there is time to see that it is right.
+// times are those of an outcome that are kept.
+func (o outcome) times() [3]*[2]time.Duration {
+	var times [3]*[2]time.Duration
+	for i, f := range []*firing{o.warning, o.critical, o.met} {
+		if f != nil {
+			times[i] = &[2]time.Duration{f.first, f.last}
+		}
+	}
+	return times
+}
+
+// judged is what came of the recordings: what is kept of them, which TestLeadTimes holds
+// to what they do. With -update the new ones are added, or all are made anew.
 func judged(t *testing.T, failures []*recording.Recording) []outcome {
 	t.Helper()
 	s := readKept(t)
-	missing := func(r *recording.Recording) bool { _, ok := s.Recorded[instance(r)]; return !ok }
-	if needs.InCI() || *anew == "recordings" || *update && slices.ContainsFunc(failures, missing) {
+	if *update {
+		before := s.Recorded
 		s.Recorded = map[string][3]*[2]time.Duration{}
-		for _, o := range judge(t, failures, step) {
-			var times [3]*[2]time.Duration
-			for i, f := range []*firing{o.warning, o.critical, o.met} {
-				if f != nil {
-					times[i] = &[2]time.Duration{f.first, f.last}
-				}
+		var missing []*recording.Recording
+		for _, r := range failures {
+			if times, ok := before[instance(r)]; ok && *anew != "recordings" {
+				s.Recorded[instance(r)] = times
+			} else {
+				missing = append(missing, r)
 			}
-			s.Recorded[instance(o.recording)] = times
 		}
-		if *update {
-			s.keep(t)
+		for _, o := range judge(t, missing, step) {
+			s.Recorded[instance(o.recording)] = o.times()
 		}
+		s.keep(t)
 	}
 	var outcomes []outcome
 	for _, r := range failures {
