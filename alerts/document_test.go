@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
