@@ -98,17 +98,17 @@ type simulated struct {
 	Leads map[string]leads
 	// Weeks are by host: how many alerts of each severity began to fire in a week.
 	Weeks map[string]map[string]int
-	// Recorded are by recording: the first and last time of the ticket, of the page and of
-	// what tells of the refusal.
-	Recorded map[string][3]*[2]time.Duration
+	// Recorded are by recording: when the ticket, the page and what tells of the refusal first
+	// fired.
+	Recorded map[string][3]*time.Duration
 }
 
 // times are those of an outcome that are kept.
-func (o outcome) times() [3]*[2]time.Duration {
-	var times [3]*[2]time.Duration
+func (o outcome) times() [3]*time.Duration {
+	var times [3]*time.Duration
 	for i, f := range []*firing{o.warning, o.critical, o.met} {
 		if f != nil {
-			times[i] = &[2]time.Duration{f.first, f.last}
+			times[i] = &f.first
 		}
 	}
 	return times
@@ -121,7 +121,7 @@ func judged(t *testing.T, failures []*recording.Recording) []outcome {
 	s := readKept(t)
 	if *update {
 		before := s.Recorded
-		s.Recorded = map[string][3]*[2]time.Duration{}
+		s.Recorded = map[string][3]*time.Duration{}
 		var missing []*recording.Recording
 		for _, r := range failures {
 			if times, ok := before[instance(r)]; ok && *anew != "recordings" {
@@ -144,7 +144,7 @@ func judged(t *testing.T, failures []*recording.Recording) []outcome {
 		o := outcome{recording: r}
 		for i, to := range []**firing{&o.warning, &o.critical, &o.met} {
 			if times[i] != nil {
-				*to = &firing{first: times[i][0], last: times[i][1]}
+				*to = &firing{first: *times[i]}
 			}
 		}
 		outcomes = append(outcomes, o)
