@@ -2,6 +2,7 @@ package alerts
 
 import (
 	"cmp"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -14,56 +15,17 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-var update = flag.Bool("update", false, "write docs/alerts.md anew")
+var (
+	update = flag.Bool("update", false, "write docs/alerts.md anew")
+	anew   = flag.String("simulate", "", "with -update, simulate anew what docs/alerts.md has of \"recordings\", \"ramps\" or \"hosts\"; up to an hour")
+)
 
 // introduction is the part of docs/alerts.md that is written by hand.
-const introduction = `# Alerts
+func introduction(t *testing.T) string {
+	return strings.ReplaceAll(read(t, "testdata/introduction.md"), "$VERSION", strings.TrimSpace(read(t, "../VERSION")))
+}
 
-<!-- Generated from alerts/*.rules.yml and lab/recordings. Renew it with: go test ./alerts -update -->
-
-The files alerts/*.rules.yml are plain rule files for Prometheus 2.42 or newer, one for each theme. Any of them works
-without the others. Every alert has its section in [runbooks.md](runbooks.md).
-
-` + "```yaml" + `
-scrape_configs:
-  - job_name: sockpressure # SockPressureExporterDown looks for this word in the name of the job
-    scrape_interval: 15s
-    static_configs:
-      - targets: ["localhost:10058"]
-rule_files:
-  - /etc/prometheus/sockpressure/*.rules.yml
-` + "```" + `
-
-For a cluster with the Prometheus operator, ` + "`go run ./alerts/prometheusrule`" + ` writes the same rules as one
-PrometheusRule object; ` + "`-namespace`" + ` and ` + "`-label`" + ` give it what your Prometheus selects rules by.
-[alerts/alertmanager.yml](../alerts/alertmanager.yml) is an example for Alertmanager: routes by severity, and what
-silences what.
-
-## How they are made
-
-- **Severity.** critical pages somebody, warning writes a ticket, info is for the record. The warning and the critical
-  form of an alert have one name, so that one inhibit rule lets the page silence the ticket.
-- **Stage.** near: usage has come close to the limit. forecast: it will, at this pace. met: the kernel refuses,
-  drops or kills, by its own counters.
-- **Levels** are those of [metrics.md](metrics.md), one by one: orphans hurt from a quarter of their limit on, TCP memory
-  from the pressure threshold on, an accept queue at its limit and not before. A limit that is 0, unlimited or not
-  enforced has no saturation, and raises no alert.
-- **Time.** A limit can go from idle to full within ten minutes. So ` + "`for`" + ` is short: 30 s for levels that no burst
-  reaches, 90 s for those of 70 percent, minutes for orphans and memory. What keeps an alert from going on and off
-  is ` + "`keep_firing_for`" + `, and it also bridges scrapes that fail.
-- **Counters** look back 5 minutes and fire at the first count, so they work with scrape intervals up to a minute. A
-  counter that has causes besides the limit fires only if the limit was seen near as well: conntrack drops also rise
-  with every failed insert, aborts on memory with orphans too, reassembly failures with lost fragments, OOM kills with
-  a memory cgroup's own limit.
-
-## The alerts
-
-` + "`for`" + ` in the order of the severities.
-
-`
-
-// TestDocument holds docs/alerts.md to the rules and to the recordings, and the rules
-// to their promise on those.
+// TestDocument holds docs/alerts.md to the rules and to the recordings.
 func TestDocument(t *testing.T) {
 	const path = "../docs/alerts.md"
 	got := document(t)
@@ -87,7 +49,7 @@ func TestDocument(t *testing.T) {
 func document(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString(introduction)
+	b.WriteString(introduction(t))
 	rules := readRules(t)
 	alertTable(&b, rules)
 
@@ -101,6 +63,9 @@ func document(t *testing.T) string {
 		"instance:sockpressure_refusals:rate5m":           "each node: all of it",
 		"job_resource:sockpressure_refusals:rate5m":       "each limit: all nodes",
 		"instance:sockpressure_collectors_failing:count":  "each node: collectors that fail",
+		"instance_resource:sockpressure_saturation:max1h": "each node and limit: the highest of an hour, from few points; forecasts compare with these",
+		"instance_resource:sockpressure_saturation:max1d": "the same of a day",
+		"instance_resource:sockpressure_saturation:max1w": "the same of a week",
 	}
 	for _, r := range rules {
 		if r.Record != "" && !seen[r.Record] {
@@ -115,18 +80,178 @@ func document(t *testing.T) string {
 		t.Errorf("docs/alerts.md has %d recording rules, there are %d", len(meaning), len(seen))
 	}
 
-	b.WriteString("\n## Lead times\n\n")
-	all := readRecordings(t)
+	simulations(t, &b)
+	b.WriteString("\n## Recordings of real kernels\n\n")
+	all := recordings(t, "*")
 	failures := slices.DeleteFunc(slices.Clone(all), func(r *recording.Recording) bool { return r.Refusal < 0 })
 	if len(failures) == 0 {
-		t.Fatal("lab/recordings has no failures: nothing to evaluate")
+		b.WriteString("Nothing has been recorded yet.\n")
+		return b.String()
 	}
-	outcomes := judge(t, failures, step)
-	for _, o := range outcomes {
-		o.check(t)
-	}
-	leadTimes(&b, outcomes)
+	leadTimes(&b, judged(t, failures))
 	return b.String()
+}
+
+// simulated is what came of ramps and of weeks of quiet hosts, as kept in testdata.
+type simulated struct {
+	// Leads are by resource, duration of the ramp and scrape interval.
+	Leads map[string]leads
+	// Weeks are by host: how many alerts of each severity began to fire in a week.
+	Weeks map[string]map[string]int
+	// Recorded are by recording: when the ticket, the page and what tells of the refusal first
+	// fired.
+	Recorded map[string][3]*time.Duration
+}
+
+// times are those of an outcome that are kept.
+func (o outcome) times() [3]*time.Duration {
+	var times [3]*time.Duration
+	for i, f := range []*firing{o.warning, o.critical, o.met} {
+		if f != nil {
+			times[i] = &f.first
+		}
+	}
+	return times
+}
+
+// judged is what came of the recordings: what is kept of them, which TestLeadTimes holds
+// to what they do. With -update the new ones are added, or all are made anew.
+func judged(t *testing.T, failures []*recording.Recording) []outcome {
+	t.Helper()
+	s := readKept(t)
+	if *update {
+		before := s.Recorded
+		s.Recorded = map[string][3]*time.Duration{}
+		var missing []*recording.Recording
+		for _, r := range failures {
+			if times, ok := before[instance(r)]; ok && *anew != "recordings" {
+				s.Recorded[instance(r)] = times
+			} else {
+				missing = append(missing, r)
+			}
+		}
+		for _, o := range judge(t, missing, step) {
+			s.Recorded[instance(o.recording)] = o.times()
+		}
+		s.keep(t)
+	}
+	var outcomes []outcome
+	for _, r := range failures {
+		times, ok := s.Recorded[instance(r)]
+		if !ok {
+			t.Errorf("nothing is kept of %s: go test ./alerts -update", instance(r))
+		}
+		o := outcome{recording: r}
+		for i, to := range []**firing{&o.warning, &o.critical, &o.met} {
+			if times[i] != nil {
+				*to = &firing{first: *times[i]}
+			}
+		}
+		outcomes = append(outcomes, o)
+	}
+	return outcomes
+}
+
+const kept = "testdata/simulated.json"
+
+func readKept(t *testing.T) simulated {
+	t.Helper()
+	var s simulated
+	if err := json.Unmarshal([]byte(read(t, kept)), &s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s simulated) keep(t *testing.T) {
+	t.Helper()
+	text, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(kept, append(text, '\n'), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func leadKey(resource string, fill, scrape time.Duration) string {
+	return fmt.Sprintf("%s, %s, %s", resource, short(fill), short(scrape))
+}
+
+// readSimulated reads what was simulated, or simulates it anew.
+func readSimulated(t *testing.T) simulated {
+	t.Helper()
+	s := readKept(t)
+	switch *anew {
+	case "", "recordings":
+		return s
+	case "ramps":
+		for _, scrape := range scrapes() {
+			for _, fill := range fills() {
+				for resource, l := range simulateRamps(t, fill, scrape) {
+					s.Leads[leadKey(resource, fill, scrape)] = l
+				}
+			}
+		}
+	case "hosts":
+		s.Weeks = map[string]map[string]int{}
+		for _, f := range simulateHosts(t, 7*24*time.Hour, 5*time.Minute) {
+			if s.Weeks[f.instance] == nil {
+				s.Weeks[f.instance] = map[string]int{}
+			}
+			s.Weeks[f.instance][f.severity] += f.times
+		}
+	default:
+		t.Fatalf("-simulate=%s: want recordings, ramps or hosts", *anew)
+	}
+	s.keep(t)
+	return s
+}
+
+// simulations writes the tables of lead times and of false alarms.
+func simulations(t *testing.T, b *strings.Builder) {
+	t.Helper()
+	s := readSimulated(t)
+	b.WriteString(`
+## Lead times
+
+Of a limit that fills evenly from 20 percent: how long before the refusal the page / the ticket fires, at the worst phase
+of scrapes, evaluations (every 15 s) and ramp. A minus is after it. CI requires a page a minute before the refusal for
+every ramp of 5 minutes and longer that is scraped every 15 s, a page or a ticket before it for one of 2 minutes, and an
+alert that tells of it within two scrapes at any pace.
+`)
+	for _, scrape := range scrapes() {
+		fmt.Fprintf(b, "\nScraped every %s:\n\n| limit |", short(scrape))
+		for _, fill := range fills() {
+			fmt.Fprintf(b, " %s |", short(fill))
+		}
+		fmt.Fprintf(b, "\n|---|%s\n", strings.Repeat("---|", len(fills())))
+		for _, l := range limits() {
+			fmt.Fprintf(b, "| %s |", l.Resource)
+			for _, fill := range fills() {
+				cell := "not simulated"
+				if l, ok := s.Leads[leadKey(l.Resource, fill, scrape)]; ok {
+					cell = show(l.Page) + " / " + show(l.Ticket)
+				}
+				fmt.Fprintf(b, " %s |", cell)
+			}
+			b.WriteString("\n")
+		}
+	}
+	b.WriteString(`
+## False alarms
+
+What healthy hosts raise in a simulated week, scraped every minute and evaluated every five; CI simulates a day of each,
+scraped every 15 s and evaluated every minute. Nobody is paged, and no alert fires and resolves more than once an hour; a
+ticket is said to be right where usage is at a warning level, or where a process was killed.
+
+| host | pages | tickets | for the record | |
+|---|---|---|---|---|
+`)
+	for _, h := range quietHosts() {
+		w := s.Weeks[h.name]
+		fmt.Fprintf(b, "| %s | %d | %d | %d | %s |\n", h.about, w[Critical], w[Warning], w[Info], h.ticket)
+	}
 }
 
 // alertTable writes one row for each name.
@@ -189,21 +314,21 @@ func leadTimes(b *strings.Builder, outcomes []outcome) {
 	}
 	fmt.Fprintf(b, `Each failure was brought about on real kernels: a program drives one limit from idle to the first refusal, laid
 out as ten minutes at a scrape every %s, and Prometheus's rule engine goes through what the exporter showed.
-CI requires that a warning or a page fires at least %s before the first refusal, that what the kernel counts is told
+CI requires that the page fires at least %s before the first refusal, that what the kernel counts is told
 within %s after it, and that a day of healthy hosts (idle, busy, bursts, page cache) raises no alert but info.
 
-How long before the first refusal the first warning or page fired:
+How long before the first refusal the page / the ticket fired:
 
 `, short(step), short(leadTime), short(toldAfter))
 	table("scenario", func(o outcome) (text, note string) {
-		if why := unforeseen(o.recording); why != "" {
+		why := unforeseen(o.recording.Resource)
+		if why != "" {
 			return "–", why
 		}
-		lead, ok := o.lead()
-		if !ok {
-			return "none", ""
+		if unpaged(o.recording.Resource) {
+			why = "a ticket is all that it is worth"
 		}
-		return short(lead), ""
+		return show(o.lead(o.critical)) + " / " + show(o.lead(o.warning)), why
 	})
 	b.WriteString("\nHow long after it the counters raised their alert; where the kernel counts nothing, the page had to stand by then:\n\n")
 	table("scenario", func(o outcome) (text, note string) {
@@ -260,9 +385,9 @@ func TestLeadTimeTables(t *testing.T) {
 	})
 	want := `| scenario | 6.1 | 6.12 | |
 |---|---|---|---|
-| file_descriptors |  | 2m30s |  |
+| file_descriptors |  | 1m / 2m30s |  |
 | netdev_backlog |  | – | a moment's length: over before a scrape sees it |
-| tcp_memory | 1m | 2m30s |  |
+| tcp_memory | 1m / never | 1m / 2m30s |  |
 
 How long after it the counters raised their alert; where the kernel counts nothing, the page had to stand by then:
 

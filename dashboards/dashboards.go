@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/sockpressure/sockpressure_exporter/alerts"
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
@@ -42,16 +43,15 @@ type variable struct {
 // object is a piece of JSON.
 type object map[string]any
 
-// Files returns the dashboards by the names of their files. The rules are in
-// the directory alerts.
-func Files(alerts string) (map[string][]byte, error) {
+// Files returns the dashboards by the names of their files.
+func Files() (map[string][]byte, error) {
 	var limits []collector.LimitInfo
 	for _, s := range collector.Specs() {
 		limits = append(limits, s.Limits...)
 	}
-	books, err := readRunbooks(alerts)
-	if err != nil {
-		return nil, err
+	books := runbooks{}
+	for _, l := range limits {
+		books[l.Resource] = alerts.DefaultRunbookURL + strings.ToLower(alerts.Runbook(l.Resource))
 	}
 	files := map[string][]byte{}
 	for _, d := range []dashboard{fleet(limits, books), node(limits, books)} {
@@ -122,16 +122,22 @@ func (d dashboard) json() object {
 }
 
 func (v variable) json() object {
-	var chosen []string
-	if v.name != "job" {
-		chosen = []string{"job"}
+	// Each by those before it. Where there are no clusters, all of them are chosen.
+	chosen := map[string][]string{"cluster": nil, "job": {"cluster"}}
+	labels, first := chosen[v.name]
+	if !first {
+		labels = []string{"cluster", "job"}
 	}
-	query := fmt.Sprintf("label_values(%s, %s)", selecting(v.metric, chosen...), v.name)
+	every := ".+"
+	if v.name == "cluster" {
+		every = ".*"
+	}
+	query := fmt.Sprintf("label_values(%s, %s)", selecting(v.metric, labels...), v.name)
 	const labelValues = 1
 	o := object{
 		"type": "query", "name": v.name, "label": v.label, "datasource": datasource(), "definition": query,
 		"query": object{"qryType": labelValues, "query": query, "refId": "PrometheusVariableQueryEditor-VariableQuery"},
-		"multi": true, "includeAll": v.all, "allValue": ".+", "options": []object{},
+		"multi": true, "includeAll": v.all, "allValue": every, "options": []object{},
 		"refresh": 2, // when the time range changes
 		"sort":    1, "hide": 0, "regex": "", "skipUrlSync": false,
 	}

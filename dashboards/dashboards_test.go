@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "write the dashboards anew")
 
 // TestFresh holds the files to what they are made from.
 func TestFresh(t *testing.T) {
-	files, err := Files("../alerts")
+	files, err := Files()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,13 +178,13 @@ func lintVariables(t *testing.T, b board) {
 			}
 			continue
 		}
-		if i < 3 && (v.Name != []string{"", "job", "instance"}[i] || v.Label != []string{"", "Job", "Instance"}[i]) {
+		if i < 4 && (v.Name != []string{"", "cluster", "job", "instance"}[i] || v.Label != []string{"", "Cluster", "Job", "Instance"}[i]) {
 			t.Errorf("%s: variable %s, %s", b.UID, v.Name, v.Label)
 		}
-		if v.Type != "query" || !v.Multi || v.AllValue != ".+" || v.Refresh != 2 {
+		if v.Type != "query" || !v.Multi || v.AllValue != map[bool]string{true: ".*", false: ".+"}[v.Name == "cluster"] || v.Refresh != 2 {
 			t.Errorf("%s: %+v", b.UID, v)
 		}
-		if q := variableQuery(v); strings.Contains(q, `{job=~"$job"}`) != (v.Name != "job") {
+		if q := variableQuery(v); strings.Contains(q, `cluster=~"$cluster"`) != (v.Name != "cluster") || strings.Contains(q, `,job=~"$job"}`) != (v.Name != "job" && v.Name != "cluster") {
 			t.Errorf("%s: variable %s: %s does not select job", b.UID, v.Name, q)
 		}
 		lintSource(t, b.UID+": "+v.Name, v.Datasource)
@@ -203,10 +203,10 @@ func lintTarget(t *testing.T, where string, target targetJSON) {
 	lintSource(t, where, target.Datasource)
 	for _, s := range selectors(target.Expr) {
 		// Recorded over all nodes of a job: there is no node to choose.
-		if node := strings.Contains(s.matchers, `instance=~"$instance"`); node == strings.HasPrefix(s.metric, "job_resource:") || !strings.Contains(s.matchers, `job=~"$job"`) {
-			t.Errorf("%s: %s{%s} does not select job and instance", where, s.metric, s.matchers)
+		if node := strings.Contains(s.matchers, `instance=~"$instance"`); node == strings.HasPrefix(s.metric, "job_resource:") || !strings.Contains(s.matchers, `cluster=~"$cluster",job=~"$job"`) {
+			t.Errorf("%s: %s{%s} does not select cluster, job and instance", where, s.metric, s.matchers)
 		}
-		if strings.HasSuffix(s.before, "last_over_time(") && strings.HasPrefix(s.after, "[1d]") {
+		if strings.HasSuffix(s.before, "max_over_time(") && strings.HasPrefix(s.after, "[$__range] @ end()") {
 			continue
 		}
 		counter := strings.HasSuffix(s.metric, "_total")
@@ -215,7 +215,7 @@ func lintTarget(t *testing.T, where string, target targetJSON) {
 		}
 	}
 	for _, m := range regexp.MustCompile(`(\w+)\([^()[]*(\[[^\]]*\])`).FindAllStringSubmatch(target.Expr, -1) {
-		if (m[2] != "[$__rate_interval]") != (m[1] == "last_over_time") {
+		if (m[2] == "[$__range]") != (m[1] == "max_over_time") || m[1] != "max_over_time" && m[2] != "[$__rate_interval]" {
 			t.Errorf("%s: %s", where, m[0])
 		}
 	}
@@ -246,7 +246,7 @@ type selector struct{ metric, matchers, before, after string }
 
 // selectors finds the metrics of an expression, but not the words of PromQL.
 func selectors(expr string) []selector {
-	blank := regexp.MustCompile(`"[^"]*"|\[\w+\]|\b(by|without|on|ignoring|group_left|group_right) *\([^)]*\)`)
+	blank := regexp.MustCompile(`"[^"]*"|\[\w+\]|\boffset \w+|\b(by|without|on|ignoring|group_left|group_right) *\([^)]*\)`)
 	masked := blank.ReplaceAllStringFunc(expr, func(s string) string { return strings.Repeat(" ", len(s)) })
 	word := regexp.MustCompile(`[a-zA-Z_:][a-zA-Z0-9_:]*(\{[^}]*\})?`)
 	keywords := []string{"and", "or", "unless", "bool"}
@@ -293,7 +293,7 @@ func TestNames(t *testing.T) {
 	legend := regexp.MustCompile(`\{\{(\w+)\}\}`)
 	for _, b := range boards(t) {
 		for _, q := range queries(b) {
-			labels := []string{"job", "instance"}
+			labels := []string{"cluster", "job", "instance"}
 			found := selectors(q.expr)
 			if len(found) == 0 {
 				t.Errorf("%s: no metric in %s", q, q.expr)
@@ -305,7 +305,7 @@ func TestNames(t *testing.T) {
 				}
 				labels = append(labels, own...)
 				for _, m := range matcher.FindAllStringSubmatch(s.matchers, -1) {
-					if m[1] != "job" && m[1] != "instance" && !slices.Contains(own, m[1]) {
+					if m[1] != "cluster" && m[1] != "job" && m[1] != "instance" && !slices.Contains(own, m[1]) {
 						t.Errorf("%s: %s has no label %s", q, s.metric, m[1])
 					}
 					if m[1] == "resource" && !strings.HasPrefix(m[2], "$") && !slices.ContainsFunc(limits(), func(l collector.LimitInfo) bool { return l.Resource == m[2] }) {
@@ -339,7 +339,7 @@ func TestColumns(t *testing.T) {
 				continue
 			}
 			where := b.UID + ": " + p.Title
-			fields := []string{"job", "instance", "resource", "Value"} // of a recorded series
+			fields := []string{"cluster", "job", "instance", "resource", "Value"} // of a recorded series
 			if m := by.FindStringSubmatch(p.Targets[0].Expr); m != nil && strings.HasPrefix(p.Targets[0].Expr, "max by") {
 				fields = append(strings.Split(m[1], ", "), "Value")
 			}

@@ -10,13 +10,13 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 	worst.title, worst.width, worst.height = "Nearest limits of the fleet", 12, 12
 	worst.about = "Of each limit, the node that is nearest to it: the highest share of the last 5 minutes. Over all nodes of the job, whatever is chosen as Instance. A click leads to the runbook."
 
-	const toNode = "/d/sockpressure-node?var-datasource=${datasource}&var-job=${__data.fields.Job:percentencode}&var-instance=${__data.fields.Node:percentencode}&${__url_time_range}"
+	const toNode = "/d/sockpressure-node?var-datasource=${datasource}&${cluster:queryparam}&var-job=${__data.fields.Job:percentencode}&var-instance=${__data.fields.Node:percentencode}&${__url_time_range}"
 	nodes := func(p panel, value, unit string) panel {
 		p.kind, p.unit, p.height, p.sorted = table, unit, 12, append(p.sorted, value)
 		if unit == share {
 			p.top = 1
 		}
-		p.columns = []column{{"instance", "Node"}, {"job", "Job"}, {"resource", "Limit"}, {"Value", value}}
+		p.columns = []column{{"instance", "Node"}, {"cluster", "Cluster"}, {"job", "Job"}, {"resource", "Limit"}, {"Value", value}}
 		p.overrides = []object{
 			named("Node", links("The node", toNode)),
 			named(value, bar(unit)...),
@@ -33,14 +33,16 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		}
 	}
 	// A Prometheus scrapes other things too, and finds its exporters in a job of their
-	// own or, by annotations, in one with others. There, one that is gone has been an
-	// exporter not long ago.
-	const exporters = `(up{job=~".*sockpressure.*"} or up and on (job, instance) last_over_time(instance:sockpressure_saturation:max5m[1d]))`
+	// own or, by annotations, in one with others. There, one that is gone was an exporter
+	// an hour, six or a day ago: looking at these times costs less than at all between.
+	const known = "instance:sockpressure_saturation:max5m"
+	const exporters = `(up{job=~".*sockpressure.*"} or up and on (cluster, job, instance) (` + known + " or " + known + " offset 1h or " + known + " offset 6h or " + known + " offset 1d))"
 
 	return dashboard{
 		uid: "sockpressure-fleet", title: "Sockpressure / Fleet", from: "now-6h",
 		about: "Which nodes are near a kernel limit on sockets or memory, and which ones the kernel refuses already. Needs the recording rules of alerts/fleet.rules.yml.",
 		variables: []variable{
+			{"cluster", "Cluster", "instance:sockpressure_saturation:max5m", true},
 			{"job", "Job", "instance:sockpressure_saturation:max5m", true},
 			{"instance", "Instance", "instance:sockpressure_saturation:max5m", true},
 			{"resource", "Limit", "job_resource:sockpressure_saturation:max5m", true},
@@ -50,9 +52,9 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				count("Nodes", "red", "green", "Nodes whose exporter answers.", "sum("+exporters+")"),
 				count("Not scraped", "green", "red", "Nodes whose exporter does not answer: nothing is known of their limits.", "sum("+exporters+" == bool 0)"),
 				count("Critical", "green", "red", "Nodes with a critical alert that fires.",
-					`count(count by (job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="critical"})) or vector(0)`),
+					`count(count by (cluster, job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="critical"})) or vector(0)`),
 				count("Warning", "green", "orange", "Nodes with a warning that fires.",
-					`count(count by (job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="warning"})) or vector(0)`),
+					`count(count by (cluster, job, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity="warning"})) or vector(0)`),
 				count("Refusing", "green", "orange", "Nodes where the kernel refused, dropped or killed within the last 5 minutes.",
 					"count(instance:sockpressure_refusals:rate5m > 0) or vector(0)"),
 				count("Blind", "green", "orange", "Nodes where a collector fails: some of their limits are not watched. The table of alerts names node and collector.",
@@ -62,8 +64,8 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				kind: table, title: "Alerts that fire", unit: number, width: 24, height: 9,
 				about:     "The alerts of this bundle that fire, those for the record (info) left out: the nodes behind the numbers above, each limit by its own levels. A click on the alert leads to its runbook, on the node to its dashboard.",
 				empty:     "while none fires, and where the alerts are not loaded",
-				queries:   []query{{"", `max by (alertname, severity, resource, collector, instance, job) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity!="info"})`}},
-				columns:   []column{{"severity", "Severity"}, {"instance", "Node"}, {"alertname", "Alert"}, {"resource", "Limit"}, {"collector", "Collector"}, {"job", "Job"}},
+				queries:   []query{{"", `max by (alertname, severity, resource, collector, cluster, instance, job) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity!="info"})`}},
+				columns:   []column{{"severity", "Severity"}, {"instance", "Node"}, {"alertname", "Alert"}, {"resource", "Limit"}, {"collector", "Collector"}, {"cluster", "Cluster"}, {"job", "Job"}},
 				sorted:    []string{"Severity", "Alert"},
 				overrides: []object{named("Alert", links("Runbook", docs+"runbooks.md#${__value.raw}")), named("Node", links("The node", toNode))},
 			}}},
@@ -81,8 +83,8 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 				{
 					kind: lines, title: "Worst nodes over time", unit: share, width: 12, height: 10, cut: beyond,
-					about:   "The 10 nodes that are nearest to any limit, at each time those that were it then, whatever is chosen as Limit. A limit that is passed by far leaves the panel at its top.",
-					queries: []query{{"{{instance}}", "topk(10, instance:sockpressure_saturation:max5m)"}},
+					about:   "The 10 nodes that came nearest to any limit within the time shown, whatever is chosen as Limit. A limit that is passed by far leaves the panel at its top.",
+					queries: []query{{"{{instance}}", "instance:sockpressure_saturation:max5m and topk(10, max_over_time(instance:sockpressure_saturation:max5m[$__range] @ end()))"}},
 				},
 			}},
 			{"Top of each limit", []panel{

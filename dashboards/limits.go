@@ -2,12 +2,7 @@ package dashboards
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
-	"regexp"
 	"slices"
-
-	"go.yaml.in/yaml/v2"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
@@ -183,51 +178,4 @@ func (r runbooks) link(resource string) string {
 		return ""
 	}
 	return "[Runbook](" + r[resource] + ")."
-}
-
-// readRunbooks finds the alert that warns before each limit.
-func readRunbooks(dir string) (runbooks, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.rules.yml"))
-	if err != nil {
-		return nil, err
-	}
-	near := regexp.MustCompile(`^sockpressure_saturation_ratio\{resource=~?"([^"]+)"\} >=`)
-	books := runbooks{}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		var content struct {
-			Groups []struct {
-				Rules []struct {
-					Expr        string
-					Annotations map[string]string
-				}
-			}
-		}
-		if err := yaml.Unmarshal(text, &content); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		for _, g := range content.Groups {
-			for _, r := range g.Rules {
-				m := near.FindStringSubmatch(r.Expr)
-				if m == nil {
-					continue
-				}
-				which, err := regexp.Compile("^(?:" + m[1] + ")$")
-				if err != nil {
-					return nil, fmt.Errorf("%s: %w", file, err)
-				}
-				for _, s := range collector.Specs() {
-					for _, l := range s.Limits {
-						if which.MatchString(l.Resource) {
-							books[l.Resource] = r.Annotations["runbook_url"]
-						}
-					}
-				}
-			}
-		}
-	}
-	return books, nil
 }

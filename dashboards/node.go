@@ -222,6 +222,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 		uid: "sockpressure-node", title: "Sockpressure / Node", from: "now-3h",
 		about: "How near one node is to each kernel limit on sockets and memory, and what its kernel refuses.",
 		variables: []variable{
+			{"cluster", "Cluster", "sockpressure_host_network_namespace", true},
 			{"job", "Job", "sockpressure_host_network_namespace", true},
 			{"instance", "Instance", "sockpressure_host_network_namespace", false},
 		},
@@ -229,7 +230,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			"name": "Alerts", "enable": true, "hide": false, "iconColor": "red", "useValueForTime": false, "datasource": datasource(),
 			"target": object{
 				"refId": "Anno", "interval": "60s",
-				"expr": selecting(`ALERTS{alertname=~"SockPressure.+",alertstate="firing"}`, "job", "instance"),
+				"expr": selecting(`ALERTS{alertname=~"SockPressure.+",alertstate="firing"}`, "cluster", "job", "instance"),
 			},
 			"titleFormat": "{{alertname}}", "textFormat": "{{instance}} {{resource}}", "tagKeys": "severity,stage",
 		}},

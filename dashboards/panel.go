@@ -141,7 +141,7 @@ func (p panel) targets() []object {
 	for i, q := range p.queries {
 		t := object{
 			"refId": string(rune('A' + i)), "datasource": datasource(), "editorMode": "code",
-			"expr": selecting(q.expr, "job", "instance"), "legendFormat": q.legend, "format": "time_series", "instant": false, "range": true,
+			"expr": selecting(q.expr, "cluster", "job", "instance"), "legendFormat": q.legend, "format": "time_series", "instant": false, "range": true,
 		}
 		if p.kind != lines {
 			t["instant"], t["range"] = true, false

@@ -46,16 +46,17 @@ func TestVersion(t *testing.T) {
 		t.Errorf("Chart.yaml is of version %s and appVersion %s, want %s", about.Version, about.AppVersion, version)
 	}
 	// Of sources, images, releases and charts, and of packages, which have a revision.
-	named := regexp.MustCompile(`(?:\?ref=v|sockpressure_exporter:v|/releases/download/v|--version )([0-9][0-9A-Za-z.-]*)` +
+	named := regexp.MustCompile(`(?:\?ref=v|sockpressure_exporter:v|/releases/download/v|/generate@v|--version )([0-9][0-9A-Za-z.-]*)` +
 		`|sockpressure-exporter[_-]([0-9][0-9A-Za-z.]*)-1[._]`)
 	for path, atLeast := range map[string]int{
 		"kubernetes/daemonset.yaml":     1,
 		"kubernetes/kustomization.yaml": 1,
-		"kubernetes/README.md":          3,
+		"kubernetes/README.md":          4,
 		chart + "/README.md":            1,
 		"../dashboards/README.md":       1,
-		"../README.md":                  5,
+		"../README.md":                  6,
 		"../docs/packages.md":           2,
+		"../docs/alerts.md":             2,
 	} {
 		found := named.FindAllStringSubmatch(read(t, path), -1)
 		if len(found) < atLeast {
@@ -117,12 +118,12 @@ The first.
 
 // TestRule holds the committed PrometheusRule against the rules.
 func TestRule(t *testing.T) {
-	out, err := exec.Command("go", "run", "../alerts/prometheusrule", "-dir", "../alerts").Output()
+	out, err := exec.Command("go", "run", "../alerts/generate", "-format=prometheusrule").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if file := "kubernetes/prometheus-operator/prometheusrule.yaml"; read(t, file) != string(out) {
-		t.Errorf("%s is out of date: go run ./alerts/prometheusrule >deploy/%s", file, file)
+		t.Errorf("%s is out of date: go generate ./alerts", file)
 	}
 }
 
@@ -135,7 +136,7 @@ func TestFiles(t *testing.T) {
 	if len(dashboards) == 0 {
 		t.Fatal("no dashboards")
 	}
-	links := map[string]string{"prometheusrule.yaml": "kubernetes/prometheus-operator/prometheusrule.yaml"}
+	links := map[string]string{"rules.json": "../alerts/rules.json"}
 	var kustomization struct {
 		ConfigMapGenerator []struct {
 			Name  string
@@ -206,7 +207,7 @@ func flatten(t *testing.T, prefix string, values yaml.MapSlice, schema map[strin
 			t.Errorf("values.schema.json lacks %s", name)
 			continue
 		}
-		if object, ok := item.Value.(yaml.MapSlice); ok && property["properties"] != nil {
+		if object, ok := item.Value.(yaml.MapSlice); ok && len(object) > 0 && property["properties"] != nil {
 			flatten(t, name+".", object, property, flat)
 			continue
 		}

@@ -71,7 +71,7 @@ func run(args []string, out, log io.Writer) error {
 
 	end = end.Truncate(*interval).UTC()
 	p := prometheus{*address, end.Add(-*last), end, *interval, map[string]string{
-		"job": *job, "instance": *instance, "resource": ".+", "__rate_interval": fmt.Sprintf("%ds", int(4*interval.Seconds())),
+		"cluster": ".*", "job": *job, "instance": *instance, "resource": ".+", "__range": fmt.Sprintf("%ds", int(last.Seconds())), "__rate_interval": fmt.Sprintf("%ds", int(4*interval.Seconds())),
 	}}
 	page, err := b.draw(p, *rows)
 	if err != nil {

@@ -1,0 +1,210 @@
+package rendered_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v2"
+)
+
+// configurations are the documents that change the alerts.
+func configurations(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("alerts/*.yml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	return files
+}
+
+// groups sorts groups of rules by their names.
+func groups(t *testing.T, list any) map[string]any {
+	t.Helper()
+	by := map[string]any{}
+	all, ok := list.([]any)
+	if !ok {
+		t.Fatalf("%v is not a list of groups", list)
+	}
+	for _, g := range all {
+		name := fmt.Sprint(g.(object)["name"])
+		if by[name] != nil {
+			t.Errorf("group %s is there twice", name)
+		}
+		by[name] = g
+	}
+	return by
+}
+
+// generated returns what the generator makes of a document.
+func generated(t *testing.T, document string) map[string]any {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "run", "../../alerts/generate", "-config="+document, "-format=prometheusrule").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", document, err, out)
+	}
+	var made any
+	if err := yaml.Unmarshal(out, &made); err != nil {
+		t.Fatal(err)
+	}
+	return groups(t, at(t, plain(made), "spec", "groups"))
+}
+
+// TestAlertForms: the generator, the chart and the mixin make the same rules of the
+// same document, whatever it changes.
+func TestAlertForms(t *testing.T) {
+	for _, document := range configurations(t) {
+		want := generated(t, document)
+		name := strings.TrimSuffix(filepath.Base(document), ".yml")
+		chart := groups(t, at(t, only(t, "chart-alerts-"+name, "PrometheusRule"), "spec", "groups"))
+
+		program := fmt.Sprintf(`local m = (import '../../alerts/mixin.libsonnet') + { _config+:: std.parseYaml(importstr '%s') };
+			m.prometheusAlerts.groups + m.prometheusRules.groups`, document)
+		out, err := exec.CommandContext(t.Context(), "jsonnet", "-e", program).CombinedOutput()
+		if err != nil {
+			t.Fatalf("jsonnet: %v: %s", err, out)
+		}
+		var list any
+		if err := json.Unmarshal(out, &list); err != nil {
+			t.Fatal(err)
+		}
+		for form, got := range map[string]map[string]any{"chart": chart, "mixin": groups(t, list)} {
+			for group := range want {
+				if !reflect.DeepEqual(got[group], want[group]) {
+					t.Errorf("%s: %s: group %s is\n%s\nwant\n%s", document, form, group, show(got[group]), show(want[group]))
+				}
+			}
+			if len(got) != len(want) {
+				t.Errorf("%s: %s: %d groups, want %d", document, form, len(got), len(want))
+			}
+		}
+	}
+}
+
+// TestAlertMistakes: every form refuses a name that no rule has.
+func TestAlertMistakes(t *testing.T) {
+	for document, words := range map[string]string{
+		"alerts: {SockPressureNonsense: {enabled: false}}":              `there is no "SockPressureNonsense"`,
+		"resources: {nonsense: {enabled: false}}":                       `there is no "nonsense"`,
+		"jobs: {a: {alerts: {SockPressureOOMKill: {params: {x: 1}}}}}":  `has no parameter "x"`,
+		"alerts: {SockPressureFillingUp/critical: {severity: warning}}": `there is no "SockPressureFillingUp/critical"`,
+	} {
+		file := filepath.Join(t.TempDir(), "alerts.yml")
+		values := filepath.Join(t.TempDir(), "values.yaml")
+		for path, text := range map[string]string{file: document, values: "prometheusRule: {enabled: true, config: {" + document + "}}"} {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, command := range [][]string{
+			{"go", "run", "../../alerts/generate", "-config=" + file, "-format=prometheusrule"},
+			{"helm", "template", "x", "../../deploy/helm/sockpressure-exporter", "--values", values},
+			{"jsonnet", "-e", "((import '../../alerts/mixin.libsonnet') + { _config+:: std.parseYaml(importstr '" + file + "') }).prometheusAlerts"},
+		} {
+			out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), words) {
+				t.Errorf("%s: %s says %s (%v)", document, command[0], out, err)
+			}
+		}
+	}
+}
+
+// TestAlertPatches: what the manifests' README patches is changed, and what takes the
+// place of our object is the only one.
+func TestAlertPatches(t *testing.T) {
+	text := show(only(t, "patched-rules", "PrometheusRule"))
+	if strings.Contains(text, "SockPressureConntrackInsertFailing") || !strings.Contains(text, `"for": "2m"`) {
+		t.Error("the patch of the rules changes nothing")
+	}
+	own := only(t, "own-rules", "PrometheusRule")
+	if name := at(t, own, "metadata", "name"); name != "mine" {
+		t.Errorf("the rules are those of %v", name)
+	}
+}
+
+// TestAlertsLoad has a real Prometheus load what the chart makes of changed thresholds
+// and alerts left out, and asks it for its rules.
+func TestAlertsLoad(t *testing.T) {
+	spec := at(t, only(t, "chart-alerts-everything", "PrometheusRule"), "spec")
+	text, err := json.Marshal(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	listener.Close()
+	for name, content := range map[string]string{"rules.yml": string(text), "prometheus.yml": "rule_files: [rules.yml]"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	prometheus := exec.CommandContext(ctx, "prometheus", "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address)
+	var log strings.Builder
+	prometheus.Stderr = &log
+	if err := prometheus.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		stop()
+		_ = prometheus.Wait()
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	}()
+
+	var answer struct {
+		Data struct {
+			Groups []struct {
+				Name  string
+				Rules []struct {
+					Name, Query, Health string
+					Duration            float64
+					Labels              map[string]string
+				}
+			}
+		}
+	}
+	for range 300 {
+		response, err := http.Get("http://" + address + "/api/v1/rules")
+		if err == nil {
+			err = json.NewDecoder(response.Body).Decode(&answer)
+			response.Body.Close()
+		}
+		if err == nil && len(answer.Data.Groups) > 0 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	found := map[string]string{}
+	for _, g := range answer.Data.Groups {
+		for _, r := range g.Rules {
+			found[g.Name+" "+r.Name+" "+r.Labels["severity"]] = fmt.Sprintf("%s for %vs, team %s", r.Query, r.Duration, r.Labels["team"])
+		}
+	}
+	const want = `max_over_time(sockpressure_saturation_ratio{env="prod",job!~"db|edge\\.eu",resource="conntrack_entries"}[1m]) >= 0.95 for 45s, team nat`
+	if got := found["sockpressure-conntrack SockPressureConntrackNearlyFull page"]; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	for rule := range found {
+		if strings.Contains(rule, "SockPressureConntrackInsertFailing") || strings.Contains(rule, "SockPressureTCPMemoryNearlyFull") {
+			t.Errorf("%s is there, and was left out", rule)
+		}
+	}
+	if len(found) < 50 {
+		t.Errorf("%d rules are loaded", len(found))
+	}
+}

@@ -1,0 +1,290 @@
+package alerts
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Config changes the rules. The zero Config leaves them as they are. The Helm chart's
+// value prometheusRule.config and the mixin's _config have the same names.
+type Config struct {
+	// Select is put into every selector: matchers such as `env="prod"`.
+	Select string `yaml:"select"`
+	// RunbookURL is what stands before the lower-case name of an alert.
+	RunbookURL string `yaml:"runbookURL"`
+	// Interval is that of the groups of alerts. Lead times are those of 15 s.
+	Interval string `yaml:"interval"`
+	// Labels and Annotations are added to every alert.
+	Labels      map[string]string `yaml:"labels"`
+	Annotations map[string]string `yaml:"annotations"`
+	// Severities renames severities.
+	Severities map[string]string `yaml:"severities"`
+
+	Scope `yaml:",inline"`
+	// Jobs has what is different for some scrape jobs, by their names.
+	Jobs map[string]Scope `yaml:"jobs"`
+}
+
+// Scope has changes by what they are for. Where several are for a rule, the one that
+// is named last here wins.
+type Scope struct {
+	// Resources are by limit. A rule that is about several limits can only be left out
+	// for one of them.
+	Resources map[string]Change `yaml:"resources"`
+	// Alerts are by name, "SockPressureOOMKill", or by name and severity,
+	// "SockPressureOOMKill/critical", which wins.
+	Alerts map[string]Change `yaml:"alerts"`
+}
+
+// Change is what is different in some rules. What is nil or empty stays.
+type Change struct {
+	Enabled       *bool             `yaml:"enabled"`
+	For           string            `yaml:"for"`
+	KeepFiringFor string            `yaml:"keepFiringFor"`
+	Severity      string            `yaml:"severity"`
+	Labels        map[string]string `yaml:"labels"`
+	// Params are thresholds: numbers, or PromQL expressions in strings.
+	Params map[string]any `yaml:"params"`
+}
+
+// DefaultRunbookURL leads to the runbooks of this repository.
+const DefaultRunbookURL = "https://github.com/sockpressure/sockpressure_exporter/blob/main/docs/runbooks.md#"
+
+// Output is a rule as Prometheus reads it.
+type Output struct {
+	Record        string            `json:"record,omitempty" yaml:"record,omitempty"`
+	Alert         string            `json:"alert,omitempty" yaml:"alert,omitempty"`
+	Expr          string            `json:"expr" yaml:"expr"`
+	For           string            `json:"for,omitempty" yaml:"for,omitempty"`
+	KeepFiringFor string            `json:"keep_firing_for,omitempty" yaml:"keep_firing_for,omitempty"`
+	Labels        map[string]string `json:"labels,omitempty" yaml:"labels,omitempty"`
+	Annotations   map[string]string `json:"annotations,omitempty" yaml:"annotations,omitempty"`
+
+	comment string
+}
+
+// OutputGroup is a group as Prometheus reads it.
+type OutputGroup struct {
+	Name     string   `json:"name" yaml:"name"`
+	Interval string   `json:"interval" yaml:"interval"`
+	Rules    []Output `json:"rules" yaml:"rules"`
+
+	comment, file string
+}
+
+// Apply makes the rules of a Config. It returns an error for names and parameters that
+// no rule has.
+func (c Config) Apply(groups []Group) ([]OutputGroup, error) {
+	if err := c.check(groups); err != nil {
+		return nil, err
+	}
+	jobs := slices.Sorted(maps.Keys(c.Jobs))
+	var quoted []string
+	for _, j := range jobs {
+		quoted = append(quoted, regexp.QuoteMeta(j))
+	}
+	others := ""
+	if len(jobs) > 0 {
+		others = fmt.Sprintf("job!~%q", strings.Join(quoted, "|"))
+	}
+	var all []OutputGroup
+	for _, g := range groups {
+		all = appendGroup(all, c.group(g, g.Name, others, c.Scope, true))
+	}
+	for _, j := range jobs {
+		for _, g := range groups {
+			all = appendGroup(all, c.group(g, g.Name+"-"+j, fmt.Sprintf("job=%q", j), c.under(c.Jobs[j]), false))
+		}
+	}
+	return all, nil
+}
+
+func appendGroup(all []OutputGroup, g OutputGroup) []OutputGroup {
+	if len(g.Rules) == 0 {
+		return all
+	}
+	return append(all, g)
+}
+
+// under lays a job's changes over those of all.
+func (c Config) under(s Scope) Scope {
+	merged := Scope{Resources: map[string]Change{}, Alerts: map[string]Change{}}
+	for to, from := range map[*map[string]Change][2]map[string]Change{
+		&merged.Resources: {c.Resources, s.Resources}, &merged.Alerts: {c.Alerts, s.Alerts},
+	} {
+		maps.Copy(*to, from[0])
+		for name, change := range from[1] {
+			(*to)[name] = (*to)[name].and(change)
+		}
+	}
+	return merged
+}
+
+// and lays another change over this one.
+func (c Change) and(o Change) Change {
+	if o.Enabled != nil {
+		c.Enabled = o.Enabled
+	}
+	for to, from := range map[*string]string{&c.For: o.For, &c.KeepFiringFor: o.KeepFiringFor, &c.Severity: o.Severity} {
+		if from != "" {
+			*to = from
+		}
+	}
+	c.Labels, c.Params = over(c.Labels, o.Labels), over(c.Params, o.Params)
+	return c
+}
+
+func over[V any](a, b map[string]V) map[string]V {
+	m := map[string]V{}
+	maps.Copy(m, a)
+	maps.Copy(m, b)
+	return m
+}
+
+// group makes a group for what matchers select. Recording rules are for all jobs.
+func (c Config) group(g Group, name, matchers string, s Scope, recording bool) OutputGroup {
+	out := OutputGroup{Name: name, Interval: g.Interval, comment: g.Comment, file: g.file}
+	for _, r := range g.Rules {
+		if r.Record != "" {
+			if recording {
+				out.Rules = append(out.Rules, Output{Record: r.Record, Expr: r.expand(c.Select, nil), Labels: r.Labels, comment: r.Comment})
+			}
+			continue
+		}
+		if c.Interval != "" && g.Interval == "15s" {
+			out.Interval = c.Interval
+		}
+		change := Change{}
+		off := func(resource string) bool {
+			enabled := s.Resources[resource].Enabled
+			return enabled != nil && !*enabled
+		}
+		narrowed := r
+		narrowed.Resources = slices.DeleteFunc(slices.Clone(r.Resources), off)
+		if len(r.Except) > 0 {
+			narrowed.Except = slices.Clone(r.Except)
+			for _, resource := range slices.Sorted(maps.Keys(s.Resources)) {
+				if off(resource) && !slices.Contains(r.Except, resource) {
+					narrowed.Except = append(narrowed.Except, resource)
+				}
+			}
+		}
+		if len(r.Resources) == 1 {
+			change = s.Resources[r.Resources[0]]
+		}
+		change = change.and(s.Alerts[r.Alert]).and(s.Alerts[r.Alert+"/"+r.Severity])
+		if change.Enabled != nil && !*change.Enabled || len(r.Resources) > 0 && len(narrowed.Resources) == 0 {
+			continue
+		}
+		o := Output{
+			Alert: r.Alert, For: r.For, KeepFiringFor: r.KeepFiringFor, comment: r.Comment,
+			Expr:   strings.ReplaceAll(narrowed.expand(strings.Trim(c.Select+","+matchers, ","), change.Params), "${page}", first(c.Severities[Critical], Critical)),
+			Labels: over(over(r.Labels, c.Labels), change.Labels),
+			Annotations: over(map[string]string{
+				"summary": r.Summary, "description": r.Description,
+				"runbook_url": first(c.RunbookURL, DefaultRunbookURL) + strings.ToLower(r.Alert),
+			}, c.Annotations),
+		}
+		severity := first(change.Severity, r.Severity)
+		o.Labels["severity"] = first(c.Severities[severity], severity)
+		o.For, o.KeepFiringFor = first(change.For, o.For), first(change.KeepFiringFor, o.KeepFiringFor)
+		out.Rules = append(out.Rules, o)
+	}
+	return out
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// expand fills in an expression.
+func (r Rule) expand(matchers string, changed map[string]any) string {
+	resource := fmt.Sprintf("resource=~%q", strings.Join(r.Resources, "|"))
+	switch {
+	case len(r.Except) > 0:
+		resource = fmt.Sprintf("resource!~%q", strings.Join(r.Except, "|"))
+	case len(r.Resources) == 1:
+		resource = fmt.Sprintf("resource=%q", r.Resources[0])
+	}
+	if matchers != "" {
+		matchers += ","
+	}
+	expr := strings.ReplaceAll(strings.ReplaceAll(r.Expr, "${select}", matchers), "${resource}", resource)
+	for name, value := range r.Params {
+		if v, ok := changed[name]; ok {
+			value = fmt.Sprint(v)
+		}
+		expr = strings.ReplaceAll(expr, "${"+name+"}", value)
+	}
+	return strings.ReplaceAll(strings.ReplaceAll(expr, ",}", "}"), "{}", "")
+}
+
+// selecting gives every selector of an expression a place for matchers.
+func selecting(expr string) string {
+	selector := regexp.MustCompile(`\b((?:[a-z_]+:)?sockpressure_[a-z0-9_]+(?::[a-z0-9]+)?|up|ALERTS)\b(\{?)`)
+	return selector.ReplaceAllStringFunc(expr, func(s string) string {
+		name, braced := strings.CutSuffix(s, "{")
+		if braced {
+			return name + "{${select}"
+		}
+		return name + "{${select}}"
+	})
+}
+
+// check finds names that no rule has, which are mistakes.
+func (c Config) check(groups []Group) error {
+	alerts, resources := map[string]map[string]bool{}, map[string]map[string]bool{}
+	note := func(to map[string]map[string]bool, key string, r Rule) {
+		if to[key] == nil {
+			to[key] = map[string]bool{}
+		}
+		for name := range r.Params {
+			to[key][name] = true
+		}
+	}
+	for _, g := range groups {
+		for _, r := range g.Rules {
+			note(alerts, r.Alert, r)
+			note(alerts, r.Alert+"/"+r.Severity, r)
+			for _, resource := range r.Resources {
+				if len(r.Resources) > 1 {
+					note(resources, resource, Rule{})
+				} else {
+					note(resources, resource, r)
+				}
+			}
+		}
+	}
+	for name := range c.Severities {
+		if !slices.Contains([]string{Critical, Warning, Info}, name) {
+			return fmt.Errorf("severities: there is no %q", name)
+		}
+	}
+	scopes := map[string]Scope{"": c.Scope}
+	for job, s := range c.Jobs {
+		scopes["jobs: "+job+": "] = s
+	}
+	for where, s := range scopes {
+		for kind, changes := range map[string]map[string]Change{"alerts": s.Alerts, "resources": s.Resources} {
+			known := map[string]map[string]map[string]bool{"alerts": alerts, "resources": resources}[kind]
+			for name, change := range changes {
+				params, ok := known[name]
+				if !ok || name == "" || name == "/" {
+					return fmt.Errorf("%s%s: there is no %q", where, kind, name)
+				}
+				for param := range change.Params {
+					if !params[param] {
+						return fmt.Errorf("%s%s: %s has no parameter %q, but %s", where, kind, name, param, strings.Join(slices.Sorted(maps.Keys(params)), ", "))
+					}
+				}
+			}
+		}
+	}
+	return nil
+}

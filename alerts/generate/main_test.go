@@ -1,0 +1,116 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestFresh holds the files that are kept to what is generated.
+func TestFresh(t *testing.T) {
+	dir := t.TempDir()
+	if err := run([]string{"-dir=" + dir}, nil); err != nil {
+		t.Fatal(err)
+	}
+	made, err := filepath.Glob(filepath.Join(dir, "*.rules.yml"))
+	if err != nil || len(made) == 0 {
+		t.Fatal(made, err)
+	}
+	for _, file := range made {
+		same(t, filepath.Join("..", filepath.Base(file)), read(t, file))
+	}
+	kept, err := filepath.Glob("../*.rules.yml")
+	if err != nil || len(kept) != len(made) {
+		t.Errorf("%d rule files are kept, %d are made", len(kept), len(made))
+	}
+	var json bytes.Buffer
+	if err := run([]string{"-format=json"}, &json); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "../rules.json", json.String())
+}
+
+func same(t *testing.T, kept, made string) {
+	t.Helper()
+	if read(t, kept) != made {
+		t.Errorf("%s is stale: go generate ./alerts", kept)
+	}
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestConfig: a document changes what it names, and no more.
+func TestConfig(t *testing.T) {
+	made := func(document string) string {
+		t.Helper()
+		file := filepath.Join(t.TempDir(), "alerts.yml")
+		if err := os.WriteFile(file, []byte(document), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := run([]string{"-config=" + file, "-format=prometheusrule", "-namespace=monitoring", "-label=release=a"}, &out); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	plain := made("{}")
+	for _, want := range []string{"  namespace: monitoring\n", "    release: \"a\"\n", "# /spec/groups/0/rules/0\n"} {
+		if !strings.Contains(plain, want) {
+			t.Errorf("lacks %q", want)
+		}
+	}
+	for document, want := range map[string][2]string{ // what goes, and what comes
+		"resources: {conntrack_entries: {params: {critical: 0.95}}}":        {`{resource="conntrack_entries"}[1m]) >= 0.9` + "\n", `{resource="conntrack_entries"}[1m]) >= 0.95` + "\n"},
+		"resources: {tcp_time_wait: {enabled: false}}":                      {"alert: SockPressureTimeWaitNearlyFull", "alert:"},
+		"resources: {memory: {enabled: false}}":                             {`{resource!~"tcp_time_wait"}`, `{resource!~"tcp_time_wait|memory"}`},
+		"alerts: {SockPressureFillingFast/critical: {params: {from: 0.8}}}": {`>= 0.75 < 1`, `>= 0.8 < 1`},
+		"alerts: {SockPressureExporterGone: {enabled: false}}":              {"SockPressureExporterGone\n", "alert:"},
+		"select: 'env=\"a\"'":              {"(sockpressure_oom_kills_total[5m])", `(sockpressure_oom_kills_total{env="a"}[5m])`},
+		"severities: {critical: page}":     {`severity="critical"`, "severity: page"},
+		"runbookURL: https://example.com/": {"docs/runbooks.md#", "https://example.com/sockpressureoomkill"},
+		"labels: {team: net}":              {"", "team: net"},
+		"interval: 30s":                    {"interval: 15s", "interval: 30s"},
+		"jobs: {edge: {resources: {memory: {params: {warning: 0.95}}}}}": {"name: nothing", `{job!~"edge",resource="memory"}`},
+	} {
+		got := made(document)
+		if want[0] != "" && want[0] != "name: nothing" && !strings.Contains(plain, want[0]) {
+			t.Errorf("%s: %q is not there without it", document, want[0])
+		}
+		if want[0] != "" && strings.Contains(got, want[0]) || !strings.Contains(got, want[1]) {
+			t.Errorf("%s: has %q, or lacks %q", document, want[0], want[1])
+		}
+	}
+}
+
+// TestMistakes: one clear line for each.
+func TestMistakes(t *testing.T) {
+	for document, want := range map[string]string{
+		"alerts: {SockPressureNonsense: {enabled: false}}": `alerts: there is no "SockPressureNonsense"`,
+		"resources: {memory: {params: {count: 1}}}":        `resources: memory has no parameter "count", but critical, warning`,
+		"severities: {fatal: page}":                        `severities: there is no "fatal"`,
+		"thresholds: {}":                                   "field thresholds not found",
+		"jobs: {a: {resources: {nonsense: {}}}}":           `jobs: a: resources: there is no "nonsense"`,
+	} {
+		file := filepath.Join(t.TempDir(), "alerts.yml")
+		if err := os.WriteFile(file, []byte(document), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := run([]string{"-config=" + file, "-format=prometheusrule"}, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", document, err, want)
+		}
+	}
+	for _, args := range [][]string{{"-format=files"}, {"-format=xml"}, {"-config=/nonexistent"}, {"extra"}, {"-label=a", "-format=json"}} {
+		if err := run(args, nil); err == nil {
+			t.Errorf("%q is taken", args)
+		}
+	}
+}

@@ -1,0 +1,171 @@
+package alerts
+
+import (
+	"fmt"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/lab/recording"
+)
+
+// counters are what the kernel counts when a limit is met.
+func counters() map[string]string {
+	return map[string]string{
+		"conntrack_entries": "sockpressure_conntrack_drops_total",
+		"tcp_memory":        "sockpressure_tcp_receive_queue_drops_total",
+		"tcp_orphans":       "sockpressure_tcp_aborts_on_memory_total",
+		"tcp_time_wait":     "sockpressure_tcp_time_wait_overflows_total",
+		"accept_queue":      "sockpressure_tcp_listen_overflows_total",
+		"udp_memory":        "sockpressure_udp_memory_errors_total",
+		"ip_fragments_ipv4": "sockpressure_ip_reassembly_failures_total",
+		"ip_fragments_ipv6": "sockpressure_ip6_reassembly_failures_total",
+		"neighbours_ipv4":   `sockpressure_neighbour_table_full_total{family="ipv4"}`,
+		"neighbours_ipv6":   `sockpressure_neighbour_table_full_total{family="ipv6"}`,
+		"netdev_backlog":    "sockpressure_netdev_backlog_drops_total",
+		"memory":            "sockpressure_oom_kills_total",
+		"low_memory":        "sockpressure_oom_kills_total",
+	}
+}
+
+// ramp is a limit that fills evenly from 20 percent, and refuses ten times a second
+// from then on. Before it is idle for a while.
+type ramp struct {
+	resource string
+	fill     time.Duration
+	// scrape is the time between scrapes; the first is at phase. The ramp begins at
+	// begin.
+	scrape, phase, begin time.Duration
+}
+
+func (r ramp) refusal() time.Duration { return r.begin + r.fill }
+
+func (r ramp) node(tick time.Duration) node {
+	n := node{instance: fmt.Sprintf("%s/%s/%s/%s/%s", r.resource, r.fill, r.scrape, r.phase, r.begin)}
+	ticks := int((r.refusal() + 2*time.Minute) / tick)
+	saturation, count := make([]float64, ticks), make([]float64, ticks)
+	for i := range ticks {
+		at := time.Duration(i) * tick
+		saturation[i], count[i] = math.NaN(), math.NaN()
+		if at >= r.phase && (at-r.phase)%r.scrape == 0 {
+			saturation[i] = 0.2 + 0.8*min(max((at-r.begin).Seconds()/r.fill.Seconds(), 0), 1)
+			count[i] = math.Floor(10 * max((at-r.refusal()).Seconds(), 0))
+		}
+	}
+	n.series = []recording.Series{{Name: fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", r.resource), Values: saturation}}
+	if c := counters()[r.resource]; c != "" {
+		n.series = append(n.series, recording.Series{Name: c, Values: count})
+	}
+	return n
+}
+
+// leads are how long before the refusal the first page and the first ticket came, and
+// what tells of the refusal, at the worst phase of scrapes, evaluations and ramp.
+type leads struct{ Page, Ticket, Told time.Duration }
+
+// never is the lead of what did not come.
+const never = time.Duration(math.MinInt64)
+
+func show(lead time.Duration) string {
+	if lead == never {
+		return "never"
+	}
+	return short(lead)
+}
+
+// fills are the durations of ramps, and scrapes the intervals, that docs/alerts.md has.
+func fills() []time.Duration {
+	return []time.Duration{30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, time.Hour, 6 * time.Hour, 24 * time.Hour}
+}
+
+func scrapes() []time.Duration {
+	return []time.Duration{15 * time.Second, 30 * time.Second, time.Minute}
+}
+
+// simulateRamps goes through ramps of one duration and scrape interval, of every limit.
+func simulateRamps(t *testing.T, fill, scrape time.Duration) map[string]leads {
+	t.Helper()
+	const grain = 5 * time.Second
+	r := run{tick: grain, interval: 15 * time.Second}
+	phases, begins := []time.Duration{0, grain}, []time.Duration{0, grain, 2 * grain}
+	if scrape > 15*time.Second {
+		begins = []time.Duration{0, 2 * grain, 4 * grain, 6 * grain, 9 * grain}
+	}
+	if fill > time.Hour { // where minutes do not count
+		r, scrape, phases, begins = run{tick: time.Minute, interval: time.Minute}, time.Minute, phases[:1], begins[:1]
+	}
+	ramps, first := map[string]ramp{}, map[string]leads{}
+	for _, l := range limits() {
+		for _, phase := range phases {
+			for _, begin := range begins {
+				ramp := ramp{l.Resource, fill, scrape, phase, 4*time.Minute + begin}
+				n := ramp.node(r.tick)
+				ramps[n.instance], first[n.instance] = ramp, leads{never, never, never}
+				r.nodes = append(r.nodes, n)
+			}
+		}
+	}
+	for _, f := range r.evaluate(t) {
+		ramp, l := ramps[f.instance], first[f.instance]
+		if f.resource != ramp.resource && f.name != "SockPressureOOMKill" {
+			t.Errorf("%s: %s fires for %q", f.instance, f.name, f.resource)
+		}
+		lead := ramp.refusal() - f.first
+		switch f.severity {
+		case Critical:
+			l.Page = max(l.Page, lead)
+		case Warning:
+			l.Ticket = max(l.Ticket, lead)
+		}
+		if f.stage == met {
+			l.Told = max(l.Told, lead)
+		}
+		first[f.instance] = l
+	}
+	worst := map[string]leads{}
+	for instance, l := range first {
+		resource := ramps[instance].resource
+		if w, ok := worst[resource]; ok {
+			l = leads{min(w.Page, l.Page), min(w.Ticket, l.Ticket), min(w.Told, l.Told)}
+		}
+		worst[resource] = l
+	}
+	return worst
+}
+
+// TestRamps holds the rules to their promise on every limit that fills evenly: a page a
+// minute before the refusal from 5 minutes on, a ticket at least before it from 2
+// minutes on, and at any pace what happened, with the first evaluation that can know.
+func TestRamps(t *testing.T) {
+	t.Parallel()
+	some := []time.Duration{2 * time.Minute, 5 * time.Minute}
+	if needs.InCI() {
+		some = fills()[:6]
+	}
+	for _, fill := range some {
+		for resource, l := range simulateRamps(t, fill, 15*time.Second) {
+			if !unpaged(resource) {
+				if fill >= 5*time.Minute && l.Page < leadTime {
+					t.Errorf("%s within %s: the page comes %s before the refusal", resource, short(fill), show(l.Page))
+				}
+				if fill >= 2*time.Minute && max(l.Page, l.Ticket) <= 0 {
+					t.Errorf("%s within %s: page %s, ticket %s before the refusal", resource, short(fill), show(l.Page), show(l.Ticket))
+				}
+			}
+			// A scrape and an evaluation later, each up to 15 s.
+			if l.Told < -30*time.Second {
+				t.Errorf("%s within %s: told %s before the refusal", resource, short(fill), show(l.Told))
+			}
+		}
+	}
+	if !needs.InCI() {
+		return
+	}
+	// There is less time where scrapes are a minute apart, but some.
+	for resource, l := range simulateRamps(t, 10*time.Minute, time.Minute) {
+		if !unpaged(resource) && l.Page < leadTime {
+			t.Errorf("%s within 10m, scraped once a minute: the page comes %s before the refusal", resource, show(l.Page))
+		}
+	}
+}

@@ -1,0 +1,140 @@
+// Package alerts makes the alert bundle: rules for Prometheus from one table of
+// limits (limits.go), from a set of templates that every limit gets (set.go), and
+// from what is watched besides (other.go). Command alerts/generate writes them as
+// rule files, as a PrometheusRule object and as the data (rules.json) that the Helm
+// chart and the Jsonnet mixin are made of; renew them with
+//
+//	go generate ./alerts
+//
+// A Config changes thresholds, durations, severities and labels, and leaves rules
+// out, in the same words for all of these forms.
+package alerts
+
+import (
+	"maps"
+	"strings"
+)
+
+//go:generate go run ./generate -dir=. -format=files
+//go:generate go run ./generate -format=json -out=rules.json
+//go:generate go run ./generate -format=prometheusrule -out=../deploy/kubernetes/prometheus-operator/prometheusrule.yaml
+
+// Severities: a page, a ticket, and what is kept for the record only.
+const (
+	Critical = "critical"
+	Warning  = "warning"
+	Info     = "info"
+)
+
+// Stages of an alert on a limit: usage is close to it, usage will be, and the
+// kernel refuses, drops or kills. What watches no limit has no stage.
+const (
+	near     = "near"
+	forecast = "forecast"
+	met      = "met"
+)
+
+// Rule is an alerting or a recording rule before a Config is applied. Expr has
+// ${NAME} for each of its Params, ${resource} for a matcher of its Resources, ${select}
+// for matchers of the user's, and ${page} for what the user calls the severity critical.
+type Rule struct {
+	Record string `json:"record,omitempty"`
+	Alert  string `json:"alert,omitempty"`
+	// Comment is for the reader of the rule file.
+	Comment string `json:"comment,omitempty"`
+	Expr    string `json:"expr"`
+	// Params are PromQL expressions, mostly numbers.
+	Params map[string]string `json:"params,omitempty"`
+	// Resources are the limits that the rule is about, empty if it is about none.
+	Resources []string `json:"resources,omitempty"`
+	// Except are the limits that a rule about all others leaves out.
+	Except        []string `json:"except,omitempty"`
+	For           string   `json:"for,omitempty"`
+	KeepFiringFor string   `json:"keepFiringFor,omitempty"`
+	// Labels are all labels of a recording rule, and those of an alert besides severity.
+	Labels      map[string]string `json:"labels,omitempty"`
+	Severity    string            `json:"severity,omitempty"`
+	Summary     string            `json:"summary,omitempty"`
+	Description string            `json:"description,omitempty"`
+}
+
+// Group is a group of rules, which Prometheus evaluates in order.
+type Group struct {
+	Name     string `json:"name"`
+	Comment  string `json:"comment,omitempty"`
+	Interval string `json:"interval"`
+	Rules    []Rule `json:"rules"`
+
+	// file is the rule file that it is written to, less ".rules.yml".
+	file string
+}
+
+// Groups returns all rules.
+func Groups() []Group {
+	all := append(limitGroups(), otherGroups()...)
+	for i := range all {
+		if all[i].Interval == "" {
+			all[i].Interval = "15s"
+		}
+		if all[i].file == "" {
+			all[i].file = strings.TrimPrefix(all[i].Name, "sockpressure-")
+		}
+		for j := range all[i].Rules {
+			all[i].Rules[j].finish()
+		}
+	}
+	return all
+}
+
+// Runbook returns the name of the alert that warns before a limit, whose section of
+// docs/runbooks.md is the limit's.
+func Runbook(resource string) string {
+	for _, t := range themes() {
+		for _, l := range t.limits {
+			if l.resource == resource {
+				return l.alert(l.near)
+			}
+		}
+	}
+	return ""
+}
+
+// finish fills in what every rule has in common.
+func (r *Rule) finish() {
+	r.Expr = selecting(strings.TrimSpace(r.Expr))
+	r.Comment = strings.TrimSpace(r.Comment)
+	r.Description = strings.ReplaceAll(strings.Join(strings.Fields(r.Description), " "), "{{ $labels.instance }}", who)
+	used := map[string]string{}
+	for name, value := range r.Params {
+		if strings.Contains(r.Expr, "${"+name+"}") {
+			used[name] = value
+		}
+	}
+	r.Params = used
+	if r.Alert != "" && r.KeepFiringFor == "" {
+		r.KeepFiringFor = hold(r.Severity)
+	}
+}
+
+// who names the node in a description, and its cluster where there is one.
+const who = "{{ with $labels.cluster }}{{ . }}/{{ end }}{{ $labels.instance }}"
+
+// hold is for how long an alert goes on when its condition is over. Nothing that
+// writes a ticket fires and resolves more than once an hour; a page ends sooner,
+// because whoever was paged waits for it.
+func hold(severity string) string {
+	if severity == Critical {
+		return "15m"
+	}
+	return "1h"
+}
+
+// with returns the rule with more parameters.
+func (r Rule) with(params map[string]string) Rule {
+	r.Params = maps.Clone(r.Params)
+	if r.Params == nil {
+		r.Params = map[string]string{}
+	}
+	maps.Copy(r.Params, params)
+	return r
+}
