@@ -272,8 +272,9 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 	return res
 }
 
-// reportPause is how long a collector that fails now in this way, now in that, is
-// silent after it was reported.
+// reportPause is how long after a report a collector may fail in another way, or
+// again, before that is reported. Clients that leave it too little time could fill
+// the log otherwise.
 const reportPause = time.Minute
 
 // report logs what became of a collector when that has changed, and not when only
@@ -289,7 +290,7 @@ func (r *runner) report(err error) {
 		}, err.Error())
 	}
 	r.mu.Lock()
-	changed := msg != r.reported && (msg == "" || r.reported == "" || time.Since(r.reportedAt) >= reportPause)
+	changed := msg != r.reported && (msg == "" || time.Since(r.reportedAt) >= reportPause)
 	if changed {
 		r.reported, r.reportedAt = msg, time.Now()
 	}

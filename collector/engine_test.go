@@ -335,6 +335,11 @@ func TestReport(t *testing.T) {
 	for range 5 {
 		set.Read(t.Context(), All)
 	}
+	// In turns is said no more.
+	for range 10 {
+		fail = !fail
+		set.Read(t.Context(), All)
+	}
 	if got := b.String(); strings.Count(got, "\n") != 2 || strings.Count(got, "broken") != 1 || !strings.Contains(got, "works again") {
 		t.Errorf("the log:\n%s", got)
 	}
