@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -16,38 +17,39 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// entered returns a host in a new network namespace.
-func entered(t *testing.T) *Host {
+// elsewhere returns the folder, below /proc, of a thread that is in a new network
+// namespace until the test ends.
+func elsewhere(t *testing.T) string {
 	t.Helper()
 	needs.Check(t, needs.Root)
-	type result struct {
-		file *os.File
-		err  error
-	}
-	made := make(chan result)
+	entered, leave, left := make(chan error), make(chan struct{}), make(chan error, 1)
+	var thread string
 	go func() {
-		// The file keeps the namespace. The thread goes back: if it is the main one, it
-		// cannot end.
+		// The thread goes back: if it is the main one, it cannot end.
 		runtime.LockOSThread()
-		var r result
 		own, err := os.Open("/proc/thread-self/ns/net")
-		if r.err = err; r.err == nil {
-			r.err = nettest.Unshare()
+		if err == nil {
+			defer func() { _ = own.Close() }()
+			err = nettest.Unshare()
 		}
-		if r.err == nil {
-			r.file, r.err = os.Open("/proc/thread-self/ns/net")
+		thread = fmt.Sprintf("/proc/self/task/%d", unix.Gettid())
+		entered <- err
+		if err != nil {
+			return
 		}
-		if r.err == nil {
-			r.err = unix.Setns(int(own.Fd()), unix.CLONE_NEWNET)
-		}
-		made <- r
+		<-leave
+		left <- unix.Setns(int(own.Fd()), unix.CLONE_NEWNET)
 	}()
-	r := <-made
-	if r.err != nil {
-		t.Fatal(r.err)
+	if err := <-entered; err != nil {
+		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = r.file.Close() })
-	return &Host{view: Entered, path: fmt.Sprintf("/proc/self/fd/%d", r.file.Fd())}
+	t.Cleanup(func() {
+		close(leave)
+		if err := <-left; err != nil {
+			t.Error(err)
+		}
+	})
+	return thread
 }
 
 // network returns the inode number of the network namespace of this thread.
@@ -61,9 +63,9 @@ func network(t *testing.T) uint64 {
 }
 
 // TestDo expects functions to run in the namespace, however others there end, and
-// no thread of this process to stay in it.
+// no thread of this process to stay in it but the one that made it.
 func TestDo(t *testing.T) {
-	h := entered(t)
+	h := &Host{view: Entered, path: elsewhere(t) + "/ns/net"}
 	own := network(t)
 	var inside uint64
 	if err := h.Do(func() error { inside = network(t); return nil }); err != nil || inside == own {
@@ -114,11 +116,11 @@ func TestDo(t *testing.T) {
 				there++
 			}
 		}
-		if there == 0 {
+		if there == 1 {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%d threads stay in the namespace", there)
+			t.Fatalf("%d threads are in the namespace, of which one made it", there)
 		}
 	}
 }
@@ -139,22 +141,60 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// TestFind expects this process to be in the network namespace of process 1 or not,
-// as the links of both say.
+// TestFind expects the namespace of process 1 to be found, whichever it is.
 func TestFind(t *testing.T) {
-	h, err := Find("/proc")
-	if err != nil {
-		t.Fatal(err)
+	procfs := func(t *testing.T, names map[string]string) string {
+		t.Helper()
+		proc := t.TempDir()
+		for name, target := range names {
+			if err := os.Symlink(target, filepath.Join(proc, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return proc
 	}
-	host, err := os.Readlink("/proc/1/ns/net")
-	if err != nil {
-		t.Skip("this user may not look at process 1:", err)
+	find := func(t *testing.T, proc string, want View) *Host {
+		t.Helper()
+		h, err := Find(proc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.View() != want {
+			t.Errorf("view %v (%v), want %v", h.View(), h.Why(), want)
+		}
+		return h
 	}
-	own, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if (h.View() == Own) != (own == host) {
-		t.Errorf("view %v, process 1 is in %s, this one in %s", h.View(), host, own)
-	}
+	t.Run("own", func(t *testing.T) {
+		find(t, procfs(t, map[string]string{"self": "/proc/self", "1": "/proc/self"}), Own)
+		// Of a PID namespace in which this process does not exist.
+		find(t, procfs(t, map[string]string{"1": "/proc/self"}), Own)
+	})
+	t.Run("entered", func(t *testing.T) {
+		thread := elsewhere(t)
+		h := find(t, procfs(t, map[string]string{"self": "/proc/self", "1": thread}), Entered)
+		var st unix.Stat_t
+		if err := unix.Stat(thread+"/ns/net", &st); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Do(func() error {
+			if n := network(t); n != st.Ino {
+				t.Errorf("in namespace %d, process 1 is in %d", n, st.Ino)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("hidden", func(t *testing.T) {
+		find(t, procfs(t, map[string]string{"self": "/proc/self"}), Foreign)
+		proc := procfs(t, map[string]string{"self": "/proc/self"})
+		// tcp_mem is in the initial network namespace alone.
+		if err := os.MkdirAll(filepath.Join(proc, "sys/net/ipv4"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(proc, "sys/net/ipv4/tcp_mem"), []byte("1\t2\t3\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		find(t, proc, Own)
+	})
 }
