@@ -342,7 +342,11 @@ func TestCrowds(t *testing.T) {
 	}
 	var snapshot tcp
 	listeners.fill(&snapshot, number(0), number(0))
-	if got := snapshot.queues[0].saturation(); got != 1.01 || snapshot.listeners.Value != n || snapshot.crowded.Value != n-maxListeners {
+	fullest := top[acceptQueue]{n: 1, before: acceptQueue.before}
+	for q := range snapshot.queues {
+		fullest.offer(q)
+	}
+	if got := fullest.items[0].saturation(); got != 1.01 || snapshot.listeners.Value != n || snapshot.crowded.Value != n-maxListeners {
 		t.Errorf("the fullest queue is %v, %v listeners, %v of them crowded", got, snapshot.listeners, snapshot.crowded)
 	}
 	if first := worst.sorted()[0]; first.pid != n-1 {

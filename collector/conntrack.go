@@ -83,11 +83,15 @@ func conntrackSpec() Spec {
 		},
 		Limits: []Limit[conntrack]{{
 			LimitInfo: LimitInfo{
-				Resource: "conntrack_entries", Unit: Entries, Sysctl: "net.netfilter.nf_conntrack_max", Warning: 0.75, Critical: 0.9,
+				Resource: "conntrack_entries", Unit: Entries, WarningRatio: 0.75, CriticalRatio: 0.9,
 				Effect: "Packets of new connections are dropped: \"nf_conntrack: table full, dropping packet\".",
+				Usage:  series("conntrack_entries"), Max: series("conntrack_entries_limit"),
+				// Set in the first network namespace for all, each of which may have as many.
+				Sysctls: []Sysctl{{"net.netfilter.nf_conntrack_max", Entries, false}},
+				// Since Linux 5.16 of other namespaces as "table full in netns %u".
+				LogLines:  []string{"nf_conntrack: table full"},
+				UnitBytes: 256 + 128 + 8, // nf_conntrack, its extensions, a bucket
 			},
-			Usage: func(s *conntrack) Number { return s.entries },
-			Limit: func(s *conntrack) Number { return s.limit },
 		}},
 	})
 }

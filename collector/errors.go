@@ -23,6 +23,11 @@ func (e *NotSupportedError) Error() string { return "not supported: " + e.Featur
 
 func (e *NotSupportedError) Unwrap() error { return e.Err }
 
+func isNotSupported(err error) bool {
+	_, ok := errors.AsType[*NotSupportedError](err)
+	return ok
+}
+
 // isAbsent reports whether err means that a file does not exist, that its feature
 // was turned off when the machine started (EOPNOTSUPP, as of pressure stall
 // information), or that it is of a network namespace that is not the host's.

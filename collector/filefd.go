@@ -49,11 +49,13 @@ func filefdSpec() Spec {
 		},
 		Limits: []Limit[filefd]{{
 			LimitInfo: LimitInfo{
-				Resource: "file_descriptors", Unit: Descriptors, Sysctl: "fs.file-max", Warning: 0.8, Critical: 0.95,
+				Resource: "file_descriptors", Unit: Descriptors, WarningRatio: 0.8, CriticalRatio: 0.95,
 				Effect: "open, socket and accept fail with ENFILE for every unprivileged process: \"VFS: file-max limit reached\".",
+				Usage:  series("file_descriptors_allocated"), Max: series("file_descriptors_limit"),
+				Sysctls:   []Sysctl{{"fs.file-max", Descriptors, false}},
+				LogLines:  []string{"VFS: file-max limit"},
+				UnitBytes: 192, // filp
 			},
-			Usage: func(s *filefd) Number { return s.allocated },
-			Limit: func(s *filefd) Number { return s.limit },
 		}},
 	})
 }

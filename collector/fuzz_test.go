@@ -128,7 +128,7 @@ func FuzzZoneinfo(f *testing.F) {
 				t.Errorf("zone %+v", z)
 			}
 		}
-		for _, z := range neediest(zones, 3) {
+		for _, z := range zones {
 			sane(t, "zone", z.free, z.min, z.low, z.high, number(z.need()))
 		}
 	})
@@ -158,7 +158,7 @@ func FuzzSlabinfo(f *testing.F) {
 	seed(f, "slabinfo")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		slabs, _ := parseSlabinfo(b, "slabinfo", slabCaches(), 4096)
-		for _, s := range largestSlabs(slabs, 5) {
+		for _, s := range slabs {
 			sane(t, s.cache, number(s.size))
 		}
 	})

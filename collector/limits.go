@@ -23,7 +23,7 @@ func (l Level) String() string { return [...]string{"ok", "warning", "critical"}
 // Level compares the saturation with the thresholds of the limit.
 func (l LimitReading) Level() Level {
 	switch s := l.Saturation(); {
-	case s >= l.Critical:
+	case s >= l.CriticalRatio:
 		return Critical
 	case s >= l.Warning():
 		return Warning

@@ -8,12 +8,12 @@ import (
 	"testing"
 )
 
-// TestLevel expects the levels of the row, and a warning from the kernel's own mark
+// TestLevel expects the levels of the row, and a warning where the kernel begins to save,
 // where that is lower.
 func TestLevel(t *testing.T) {
-	info := &LimitInfo{Resource: "r", Warning: 0.7, Critical: 0.9}
+	info := &LimitInfo{Resource: "r", WarningRatio: 0.7, CriticalRatio: 0.9}
 	for _, c := range []struct {
-		usage, mark float64 // of a limit of 1000; a mark of 0 is none
+		usage, soft float64 // of a limit of 1000; 0 is none
 		want        Level
 	}{
 		{690, 0, OK},
@@ -26,11 +26,11 @@ func TestLevel(t *testing.T) {
 		{950, 980, Critical},
 	} {
 		l := LimitReading{LimitInfo: info, Usage: c.usage, Limit: 1000}
-		if c.mark > 0 {
-			l.saves = number(c.mark)
+		if c.soft > 0 {
+			l.soft = number(c.soft)
 		}
 		if got := l.Level(); got != c.want {
-			t.Errorf("usage %v, mark %v: %v, want %v", c.usage, c.mark, got, c.want)
+			t.Errorf("usage %v, soft %v: %v, want %v", c.usage, c.soft, got, c.want)
 		}
 	}
 }
@@ -62,7 +62,7 @@ func TestPressure(t *testing.T) {
 		if l.Resource != "tcp_memory" {
 			continue
 		}
-		if s := l.Saturation(); s < 0.67 || s >= l.LimitInfo.Warning || l.Level() != Warning {
+		if s := l.Saturation(); s < 0.67 || s >= l.WarningRatio || l.Level() != Warning {
 			t.Errorf("at %v of the limit: %v", s, l.Level())
 		}
 		return

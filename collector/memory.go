@@ -3,9 +3,10 @@ package collector
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
+	"iter"
 	"math"
+	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
@@ -23,8 +24,6 @@ type memory struct {
 	overcommit                 Number // vm.overcommit_memory
 	oomKills                   Number
 	pressureSome, pressureFull Number // seconds
-	pageSize                   float64
-	top                        int
 }
 
 func memorySpec() Spec {
@@ -99,38 +98,6 @@ func memorySpec() Spec {
 				},
 			},
 			{
-				Name:   "memory_zone_free_bytes",
-				Help:   "Free memory of a zone, of the zones nearest to their reserves. From /proc/zoneinfo.",
-				Labels: []string{"node", "zone"},
-				Values: func(s *memory, emit Emit) {
-					for _, z := range neediest(s.zones, s.top) {
-						emit(z.free.times(s.pageSize), z.node, z.name)
-					}
-				},
-			},
-			{
-				Name:   "memory_zone_watermark_bytes",
-				Help:   "Reserves of a zone: below low the kernel reclaims in the background until high, below min it makes the program wait, or kills. From /proc/zoneinfo.",
-				Labels: []string{"node", "zone", "watermark"},
-				Values: func(s *memory, emit Emit) {
-					for _, z := range neediest(s.zones, s.top) {
-						emit(z.min.times(s.pageSize), z.node, z.name, "min")
-						emit(z.low.times(s.pageSize), z.node, z.name, "low")
-						emit(z.high.times(s.pageSize), z.node, z.name, "high")
-					}
-				},
-			},
-			{
-				Name:   "memory_slab_bytes",
-				Help:   "Memory of the kernel's caches of sockets and connection tracking, the largest ones. From /sys/kernel/slab or /proc/slabinfo.",
-				Labels: []string{"cache"},
-				Values: func(s *memory, emit Emit) {
-					for _, c := range largestSlabs(s.slabs, s.top) {
-						emit(number(c.size), c.cache)
-					}
-				},
-			},
-			{
 				Name:  "oom_kills_total",
 				Help:  "Processes killed because there was no memory, those of a memory cgroup at its limit included. From /proc/vmstat, oom_kill.",
 				Value: func(s *memory) Number { return s.oomKills },
@@ -145,34 +112,76 @@ func memorySpec() Spec {
 				},
 			},
 		},
+		Lists: []Lister[memory]{
+			List[memory, zone]{
+				Items:  (*memory).sized,
+				Before: func(a, b zone) bool { return a.need() > b.need() },
+				Labels: []string{"node", "zone"},
+				Key:    func(z zone) []string { return []string{z.node, z.name} },
+				Columns: []Metric[zone]{
+					{
+						Name:  "memory_zone_free_bytes",
+						Help:  "Free memory of a zone, of the zones nearest to their reserves. From /proc/zoneinfo.",
+						Value: func(z *zone) Number { return z.free },
+					},
+					{
+						Name:   "memory_zone_watermark_bytes",
+						Help:   "Reserves of a zone: below low the kernel reclaims in the background until high, below min it makes the program wait, or kills. From /proc/zoneinfo.",
+						Labels: []string{"watermark"},
+						Values: func(z *zone, emit Emit) {
+							emit(z.min, "min")
+							emit(z.low, "low")
+							emit(z.high, "high")
+						},
+					},
+				},
+			},
+			List[memory, slab]{
+				Items:  func(s *memory) iter.Seq[slab] { return slices.Values(s.slabs) },
+				Before: slab.before,
+				Labels: []string{"cache"},
+				Key:    func(c slab) []string { return []string{c.cache} },
+				Columns: []Metric[slab]{{
+					Name:  "memory_slab_bytes",
+					Help:  "Memory of the kernel's caches of sockets and connection tracking, the largest ones. From /sys/kernel/slab or /proc/slabinfo.",
+					Value: func(c *slab) Number { return number(c.size) },
+				}},
+			},
+		},
 		Limits: []Limit[memory]{
 			{
 				LimitInfo: LimitInfo{
-					Resource: "memory", Unit: Bytes, Sysctl: "the machine's memory", Warning: 0.9, Critical: 0.97,
-					Effect: "The OOM killer ends a process: \"Out of memory: Killed process\".",
+					Resource: "memory", Unit: Bytes, WarningRatio: 0.9, CriticalRatio: 0.97,
+					Effect:   "The OOM killer ends a process: \"Out of memory: Killed process\".",
+					Moves:    "the machine's memory",
+					LogLines: []string{"Out of memory: Kill"},
 				},
-				Usage: func(s *memory) Number {
+				Used: func(s *memory) Number {
 					used := s.total.minus(s.available, s.hugetlb.orZero(), s.evictable())
 					used.Value = max(used.Value, 0) // the counts are not of one instant
 					return used
 				},
-				Limit: func(s *memory) Number { return s.total.minus(s.hugetlb.orZero()) },
+				Most: func(s *memory) Number { return s.total.minus(s.hugetlb.orZero()) },
 			},
 			{
 				LimitInfo: LimitInfo{
-					Resource: "low_memory", Unit: Bytes, Sysctl: "a 64-bit kernel; vm.min_free_kbytes", Warning: 0.8, Critical: 0.9,
-					Effect: "The OOM killer ends a process, often a bystander, while high memory is free.",
+					Resource: "low_memory", Unit: Bytes, WarningRatio: 0.8, CriticalRatio: 0.9,
+					Effect:   "The OOM killer ends a process, often a bystander, while high memory is free.",
+					Moves:    "a 64-bit kernel; vm.min_free_kbytes",
+					Sysctls:  []Sysctl{{"vm.min_free_kbytes", Kibibytes, false}},
+					LogLines: []string{"Out of memory: Kill"},
 				},
-				Usage: func(s *memory) Number { return s.low },
-				Limit: func(s *memory) Number { return s.lowLimit },
+				Used: func(s *memory) Number { return s.low },
+				Most: func(s *memory) Number { return s.lowLimit },
 			},
 			{
 				LimitInfo: LimitInfo{
-					Resource: "committed_memory", Unit: Bytes, Sysctl: "vm.overcommit_ratio, vm.overcommit_kbytes", Warning: 0.85, Critical: 0.92,
+					Resource: "committed_memory", Unit: Bytes, WarningRatio: 0.85, CriticalRatio: 0.92,
 					Effect: "fork, mmap and malloc fail with ENOMEM; without CAP_SYS_ADMIN some percent earlier (vm.admin_reserve_kbytes, vm.user_reserve_kbytes). Enforced while vm.overcommit_memory is 2.",
+					Usage:  series("memory_committed_bytes"), Max: series("memory_commit_limit_bytes"),
+					Sysctls: []Sysctl{{"vm.overcommit_ratio", Percents, false}, {"vm.overcommit_kbytes", Kibibytes, false}},
 				},
-				Usage: func(s *memory) Number { return s.committed },
-				Limit: func(s *memory) Number {
+				Most: func(s *memory) Number {
 					if !s.overcommit.Present || s.overcommit.Value != overcommitNever {
 						return Number{}
 					}
@@ -181,6 +190,17 @@ func memorySpec() Spec {
 			},
 		},
 	})
+}
+
+// sized yields the zones, but for one that may have no memory at all.
+func (s *memory) sized() iter.Seq[zone] {
+	return func(yield func(zone) bool) {
+		for _, z := range s.zones {
+			if z.size().Present && !yield(z) {
+				return
+			}
+		}
+	}
 }
 
 // overcommitNever is the value of vm.overcommit_memory at which the kernel
@@ -195,10 +215,9 @@ func openMemory(k *Kernel) func(context.Context, *memory) error {
 	stat := k.net("sockstat")
 
 	return func(_ context.Context, s *memory) error {
-		s.pageSize, s.top = k.pageSize, k.top
 		var p problems
 		b, err := required(info, "/proc/meminfo")
-		if _, ok := errors.AsType[*NotSupportedError](err); ok {
+		if isNotSupported(err) {
 			return err
 		}
 		p.add(err)
@@ -211,6 +230,9 @@ func openMemory(k *Kernel) func(context.Context, *memory) error {
 		}{
 			{zoneinfo, func(b []byte, path string) (err error) {
 				s.zones, err = parseZoneinfo(b, path)
+				for i := range s.zones {
+					s.zones[i].scale(k.pageSize)
+				}
 				return err
 			}},
 			{vmstat, func(b []byte, path string) error { return parseOOMKills(b, path, &s.oomKills) }},
@@ -268,13 +290,13 @@ func (s *memory) setLow(sockets Number, path string) error {
 			continue
 		}
 		zones++
-		managed = managed.plus(z.managed.times(s.pageSize))
+		managed = managed.plus(z.managed)
 		limit.Present = limit.Present && z.size().Present
 		if !z.file().Present {
 			p.add(fieldError(path, z.String()+": page cache", errMissing))
 		}
-		low = low.minus(z.file().times(s.pageSize))
-		limit = limit.minus(z.min.times(s.pageSize))
+		low = low.minus(z.file())
+		limit = limit.minus(z.min)
 	}
 	if zones == 0 {
 		return p.err()

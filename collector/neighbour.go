@@ -51,20 +51,22 @@ func neighbourSpec() Spec {
 			},
 		},
 		Limits: []Limit[neighbour]{
-			neighbourLimit(0, "net.ipv4.neigh.default.gc_thresh3"),
-			neighbourLimit(1, "net.ipv6.neigh.default.gc_thresh3"),
+			{LimitInfo: neighbourLimit("ipv4", "net.ipv4.neigh.default.gc_thresh3")},
+			{LimitInfo: neighbourLimit("ipv6", "net.ipv6.neigh.default.gc_thresh3")},
 		},
 	})
 }
 
-func neighbourLimit(family int, sysctl string) Limit[neighbour] {
-	return Limit[neighbour]{
-		LimitInfo: LimitInfo{
-			Resource: "neighbours_" + families(family), Unit: Entries, Sysctl: sysctl, Warning: 0.8, Critical: 0.95,
-			Effect: "Packets to hosts of the local network without an entry are dropped: \"neighbor table overflow!\".",
-		},
-		Usage: func(s *neighbour) Number { return s[family].entries },
-		Limit: func(s *neighbour) Number { return s[family].limit },
+func neighbourLimit(family, sysctl string) LimitInfo {
+	return LimitInfo{
+		Resource: "neighbours_" + family, Unit: Entries, WarningRatio: 0.8, CriticalRatio: 0.95,
+		Effect: "Packets to hosts of the local network without an entry are dropped: \"neighbor table overflow!\".",
+		Usage:  series("neighbour_entries", "family", family), Max: series("neighbour_entries_limit", "family", family),
+		Sysctls: []Sysctl{{sysctl, Entries, false}},
+		// "neighbour: arp_cache: neighbor table overflow!"; before Linux 4.9 without the
+		// table's name, and with that of the module, "net_ratelimit", before 3.10.
+		LogLines:  []string{"neighbor table overflow", "Neighbour table overflow", "eighbour table overflow"},
+		UnitBytes: 512, // struct neighbour and its key, by kmalloc
 	}
 }
 

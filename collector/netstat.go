@@ -2,7 +2,6 @@ package collector
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -127,7 +126,7 @@ func openNetstat(k *Kernel) func(context.Context, *netstat) error {
 		*s = make(netstat, len(counters))
 		for _, f := range sources {
 			b, err := required(f.file, "IPv4 (CONFIG_INET)")
-			if _, ok := errors.AsType[*NotSupportedError](err); ok {
+			if isNotSupported(err) {
 				return err
 			}
 			p.add(err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"iter"
 	"net/netip"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
@@ -12,11 +13,10 @@ import (
 
 // ports is one reading of the ephemeral ports that outbound connections hold.
 type ports struct {
-	// limit is the ports of the range that connect may hand out, used those that the
-	// first of the tuples holds.
-	limit, used Number
-	// tuples are those with the most ports in use, the most first.
-	tuples []tupleCount
+	// limit is the ports of the range that connect may hand out.
+	limit Number
+	// tuples is how many ports each holds, of those that were counted.
+	tuples map[tuple]uint32
 }
 
 // tuple is what the kernel hands out ports by: each may use every port of the
@@ -50,36 +50,48 @@ func (t tupleCount) before(o tupleCount) bool {
 	return bytes.Compare(t.source[:], o.source[:]) < 0
 }
 
+// counts yields the tuples.
+func (s *ports) counts() iter.Seq[tupleCount] {
+	if s.tuples == nil {
+		return nil
+	}
+	return func(yield func(tupleCount) bool) {
+		for t, used := range s.tuples {
+			if !yield(tupleCount{t, uint64(used)}) {
+				return
+			}
+		}
+	}
+}
+
 func portsSpec() Spec {
 	return define(Definition[ports]{
 		Name: "ports",
 		Help: "Ephemeral ports in use by outbound connections, by a walk of netlink sock_diag over the ports of net.ipv4.ip_local_port_range.",
 		Walk: true,
 		Open: openPorts,
-		Metrics: []Metric[ports]{
-			{
-				Name:   "ephemeral_ports_used",
-				Help:   "Ports of the ephemeral range that connections from one address to one destination hold, TIME_WAIT included, of the pairs with the most. From sock_diag.",
-				Labels: []string{"source", "destination"},
-				Values: func(s *ports, emit Emit) {
-					for _, t := range s.tuples {
-						emit(number(t.used), t.from(), t.to().String())
-					}
-				},
-			},
-			{
-				Name:  "ephemeral_ports_limit",
-				Help:  "Ports that connections from one address to one destination can hold. From net.ipv4.ip_local_port_range less net.ipv4.ip_local_reserved_ports and the ports that are listened on.",
-				Value: func(s *ports) Number { return s.limit },
-			},
-		},
-		Limits: []Limit[ports]{{
-			LimitInfo: LimitInfo{
-				Resource: "ephemeral_ports", Unit: Ports, Sysctl: "net.ipv4.ip_local_port_range", Warning: 0.7, Critical: 0.9,
+		Metrics: []Metric[ports]{{
+			Name:  "ephemeral_ports_limit",
+			Help:  "Ports that connections from one address to one destination can hold. From net.ipv4.ip_local_port_range less net.ipv4.ip_local_reserved_ports and the ports that are listened on.",
+			Value: func(s *ports) Number { return s.limit },
+		}},
+		Lists: []Lister[ports]{List[ports, tupleCount]{
+			Items:  (*ports).counts,
+			Before: tupleCount.before,
+			Labels: []string{"source", "destination"},
+			Key:    func(t tupleCount) []string { return []string{t.from(), t.to().String()} },
+			Columns: []Metric[tupleCount]{{
+				Name:  "ephemeral_ports_used",
+				Help:  "Ports of the ephemeral range that connections from one address to one destination hold, TIME_WAIT included, of the pairs with the most. From sock_diag.",
+				Value: func(t *tupleCount) Number { return number(t.used) },
+			}},
+			Limit: &ItemLimit[tupleCount]{LimitInfo: LimitInfo{
+				Resource: "ephemeral_ports", Unit: Ports, WarningRatio: 0.7, CriticalRatio: 0.9,
 				Effect: "connect to that destination fails with EADDRNOTAVAIL; nothing is counted or logged.",
-			},
-			Usage: func(s *ports) Number { return s.used },
-			Limit: func(s *ports) Number { return s.limit },
+				Usage:  series("ephemeral_ports_used"), Max: series("ephemeral_ports_limit"),
+				Sysctls:   []Sysctl{{"net.ipv4.ip_local_port_range", Ports, true}},
+				UnitBytes: 2432 + 832 + 192 + 192, // TCP, sock_inode_cache, dentry, filp
+			}},
 		}},
 	})
 }
@@ -127,19 +139,13 @@ func openPorts(k *Kernel) func(context.Context, *ports) error {
 			States: sockdiag.AllStates.Without(sockdiag.Listen, sockdiag.Close, sockdiag.SynRecv),
 			Ports:  outbound.ranges(sockdiag.MaxRanges),
 		}
+		v.Reset() // should there be no port to ask for
 		if len(held.Ports) > 0 {
 			if err := walk(ctx, client, held, v); err != nil {
 				return err
 			}
 		}
-		most := top[tupleCount]{n: max(k.top, 1), before: tupleCount.before}
-		for t, used := range v.tuples.counts {
-			most.offer(tupleCount{t, uint64(used)})
-		}
-		s.tuples, s.used = most.items, number(0)
-		if len(s.tuples) > 0 {
-			s.used = number(s.tuples[0].used)
-		}
+		s.tuples = v.tuples.counts
 		return nil
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,44 +48,41 @@ func processSpec() Spec {
 		Open: func(k *Kernel) func(context.Context, *processes) error {
 			return func(ctx context.Context, s *processes) error { return readProcesses(ctx, k, s) }
 		},
-		Metrics: []Metric[processes]{
-			{
-				Name:   "process_open_file_descriptors",
-				Help:   "Open descriptors of the process nearest to its limit of those with this name; names nearest to the limit only. From /proc/<pid>/fd.",
-				Labels: []string{"process"},
-				Values: func(s *processes, emit Emit) {
-					for _, p := range s.worst {
-						emit(number(p.open), p.name)
-					}
+		Metrics: []Metric[processes]{{
+			Name:  "processes_unreadable",
+			Help:  "Processes whose descriptors this exporter may not count. If they are more than one in fifty, the collector fails: the worst process may be among them.",
+			Value: func(s *processes) Number { return s.unreadable },
+		}},
+		Lists: []Lister[processes]{List[processes, processFiles]{
+			Items: func(s *processes) iter.Seq[processFiles] {
+				if s.worst == nil {
+					return nil
+				}
+				return slices.Values(s.worst)
+			},
+			Before: processFiles.before,
+			Labels: []string{"process"},
+			Key:    func(p processFiles) []string { return []string{p.name} },
+			Columns: []Metric[processFiles]{
+				{
+					Name:  "process_open_file_descriptors",
+					Help:  "Open descriptors of the process nearest to its limit of those with this name; names nearest to the limit only. From /proc/<pid>/fd.",
+					Value: func(p *processFiles) Number { return number(p.open) },
+				},
+				{
+					Name:  "process_file_descriptors_limit",
+					Help:  "The limit of that process, the soft one. From /proc/<pid>/limits.",
+					Value: func(p *processFiles) Number { return number(p.limit) },
 				},
 			},
-			{
-				Name:   "process_file_descriptors_limit",
-				Help:   "The limit of that process, the soft one. From /proc/<pid>/limits.",
-				Labels: []string{"process"},
-				Values: func(s *processes, emit Emit) {
-					for _, p := range s.worst {
-						emit(number(p.limit), p.name)
-					}
-				},
-			},
-			{
-				Name:  "processes_unreadable",
-				Help:  "Processes whose descriptors this exporter may not count. If they are more than one in fifty, the collector fails: the worst process may be among them.",
-				Value: func(s *processes) Number { return s.unreadable },
-			},
-		},
-		Limits: []Limit[processes]{{
-			LimitInfo: LimitInfo{
-				Resource: "process_file_descriptors", Unit: Descriptors, Sysctl: "ulimit -n, LimitNOFILE=, up to fs.nr_open", Warning: 0.8, Critical: 0.95,
+			Limit: &ItemLimit[processFiles]{LimitInfo: LimitInfo{
+				Resource: "process_file_descriptors", Unit: Descriptors, WarningRatio: 0.8, CriticalRatio: 0.95,
 				Effect: "open, socket and accept of that process fail with EMFILE.",
-			},
-			Usage: func(s *processes) Number {
-				return ofFirst(s.worst, func(p processFiles) float64 { return p.open })
-			},
-			Limit: func(s *processes) Number {
-				return ofFirst(s.worst, func(p processFiles) float64 { return p.limit })
-			},
+				Usage:  series("process_open_file_descriptors"), Max: series("process_file_descriptors_limit"),
+				Moves:     "ulimit -n, LimitNOFILE=, up to fs.nr_open",
+				Sysctls:   []Sysctl{{"fs.nr_open", Descriptors, false}},
+				UnitBytes: 192 + 8, // filp, its place in the table
+			}},
 		}},
 	})
 }

@@ -2,12 +2,10 @@ package collector
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -16,7 +14,7 @@ import (
 const namespace = "sockpressure_"
 
 // Spec is one collector, as listed by Specs: what it is, what it reads, and the
-// rows of metrics and limits that it makes of one reading.
+// metrics and limits that it makes of one reading.
 type Spec struct {
 	Name string
 	// Help is one sentence on what the collector reads.
@@ -40,7 +38,10 @@ type MetricInfo struct {
 	Help   string
 	Labels []string
 
-	desc *prometheus.Desc
+	// values are the values of the labels that the row itself has, as far as they are
+	// the same in every snapshot.
+	values [][]string
+	desc   *prometheus.Desc
 }
 
 // FullName returns the name as Prometheus sees it.
@@ -58,98 +59,6 @@ func (m *MetricInfo) describe() {
 	m.desc = prometheus.NewDesc(m.FullName(), m.Help, m.Labels, nil)
 }
 
-// Unit is what a limit counts.
-type Unit string
-
-// The units of limits.
-const (
-	Bytes       Unit = "bytes"
-	Sockets     Unit = "sockets"
-	Connections Unit = "connections"
-	Ports       Unit = "ports"
-	Descriptors Unit = "descriptors"
-	Entries     Unit = "entries"
-	Packets     Unit = "packets"
-)
-
-// most is more than there can be of a unit on any machine: what is above it was
-// not counted by a kernel.
-func (u Unit) most() float64 {
-	if u == Bytes {
-		return 1 << 56 // of virtual memory too
-	}
-	return 1 << 40
-}
-
-// LimitInfo describes a limit that the kernel enforces.
-type LimitInfo struct {
-	// Resource is the key of the limit: the label value of saturation_ratio, the
-	// anchor in the documentation, the name in alerts.
-	Resource string
-	Unit     Unit
-	// Effect is what the kernel does when the limit is met.
-	Effect string
-	// Sysctl is what moves the limit.
-	Sysctl string
-	// Warning and Critical are the saturation from which a person should look at
-	// it, or act at once.
-	Warning, Critical float64
-	// Mark is the kernel's name of a usage below the limit from which it saves, empty
-	// if there is none. That is a warning too, wherever it lies.
-	Mark string
-}
-
-// Number is a value that may be absent: a kernel without the field, or a file
-// that this user may not read, leaves the zero Number, and nothing is exported.
-type Number struct {
-	Value   float64
-	Present bool
-	// bad is set where a kernel file has the field and no number in it.
-	bad bool
-}
-
-// number returns a Number that is present.
-func number[T int | uint64 | uint32 | float64](v T) Number {
-	return Number{Value: float64(v), Present: true}
-}
-
-// times scales a number, for instance from pages to bytes.
-func (n Number) times(factor float64) Number {
-	n.Value *= factor
-	return n
-}
-
-// minus subtracts numbers, and is absent where one of them is.
-func (n Number) minus(others ...Number) Number {
-	for _, o := range others {
-		n.Value -= o.Value
-		n.Present = n.Present && o.Present
-	}
-	return n
-}
-
-// plus adds numbers, and is absent where one of them is.
-func (n Number) plus(o Number) Number {
-	return Number{Value: n.Value + o.Value, Present: n.Present && o.Present}
-}
-
-// orZero is the number, or 0 where it is absent: for a term that a kernel without
-// the field does not have.
-func (n Number) orZero() Number {
-	if !n.Present {
-		return Number{Present: !n.bad}
-	}
-	return n
-}
-
-// larger returns the larger of two numbers that is present.
-func larger(a, b Number) Number {
-	if !a.Present || b.Present && b.Value > a.Value {
-		return b
-	}
-	return a
-}
-
 // Metric is a row: one metric of a collector and how it is made from a snapshot
 // of type S. A row without labels has a Value, a row with labels has Values.
 type Metric[S any] struct {
@@ -163,15 +72,41 @@ type Metric[S any] struct {
 // Emit adds one series to a metric; an absent number adds none.
 type Emit func(n Number, labelValues ...string)
 
-// Limit is a row: one limit and how its usage is made from a snapshot. Both
-// functions give an absent number where this kernel does not have the limit or
-// does not enforce it.
+// List is a row: things of one kind, such as listeners, of which the first ones
+// are shown, and how they are found in a snapshot of type S.
+type List[S, T any] struct {
+	// Items yields all of them, in any order, as long as the snapshot is new. It is nil
+	// where they could not be read.
+	Items func(*S) iter.Seq[T]
+	// Before reports whether a is shown before b. Of two that neither is, the one
+	// that was yielded first is.
+	Before func(a, b T) bool
+	// Labels and Key are the names and the values of the labels that tell the items
+	// apart. Of items with the same key the first one is shown.
+	Labels []string
+	Key    func(T) []string
+	// Columns are metrics of each item, with the labels that they have besides.
+	Columns []Metric[T]
+	// Limit is that which each item has for itself, nil if there is none.
+	Limit *ItemLimit[T]
+}
+
+// ItemLimit is a row: a limit that each item of a list has for itself. That of
+// the first item is the limit's reading.
+type ItemLimit[T any] struct {
+	LimitInfo
+	// Used and Most are an item's usage and limit, where they are not the very
+	// numbers of the metrics that LimitInfo refers to.
+	Used, Most func(T) Number
+}
+
+// Limit is a row: one limit and how it is made from a snapshot. An absent number
+// means that this kernel does not have the limit or does not enforce it.
 type Limit[S any] struct {
 	LimitInfo
-	Usage func(*S) Number
-	Limit func(*S) Number
-	// Saves is the usage at LimitInfo.Mark, nil if there is none.
-	Saves func(*S) Number
+	// Used and Most are the usage and the limit, where they are not the very numbers
+	// of the metrics that LimitInfo refers to.
+	Used, Most func(*S) Number
 }
 
 // Definition is a collector over snapshots of type S.
@@ -186,134 +121,157 @@ type Definition[S any] struct {
 	// a number that it could not read stays absent.
 	Open    func(*Kernel) func(context.Context, *S) error
 	Metrics []Metric[S]
+	Lists   []Lister[S]
 	Limits  []Limit[S]
 }
 
-// sample is one series of a reading.
-type sample struct {
-	metric *MetricInfo
-	value  float64
-	labels []string
+// A Lister is a List of items of any type.
+type Lister[S any] interface {
+	// define checks the list, adds its metrics and its limit to the spec, and returns
+	// what tabulates it.
+	define(*Spec) tabulator[S]
 }
 
-// LimitReading is a limit as it stood at a reading.
-type LimitReading struct {
-	*LimitInfo
-	Usage, Limit float64
-	saves        Number
-}
+// tabulator adds to a table what a row makes of a snapshot.
+type tabulator[S any] func(s *S, t *table)
 
-// Saturation is usage / limit.
-func (l LimitReading) Saturation() float64 { return l.Usage / l.Limit }
-
-// Warning is the saturation from which a person should look at it: LimitInfo's, or
-// that of its Mark if that is less.
-func (l LimitReading) Warning() float64 {
-	if l.saves.Present {
-		return min(l.LimitInfo.Warning, l.saves.Value/l.Limit)
-	}
-	return l.LimitInfo.Warning
-}
-
-// reading is what one read of a collector gave.
-type reading struct {
-	samples []sample
-	limits  []LimitReading
-}
-
-// define makes a Spec of a definition: the type of the snapshot ends here.
+// define makes a Spec of a definition: the type of the snapshot ends here. It
+// panics where a row is wrong.
 func define[S any](d Definition[S]) Spec {
-	spec := Spec{
-		Name: d.Name, Help: d.Help, Privilege: d.Privilege, Walk: d.Walk,
-		Metrics: make([]MetricInfo, len(d.Metrics)),
-		Limits:  make([]LimitInfo, len(d.Limits)),
+	spec := Spec{Name: d.Name, Help: d.Help, Privilege: d.Privilege, Walk: d.Walk}
+	var rows []tabulator[S]
+	for _, m := range d.Metrics {
+		rows = append(rows, m.define(&spec))
 	}
-	for i, m := range d.Metrics {
-		spec.Metrics[i] = MetricInfo{Name: m.Name, Help: m.Help, Labels: m.Labels}
+	for _, l := range d.Lists {
+		rows = append(rows, l.define(&spec))
+	}
+	for _, l := range d.Limits {
+		rows = append(rows, l.define(&spec))
+	}
+	for i := range spec.Metrics { // all are there, and none moves any more
 		spec.Metrics[i].describe()
 	}
-	for i, l := range d.Limits {
-		spec.Limits[i] = l.LimitInfo
-	}
-
 	spec.open = func(k *Kernel) func(context.Context) (reading, error) {
 		read := d.Open(k)
 		return func(ctx context.Context) (reading, error) {
 			s := new(S)
 			err := read(ctx, s)
-			if _, ok := errors.AsType[*NotSupportedError](err); ok {
+			if isNotSupported(err) {
 				return reading{}, err
 			}
-			var p problems
-			p.add(err)
-			return tabulate(s, d, spec, &p), p.err()
+			t := table{spec: &spec, top: k.top}
+			t.add(err)
+			for _, row := range rows {
+				row(s, &t)
+			}
+			return t.reading, t.err()
 		}
 	}
 	return spec
 }
 
-// tabulate makes the samples and limits of a snapshot. What cannot be is left out,
-// and said.
-func tabulate[S any](s *S, d Definition[S], spec Spec, p *problems) reading {
-	var r reading
-	for i, m := range d.Metrics {
-		info := &spec.Metrics[i]
-		first := len(r.samples)
-		emit := func(n Number, labelValues ...string) {
-			if len(labelValues) != len(info.Labels) {
-				panic(fmt.Sprintf("%s: %d label values for %d labels", info.Name, len(labelValues), len(info.Labels)))
-			}
-			if !n.Present {
-				return
-			}
-			for i := range labelValues {
-				labelValues[i] = printable(labelValues[i])
-			}
-			for _, other := range r.samples[first:] {
-				if slices.Equal(other.labels, labelValues) {
-					p.add(fmt.Errorf("%s: the kernel shows %q twice, and only the first is exported", info.Name, labelValues))
-					return
-				}
-			}
-			r.samples = append(r.samples, sample{info, n.Value, labelValues})
-		}
-		if m.Value != nil {
-			emit(m.Value(s))
-		} else {
-			m.Values(s, emit)
-		}
-	}
-	for i, l := range d.Limits {
-		usage, limit := l.Usage(s), l.Limit(s)
-		// A limit of 0 means that there is none.
-		if !usage.Present || !limit.Present || limit.Value <= 0 {
-			continue
-		}
-		if !(usage.Value >= 0 && usage.Value <= l.Unit.most()) {
-			p.add(fmt.Errorf("%s: there cannot be %v %s", l.Resource, usage.Value, l.Unit))
-			continue
-		}
-		reading := LimitReading{LimitInfo: &spec.Limits[i], Usage: usage.Value, Limit: limit.Value}
-		if l.Saves != nil {
-			reading.saves = l.Saves(s)
-		}
-		r.limits = append(r.limits, reading)
-	}
-	return r
+// wrong stops a program one of whose rows is wrong.
+func wrong(spec *Spec, format string, args ...any) {
+	panic(fmt.Sprintf("collector %s: ", spec.Name) + fmt.Sprintf(format, args...))
 }
 
-// printable returns a label value as people may see it in a terminal, a browser or
-// a message: what is not UTF-8, and what would move the cursor, give commands or
-// turn the direction of writing, becomes a question mark. Programs give themselves
-// names of any bytes.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if ' ' <= r && r <= '~' { // nearly every one
-			return r
+// addMetric adds a metric to the spec and returns its place.
+func addMetric(spec *Spec, m MetricInfo) int {
+	if m.Name == "" || m.Help == "" {
+		wrong(spec, "metric %q, help %q: one is missing", m.Name, m.Help)
+	}
+	if slices.ContainsFunc(spec.Metrics, func(o MetricInfo) bool { return o.Name == m.Name }) {
+		wrong(spec, "two rows of metric %s", m.Name)
+	}
+	spec.Metrics = append(spec.Metrics, m)
+	return len(spec.Metrics) - 1
+}
+
+func (m Metric[S]) define(spec *Spec) tabulator[S] {
+	at := addMetric(spec, MetricInfo{Name: m.Name, Help: m.Help, Labels: m.Labels, values: m.check(spec)})
+	return func(s *S, t *table) { m.each(s, t.emit(at)) }
+}
+
+// check panics unless the row has what it is made by, and as many values as labels.
+// It returns the label values of an empty snapshot.
+func (m Metric[S]) check(spec *Spec) (all [][]string) {
+	switch {
+	case m.Value == nil && m.Values == nil, m.Value != nil && m.Values != nil:
+		wrong(spec, "metric %s needs Value or Values", m.Name)
+	case (m.Values != nil) != (len(m.Labels) > 0):
+		wrong(spec, "metric %s: Values is for metrics with labels", m.Name)
+	case m.Values != nil:
+		m.Values(new(S), func(_ Number, values ...string) {
+			if len(values) != len(m.Labels) {
+				wrong(spec, "metric %s: %d label values for %d labels", m.Name, len(values), len(m.Labels))
+			}
+			all = append(all, values)
+		})
+	}
+	return all
+}
+
+// each emits the series of a snapshot.
+func (m Metric[S]) each(s *S, emit Emit) {
+	if m.Value != nil {
+		emit(m.Value(s))
+	} else {
+		m.Values(s, emit)
+	}
+}
+
+func (l List[S, T]) define(spec *Spec) tabulator[S] {
+	if l.Items == nil || l.Before == nil || l.Key == nil || len(l.Columns) == 0 {
+		wrong(spec, "a list needs Items, Before, Key and Columns")
+	}
+	if n := len(l.Key(*new(T))); n != len(l.Labels) {
+		wrong(spec, "list by %v: keys of %d values", l.Labels, n)
+	}
+	columns := make([]int, len(l.Columns))
+	for i, c := range l.Columns {
+		columns[i] = addMetric(spec, MetricInfo{
+			Name: c.Name, Help: c.Help, Labels: slices.Concat(l.Labels, c.Labels), values: c.check(spec),
+		})
+	}
+	limit := func(*table, []keyed[T]) {}
+	if l.Limit != nil {
+		limit = l.Limit.define(spec, l.Labels)
+	}
+	return func(s *S, t *table) {
+		items := l.Items(s)
+		if items == nil {
+			return // they could not be read
 		}
-		if r == utf8.RuneError || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
-			return '?'
+		first := top[keyed[T]]{
+			n:      t.top,
+			before: func(a, b keyed[T]) bool { return l.Before(a.item, b.item) },
+			same:   func(a, b keyed[T]) bool { return slices.Equal(a.key, b.key) },
 		}
-		return r
-	}, s)
+		for item := range items {
+			k := keyed[T]{item: item}
+			if first.admits(k) {
+				k.key = l.Key(item)
+				for i := range k.key {
+					k.key[i] = printable(k.key[i])
+				}
+				first.offer(k)
+			}
+		}
+		for i, c := range l.Columns {
+			emit := t.emit(columns[i])
+			for _, k := range first.items {
+				c.each(&k.item, func(n Number, values ...string) {
+					emit(n, slices.Concat(k.key, values)...)
+				})
+			}
+		}
+		limit(t, first.items)
+	}
+}
+
+// keyed is an item of a list with its label values.
+type keyed[T any] struct {
+	item T
+	key  []string
 }

@@ -33,6 +33,11 @@ type slab struct {
 	size  float64
 }
 
+// before puts the largest first.
+func (c slab) before(o slab) bool {
+	return cmp.Or(cmp.Compare(o.size, c.size), cmp.Compare(c.cache, o.cache)) < 0
+}
+
 // slabReader reads the size of the caches, from /sys/kernel/slab where the
 // kernel has it: that costs a few counters for each cache asked for, while a
 // read of /proc/slabinfo makes the kernel go through the lists of all of them.
@@ -180,12 +185,4 @@ func parseSlabinfo(b []byte, path string, wanted []string, pageSize float64) ([]
 	}
 	slabs = slices.DeleteFunc(slabs, func(s slab) bool { return slices.Contains(broken, s.cache) })
 	return slabs, p.err()
-}
-
-// largestSlabs returns at most n caches, the largest first.
-func largestSlabs(slabs []slab, n int) []slab {
-	slices.SortFunc(slabs, func(a, b slab) int {
-		return cmp.Or(cmp.Compare(b.size, a.size), cmp.Compare(a.cache, b.cache))
-	})
-	return slabs[:min(n, len(slabs))]
 }

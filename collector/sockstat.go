@@ -2,7 +2,6 @@ package collector
 
 import (
 	"context"
-	"errors"
 	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
@@ -145,53 +144,58 @@ func sockstatSpec() Spec {
 		Limits: []Limit[sockstat]{
 			{
 				LimitInfo: LimitInfo{
-					Resource: "tcp_memory", Unit: Bytes, Sysctl: "net.ipv4.tcp_mem", Warning: 0.7, Critical: 0.9, Mark: "pressure",
+					Resource: "tcp_memory", Unit: Bytes, WarningRatio: 0.7, CriticalRatio: 0.9,
 					Effect: "Buffers are not grown, received data is dropped, and connections are reset: \"TCP: out of memory -- consider tuning tcp_mem\".",
+					Usage:  series("tcp_memory_bytes"), Max: series("tcp_memory_threshold_bytes", "threshold", "high"),
+					Soft:     series("tcp_memory_threshold_bytes", "threshold", "pressure"),
+					Sysctls:  []Sysctl{{"net.ipv4.tcp_mem", Pages, false}},
+					LogLines: []string{"TCP: out of memory -- consider tuning tcp_mem"},
 				},
-				Usage: func(s *sockstat) Number { return s.tcpMemory },
-				Limit: func(s *sockstat) Number { return s.tcpThresholds[2] },
-				Saves: func(s *sockstat) Number { return s.tcpThresholds[1] },
 			},
 			{
 				LimitInfo: LimitInfo{
-					Resource: "udp_memory", Unit: Bytes, Sysctl: "net.ipv4.udp_mem", Warning: 0.7, Critical: 0.9,
+					Resource: "udp_memory", Unit: Bytes, WarningRatio: 0.7, CriticalRatio: 0.9,
 					Effect: "Datagrams are dropped on arrival.",
+					Usage:  series("udp_memory_bytes"),
+					// Not the last one: UDP has no state of memory pressure, and without that
+					// __sk_mem_raise_allocated refuses all that is above the first.
+					Max:     series("udp_memory_threshold_bytes", "threshold", "low"),
+					Sysctls: []Sysctl{{"net.ipv4.udp_mem", Pages, false}},
 				},
-				Usage: func(s *sockstat) Number { return s.udpMemory },
-				// Not the last one: UDP has no state of memory pressure, and without that
-				// __sk_mem_raise_allocated refuses all that is above the first.
-				Limit: func(s *sockstat) Number { return s.udpThresholds[0] },
 			},
 			{
 				LimitInfo: LimitInfo{
-					Resource: "tcp_orphans", Unit: Sockets, Sysctl: "net.ipv4.tcp_max_orphans", Warning: 0.25, Critical: 0.5,
+					Resource: "tcp_orphans", Unit: Sockets, WarningRatio: 0.25, CriticalRatio: 0.5,
 					Effect: "Closed connections are reset with their data unsent: \"TCP: too many orphaned sockets\". It can start at a quarter of the limit.",
+					Usage:  series("tcp_orphans"), Max: series("tcp_orphans_limit"),
+					Sysctls:   []Sysctl{{"net.ipv4.tcp_max_orphans", Sockets, false}},
+					LogLines:  []string{"TCP: too many orphaned sockets"},
+					UnitBytes: 2432, // TCP
 				},
-				Usage: func(s *sockstat) Number { return s.orphans },
-				Limit: func(s *sockstat) Number { return s.orphansLimit },
 			},
 			{
 				LimitInfo: LimitInfo{
-					Resource: "tcp_time_wait", Unit: Sockets, Sysctl: "net.ipv4.tcp_max_tw_buckets", Warning: 0.8, Critical: 0.95,
+					Resource: "tcp_time_wait", Unit: Sockets, WarningRatio: 0.8, CriticalRatio: 0.95,
 					Effect: "Connections are closed without TIME_WAIT, so that late segments can reach their successors; nothing is logged.",
+					Usage:  series("tcp_time_wait"), Max: series("tcp_time_wait_limit"),
+					Sysctls: []Sysctl{{"net.ipv4.tcp_max_tw_buckets", Sockets, true}},
+					// Before Linux 4.1.
+					LogLines:  []string{"TCP: time wait bucket table overflow"},
+					UnitBytes: 256, // tw_sock_TCP
 				},
-				Usage: func(s *sockstat) Number { return s.timeWait },
-				Limit: func(s *sockstat) Number { return s.timeWaitLimit },
 			},
-			fragmentLimit(0, "net.ipv4.ipfrag_high_thresh"),
-			fragmentLimit(1, "net.ipv6.ip6frag_high_thresh"),
+			{LimitInfo: fragmentLimit("ipv4", "net.ipv4.ipfrag_high_thresh")},
+			{LimitInfo: fragmentLimit("ipv6", "net.ipv6.ip6frag_high_thresh")},
 		},
 	})
 }
 
-func fragmentLimit(family int, sysctl string) Limit[sockstat] {
-	return Limit[sockstat]{
-		LimitInfo: LimitInfo{
-			Resource: "ip_fragments_" + families(family), Unit: Bytes, Sysctl: sysctl, Warning: 0.8, Critical: 0.95,
-			Effect: "Fragments are dropped, and with them the packets that they belong to.",
-		},
-		Usage: func(s *sockstat) Number { return s.family[family].fragments },
-		Limit: func(s *sockstat) Number { return s.family[family].fragmentsMax },
+func fragmentLimit(family, sysctl string) LimitInfo {
+	return LimitInfo{
+		Resource: "ip_fragments_" + family, Unit: Bytes, WarningRatio: 0.8, CriticalRatio: 0.95,
+		Effect: "Fragments are dropped, and with them the packets that they belong to.",
+		Usage:  series("ip_fragment_memory_bytes", "family", family), Max: series("ip_fragment_memory_limit_bytes", "family", family),
+		Sysctls: []Sysctl{{sysctl, Bytes, true}},
 	}
 }
 
@@ -231,7 +235,7 @@ func openSockstat(k *Kernel) func(context.Context, *sockstat) error {
 	return func(_ context.Context, s *sockstat) error {
 		var p problems
 		b, err := required(file, "IPv4 (CONFIG_INET)")
-		if _, ok := errors.AsType[*NotSupportedError](err); ok {
+		if isNotSupported(err) {
 			return err
 		}
 		p.add(err)

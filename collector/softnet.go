@@ -2,7 +2,6 @@ package collector
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -30,7 +29,7 @@ func softnetSpec() Spec {
 			rows := &softnetRows{counters: newPerCPU(2)}
 			return func(_ context.Context, s *softnet) error {
 				b, err := required(file, "/proc/net/softnet_stat")
-				if _, ok := errors.AsType[*NotSupportedError](err); ok {
+				if isNotSupported(err) {
 					return err
 				}
 				var p problems
@@ -67,11 +66,14 @@ func softnetSpec() Spec {
 		},
 		Limits: []Limit[softnet]{{
 			LimitInfo: LimitInfo{
-				Resource: "netdev_backlog", Unit: Packets, Sysctl: "net.core.netdev_max_backlog", Warning: 0.5, Critical: 0.9,
+				Resource: "netdev_backlog", Unit: Packets, WarningRatio: 0.5, CriticalRatio: 0.9,
 				Effect: "Received packets are dropped before any protocol sees them.",
+				Usage:  series("netdev_backlog_length"), Max: series("netdev_backlog_limit"),
+				Sysctls:   []Sysctl{{"net.core.netdev_max_backlog", Packets, false}},
+				UnitBytes: 256 + 704, // skbuff_head_cache, skbuff_small_head
 			},
-			Usage: func(s *softnet) Number { return s.input },
-			Limit: func(s *softnet) Number { return s.limit },
+			// Of the packets that wait, those that the kernel compares with the limit.
+			Used: func(s *softnet) Number { return s.input },
 		}},
 	})
 }

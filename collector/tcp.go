@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
-	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
@@ -17,8 +17,8 @@ type tcp struct {
 	// listeners counts the addresses and ports that are listened on; crowded is the
 	// sockets that are in it one by one because there are so many addresses.
 	listeners, crowded Number
-	// queues are the accept queues nearest to their limit, the nearest first.
-	queues []acceptQueue
+	// queues yields the accept queues.
+	queues iter.Seq[acceptQueue]
 }
 
 // acceptQueue is the connections that wait to be accepted at an address: of all
@@ -75,47 +75,40 @@ func tcpSpec() Spec {
 				Help:  fmt.Sprintf("Listening sockets beyond the first %d addresses and ports: each is taken for itself, a SO_REUSEPORT group among them is not added up. From sock_diag.", maxListeners),
 				Value: func(s *tcp) Number { return s.crowded },
 			},
-			{
-				Name:   "accept_queue_length",
-				Help:   "Connections that wait to be accepted, of the listeners nearest to their limit, a SO_REUSEPORT group added up. From sock_diag.",
-				Labels: []string{"listener"},
-				Values: func(s *tcp, emit Emit) {
-					for _, q := range s.queues {
-						emit(number(q.length), q.listener.String())
-					}
-				},
-			},
-			{
-				Name:   "accept_queue_limit",
-				Help:   "Connections that may wait there: the backlog given to listen, at most net.core.somaxconn. From sock_diag.",
-				Labels: []string{"listener"},
-				Values: func(s *tcp, emit Emit) {
-					for _, q := range s.queues {
-						emit(number(q.limit), q.listener.String())
-					}
-				},
-			},
-			{
-				Name:   "accept_queue_saturation_ratio",
-				Help:   "How full the fullest socket there is: its length divided by its limit, or by 1 where that is 0. In a SO_REUSEPORT group the kernel fills each socket by itself. From sock_diag.",
-				Labels: []string{"listener"},
-				Values: func(s *tcp, emit Emit) {
-					for _, q := range s.queues {
-						emit(number(q.saturation()), q.listener.String())
-					}
-				},
-			},
 		},
-		Limits: []Limit[tcp]{{
-			LimitInfo: LimitInfo{
-				Resource: "accept_queue", Unit: Connections, Sysctl: "net.core.somaxconn and the program's backlog", Warning: 0.7, Critical: 1,
-				Effect: "New connections are dropped at the end of their handshake, and the other side tries again or gives up.",
+		Lists: []Lister[tcp]{List[tcp, acceptQueue]{
+			Items:  func(s *tcp) iter.Seq[acceptQueue] { return s.queues },
+			Before: acceptQueue.before,
+			Labels: []string{"listener"},
+			Key:    func(q acceptQueue) []string { return []string{q.listener.String()} },
+			Columns: []Metric[acceptQueue]{
+				{
+					Name:  "accept_queue_length",
+					Help:  "Connections that wait to be accepted, of the listeners nearest to their limit, a SO_REUSEPORT group added up. From sock_diag.",
+					Value: func(q *acceptQueue) Number { return number(q.length) },
+				},
+				{
+					Name:  "accept_queue_limit",
+					Help:  "Connections that may wait there: the backlog given to listen, at most net.core.somaxconn. From sock_diag.",
+					Value: func(q *acceptQueue) Number { return number(q.limit) },
+				},
+				{
+					Name:  "accept_queue_saturation_ratio",
+					Help:  "How full the fullest socket there is: its length divided by its limit, or by 1 where that is 0. In a SO_REUSEPORT group the kernel fills each socket by itself. From sock_diag.",
+					Value: func(q *acceptQueue) Number { return number(q.saturation()) },
+				},
 			},
-			Usage: func(s *tcp) Number {
-				return ofFirst(s.queues, func(q acceptQueue) float64 { return float64(q.worst.length) })
-			},
-			Limit: func(s *tcp) Number {
-				return ofFirst(s.queues, func(q acceptQueue) float64 { return float64(max(q.worst.limit, 1)) })
+			Limit: &ItemLimit[acceptQueue]{
+				LimitInfo: LimitInfo{
+					Resource: "accept_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
+					Effect: "New connections are dropped at the end of their handshake, and the other side tries again or gives up.",
+					Usage:  series("accept_queue_length"), Max: series("accept_queue_limit"), Share: series("accept_queue_saturation_ratio"),
+					Moves:     "net.core.somaxconn and the program's backlog",
+					Sysctls:   []Sysctl{{"net.core.somaxconn", Connections, true}},
+					UnitBytes: 2432, // TCP
+				},
+				Used: func(q acceptQueue) Number { return number(q.worst.length) },
+				Most: func(q acceptQueue) Number { return number(max(q.worst.limit, 1)) },
 			},
 		}},
 	})
@@ -182,7 +175,10 @@ type tcpVisitor struct {
 func newTCPVisitor(n int) *tcpVisitor {
 	return &tcpVisitor{
 		queues: map[netip.AddrPort]acceptQueue{},
-		crowd:  top[acceptQueue]{n: max(n, 1), before: acceptQueue.before},
+		crowd: top[acceptQueue]{
+			n: n, before: acceptQueue.before,
+			same: func(a, b acceptQueue) bool { return a.listener == b.listener },
+		},
 	}
 }
 
@@ -240,14 +236,16 @@ func (v *tcpVisitor) fill(s *tcp, inuse, timeWait Number) {
 	s.states[sockdiag.TimeWait] = notNegative(timeWait.minus(number(v.finWait2)))
 
 	s.listeners, s.crowded = number(uint64(len(v.queues))+v.crowded), number(v.crowded)
-	nearest := top[acceptQueue]{n: v.crowd.n, before: acceptQueue.before, items: slices.Clone(v.crowd.items)}
-	for _, q := range v.queues {
-		nearest.offer(q)
-	}
-	// Sockets of a group of which some found no room are one series.
-	for _, q := range nearest.items {
-		if !slices.ContainsFunc(s.queues, func(o acceptQueue) bool { return o.listener == q.listener }) {
-			s.queues = append(s.queues, q)
+	s.queues = func(yield func(acceptQueue) bool) {
+		for _, q := range v.queues {
+			if !yield(q) {
+				return
+			}
+		}
+		for _, q := range v.crowd.items {
+			if !yield(q) {
+				return
+			}
 		}
 	}
 }

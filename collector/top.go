@@ -1,32 +1,47 @@
 package collector
 
 // top keeps the n greatest of the items it is offered, the greatest first.
-// Before says whether a stands before b, and must order any two items, or the
-// choice would change from scrape to scrape.
+// Before reports whether a stands before b, and must order any two items, or the
+// choice would change from scrape to scrape. Of items that are the same, by a
+// function that may be nil, the greatest is kept.
 type top[T any] struct {
 	n      int
 	before func(a, b T) bool
+	same   func(a, b T) bool
 	items  []T
 }
 
-func (t *top[T]) offer(item T) {
-	if len(t.items) == t.n {
-		if t.n == 0 || !t.before(item, t.items[t.n-1]) {
-			return
-		}
-		t.items = t.items[:t.n-1]
-	}
-	t.items = append(t.items, item)
-	for i := len(t.items) - 1; i > 0 && t.before(t.items[i], t.items[i-1]); i-- {
-		t.items[i], t.items[i-1] = t.items[i-1], t.items[i]
-	}
+// admits reports whether the item is among the n greatest, but for those that are
+// the same.
+func (t *top[T]) admits(item T) bool {
+	return len(t.items) < t.n || t.n > 0 && t.before(item, t.items[t.n-1])
 }
 
-// ofFirst is a number of the first item of a list, absent where the list is
-// empty.
-func ofFirst[T any](items []T, value func(T) float64) Number {
-	if len(items) == 0 {
-		return Number{}
+func (t *top[T]) offer(item T) {
+	if !t.admits(item) {
+		return
 	}
-	return number(value(items[0]))
+	out := len(t.items) // the place of the one that goes
+	if t.same != nil {
+		for i, other := range t.items {
+			if t.same(other, item) {
+				out = i
+			}
+		}
+	}
+	switch {
+	case out < len(t.items):
+		if !t.before(item, t.items[out]) {
+			return
+		}
+	case len(t.items) < t.n:
+		t.items = append(t.items, item)
+	default:
+		out = t.n - 1
+	}
+	i := out
+	for ; i > 0 && t.before(item, t.items[i-1]); i-- {
+		t.items[i] = t.items[i-1]
+	}
+	t.items[i] = item
 }

@@ -2,13 +2,13 @@ package collector
 
 import (
 	"bytes"
-	"cmp"
+	"fmt"
 	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// zone is one memory zone of /proc/zoneinfo, in pages.
+// zone is one memory zone of /proc/zoneinfo, in pages until it is scaled.
 type zone struct {
 	node, name                string
 	free                      Number
@@ -52,12 +52,14 @@ func (z *zone) need() float64 {
 	return z.high.Value / z.free.Value
 }
 
-// neediest returns at most n zones, those nearest to their reserves first. A zone
-// that may have no memory at all is not among them.
-func neediest(zones []zone, n int) []zone {
-	zones = slices.DeleteFunc(slices.Clone(zones), func(z zone) bool { return !z.size().Present })
-	slices.SortStableFunc(zones, func(a, b zone) int { return cmp.Compare(b.need(), a.need()) })
-	return zones[:min(n, len(zones))]
+// scale makes bytes of pages.
+func (z *zone) scale(pageSize float64) {
+	for _, n := range []*Number{
+		&z.free, &z.managed, &z.present, &z.spanned, &z.min, &z.low, &z.high,
+		&z.activeFile, &z.inactiveFile, &z.oldActiveFile, &z.oldInactiveFile,
+	} {
+		*n = n.times(pageSize)
+	}
 }
 
 // parseZoneinfo reads /proc/zoneinfo (mm/vmstat.c, Linux 2.6). Zones without
@@ -105,6 +107,11 @@ func parseZoneinfo(b []byte, path string) ([]zone, error) {
 		p.add(fieldError(path, "every zone", errMissing))
 	}
 	zones = slices.DeleteFunc(zones, func(z zone) bool { return z.size().Present && z.size().Value == 0 })
+	for i := 1; i < len(zones); i++ {
+		if slices.ContainsFunc(zones[:i], func(z zone) bool { return z.node == zones[i].node && z.name == zones[i].name }) {
+			p.add(fmt.Errorf("%s: the kernel shows %v twice", path, &zones[i]))
+		}
+	}
 	for _, z := range zones {
 		for _, f := range [...]field{{"pages free", z.free}, {"min", z.min}, {"low", z.low}, {"high", z.high}, {"managed", z.size()}} {
 			if f.isMissing() {

@@ -1,0 +1,286 @@
+package collector
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Unit is what a limit, or the number in a sysctl, counts.
+type Unit string
+
+// The units of limits.
+const (
+	Bytes       Unit = "bytes"
+	Sockets     Unit = "sockets"
+	Connections Unit = "connections"
+	Ports       Unit = "ports"
+	Descriptors Unit = "descriptors"
+	Entries     Unit = "entries"
+	Packets     Unit = "packets"
+)
+
+// The units of sysctls besides.
+const (
+	Pages     Unit = "pages"
+	Kibibytes Unit = "KiB"
+	Percents  Unit = "percent"
+)
+
+// most is more than there can be of a unit on any machine: what is above it was
+// not counted by a kernel.
+func (u Unit) most() float64 {
+	if u == Bytes {
+		return 1 << 56 // of virtual memory too
+	}
+	return 1 << 40
+}
+
+// LimitInfo describes a limit that the kernel enforces: everything that is known
+// of it without reading a host.
+type LimitInfo struct {
+	// Resource is the key of the limit: the label value of saturation_ratio, the
+	// anchor in the documentation, the name in alerts.
+	Resource string
+	Unit     Unit
+	// Effect is what the kernel does when the limit is met.
+	Effect string
+	// WarningRatio and CriticalRatio are the saturation from which a person should
+	// look at it, or act at once.
+	WarningRatio, CriticalRatio float64
+
+	// Usage and Max are the metrics of its usage and of itself, empty where there is
+	// none that is just that. Those of a list are of its columns, or of a metric
+	// without labels that is the same for all items.
+	Usage, Max Series
+	// Share is the metric of an item's saturation, where that is not Usage / Max.
+	Share Series
+	// Soft is the metric of a usage below the limit from which the kernel saves, empty
+	// if there is none. That is a warning too, wherever it lies.
+	Soft Series
+	// Labels tell apart the things that have this limit each for itself, empty if
+	// there is but one.
+	Labels []string
+
+	// Sysctls move the limit; Moves is what does so besides, in words.
+	Sysctls []Sysctl
+	Moves   string
+	// LogLines are parts of the lines that the kernel logs when the limit is met,
+	// which differ from kernel to kernel. Empty if it logs nothing.
+	LogLines []string
+	// UnitBytes is the kernel memory that one unit takes, of the slab objects that
+	// belong to it (Linux 6.12, 64 bits), without data; 0 for a limit in bytes.
+	UnitBytes float64
+}
+
+// MovedBy says for people what moves the limit.
+func (l *LimitInfo) MovedBy() string {
+	if l.Moves != "" {
+		return l.Moves
+	}
+	names := make([]string, len(l.Sysctls))
+	for i, s := range l.Sysctls {
+		names[i] = s.Name
+	}
+	return strings.Join(names, ", ")
+}
+
+// WarnsFrom says for people from where the limit is a warning.
+func (l *LimitInfo) WarnsFrom(format func(ratio float64) string) string {
+	warning := format(l.WarningRatio)
+	if l.Soft.Metric != "" {
+		warning += " or " + l.Soft.Name() + ", whichever is less"
+	}
+	return warning
+}
+
+// Sysctl is a setting of the kernel.
+type Sysctl struct {
+	Name string // with dots
+	Unit Unit
+	// PerNetns is set where each network namespace has its own.
+	PerNetns bool
+}
+
+// Series names the series of a metric that have certain label values.
+type Series struct {
+	Metric string   // without the common prefix
+	Labels []string // names and values in turn
+}
+
+// series returns a Series.
+func series(metric string, labels ...string) Series { return Series{metric, labels} }
+
+// String writes the series as PromQL does.
+func (s Series) String() string {
+	if len(s.Labels) == 0 {
+		return namespace + s.Metric
+	}
+	var pairs []string
+	for pair := range slices.Chunk(s.Labels, 2) {
+		pairs = append(pairs, fmt.Sprintf("%s=%q", pair[0], pair[1]))
+	}
+	return namespace + s.Metric + "{" + strings.Join(pairs, ",") + "}"
+}
+
+// Name is what tells the series from others of its metric: its last label value.
+func (s Series) Name() string {
+	if len(s.Labels) == 0 {
+		return s.Metric
+	}
+	return s.Labels[len(s.Labels)-1]
+}
+
+// addLimit adds a limit to the spec and returns its place.
+func addLimit(spec *Spec, l LimitInfo) int {
+	switch {
+	case l.Resource == "" || l.Unit == "" || l.Effect == "" || l.MovedBy() == "":
+		wrong(spec, "limit %+v is not described", l)
+	case !(l.WarningRatio > 0 && l.WarningRatio < l.CriticalRatio && l.CriticalRatio <= 1):
+		wrong(spec, "limit %s warns from %v and is critical from %v", l.Resource, l.WarningRatio, l.CriticalRatio)
+	case slices.ContainsFunc(spec.Limits, func(o LimitInfo) bool { return o.Resource == l.Resource }):
+		wrong(spec, "two rows of limit %s", l.Resource)
+	}
+	spec.Limits = append(spec.Limits, l)
+	return len(spec.Limits) - 1
+}
+
+// A term is where the number of a series is found in a table.
+type term struct {
+	metric int // -1 where there is no metric
+	// values are those of the metric's last labels; before them stand those of a
+	// list's items, if keyed.
+	values []string
+	keyed  bool
+}
+
+// find finds the metric that a limit refers to. keys are the labels of the list
+// that the limit belongs to, if it belongs to one.
+func find(spec *Spec, resource string, s Series, keys []string) term {
+	if s.Metric == "" {
+		return term{metric: -1}
+	}
+	at := slices.IndexFunc(spec.Metrics, func(m MetricInfo) bool { return m.Name == s.Metric })
+	if at < 0 || len(s.Labels)%2 != 0 {
+		wrong(spec, "limit %s refers to %v, which is no metric of this collector", resource, s)
+	}
+	m := &spec.Metrics[at]
+	t := term{metric: at}
+	var names []string
+	for pair := range slices.Chunk(s.Labels, 2) {
+		names, t.values = append(names, pair[0]), append(t.values, pair[1])
+	}
+	labels := m.Labels
+	if len(keys) > 0 && len(labels) >= len(keys) && slices.Equal(labels[:len(keys)], keys) {
+		t.keyed, labels = true, labels[len(keys):]
+	}
+	if !slices.Equal(labels, names) {
+		wrong(spec, "limit %s refers to %v, which is not one series: %s has labels %v", resource, s, m.Name, m.Labels)
+	}
+	if len(names) > 0 && !slices.ContainsFunc(m.values, func(v []string) bool { return slices.Equal(v, t.values) }) {
+		wrong(spec, "limit %s refers to %v, which never is", resource, s)
+	}
+	return t
+}
+
+// Item is one of the things that have a limit each for itself, as it stood at a
+// reading.
+type Item struct {
+	// Key is its label values, in the order of LimitInfo.Labels.
+	Key []string
+	// Usage and Limit are what is exported of it.
+	Usage, Limit float64
+	saturation   float64
+}
+
+// Saturation is how near the item is to its limit.
+func (i Item) Saturation() float64 { return i.saturation }
+
+// Name is the item's key in words.
+func (i Item) Name() string { return strings.Join(i.Key, " → ") }
+
+// LimitReading is a limit as it stood at a reading.
+type LimitReading struct {
+	*LimitInfo
+	// Usage and Limit are those of the first item, if it has items.
+	Usage, Limit float64
+	// Items are the first of those that have this limit each for itself.
+	Items []Item
+	soft  Number
+}
+
+// Saturation is usage / limit.
+func (l LimitReading) Saturation() float64 { return l.Usage / l.Limit }
+
+// Warning is the saturation from which a person should look at it: WarningRatio, or
+// that of Soft if that is less.
+func (l LimitReading) Warning() float64 {
+	if l.soft.Present {
+		return min(l.WarningRatio, l.soft.Value/l.Limit)
+	}
+	return l.WarningRatio
+}
+
+func (l Limit[S]) define(spec *Spec) tabulator[S] {
+	at := addLimit(spec, l.LimitInfo)
+	usage, most, soft := find(spec, l.Resource, l.Usage, nil), find(spec, l.Resource, l.Max, nil), find(spec, l.Resource, l.Soft, nil)
+	used, limit := of(usage, l.Used), of(most, l.Most)
+	if used == nil || limit == nil {
+		wrong(spec, "limit %s has no usage or no limit", l.Resource)
+	}
+	return func(s *S, t *table) {
+		t.addLimit(at, used(s, t), limit(s, t), t.value(soft), nil)
+	}
+}
+
+// of returns what gives a number: the function if there is one, or the metric; nil
+// if there is neither.
+func of[S any](metric term, function func(*S) Number) func(*S, *table) Number {
+	switch {
+	case function != nil:
+		return func(s *S, _ *table) Number { return function(s) }
+	case metric.metric >= 0:
+		return func(_ *S, t *table) Number { return t.value(metric) }
+	}
+	return nil
+}
+
+// define checks the limit of a list whose labels are keys, and returns what adds
+// its reading, given the items that are shown.
+func (l *ItemLimit[T]) define(spec *Spec, keys []string) func(t *table, items []keyed[T]) {
+	at := addLimit(spec, l.LimitInfo)
+	spec.Limits[at].Labels = keys
+	usage, most := find(spec, l.Resource, l.Usage, keys), find(spec, l.Resource, l.Max, keys)
+	find(spec, l.Resource, l.Share, keys)
+	if usage.metric < 0 || most.metric < 0 {
+		wrong(spec, "limit %s needs metrics of its usage and of itself", l.Resource)
+	}
+	return func(t *table, listed []keyed[T]) {
+		if len(listed) == 0 {
+			if !most.keyed { // one for all
+				t.addLimit(at, number(0), t.value(most), Number{}, nil)
+			}
+			return
+		}
+		var items []Item
+		var first struct{ used, most Number }
+		for i, k := range listed {
+			shown, limit := t.value(usage, k.key...), t.value(most, k.key...)
+			used, max := shown, limit
+			if l.Used != nil {
+				used = l.Used(k.item)
+			}
+			if l.Most != nil {
+				max = l.Most(k.item)
+			}
+			if i == 0 {
+				first.used, first.most = used, max
+			}
+			if shown.Present && limit.Present && used.Present && max.Present {
+				items = append(items, Item{k.key, shown.Value, limit.Value, used.Value / cmp.Or(max.Value, 1)})
+			}
+		}
+		t.addLimit(at, first.used, first.most, Number{}, items)
+	}
+}

@@ -1,0 +1,99 @@
+package collector
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// sample is one series of a reading.
+type sample struct {
+	metric *MetricInfo
+	value  float64
+	labels []string
+}
+
+// reading is what one read of a collector gave.
+type reading struct {
+	samples []sample
+	limits  []LimitReading
+}
+
+// table is a reading that is being made of a snapshot, and what is wrong with it.
+type table struct {
+	reading
+	problems
+	spec *Spec
+	top  int // bounds every list
+}
+
+// emit returns what adds series to the metric at a place of the spec.
+func (t *table) emit(metric int) Emit {
+	info := &t.spec.Metrics[metric]
+	first := len(t.samples)
+	return func(n Number, labelValues ...string) {
+		if !n.Present {
+			return
+		}
+		for i := range labelValues {
+			labelValues[i] = printable(labelValues[i])
+		}
+		for _, other := range t.samples[first:] {
+			if slices.Equal(other.labels, labelValues) {
+				t.add(fmt.Errorf("%s: the kernel shows %q twice, and only the first is exported", info.Name, labelValues))
+				return
+			}
+		}
+		t.samples = append(t.samples, sample{info, n.Value, labelValues})
+	}
+}
+
+// value is the number of a series, of the item with the given key if the metric is
+// a list's; absent where it was not exported.
+func (t *table) value(of term, key ...string) Number {
+	if of.metric < 0 {
+		return Number{}
+	}
+	if !of.keyed {
+		key = nil
+	}
+	info := &t.spec.Metrics[of.metric]
+	for _, s := range t.samples {
+		if s.metric == info && slices.Equal(s.labels[:len(key)], key) && slices.Equal(s.labels[len(key):], of.values) {
+			return number(s.value)
+		}
+	}
+	return Number{}
+}
+
+// addLimit adds the reading of a limit that is enforced and can be.
+func (t *table) addLimit(limit int, usage, most, soft Number, items []Item) {
+	info := &t.spec.Limits[limit]
+	// A limit of 0 means that there is none.
+	if !usage.Present || !most.Present || most.Value <= 0 {
+		return
+	}
+	if !(usage.Value >= 0 && usage.Value <= info.Unit.most()) {
+		t.add(fmt.Errorf("%s: there cannot be %v %s", info.Resource, usage.Value, info.Unit))
+		return
+	}
+	t.limits = append(t.limits, LimitReading{LimitInfo: info, Usage: usage.Value, Limit: most.Value, Items: items, soft: soft})
+}
+
+// printable returns a label value as people may see it in a terminal, a browser or
+// a message: what is not UTF-8, and what would move the cursor, give commands or
+// turn the direction of writing, becomes a question mark. Programs give themselves
+// names of any bytes.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if ' ' <= r && r <= '~' { // nearly every one
+			return r
+		}
+		if r == utf8.RuneError || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return '?'
+		}
+		return r
+	}, s)
+}
