@@ -94,7 +94,7 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 	fmt.Fprintf(w, "RESOURCE\t%s\tUSED\tUSAGE\tLIMIT\tMOVED BY\n", paint(plain, "STATE"))
 	for _, l := range r.limits {
 		fmt.Fprintf(w, "%s\t%s\t%s%%\t%s\t%s\t%s\n",
-			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Share(), l.Format(l.Usage), l.Format(l.Limit), l.Sysctl)
+			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Share(), l.Format(l.Usage), l.Format(l.Limit), l.MovedBy())
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -163,9 +163,9 @@ func (r report) writeJSON(out io.Writer) error {
 			Usage:      l.Usage,
 			Limit:      l.Limit,
 			Unit:       string(l.Unit),
-			Sysctl:     l.Sysctl,
+			Sysctl:     l.MovedBy(),
 			Effect:     l.Effect,
-			Thresholds: jsonThresholds{Warning: l.Warning(), Critical: l.Critical},
+			Thresholds: jsonThresholds{Warning: l.Warning(), Critical: l.CriticalRatio},
 		})
 	}
 	for _, f := range r.failed {

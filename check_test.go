@@ -117,7 +117,7 @@ func TestCheckJSONEmpty(t *testing.T) {
 // TestCheckStatus expects unknown only where no limit that was read is near.
 func TestCheckStatus(t *testing.T) {
 	limit := func(usage float64) collector.LimitReading {
-		return collector.LimitReading{LimitInfo: &collector.LimitInfo{Warning: 0.5, Critical: 0.9}, Usage: usage, Limit: 1}
+		return collector.LimitReading{LimitInfo: &collector.LimitInfo{WarningRatio: 0.5, CriticalRatio: 0.9}, Usage: usage, Limit: 1}
 	}
 	failed := []collector.Result{{Collector: "tcp", Err: errors.New("no")}}
 	container := collector.HostView{Processes: errors.New("a container's")}

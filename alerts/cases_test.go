@@ -148,13 +148,13 @@ func loudHosts() []loud {
 		},
 	}
 	for _, l := range limits() {
-		n := loud{host: host{name: "at " + l.Resource, gauges: of(at(l.Critical), l.Resource)}, within: 5*time.Minute + step, stays: true}
+		n := loud{host: host{name: "at " + l.Resource, gauges: of(at(l.CriticalRatio), l.Resource)}, within: 5*time.Minute + step, stays: true}
 		name := Runbook(l.Resource)
 		n.want = []string{name + note, name + page}
 		if unpaged(l.Resource) {
 			n.want, n.not = n.want[:1], n.want[1:]
 		}
-		below := loud{host: host{name: "below " + l.Resource, gauges: of(at(l.Warning-0.01), l.Resource)}, not: []string{name + note, name + page}}
+		below := loud{host: host{name: "below " + l.Resource, gauges: of(at(l.WarningRatio-0.01), l.Resource)}, not: []string{name + note, name + page}}
 		all = append(all, n, below)
 	}
 	return all

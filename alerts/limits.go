@@ -401,11 +401,11 @@ and ignoring (resource) max_over_time(` + saturation + `[5m]) >= ${warning}`,
 					Comment: "Neither was seen: a memory cgroup met its limit (a container's, mostly), or the machine's\nmemory came and went between two scrapes.",
 					Expr: `increase(sockpressure_oom_kills_total[5m]) > 0
 unless ignoring (resource) (
-  max_over_time(sockpressure_saturation_ratio{resource="memory"}[5m]) >= ` + number(levels("memory").Critical) + `
+  max_over_time(sockpressure_saturation_ratio{resource="memory"}[5m]) >= ` + number(levels("memory").CriticalRatio) + `
   unless ignoring (resource) sockpressure_memory_available_bytes > ` + plenty + `
 )
 unless ignoring (resource)
-max_over_time(sockpressure_saturation_ratio{resource="low_memory"}[5m]) >= ` + number(levels("low_memory").Warning),
+max_over_time(sockpressure_saturation_ratio{resource="low_memory"}[5m]) >= ` + number(levels("low_memory").WarningRatio),
 					Summary: "The OOM killer ended processes.",
 					Description: `{{ $labels.instance }} ended {{ $value | printf "%.0f" }} processes in the last 5 minutes; the machine's
 						memory was not seen full, so most likely a memory cgroup met its own limit.`,

@@ -158,7 +158,7 @@ func refusals() []Rule {
 	seen := func(resource string, level float64) string {
 		return fmt.Sprintf("ignoring (resource)\nmax_over_time(sockpressure_saturation_ratio{resource=%q}[5m]) >= %v", resource, level)
 	}
-	orphans, lowMemory := seen("tcp_orphans", levels("tcp_orphans").Warning), seen("low_memory", levels("low_memory").Warning)
+	orphans, lowMemory := seen("tcp_orphans", levels("tcp_orphans").WarningRatio), seen("low_memory", levels("low_memory").WarningRatio)
 	family := func(family string) string {
 		return `sum without (family) (rate(sockpressure_neighbour_table_full_total{family="` + family + `"}[5m]))`
 	}
@@ -171,7 +171,7 @@ func refusals() []Rule {
 		{
 			"Resets for lack of memory are of orphans too, and received data is dropped for the buffer\nof a single socket too: the saturation tells, as for the alerts.",
 			"tcp_memory",
-			aborts + "\n+ rate(sockpressure_tcp_receive_queue_drops_total[5m])\nand " + seen("tcp_memory", levels("tcp_memory").Critical) +
+			aborts + "\n+ rate(sockpressure_tcp_receive_queue_drops_total[5m])\nand " + seen("tcp_memory", levels("tcp_memory").CriticalRatio) +
 				"\nor\n" + aborts + "\nunless " + orphans,
 		},
 		{"", "tcp_orphans", aborts + "\nand " + orphans},

@@ -81,7 +81,7 @@ const seen = "ignoring (resource) max_over_time(" + saturation + "[5m]) >= ${cri
 // rules makes the whole set of a limit.
 func (l limit) rules() []Rule {
 	info := levels(l.resource)
-	params := map[string]string{"warning": number(info.Warning), "critical": number(info.Critical), "full": l.fullAt}
+	params := map[string]string{"warning": number(info.WarningRatio), "critical": number(info.CriticalRatio), "full": l.fullAt}
 	base := Rule{
 		Summary:     l.summary,
 		Description: "{{ $labels.instance }} " + l.usage + ". " + l.effect,

@@ -45,6 +45,15 @@ func NewSet(k *Kernel, specs []Spec, c Config) *Set {
 	return s
 }
 
+// Specs returns the collectors in their order.
+func (s *Set) Specs() []Spec {
+	specs := make([]Spec, len(s.runners))
+	for i, r := range s.runners {
+		specs[i] = r.spec
+	}
+	return specs
+}
+
 // Names returns the names of the collectors in their order.
 func (s *Set) Names() []string {
 	names := make([]string, len(s.runners))

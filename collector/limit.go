@@ -59,9 +59,9 @@ type LimitInfo struct {
 	// Soft is the metric of a usage below the limit from which the kernel saves, empty
 	// if there is none. That is a warning too, wherever it lies.
 	Soft Series
-	// Labels tell apart the things that have this limit each for itself, empty if
-	// there is but one.
-	Labels []string
+	// List is of the things that have this limit each for itself, nil if there is but
+	// one.
+	List *ListInfo
 
 	// Sysctls move the limit; Moves is what does so besides, in words.
 	Sysctls []Sysctl
@@ -72,6 +72,21 @@ type LimitInfo struct {
 	// UnitBytes is the kernel memory that one unit takes, of the slab objects that
 	// belong to it (Linux 6.12, 64 bits), without data; 0 for a limit in bytes.
 	UnitBytes float64
+}
+
+// ListInfo describes a list for people.
+type ListInfo struct {
+	// Labels tell the items apart. They are the labels of the List.
+	Labels []string
+	// OwnMax is set where each item has a limit of its own, and not all the same.
+	OwnMax bool
+	// Title is of the list, Column of the items' names, Note on how to read it where
+	// its numbers do not say so.
+	Title, Column, Note string
+	// Hidden is a metric of this collector that counts what should be in the list and
+	// cannot be seen, HiddenNote what to say after its number.
+	Hidden     Series
+	HiddenNote string
 }
 
 // MovedBy says for people what moves the limit.
@@ -187,7 +202,7 @@ func find(spec *Spec, resource string, s Series, keys []string) term {
 // Item is one of the things that have a limit each for itself, as it stood at a
 // reading.
 type Item struct {
-	// Key is its label values, in the order of LimitInfo.Labels.
+	// Key is its label values, in the order of ListInfo.Labels.
 	Key []string
 	// Usage and Limit are what is exported of it.
 	Usage, Limit float64
@@ -249,10 +264,17 @@ func of[S any](metric term, function func(*S) Number) func(*S, *table) Number {
 // define checks the limit of a list whose labels are keys, and returns what adds
 // its reading, given the items that are shown.
 func (l *ItemLimit[T]) define(spec *Spec, keys []string) func(t *table, items []keyed[T]) {
+	if l.List == nil || l.List.Title == "" || l.List.Column == "" {
+		wrong(spec, "limit %s does not say what it is a list of", l.Resource)
+	}
+	list := *l.List
+	list.Labels = keys
+	l.LimitInfo.List = &list
 	at := addLimit(spec, l.LimitInfo)
-	spec.Limits[at].Labels = keys
+	find(spec, l.Resource, list.Hidden, nil)
 	usage, most := find(spec, l.Resource, l.Usage, keys), find(spec, l.Resource, l.Max, keys)
 	find(spec, l.Resource, l.Share, keys)
+	list.OwnMax = most.keyed
 	if usage.metric < 0 || most.metric < 0 {
 		wrong(spec, "limit %s needs metrics of its usage and of itself", l.Resource)
 	}

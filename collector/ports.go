@@ -89,6 +89,7 @@ func portsSpec() Spec {
 				Resource: "ephemeral_ports", Unit: Ports, WarningRatio: 0.7, CriticalRatio: 0.9,
 				Effect: "connect to that destination fails with EADDRNOTAVAIL; nothing is counted or logged.",
 				Usage:  series("ephemeral_ports_used"), Max: series("ephemeral_ports_limit"),
+				List:      &ListInfo{Title: "Addresses and destinations that hold the most ephemeral ports", Column: "from → to"},
 				Sysctls:   []Sysctl{{"net.ipv4.ip_local_port_range", Ports, true}},
 				UnitBytes: 2432 + 832 + 192 + 192, // TCP, sock_inode_cache, dentry, filp
 			}},

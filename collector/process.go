@@ -79,6 +79,10 @@ func processSpec() Spec {
 				Resource: "process_file_descriptors", Unit: Descriptors, WarningRatio: 0.8, CriticalRatio: 0.95,
 				Effect: "open, socket and accept of that process fail with EMFILE.",
 				Usage:  series("process_open_file_descriptors"), Max: series("process_file_descriptors_limit"),
+				List: &ListInfo{
+					Title: "Processes nearest to their limit of descriptors", Column: "process",
+					Hidden: series("processes_unreadable"), HiddenNote: "processes are missing: this user may not look into them.",
+				},
 				Moves:     "ulimit -n, LimitNOFILE=, up to fs.nr_open",
 				Sysctls:   []Sysctl{{"fs.nr_open", Descriptors, false}},
 				UnitBytes: 192 + 8, // filp, its place in the table

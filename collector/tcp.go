@@ -103,6 +103,10 @@ func tcpSpec() Spec {
 					Resource: "accept_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
 					Effect: "New connections are dropped at the end of their handshake, and the other side tries again or gives up.",
 					Usage:  series("accept_queue_length"), Max: series("accept_queue_limit"), Share: series("accept_queue_saturation_ratio"),
+					List: &ListInfo{
+						Title: "Listeners with the fullest accept queue", Column: "listener",
+						Note: "The connections of a SO_REUSEPORT group are added up; bar and share are those of its fullest socket, because the kernel fills each by itself.",
+					},
 					Moves:     "net.core.somaxconn and the program's backlog",
 					Sysctls:   []Sysctl{{"net.core.somaxconn", Connections, true}},
 					UnitBytes: 2432, // TCP

@@ -408,7 +408,7 @@ func TestLimits(t *testing.T) {
 
 // TestNewLimit: a limit that no table knows is on the node's dashboard all the same.
 func TestNewLimit(t *testing.T) {
-	d := node(append(limits(), collector.LimitInfo{Resource: "novelty", Unit: collector.Entries, Warning: 0.5, Critical: 0.75}), nil)
+	d := node(append(limits(), collector.LimitInfo{Resource: "novelty", Unit: collector.Entries, WarningRatio: 0.5, CriticalRatio: 0.75}), nil)
 	for _, r := range d.rows {
 		for _, p := range r.panels {
 			if p.title == "novelty" && r.title == "Other limits" && p.unit == share && p.queries[0].expr == `sockpressure_saturation_ratio{resource="novelty"}` {

@@ -7,10 +7,14 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// measure is how usage and limit are shown. A limit without one is shown as its
-// saturation, which every limit has.
+// measure is what there is to say of a limit's panel beside LimitInfo.
 type measure struct {
+	// used and limit are expressions, where the limit has no metrics that are just
+	// that. Without them it is shown as its saturation, which every limit has.
 	used, limit string
+	// where restricts usage and limit to when the limit is enforced, limitWhere the limit
+	// to when there is one.
+	where, limitWhere string
 	// called is what the kernel calls the limit.
 	called string
 	// each is what one line of used is called, where there are several.
@@ -37,8 +41,7 @@ const (
 func measures() map[string]measure {
 	return map[string]measure{
 		"tcp_memory": {
-			used:  "sockpressure_tcp_memory_bytes",
-			limit: `sockpressure_tcp_memory_threshold_bytes{threshold="high"}`, called: ", high",
+			called: ", high",
 			marks: []mark{
 				{"low", colorNeutral, `sockpressure_tcp_memory_threshold_bytes{threshold="low"}`},
 				{"pressure", colorNeutral, `sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`},
@@ -46,62 +49,57 @@ func measures() map[string]measure {
 			note: "The limit is high; above pressure the kernel saves until usage is below low.",
 		},
 		"udp_memory": {
-			used:  "sockpressure_udp_memory_bytes",
-			limit: `sockpressure_udp_memory_threshold_bytes{threshold="low"}`, called: ", low",
+			called: ", low",
 			marks: []mark{
 				{"pressure", colorNeutral, `sockpressure_udp_memory_threshold_bytes{threshold="pressure"}`},
 				{"high", colorNeutral, `sockpressure_udp_memory_threshold_bytes{threshold="high"}`},
 			},
 			note: "The limit is low, the first number; pressure and high hardly matter.",
 		},
-		"tcp_orphans":   {used: "sockpressure_tcp_orphans", limit: "sockpressure_tcp_orphans_limit"},
-		"tcp_time_wait": {used: "sockpressure_tcp_time_wait", limit: "sockpressure_tcp_time_wait_limit"},
-		"ip_fragments_ipv4": {
-			used: `sockpressure_ip_fragment_memory_bytes{family="ipv4"}`, limit: `sockpressure_ip_fragment_memory_limit_bytes{family="ipv4"}`,
-		},
-		"ip_fragments_ipv6": {
-			used: `sockpressure_ip_fragment_memory_bytes{family="ipv6"}`, limit: `sockpressure_ip_fragment_memory_limit_bytes{family="ipv6"}`,
-			empty: "where IPv6 is off",
-		},
+		"ip_fragments_ipv6": {empty: "where IPv6 is off"},
 		"ephemeral_ports": {
-			used: "sockpressure_ephemeral_ports_used", limit: "sockpressure_ephemeral_ports_limit", each: "{{source}} to {{destination}}",
+			each:  "{{source}} to {{destination}}",
 			note:  "A line for each pair of source and destination, of those with the most; the limit is that of each pair.",
 			empty: "in part where nothing connects to anywhere",
 		},
 		"conntrack_entries": {
-			used: "sockpressure_conntrack_entries", limit: "sockpressure_conntrack_entries_limit > 0",
-			empty: "where the module nf_conntrack is not loaded; there is no line where there is no limit",
+			limitWhere: " > 0",
+			empty:      "where the module nf_conntrack is not loaded; there is no line where there is no limit",
 		},
 		"file_descriptors": {
-			used: "sockpressure_file_descriptors_allocated", limit: "sockpressure_file_descriptors_limit < 2^62",
-			empty: "in part where fs.file-max is the kernel's largest number, as good as no limit",
+			limitWhere: " < 2^62",
+			empty:      "in part where fs.file-max is the kernel's largest number, as good as no limit",
 		},
 		"memory": {used: "sockpressure_memory_total_bytes - sockpressure_memory_available_bytes", limit: "sockpressure_memory_total_bytes"},
 		"committed_memory": {
-			used:  `sockpressure_memory_committed_bytes and ignoring (resource) sockpressure_saturation_ratio{resource="committed_memory"}`,
-			limit: `sockpressure_memory_commit_limit_bytes and ignoring (resource) sockpressure_saturation_ratio{resource="committed_memory"}`,
+			where: ` and ignoring (resource) sockpressure_saturation_ratio{resource="committed_memory"}`,
 			empty: "unless vm.overcommit_memory is 2",
 		},
-		"netdev_backlog": {used: "sockpressure_netdev_backlog_length", limit: "sockpressure_netdev_backlog_limit", empty: "in part before Linux 5.10"},
-		"neighbours_ipv4": {
-			used: `sockpressure_neighbour_entries{family="ipv4"}`, limit: `sockpressure_neighbour_entries_limit{family="ipv4"}`,
-			empty: "in a network namespace that is not the first one",
-		},
-		"neighbours_ipv6": {
-			used: `sockpressure_neighbour_entries{family="ipv6"}`, limit: `sockpressure_neighbour_entries_limit{family="ipv6"}`,
-			empty: "where IPv6 is off, or in a network namespace that is not the first one",
-		},
-
-		// Every member of a list has a limit of its own: the share is one scale for all.
+		"netdev_backlog":  {empty: "in part before Linux 5.10"},
+		"neighbours_ipv4": {empty: "in a network namespace that is not the first one"},
+		"neighbours_ipv6": {empty: "where IPv6 is off, or in a network namespace that is not the first one"},
 		"accept_queue": {
-			used: "sockpressure_accept_queue_saturation_ratio", limit: "1", each: "{{listener}}",
+			each: "{{listener}}",
 			note: "The listeners nearest to their limit; of a SO_REUSEPORT group the fullest socket. Where the limit is 0, one connection may wait all the same.", empty: "where nothing listens",
 		},
-		"process_file_descriptors": {
-			used: "sockpressure_process_open_file_descriptors / sockpressure_process_file_descriptors_limit", limit: "1", each: "{{process}}",
-			note: "The processes nearest to their limit.",
-		},
-		"low_memory": {empty: "but on 32-bit kernels with high memory"},
+		"process_file_descriptors": {each: "{{process}}", note: "The processes nearest to their limit."},
+		"low_memory":               {empty: "but on 32-bit kernels with high memory"},
+	}
+}
+
+// relate sets what the limit itself says of its usage and its limit.
+func (m *measure) relate(l collector.LimitInfo) {
+	switch {
+	case m.used != "":
+	case l.Share.Metric != "":
+		m.used, m.limit = l.Share.String(), "1"
+	case l.Usage.Metric == "" || l.Max.Metric == "":
+		m.used, m.limit = fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", l.Resource), "1"
+	case l.List != nil && l.List.OwnMax:
+		// The share is one scale for all.
+		m.used, m.limit = l.Usage.String()+" / "+l.Max.String(), "1"
+	default:
+		m.used, m.limit = l.Usage.String()+m.where, l.Max.String()+m.where+m.limitWhere
 	}
 }
 
@@ -112,20 +110,14 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 	if l.Unit == collector.Bytes {
 		unit = size
 	}
-	if m.used == "" {
-		m.used, m.limit = fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", l.Resource), "1"
-	}
+	m.relate(l)
 	if m.each == "" {
 		m.each = "used"
-	}
-	warning := percent(l.Warning)
-	if l.Mark != "" {
-		warning += " or " + l.Mark + ", whichever is less"
 	}
 	p := panel{
 		kind: lines, title: l.Resource, width: 8, height: 8, unit: unit, empty: m.empty,
 		about: fmt.Sprintf("At the limit: %s Moved by %s. Warning from %s, critical from %s. %s",
-			l.Effect, l.Sysctl, warning, percent(l.Critical), books.link(l.Resource)),
+			l.Effect, l.MovedBy(), l.WarnsFrom(percent), percent(l.CriticalRatio), books.link(l.Resource)),
 		queries: []query{{m.each + " {{instance}}", m.used}},
 		limited: m.limit != "1",
 	}
@@ -134,8 +126,8 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 	}
 	if m.limit == "1" {
 		p.unit, p.top, p.drawn = share, 1, true
-		p.steps = []step{{l.Warning, colorWarning}, {l.Critical, colorCritical}, {1, colorLimit}}
-		if l.Critical == 1 {
+		p.steps = []step{{l.WarningRatio, colorWarning}, {l.CriticalRatio, colorCritical}, {1, colorLimit}}
+		if l.CriticalRatio == 1 {
 			p.steps = slices.Delete(p.steps, 1, 2)
 		}
 		return p
@@ -143,8 +135,8 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 	p.queries = append(p.queries, query{"limit" + m.called + " {{instance}}", m.limit})
 	p.overrides = []object{dashed("limit", colorLimit)}
 	for _, mark := range append([]mark{
-		{"critical", colorCritical, fmt.Sprintf("%v * (%s)", l.Critical, m.limit)},
-		{"warning", colorWarning, fmt.Sprintf("%v * (%s)", l.Warning, m.limit)},
+		{"critical", colorCritical, fmt.Sprintf("%v * (%s)", l.CriticalRatio, m.limit)},
+		{"warning", colorWarning, fmt.Sprintf("%v * (%s)", l.WarningRatio, m.limit)},
 	}, m.marks...) {
 		p.queries = append(p.queries, query{mark.name + " {{instance}}", mark.expr})
 		p.overrides = append(p.overrides, dashed(mark.name, mark.color))
@@ -160,7 +152,7 @@ func nearest(expr string, limits []collector.LimitInfo, books runbooks) panel {
 		steps: []step{{0.7, colorWarning}, {0.9, colorCritical}},
 	}
 	for _, l := range limits {
-		properties := []object{property("thresholds", thresholds("", []step{{l.Warning, colorWarning}, {l.Critical, colorCritical}}))}
+		properties := []object{property("thresholds", thresholds("", []step{{l.WarningRatio, colorWarning}, {l.CriticalRatio, colorCritical}}))}
 		if url := books[l.Resource]; url != "" {
 			properties = append(properties, links("Runbook", url))
 		}

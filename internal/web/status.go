@@ -66,12 +66,12 @@ type state struct {
 	Sockets float64
 }
 
-// list is the series of a collector that stand behind one of its limits.
+// list is the things that have a limit each for itself.
 type list struct {
-	Title, What string
-	Note        string // how to read it, where its numbers do not say so
-	Bars        []bar
-	From        collector.Result
+	*collector.ListInfo
+	Note string // ListInfo's, or on what it lacks
+	Bars []bar
+	From collector.Result
 }
 
 // status serves a page for people: every limit, the most saturated first, and
@@ -102,7 +102,7 @@ func status(set *collector.Set, c Config) http.Handler {
 			name:    strconv.FormatBool(still),
 			results: results,
 			render: func(w http.ResponseWriter, _ *http.Request) {
-				p := newView(results)
+				p := newView(set.Specs(), results)
 				p.Config, p.Style, p.Project = c, template.CSS(css), project
 				p.View = set.View()
 				p.Now = time.Now()
@@ -130,35 +130,24 @@ func parse() *template.Template {
 	return template.Must(template.New("status.html").Funcs(template.FuncMap{"seconds": seconds}).ParseFS(files, "status.html"))
 }
 
-// newView arranges one reading.
-func newView(results []collector.Result) *view {
+// newView arranges what one reading of the collectors gave.
+func newView(specs []collector.Spec, results []collector.Result) *view {
 	p := &view{Results: results}
 	ages := map[string]time.Duration{}
 	for _, r := range results {
 		for _, l := range r.Limits {
 			ages[l.Resource] = r.Age
 		}
-		switch r.Collector {
-		case "tcp":
+		if r.Collector == "tcp" {
 			p.TCP = &r
 			for labels, n := range r.Samples("tcp_sockets") {
 				p.States = append(p.States, state{strings.Join(labels, ""), n})
 			}
-			p.Lists = append(p.Lists, list{
-				"Listeners with the fullest accept queue", "listener",
-				"The connections of a SO_REUSEPORT group are added up; bar and share are those of its fullest socket, because the kernel fills each by itself.",
-				bars(r, "accept_queue", "accept_queue_length", "accept_queue_limit", "accept_queue_saturation_ratio"), r,
-			})
-		case "ports":
-			p.Lists = append(p.Lists, list{
-				"Addresses and destinations that hold the most ephemeral ports", "from → to", "",
-				bars(r, "ephemeral_ports", "ephemeral_ports_used", "ephemeral_ports_limit", ""), r,
-			})
-		case "process":
-			p.Lists = append(p.Lists, list{
-				"Processes nearest to their limit of descriptors", "process", unreadable(r),
-				bars(r, "process_file_descriptors", "process_open_file_descriptors", "process_file_descriptors_limit", ""), r,
-			})
+		}
+		for _, s := range specs {
+			if s.Name == r.Collector {
+				p.Lists = append(p.Lists, lists(s, r)...)
+			}
 		}
 	}
 	levels := [collector.Critical + 1]int{}
@@ -172,48 +161,43 @@ func newView(results []collector.Result) *view {
 	return p
 }
 
-// unreadable says how many processes the list of processes lacks.
-func unreadable(r collector.Result) string {
-	for _, n := range r.Samples("processes_unreadable") {
-		if n > 0 {
-			return strconv.FormatFloat(n, 'f', -1, 64) + " processes are missing: this user may not look into them."
+// lists are those of the things that have a limit of the collector each for itself.
+func lists(s collector.Spec, r collector.Result) []list {
+	var all []list
+	for _, info := range s.Limits {
+		if info.List == nil {
+			continue
 		}
-	}
-	return ""
-}
-
-// bars are the series of a metric, each against the series of another with the
-// same labels, or against the only one that it has, by the measure of a limit. If
-// there is a metric of the share, that is how long they are drawn.
-func bars(r collector.Result, resource, usage, limit, share string) []bar {
-	i := slices.IndexFunc(r.Limits, func(l collector.LimitReading) bool { return l.Resource == resource })
-	if i < 0 {
-		return nil
-	}
-	limits, shares := map[string]float64{}, map[string]float64{}
-	for labels, v := range r.Samples(limit) {
-		limits[name(labels)] = v
-	}
-	for labels, v := range r.Samples(share) {
-		shares[name(labels)] = v
-	}
-	var all []bar
-	for labels, v := range r.Samples(usage) {
-		b := bar{LimitReading: r.Limits[i], Name: name(labels)}
-		b.Usage = v
-		// Where the limit is 0, as the backlog of a listener may be, one still passes.
-		b.Limit = max(cmp.Or(limits[b.Name], limits[""]), 1)
-		b.Amount = amount(b.LimitReading)
-		if v, ok := shares[b.Name]; ok {
-			b.Usage, b.Limit = v, 1
+		l := list{ListInfo: info.List, Note: info.List.Note, From: r}
+		for _, n := range r.Samples(info.List.Hidden.Metric) {
+			if n > 0 {
+				l.Note = strconv.FormatFloat(n, 'f', -1, 64) + " " + info.List.HiddenNote
+			}
 		}
-		all = append(all, b)
+		for _, reading := range r.Limits {
+			if reading.Resource == info.Resource {
+				l.Bars = bars(reading)
+			}
+		}
+		all = append(all, l)
 	}
 	return all
 }
 
-// name is the values of a series' labels.
-func name(labels []string) string { return strings.Join(labels, " → ") }
+// bars are the items that have a limit each for itself, with what is exported of
+// them, as long as they are near to it.
+func bars(l collector.LimitReading) []bar {
+	var all []bar
+	for _, item := range l.Items {
+		b := bar{LimitReading: l, Name: item.Name()}
+		// Where the limit is 0, as the backlog of a listener may be, one still passes.
+		b.Usage, b.Limit = item.Usage, max(item.Limit, 1)
+		b.Amount = amount(b.LimitReading)
+		b.Usage, b.Limit = item.Saturation(), 1
+		all = append(all, b)
+	}
+	return all
+}
 
 // amount is the usage and the limit in words.
 func amount(l collector.LimitReading) string {

@@ -138,7 +138,7 @@ func TestStatusPolicy(t *testing.T) {
 // TestStatusWords expects that the page says in words why something is missing.
 func TestStatusWords(t *testing.T) {
 	foreign := errors.New(`<b>may not enter</b>`)
-	p := newView([]collector.Result{
+	p := newView(collector.Specs(), []collector.Result{
 		{Collector: "tcp", Err: errors.New("no <result>")},
 		{Collector: "conntrack", Unsupported: &collector.NotSupportedError{Feature: "the module nf_conntrack"}},
 		{Collector: "process", Age: 3200 * time.Millisecond},
@@ -165,7 +165,7 @@ func TestStatusWords(t *testing.T) {
 	}
 	const note = "bar and share are those of its fullest socket"
 	b.Reset()
-	if err := parse().Execute(&b, newView([]collector.Result{{Collector: "tcp"}})); err != nil {
+	if err := parse().Execute(&b, newView(collector.Specs(), []collector.Result{{Collector: "tcp"}})); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(page, note) || !strings.Contains(b.String(), note) {
@@ -194,7 +194,7 @@ func TestBarAmount(t *testing.T) {
 // TestHeadline expects the worst first.
 func TestHeadline(t *testing.T) {
 	limit := func(usage float64) collector.LimitReading {
-		return collector.LimitReading{LimitInfo: &collector.LimitInfo{Warning: 0.5, Critical: 0.9}, Usage: usage, Limit: 1}
+		return collector.LimitReading{LimitInfo: &collector.LimitInfo{WarningRatio: 0.5, CriticalRatio: 0.9}, Usage: usage, Limit: 1}
 	}
 	for want, usages := range map[string][]float64{
 		"ok":                    {0.1},
@@ -205,7 +205,7 @@ func TestHeadline(t *testing.T) {
 		for _, u := range usages {
 			r.Limits = append(r.Limits, limit(u))
 		}
-		p := newView([]collector.Result{r})
+		p := newView(nil, []collector.Result{r})
 		if got := p.Headline(); got != want {
 			t.Errorf("%v: %q, want %q", usages, got, want)
 		}
