@@ -89,7 +89,7 @@ func conntrackSpec() Spec {
 				// Set in the first network namespace for all, each of which may have as many.
 				Sysctls: []Sysctl{{"net.netfilter.nf_conntrack_max", Entries, false}},
 				// Since Linux 5.16 of other namespaces as "table full in netns %u".
-				LogLines:  []string{"nf_conntrack: table full"},
+				LogLines:  []LogLine{{Text: "nf_conntrack: table full"}},
 				UnitBytes: 256 + 128 + 8, // nf_conntrack, its extensions, a bucket
 			},
 		}},

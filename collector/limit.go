@@ -66,9 +66,9 @@ type LimitInfo struct {
 	// Sysctls move the limit; Moves is what does so besides, in words.
 	Sysctls []Sysctl
 	Moves   string
-	// LogLines are parts of the lines that the kernel logs when the limit is met,
-	// which differ from kernel to kernel. Empty if it logs nothing.
-	LogLines []string
+	// LogLines are what the kernel logs when the limit is met, empty if it logs
+	// nothing.
+	LogLines []LogLine
 	// UnitBytes is the kernel memory that one unit takes, of the slab objects that
 	// belong to it (Linux 6.12, 64 bits), without data; 0 for a limit in bytes.
 	UnitBytes float64
@@ -116,6 +116,13 @@ type Sysctl struct {
 	Unit Unit
 	// PerNetns is set where each network namespace has its own.
 	PerNetns bool
+}
+
+// LogLine is what the kernel logs.
+type LogLine struct {
+	Text string // a part of the line that is the same every time
+	// Before is the Linux that logs it no longer, empty if the newest one does.
+	Before string
 }
 
 // Series names the series of a metric that have certain label values.

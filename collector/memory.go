@@ -154,7 +154,7 @@ func memorySpec() Spec {
 					Resource: "memory", Unit: Bytes, WarningRatio: 0.9, CriticalRatio: 0.97,
 					Effect:   "The OOM killer ends a process: \"Out of memory: Killed process\".",
 					Moves:    "the machine's memory",
-					LogLines: []string{"Out of memory: Kill"},
+					LogLines: []LogLine{{Text: "Out of memory: Kill"}},
 				},
 				Used: func(s *memory) Number {
 					used := s.total.minus(s.available, s.hugetlb.orZero(), s.evictable())
@@ -169,7 +169,7 @@ func memorySpec() Spec {
 					Effect:   "The OOM killer ends a process, often a bystander, while high memory is free.",
 					Moves:    "a 64-bit kernel; vm.min_free_kbytes",
 					Sysctls:  []Sysctl{{"vm.min_free_kbytes", Kibibytes, false}},
-					LogLines: []string{"Out of memory: Kill"},
+					LogLines: []LogLine{{Text: "Out of memory: Kill"}},
 				},
 				Used: func(s *memory) Number { return s.low },
 				Most: func(s *memory) Number { return s.lowLimit },

@@ -62,10 +62,8 @@ func neighbourLimit(family, sysctl string) LimitInfo {
 		Resource: "neighbours_" + family, Unit: Entries, WarningRatio: 0.8, CriticalRatio: 0.95,
 		Effect: "Packets to hosts of the local network without an entry are dropped: \"neighbor table overflow!\".",
 		Usage:  series("neighbour_entries", "family", family), Max: series("neighbour_entries_limit", "family", family),
-		Sysctls: []Sysctl{{sysctl, Entries, false}},
-		// "neighbour: arp_cache: neighbor table overflow!"; before Linux 4.9 without the
-		// table's name, and with that of the module, "net_ratelimit", before 3.10.
-		LogLines:  []string{"neighbor table overflow", "Neighbour table overflow", "eighbour table overflow"},
+		Sysctls:   []Sysctl{{sysctl, Entries, false}},
+		LogLines:  []LogLine{{Text: "neighbor table overflow"}, {Text: "Neighbour table overflow", Before: "4.9"}},
 		UnitBytes: 512, // struct neighbour and its key, by kmalloc
 	}
 }

@@ -132,14 +132,18 @@ func judge(o *outcome, r *recording.Recording) verdict {
 		}
 		v.moved = append(v.moved, fmt.Sprintf("%s +%.0f", counter, values[len(values)-1]-values[0]))
 	}
-	if s.Log != "" && !slices.ContainsFunc(r.Log, func(l recording.Line) bool { return strings.Contains(l.Text, s.Log) }) {
-		fail("the kernel did not log %q", s.Log)
+	if lines := s.LogLines(); len(lines) > 0 && !slices.ContainsFunc(r.Log, func(l recording.Line) bool { return containsAny(l.Text, lines) }) {
+		fail("the kernel did not log %q", lines)
 	}
 	if s.Name == "low_memory" && v.refusal >= 0 {
 		judgeLowMemory(r, fail)
 	}
 	judgeContract(o, r, fail)
 	return v
+}
+
+func containsAny(text string, parts []string) bool {
+	return slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(text, part) })
 }
 
 // mayMiss allows scrapes to be missed where TCP is out of memory and the kernel

@@ -3,6 +3,8 @@
 // which the guest reports.
 package scenario
 
+import "github.com/sockpressure/sockpressure_exporter/collector"
+
 // Scenario is one kind of trouble, or of none.
 type Scenario struct {
 	Name string
@@ -14,7 +16,7 @@ type Scenario struct {
 	Walks []string
 	// Counters are those that must have risen at the end.
 	Counters []string
-	// Log is part of a line that the kernel must have logged.
+	// Log is part of a line that the kernel must have logged where there is no limit that says so.
 	Log string
 	// Saturation is the least that the limit must show when the kernel first
 	// refuses, or right before, if there is anything to show.
@@ -30,27 +32,45 @@ type Scenario struct {
 	Healthy bool
 }
 
+// LogLines are parts of lines, of which the kernel must have logged one.
+func (s Scenario) LogLines() []string {
+	if s.Log != "" {
+		return []string{s.Log}
+	}
+	var lines []string
+	for _, spec := range collector.Specs() {
+		for _, l := range spec.Limits {
+			for _, line := range l.LogLines {
+				if l.Resource == s.Resource && line.Before == "" {
+					lines = append(lines, line.Text)
+				}
+			}
+		}
+	}
+	return lines
+}
+
 // All is every scenario.
 func All() []Scenario {
 	return []Scenario{
 		{
 			Name: "conntrack_entries", Resource: "conntrack_entries", Saturation: 1,
-			Counters: []string{"conntrack_drops_total"}, Log: "table full, dropping packet",
+			Counters: []string{"conntrack_drops_total"},
 		},
 		// The same in a network namespace of its own, by an exporter that is given the
 		// procfs of its processes.
 		{
 			Name: "conntrack_entries_netns", Resource: "conntrack_entries", Saturation: 1,
-			Counters: []string{"conntrack_drops_total"}, Log: "table full",
+			Counters: []string{"conntrack_drops_total"},
 		},
 		{
 			Name: "tcp_memory", Resource: "tcp_memory", Saturation: 0.95,
-			Counters: []string{"tcp_memory_pressures_total", "tcp_pruned_total"}, Log: "consider tuning tcp_mem",
+			Counters: []string{"tcp_memory_pressures_total", "tcp_pruned_total"},
 		},
 		{Name: "udp_memory", Resource: "udp_memory", Saturation: 0.95, Counters: []string{"udp_memory_errors_total"}},
 		{
 			Name: "tcp_orphans", Resource: "tcp_orphans", Saturation: 0.95,
-			Counters: []string{"tcp_aborts_on_memory_total"}, Log: "too many orphaned sockets",
+			Counters: []string{"tcp_aborts_on_memory_total"},
 		},
 		{Name: "tcp_time_wait", Resource: "tcp_time_wait", Saturation: 1, Counters: []string{"tcp_time_wait_overflows_total"}},
 		{
@@ -64,24 +84,24 @@ func All() []Scenario {
 		},
 		{Name: "ephemeral_ports", Resource: "ephemeral_ports", Saturation: 1, Walks: []string{"ports"}},
 		// On root, fs.file-max is not enforced.
-		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Unprivileged: true, Log: "file-max limit"},
+		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Unprivileged: true},
 		{Name: "process_file_descriptors", Resource: "process_file_descriptors", Saturation: 1, Walks: []string{"process"}},
 		{
 			Name: "neighbours_ipv4", Resource: "neighbours_ipv4", Saturation: 0.95,
-			Counters: []string{`neighbour_table_full_total{family="ipv4"}`}, Log: "table overflow",
+			Counters: []string{`neighbour_table_full_total{family="ipv4"}`},
 		},
 		{
 			Name: "neighbours_ipv6", Resource: "neighbours_ipv6", Saturation: 0.95,
-			Counters: []string{`neighbour_table_full_total{family="ipv6"}`}, Log: "table overflow",
+			Counters: []string{`neighbour_table_full_total{family="ipv6"}`},
 		},
 		{Name: "ip_fragments_ipv4", Resource: "ip_fragments_ipv4", Saturation: 0.95, Counters: []string{"ip_reassembly_failures_total"}},
 		{Name: "ip_fragments_ipv6", Resource: "ip_fragments_ipv6", Saturation: 0.95, Counters: []string{"ip6_reassembly_failures_total"}},
 		// A backlog lasts for less than a scrape: only its drops can be seen.
 		{Name: "netdev_backlog", Resource: "netdev_backlog", Counters: []string{"netdev_backlog_drops_total"}},
 		{Name: "committed_memory", Resource: "committed_memory", Saturation: 0.9},
-		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Log: "Out of memory"},
+		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}},
 		{
-			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Log: "Out of memory",
+			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"},
 			HighMemory: true,
 		},
 
