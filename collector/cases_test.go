@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
@@ -212,9 +213,9 @@ func TestCases(t *testing.T) {
 				kernel = "linux-6.12"
 			}
 			tr := newTree(t, kernel)
-			before, _ := tr.series(All)
+			before, _ := tr.series(nil)
 			c.change(tr)
-			series, errs := tr.series(All)
+			series, errs := tr.series(nil)
 			for s, want := range c.want {
 				got, ok := series[c.collector][s]
 				switch {
@@ -276,9 +277,9 @@ func TestOfflineCPU(t *testing.T) {
 			}
 			state(map[int]uint32{0: 10, 1: 1000, 2: 5})
 			set := tr.set()
-			defer set.kernel.Close()
+			defer closeSet(t, set)
 			read := func() float64 {
-				for _, r := range set.Read(context.Background(), All) {
+				for _, r := range set.Read(context.Background(), Query{}).Results {
 					for _, v := range r.Samples("netdev_backlog_drops_total") {
 						return v
 					}
@@ -410,20 +411,16 @@ func TestManyProcesses(t *testing.T) {
 			}
 		}
 	}
-	k, err := OpenKernel(filepath.Join(dir, "proc"), filepath.Join(dir, "sys"), 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
+	o := kernel.Options{ProcPath: filepath.Join(dir, "proc"), SysPath: filepath.Join(dir, "sys")}
 	var s processes
-	if err := readProcesses(t.Context(), k, &s); err != nil {
+	if err := readProcesses(t.Context(), scope(t, o), &s); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.worst) != 10 || s.worst[0].open != 6 || s.unreadable != number(0) {
 		t.Errorf("%+v", s)
 	}
-	k.view.Processes = errors.New("hidden")
-	if r := NewSet(k, []Spec{processSpec()}, Config{Logger: slog.New(slog.DiscardHandler)}).Read(t.Context(), All)[0]; r.Err == nil || len(r.samples) != 0 {
+	o.View = &kernel.View{Processes: errors.New("hidden")}
+	if r := NewSet(machine(t, o), []Spec{processSpec()}, Config{Logger: slog.New(slog.DiscardHandler)}).Read(t.Context(), Query{}).Results[0]; r.Err == nil || len(r.samples) != 0 {
 		t.Errorf("hidden: %+v", r)
 	}
 }

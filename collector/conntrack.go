@@ -3,7 +3,9 @@ package collector
 import (
 	"context"
 
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/mdlayher/netlink"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
 // conntrack is one reading of the connection tracking table of the host's
@@ -96,21 +98,21 @@ func conntrackSpec() Spec {
 	})
 }
 
-func openConntrack(k *Kernel) func(context.Context, *conntrack) error {
-	count := k.sysctl("net.netfilter.nf_conntrack_count")
+func openConntrack(k *Scope) func(context.Context, *conntrack) error {
+	count := k.Host.Sysctl("net.netfilter.nf_conntrack_count")
 	// One value for all namespaces, so any namespace's file will do.
-	limit := k.globalSysctl("net.netfilter.nf_conntrack_max")
-	buckets := k.globalSysctl("net.netfilter.nf_conntrack_buckets")
-	stat := k.net("stat/nf_conntrack")
-	netlink := newConntrackNetlink(k.dialNetfilter)
-	*k.closers = append(*k.closers, netlink.close)
+	limit := k.GlobalSysctl("net.netfilter.nf_conntrack_max")
+	buckets := k.GlobalSysctl("net.netfilter.nf_conntrack_buckets")
+	stat := k.Host.File("stat/nf_conntrack")
+	netlink := newConntrackNetlink(func() (*netlink.Conn, error) { return kernel.Dial(k.Host, dialNetfilter) })
+	k.Defer(netlink.close)
 	counters := newPerCPU(conntrackCounters)
 
 	return func(ctx context.Context, s *conntrack) error {
 		var p problems
 		var err error
 		for _, l := range []struct {
-			file *procfile.File
+			file kernel.File
 			into *Number
 		}{{count, &s.entries}, {limit, &s.limit}, {buckets, &s.buckets}} {
 			*l.into, err = sysctlNumber(l.file)

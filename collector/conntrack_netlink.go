@@ -32,6 +32,8 @@ type conntrackNetlink struct {
 	conn *netlink.Conn
 }
 
+func dialNetfilter() (*netlink.Conn, error) { return netlink.Dial(unix.NETLINK_NETFILTER, nil) }
+
 func newConntrackNetlink(dial func() (*netlink.Conn, error)) *conntrackNetlink {
 	return &conntrackNetlink{dial: dial}
 }

@@ -45,12 +45,7 @@ func TestConntrackNetlinkAgrees(t *testing.T) {
 				udp dport 1001 snat to 127.0.0.9:5000
 			}
 		}`)
-	k, err := OpenKernel("/proc", "/sys", 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	byNetlink := newConntrackNetlink(k.dialNetfilter)
+	byNetlink := newConntrackNetlink(dialNetfilter)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 

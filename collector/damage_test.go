@@ -37,7 +37,7 @@ func eachFile(t *testing.T, test func(t *testing.T, d *damage)) {
 			t.Parallel()
 			tr := newTree(t, kernel)
 			tr.top = 100 // whole lists: what is missing does not let another series in
-			want, errs := tr.series(All)
+			want, errs := tr.series(nil)
 			for c, err := range errs {
 				if err != nil {
 					t.Fatalf("%s: %v", c, err)
@@ -46,7 +46,7 @@ func eachFile(t *testing.T, test func(t *testing.T, d *damage)) {
 			for _, name := range append(tr.files(), "proc/1/limits") {
 				d := &damage{tree: tr, name: name, content: tr.read(name), whole: map[string]float64{}}
 				tr.write(name, "")
-				_, errs := tr.series(All)
+				_, errs := tr.series(nil)
 				for c, err := range errs {
 					if err != nil {
 						d.readers = append(d.readers, c)

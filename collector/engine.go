@@ -1,17 +1,19 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
 
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
 // Config says how collectors are run.
@@ -19,24 +21,27 @@ type Config struct {
 	// MaxCPU is the share of one core that all collectors marked Walk together may
 	// take, at most 1. 0 is no bound: they run at every scrape.
 	MaxCPU float64
+	// Top bounds every list.
+	Top    int
 	Logger *slog.Logger
 }
 
 // Set is the collectors that are enabled, ready to be read.
 type Set struct {
-	kernel  *Kernel
+	machine *kernel.Machine
 	health  *health
 	runners []*runner
 }
 
 // NewSet prepares the given collectors. It keeps nothing open yet: the first read
 // does.
-func NewSet(k *Kernel, specs []Spec, c Config) *Set {
-	s := &Set{kernel: k, health: healthRows()}
+func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
+	s := &Set{machine: m, health: healthRows()}
 	walks := &budget{maxCPU: c.MaxCPU, took: map[string]time.Duration{}}
 	for _, spec := range specs {
-		r := &runner{spec: spec, logger: c.Logger.With("collector", spec.Name)}
-		r.read = spec.open(k.at(&r.place))
+		logger := c.Logger.With("collector", spec.Name)
+		r := &runner{spec: spec, logger: logger, scope: NewScope(m, c.Top, logger)}
+		r.read = spec.open(r.scope)
 		if spec.Walk {
 			r.budget = walks
 		}
@@ -45,13 +50,19 @@ func NewSet(k *Kernel, specs []Spec, c Config) *Set {
 	return s
 }
 
-// Specs returns the collectors in their order.
-func (s *Set) Specs() []Spec {
-	specs := make([]Spec, len(s.runners))
-	for i, r := range s.runners {
-		specs[i] = r.spec
+// Close ends what the collectors started and closes what they opened. It fails,
+// with their names, where some still read when ctx ends: those it leaves as they
+// are.
+func (s *Set) Close(ctx context.Context) error {
+	var errs []error
+	for _, r := range s.runners {
+		if !r.idle(ctx) {
+			errs = append(errs, fmt.Errorf("collector %s still reads: %w", r.spec.Name, ctx.Err()))
+			continue
+		}
+		r.scope.Close()
 	}
-	return specs
+	return errors.Join(errs...)
 }
 
 // Names returns the names of the collectors in their order.
@@ -66,6 +77,8 @@ func (s *Set) Names() []string {
 // Result is what became of one collector in one read.
 type Result struct {
 	Collector string
+	// Infos are the limits that the collector has, read or not.
+	Infos []LimitInfo
 	// Limits and the samples are those of one reading.
 	Limits []LimitReading
 	// Err is a real failure, a time-out, or a panic. There may be limits and samples
@@ -85,26 +98,51 @@ type Result struct {
 // Same reports whether both are what one reading found.
 func (r Result) Same(other Result) bool { return r.run != nil && r.run == other.run }
 
-// Read reads the collectors that choose accepts, all at once, and returns when
-// each has given its result or the context's deadline has come. The results
-// stand in the order of Names.
-func (s *Set) Read(ctx context.Context, choose func(name string) bool) []Result {
+// Query is what a reader asks for.
+type Query struct {
+	// Choose reports whether a collector is wanted; nil wants all.
+	Choose func(name string) bool
+	// MaxAge is how old the reading of a collector may be, counted from its beginning.
+	// At 0 it is made for this query, or shared with others that came meanwhile.
+	MaxAge time.Duration
+}
+
+// Reading is what the collectors of a set gave at one time. It does not change.
+type Reading struct {
+	// Results stand in the order of the set's collectors.
+	Results []Result
+	// View says which numbers are the machine's own.
+	View kernel.View
+
+	health *health
+}
+
+// Read reads the collectors that are asked for, all at once, and returns when each
+// has given its result or the context's deadline has come.
+func (s *Set) Read(ctx context.Context, q Query) *Reading {
 	asked := time.Now()
 	var tickets []ticket
 	for _, r := range s.runners {
-		if choose(r.spec.Name) {
-			tickets = append(tickets, r.join(ctx))
+		if q.Choose == nil || q.Choose(r.spec.Name) {
+			tickets = append(tickets, r.join(ctx, q.MaxAge))
 		}
 	}
-	results := make([]Result, len(tickets))
+	reading := &Reading{Results: make([]Result, len(tickets)), View: s.machine.View(), health: s.health}
 	for i, t := range tickets {
-		results[i] = t.wait(ctx, asked)
+		reading.Results[i] = t.wait(ctx, asked)
 	}
-	return results
+	return reading
 }
 
-// All chooses every collector.
-func All(string) bool { return true }
+// Limits returns the limits of all results, the most saturated first.
+func (r *Reading) Limits() []LimitReading {
+	var limits []LimitReading
+	for _, r := range r.Results {
+		limits = append(limits, r.Limits...)
+	}
+	slices.SortStableFunc(limits, func(a, b LimitReading) int { return cmp.Compare(b.Saturation(), a.Saturation()) })
+	return limits
+}
 
 // A runner reads one collector, never twice at the same time.
 type runner struct {
@@ -112,7 +150,7 @@ type runner struct {
 	read   func(context.Context) (reading, error)
 	budget *budget // nil: read at every scrape
 	logger *slog.Logger
-	place  procfile.Place // what is being read
+	scope  *Scope
 
 	mu      sync.Mutex
 	running *run
@@ -148,19 +186,36 @@ type ticket struct {
 
 // join finds the run that a scrape is to wait for: the last one while the budget
 // lasts, the one that is under way, or a new one.
-func (r *runner) join(ctx context.Context) ticket {
+func (r *runner) join(ctx context.Context, maxAge time.Duration) ticket {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.running != nil {
 		return ticket{r, r.running}
 	}
-	if l := r.last; l != nil && (!l.taken && time.Since(l.ended()) < lateness || time.Since(l.began) < r.pause()) {
+	if l := r.last; l != nil && (!l.taken && time.Since(l.ended()) < lateness || time.Since(l.began) < max(r.pause(), maxAge)) {
 		l.taken = true
 		return ticket{r, l}
 	}
 	r.running = &run{done: make(chan struct{}), began: time.Now()}
 	go r.start(ctx, r.running)
 	return ticket{r, r.running}
+}
+
+// idle waits until no reading is under way, and reports whether that came before
+// the context's end.
+func (r *runner) idle(ctx context.Context) bool {
+	r.mu.Lock()
+	running := r.running
+	r.mu.Unlock()
+	if running == nil {
+		return true
+	}
+	select {
+	case <-running.done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // lateness is how long a result that came too late for its scrape is of use.
@@ -207,7 +262,9 @@ func (r *runner) start(ctx context.Context, run *run) {
 		r.mu.Unlock()
 		close(run.done)
 	}()
-	run.reading, run.err = r.read(ctx)
+	if run.err = r.scope.err(); run.err == nil {
+		run.reading, run.err = r.read(ctx)
+	}
 }
 
 var errDeadline = errors.New("no result by the scrape's deadline")
@@ -240,7 +297,7 @@ func (t ticket) ended(ctx context.Context) bool {
 // missed is the result of a run that has not ended.
 func (t ticket) missed(ctx context.Context, asked time.Time) Result {
 	err := errDeadline
-	if path := t.place.String(); path != "" {
+	if path := t.scope.place.String(); path != "" {
 		err = fmt.Errorf("%w: %s does not answer", errDeadline, path)
 	}
 	// A client that went away before its deadline says nothing of the collector.
@@ -250,7 +307,7 @@ func (t ticket) missed(ctx context.Context, asked time.Time) Result {
 		t.mu.Unlock()
 		t.report(err)
 	}
-	return Result{Collector: t.spec.Name, Err: err, Duration: time.Since(asked)}
+	return Result{Collector: t.spec.Name, Infos: t.spec.Limits, Err: err, Duration: time.Since(asked)}
 }
 
 // wait returns the result of the run.
@@ -265,6 +322,7 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 
 	res := Result{
 		Collector: t.spec.Name,
+		Infos:     t.spec.Limits,
 		Duration:  t.run.took,
 		Limits:    t.run.limits,
 		samples:   t.run.samples,
@@ -317,6 +375,3 @@ func (r *runner) report(err error) {
 		r.logger.Warn("collector failed", "err", err)
 	}
 }
-
-// View says which numbers of the set are the machine's own.
-func (s *Set) View() HostView { return s.kernel.View() }

@@ -13,13 +13,15 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
 // fake is a collector whose reading is a function of the test.
 func fake(name string, walk bool, read func(context.Context) (float64, error)) Spec {
 	return define(Definition[Number]{
 		Name: name, Walk: walk,
-		Open: func(*Kernel) func(context.Context, *Number) error {
+		Open: func(*Scope) func(context.Context, *Number) error {
 			return func(ctx context.Context, s *Number) error {
 				v, err := read(ctx)
 				if err == nil {
@@ -43,7 +45,7 @@ func fakeSet(logger *slog.Logger, specs ...Spec) *Set {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	return NewSet(new(Kernel), specs, Config{MaxCPU: 0.02, Logger: logger})
+	return NewSet(new(kernel.Machine), specs, Config{MaxCPU: 0.02, Logger: logger})
 }
 
 func always(v float64) func(context.Context) (float64, error) {
@@ -67,7 +69,8 @@ func TestOneFailsAlone(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began := time.Now()
-		results := set.Read(ctx, All)
+		reading := set.Read(ctx, Query{})
+		results := reading.Results
 		if took := time.Since(began); took != time.Second {
 			t.Errorf("it took %v", took)
 		}
@@ -89,7 +92,7 @@ func TestOneFailsAlone(t *testing.T) {
 		}
 
 		registry := prometheus.NewPedanticRegistry()
-		registry.MustRegister(set.Collector(results))
+		registry.MustRegister(reading.Collector())
 		families, err := registry.Gather()
 		if err != nil {
 			t.Fatal(err)
@@ -118,7 +121,7 @@ func TestShared(t *testing.T) {
 				time.Sleep(time.Duration(i) * 100 * time.Millisecond)
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				if r := set.Read(ctx, All)[0]; r.Err != nil || r.samples[0].value != 1 || r.Age != 0 {
+				if r := set.Read(ctx, Query{}).Results[0]; r.Err != nil || r.samples[0].value != 1 || r.Age != 0 {
 					t.Errorf("scrape %d: %+v", i, r)
 				}
 			})
@@ -143,7 +146,7 @@ func TestStuck(t *testing.T) {
 		}))
 		for i := range 20 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			r := set.Read(ctx, All)[0]
+			r := set.Read(ctx, Query{}).Results[0]
 			if !errors.Is(r.Err, errDeadline) {
 				t.Errorf("%+v", r)
 			}
@@ -168,7 +171,7 @@ func TestStuck(t *testing.T) {
 			runs int32
 			age  time.Duration
 		}{{1, 3 * time.Second}, {2, 0}} {
-			if r := set.Read(t.Context(), All)[0]; r.Err != nil || r.Age != want.age || runs.Load() != want.runs {
+			if r := set.Read(t.Context(), Query{}).Results[0]; r.Err != nil || r.Age != want.age || runs.Load() != want.runs {
 				t.Errorf("read %d after it ended: %+v, %d runs", i, r, runs.Load())
 			}
 		}
@@ -192,7 +195,7 @@ func TestDeadlineOfAnother(t *testing.T) {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			if r := set.Read(ctx, All)[0]; r.Err == nil {
+			if r := set.Read(ctx, Query{}).Results[0]; r.Err == nil {
 				t.Error("the first scrape got a result past its deadline")
 			}
 		})
@@ -200,7 +203,7 @@ func TestDeadlineOfAnother(t *testing.T) {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			if r := set.Read(ctx, All)[0]; r.Err != nil {
+			if r := set.Read(ctx, Query{}).Results[0]; r.Err != nil {
 				t.Errorf("the second scrape: %v", r.Err)
 			}
 		})
@@ -208,7 +211,7 @@ func TestDeadlineOfAnother(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if r := set.Read(ctx, All)[0]; r.Err != nil || r.Age == 0 {
+		if r := set.Read(ctx, Query{}).Results[0]; r.Err != nil || r.Age == 0 {
 			t.Errorf("the third scrape: %v, age %v", r.Err, r.Age)
 		}
 	})
@@ -224,10 +227,10 @@ func TestClientGoesAway(t *testing.T) {
 			return 1, ctx.Err()
 		}))
 		first, goAway := context.WithCancel(t.Context())
-		go set.Read(first, All)
+		go set.Read(first, Query{})
 		synctest.Wait()
 		time.AfterFunc(time.Second, goAway)
-		if r := set.Read(t.Context(), All)[0]; r.Err != nil {
+		if r := set.Read(t.Context(), Query{}).Results[0]; r.Err != nil {
 			t.Error(r.Err)
 		}
 		if log.Len() > 0 {
@@ -251,7 +254,7 @@ func TestBudgetIsShared(t *testing.T) {
 		set := fakeSet(nil, walk("a", 300*time.Millisecond), walk("b", 300*time.Millisecond), walk("c", 100*time.Millisecond))
 		began := time.Now()
 		for time.Since(began) < time.Hour {
-			set.Read(t.Context(), All)
+			set.Read(t.Context(), Query{})
 			time.Sleep(time.Second)
 		}
 		if share := time.Duration(busy.Load()).Seconds() / time.Since(began).Seconds(); share < 0.019 || share > 0.0202 {
@@ -279,7 +282,7 @@ func TestBudget(t *testing.T) {
 		began := time.Now()
 		for i := range 300 {
 			time.Sleep(time.Until(began.Add(time.Duration(i) * time.Second)))
-			r := set.Read(t.Context(), All)[0]
+			r := set.Read(t.Context(), Query{}).Results[0]
 			if i%15 == 0 && r.Age != 0 || i%15 != 0 && r.Age != time.Duration(i%15)*time.Second {
 				t.Fatalf("at %d s: age %v", i, r.Age)
 			}
@@ -308,7 +311,7 @@ func TestFailedWalk(t *testing.T) {
 		failed := time.Duration(0)
 		for range 100 {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			if r := set.Read(ctx, All)[0]; r.Err != nil {
+			if r := set.Read(ctx, Query{}).Results[0]; r.Err != nil {
 				failed += 15 * time.Second
 			}
 			cancel()
@@ -331,16 +334,16 @@ func TestReport(t *testing.T) {
 		return 0, nil
 	}))
 	for range 5 {
-		set.Read(t.Context(), All)
+		set.Read(t.Context(), Query{})
 	}
 	fail = false
 	for range 5 {
-		set.Read(t.Context(), All)
+		set.Read(t.Context(), Query{})
 	}
 	// In turns is said no more.
 	for range 10 {
 		fail = !fail
-		set.Read(t.Context(), All)
+		set.Read(t.Context(), Query{})
 	}
 	if got := b.String(); strings.Count(got, "\n") != 2 || strings.Count(got, "broken") != 1 || !strings.Contains(got, "works again") {
 		t.Errorf("the log:\n%s", got)

@@ -59,18 +59,13 @@ func (h *health) rows() []*MetricInfo {
 	return []*MetricInfo{&h.saturation, &h.hostNetwork, &h.hostView, &h.success, &h.supported, &h.duration, &h.age}
 }
 
-// scrape is one read of a set as a prometheus.Collector. It is unchecked (it
+// scrape is a reading as a prometheus.Collector. It is unchecked (it
 // describes nothing in advance): its names are those of the rows.
-type scrape struct {
-	set     *Set
-	results []Result
-}
+type scrape struct{ *Reading }
 
-// Collector returns the results of one Read of the set as a collector for a
-// registry that serves one request.
-func (s *Set) Collector(results []Result) prometheus.Collector {
-	return scrape{s, results}
-}
+// Collector returns the reading as a collector for a registry that serves one
+// request.
+func (r *Reading) Collector() prometheus.Collector { return scrape{r} }
 
 func (scrape) Describe(chan<- *prometheus.Desc) {}
 
@@ -78,13 +73,12 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 	send := func(m *MetricInfo, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(m.desc, m.Type(), value, labels...)
 	}
-	h := c.set.health
-	view := c.set.View()
-	send(&h.hostNetwork, ratio(view.Network == nil))
-	for part, err := range view.All() {
+	h := c.health
+	send(&h.hostNetwork, ratio(c.View.Network == nil))
+	for part, err := range c.View.All() {
 		send(&h.hostView, ratio(err == nil), part)
 	}
-	for _, r := range c.results {
+	for _, r := range c.Results {
 		send(&h.success, ratio(r.Err == nil), r.Collector)
 		send(&h.supported, ratio(r.Unsupported == nil), r.Collector)
 		send(&h.duration, r.Duration.Seconds(), r.Collector)

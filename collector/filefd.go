@@ -14,8 +14,8 @@ func filefdSpec() Spec {
 	return define(Definition[filefd]{
 		Name: "filefd",
 		Help: "Open files of the whole machine against fs.file-max, from /proc/sys/fs/file-nr.",
-		Open: func(k *Kernel) func(context.Context, *filefd) error {
-			file := k.proc("sys/fs/file-nr")
+		Open: func(k *Scope) func(context.Context, *filefd) error {
+			file := k.Proc("sys/fs/file-nr")
 			return func(_ context.Context, s *filefd) error {
 				// Allocated, free (always 0 since Linux 2.6), maximum. The maximum is
 				// often 2^63-1.

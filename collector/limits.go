@@ -1,8 +1,6 @@
 package collector
 
 import (
-	"cmp"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -30,16 +28,6 @@ func (l LimitReading) Level() Level {
 	default:
 		return OK
 	}
-}
-
-// Limits returns the limits of all results, the most saturated first.
-func Limits(results []Result) []LimitReading {
-	var limits []LimitReading
-	for _, r := range results {
-		limits = append(limits, r.Limits...)
-	}
-	slices.SortStableFunc(limits, func(a, b LimitReading) int { return cmp.Compare(b.Saturation(), a.Saturation()) })
-	return limits
 }
 
 // Percent is the saturation in percent.

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"testing"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
 // TestLevel expects the levels of the row, and a warning where the kernel begins to save,
@@ -52,13 +54,9 @@ func TestPressure(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	k, err := OpenKernel(filepath.Join(dir, "proc"), filepath.Join(dir, "sys"), 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	set := NewSet(k, []Spec{sockstatSpec()}, Config{Logger: slog.New(slog.DiscardHandler)})
-	for _, l := range Limits(set.Read(t.Context(), All)) {
+	m := machine(t, kernel.Options{ProcPath: filepath.Join(dir, "proc"), SysPath: filepath.Join(dir, "sys")})
+	set := NewSet(m, []Spec{sockstatSpec()}, Config{Logger: slog.New(slog.DiscardHandler)})
+	for _, l := range set.Read(t.Context(), Query{}).Limits() {
 		if l.Resource != "tcp_memory" {
 			continue
 		}

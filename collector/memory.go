@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
@@ -207,12 +208,12 @@ func (s *memory) sized() iter.Seq[zone] {
 // enforces the commit limit.
 const overcommitNever = 2
 
-func openMemory(k *Kernel) func(context.Context, *memory) error {
-	info, zoneinfo, vmstat := k.proc("meminfo"), k.proc("zoneinfo"), k.proc("vmstat")
-	pressure, overcommit := k.proc("pressure/memory"), k.proc("sys/vm/overcommit_memory")
-	arcstats := k.proc("spl/kstat/zfs/arcstats")
+func openMemory(k *Scope) func(context.Context, *memory) error {
+	info, zoneinfo, vmstat := k.Proc("meminfo"), k.Proc("zoneinfo"), k.Proc("vmstat")
+	pressure, overcommit := k.Proc("pressure/memory"), k.Proc("sys/vm/overcommit_memory")
+	arcstats := k.Proc("spl/kstat/zfs/arcstats")
 	slabs := newSlabReader(k)
-	stat := k.net("sockstat")
+	stat := k.Host.File("sockstat")
 
 	return func(_ context.Context, s *memory) error {
 		var p problems
@@ -225,13 +226,13 @@ func openMemory(k *Kernel) func(context.Context, *memory) error {
 			p.add(parseMeminfo(b, info.Path(), &s.meminfo))
 		}
 		for _, f := range []struct {
-			file  *procfile.File
+			file  kernel.File
 			parse func(b []byte, path string) error
 		}{
 			{zoneinfo, func(b []byte, path string) (err error) {
 				s.zones, err = parseZoneinfo(b, path)
 				for i := range s.zones {
-					s.zones[i].scale(k.pageSize)
+					s.zones[i].scale(float64(k.PageSize))
 				}
 				return err
 			}},

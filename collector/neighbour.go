@@ -3,7 +3,7 @@ package collector
 import (
 	"context"
 
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
 // neighbour is one reading of the neighbour tables, IPv4 (ARP) and IPv6.
@@ -68,11 +68,11 @@ func neighbourLimit(family, sysctl string) LimitInfo {
 	}
 }
 
-func openNeighbour(k *Kernel) func(context.Context, *neighbour) error {
-	type source struct{ stat, limit *procfile.File }
+func openNeighbour(k *Scope) func(context.Context, *neighbour) error {
+	type source struct{ stat, limit kernel.File }
 	sources := [2]source{
-		{k.net("stat/arp_cache"), k.sysctl("net.ipv4.neigh.default.gc_thresh3")},
-		{k.net("stat/ndisc_cache"), k.sysctl("net.ipv6.neigh.default.gc_thresh3")},
+		{k.Host.File("stat/arp_cache"), k.Host.Sysctl("net.ipv4.neigh.default.gc_thresh3")},
+		{k.Host.File("stat/ndisc_cache"), k.Host.Sysctl("net.ipv6.neigh.default.gc_thresh3")},
 	}
 	wanted := []string{"entries", "table_fulls"}
 	counters := [2]*perCPU{newPerCPU(1), newPerCPU(1)}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
@@ -103,7 +104,7 @@ func (x netstatIndex) sections(names ...string) netstatIndex {
 	return part
 }
 
-func openNetstat(k *Kernel) func(context.Context, *netstat) error {
+func openNetstat(k *Scope) func(context.Context, *netstat) error {
 	counters := netstatCounters()
 	index := netstatIndex{}
 	for i, c := range counters {
@@ -113,14 +114,14 @@ func openNetstat(k *Kernel) func(context.Context, *netstat) error {
 		index[c.section][c.field] = i
 	}
 	type source struct {
-		file  *procfile.File
+		file  kernel.File
 		index netstatIndex
 	}
 	sources := []source{
-		{k.net("snmp"), index.sections("Ip:", "Tcp:", "Udp:")},
-		{k.net("netstat"), index.sections("TcpExt:")},
+		{k.Host.File("snmp"), index.sections("Ip:", "Tcp:", "Udp:")},
+		{k.Host.File("netstat"), index.sections("TcpExt:")},
 	}
-	snmp6 := k.net("snmp6")
+	snmp6 := k.Host.File("snmp6")
 	return func(_ context.Context, s *netstat) error {
 		var p problems
 		*s = make(netstat, len(counters))

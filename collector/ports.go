@@ -97,10 +97,10 @@ func portsSpec() Spec {
 	})
 }
 
-func openPorts(k *Kernel) func(context.Context, *ports) error {
-	client := k.sockDiag()
-	portRange := k.sysctl("net.ipv4.ip_local_port_range")
-	reserved := k.sysctl("net.ipv4.ip_local_reserved_ports")
+func openPorts(k *Scope) func(context.Context, *ports) error {
+	client := k.Host.SockDiag()
+	portRange := k.Host.Sysctl("net.ipv4.ip_local_port_range")
+	reserved := k.Host.Sysctl("net.ipv4.ip_local_reserved_ports")
 	outbound := new(portSet)
 	listening := &listenVisitor{wildcard: outbound, addresses: map[localAddr]bool{}}
 	v := &portsVisitor{outbound: outbound, listening: listening, tuples: newFrequent[tuple](maxTuples)}

@@ -45,7 +45,7 @@ func processSpec() Spec {
 		Help:      "File descriptors of processes against their limit (RLIMIT_NOFILE), from /proc/<pid>/fd and /proc/<pid>/limits.",
 		Privilege: "Before Linux 6.2 the descriptors of other users' processes need root or CAP_DAC_READ_SEARCH. Where /proc is mounted with hidepid, all need CAP_SYS_PTRACE or the group of its option gid.",
 		Walk:      true,
-		Open: func(k *Kernel) func(context.Context, *processes) error {
+		Open: func(k *Scope) func(context.Context, *processes) error {
 			return func(ctx context.Context, s *processes) error { return readProcesses(ctx, k, s) }
 		},
 		Metrics: []Metric[processes]{{
@@ -99,32 +99,32 @@ const maxUnreadable = 0.02
 const candidates = 1024
 
 // readProcesses looks at every process. One that ends meanwhile is left out.
-func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
-	if err := k.view.Processes; err != nil {
+func readProcesses(ctx context.Context, k *Scope, s *processes) error {
+	if err := k.View().Processes; err != nil {
 		return err
 	}
-	sized := hasSizedFolders(k.procPath)
+	sized := hasSizedFolders(k.ProcPath)
 	// The walk's own descriptors are not open otherwise: that of the procfs, and that
 	// by which a process's are listed.
 	self, ours := -1, 1
-	if link, err := os.Readlink(filepath.Join(k.procPath, "self")); err == nil {
+	if link, err := os.Readlink(filepath.Join(k.ProcPath, "self")); err == nil {
 		self, _ = strconv.Atoi(link)
 	}
 	if !sized {
 		ours++
 	}
 
-	defer k.place.Leave()
+	defer k.Place.Leave()
 	var p problems
 	buf := make([]byte, 4096)
-	worst := nearestProcesses{n: max(candidates, k.top)}
+	worst := nearestProcesses{n: max(candidates, k.Top)}
 	all, unreadable := 0, 0
-	err := eachProcess(k.procPath, func(pid int) error {
+	err := eachProcess(k.ProcPath, func(pid int) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		dir := k.procPath + "/" + strconv.Itoa(pid)
-		k.place.Enter(&dir)
+		dir := k.ProcPath + "/" + strconv.Itoa(pid)
+		k.Place.Enter(&dir)
 		all++
 		open, err := countFiles(dir, sized)
 		switch {
@@ -172,13 +172,13 @@ func readProcesses(ctx context.Context, k *Kernel, s *processes) error {
 		return p.err()
 	}
 
-	procs, err := procfs.NewFS(k.procPath)
+	procs, err := procfs.NewFS(k.ProcPath)
 	if err != nil {
 		return err
 	}
 	seen := map[string]bool{}
 	for _, f := range worst.sorted() {
-		if len(s.worst) == k.top {
+		if len(s.worst) == k.Top {
 			break
 		}
 		proc, err := procs.Proc(f.pid)

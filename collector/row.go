@@ -29,7 +29,7 @@ type Spec struct {
 	Limits  []LimitInfo
 
 	// open prepares the collector's sources. What it returns reads them once.
-	open func(*Kernel) func(context.Context) (reading, error)
+	open func(*Scope) func(context.Context) (reading, error)
 }
 
 // MetricInfo describes a metric, the same for every scrape.
@@ -119,7 +119,7 @@ type Definition[S any] struct {
 	// all zero at first, from them. It is called from one goroutine at a time. What
 	// it could read is exported beside its error, unless that is a NotSupportedError:
 	// a number that it could not read stays absent.
-	Open    func(*Kernel) func(context.Context, *S) error
+	Open    func(*Scope) func(context.Context, *S) error
 	Metrics []Metric[S]
 	Lists   []Lister[S]
 	Limits  []Limit[S]
@@ -152,7 +152,7 @@ func define[S any](d Definition[S]) Spec {
 	for i := range spec.Metrics { // all are there, and none moves any more
 		spec.Metrics[i].describe()
 	}
-	spec.open = func(k *Kernel) func(context.Context) (reading, error) {
+	spec.open = func(k *Scope) func(context.Context) (reading, error) {
 		read := d.Open(k)
 		return func(ctx context.Context) (reading, error) {
 			s := new(S)
@@ -160,7 +160,7 @@ func define[S any](d Definition[S]) Spec {
 			if isNotSupported(err) {
 				return reading{}, err
 			}
-			t := table{spec: &spec, top: k.top}
+			t := table{spec: &spec, top: k.Top}
 			t.add(err)
 			for _, row := range rows {
 				row(s, &t)

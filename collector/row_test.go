@@ -35,7 +35,7 @@ func TestWrongRows(t *testing.T) {
 		l.Limit, l.Columns = &limit, slices.Clone(list.Columns)
 		return Definition[snapshot]{
 			Name: "test",
-			Open: func(*Kernel) func(context.Context, *snapshot) error {
+			Open: func(*Scope) func(context.Context, *snapshot) error {
 				return func(context.Context, *snapshot) error { return nil }
 			},
 			Metrics: []Metric[snapshot]{
@@ -103,7 +103,7 @@ func TestList(t *testing.T) {
 	type snapshot struct{ things []thing }
 	spec := define(Definition[snapshot]{
 		Name: "test",
-		Open: func(*Kernel) func(context.Context, *snapshot) error {
+		Open: func(*Scope) func(context.Context, *snapshot) error {
 			return func(_ context.Context, s *snapshot) error {
 				s.things = []thing{{"a", 1, 10}, {"b", 9, 10}, {"c", 5, 10}, {"b", 2, 10}, {"c", 8, 10}, {"d\x1b", 4, 0}}
 				return nil
@@ -124,7 +124,7 @@ func TestList(t *testing.T) {
 			}},
 		}},
 	})
-	r, err := spec.open(&Kernel{top: 3})(t.Context())
+	r, err := spec.open(&Scope{Top: 3})(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
@@ -43,25 +44,25 @@ func (c slab) before(o slab) bool {
 // read of /proc/slabinfo makes the kernel go through the lists of all of them.
 type slabReader struct {
 	caches   []slabCache
-	slabinfo *procfile.File
+	slabinfo kernel.File
 	pageSize float64
 }
 
 type slabCache struct {
 	name         string
-	slabs, order *procfile.File
+	slabs, order kernel.File
 }
 
-func newSlabReader(k *Kernel) *slabReader {
-	r := &slabReader{slabinfo: k.proc("slabinfo"), pageSize: k.pageSize}
+func newSlabReader(k *Scope) *slabReader {
+	r := &slabReader{slabinfo: k.Proc("slabinfo"), pageSize: float64(k.PageSize)}
 	for _, name := range slabCaches() {
 		dir := filepath.Join("kernel/slab", name)
 		// A cache that was merged with others of its size is a link to what they
 		// share, which would show their memory as this one's.
 		r.caches = append(r.caches, slabCache{
 			name:  name,
-			slabs: k.sys(filepath.Join(dir, "slabs"), openUnmerged),
-			order: k.sys(filepath.Join(dir, "order"), openUnmerged),
+			slabs: k.Sys(filepath.Join(dir, "slabs"), openUnmerged),
+			order: k.Sys(filepath.Join(dir, "order"), openUnmerged),
 		})
 	}
 	return r

@@ -16,12 +16,7 @@ func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 // that by /proc/slabinfo, read before and after.
 func TestSlabFilesAgree(t *testing.T) {
 	needs.Check(t, needs.Root) // the kernel shows its caches to no one else
-	k, err := OpenKernel("/proc", "/sys", 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	r := newSlabReader(k)
+	r := newSlabReader(scope(t, running()))
 
 	// A cache may have grown and shrunk meanwhile, so each has several chances.
 	agreed := map[string]bool{}

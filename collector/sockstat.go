@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
@@ -207,28 +208,28 @@ func emitThresholds(n [3]Number, emit Emit) {
 	}
 }
 
-func openSockstat(k *Kernel) func(context.Context, *sockstat) error {
-	file, file6 := k.net("sockstat"), k.net("sockstat6")
+func openSockstat(k *Scope) func(context.Context, *sockstat) error {
+	file, file6 := k.Host.File("sockstat"), k.Host.File("sockstat6")
 	single := []struct {
-		file *procfile.File
+		file kernel.File
 		into func(*sockstat) *Number
 	}{
-		{k.sysctl("net.ipv4.tcp_max_orphans"), func(s *sockstat) *Number { return &s.orphansLimit }},
-		{k.sysctl("net.ipv4.tcp_max_tw_buckets"), func(s *sockstat) *Number { return &s.timeWaitLimit }},
-		{k.sysctl("net.ipv4.ipfrag_high_thresh"), func(s *sockstat) *Number { return &s.family[0].fragmentsMax }},
-		{k.sysctl("net.ipv6.ip6frag_high_thresh"), func(s *sockstat) *Number { return &s.family[1].fragmentsMax }},
-		{k.sysctl("net.core.somaxconn"), func(s *sockstat) *Number { return &s.listenBacklog }},
-		{k.sysctl("net.ipv4.tcp_max_syn_backlog"), func(s *sockstat) *Number { return &s.synBacklog }},
+		{k.Host.Sysctl("net.ipv4.tcp_max_orphans"), func(s *sockstat) *Number { return &s.orphansLimit }},
+		{k.Host.Sysctl("net.ipv4.tcp_max_tw_buckets"), func(s *sockstat) *Number { return &s.timeWaitLimit }},
+		{k.Host.Sysctl("net.ipv4.ipfrag_high_thresh"), func(s *sockstat) *Number { return &s.family[0].fragmentsMax }},
+		{k.Host.Sysctl("net.ipv6.ip6frag_high_thresh"), func(s *sockstat) *Number { return &s.family[1].fragmentsMax }},
+		{k.Host.Sysctl("net.core.somaxconn"), func(s *sockstat) *Number { return &s.listenBacklog }},
+		{k.Host.Sysctl("net.ipv4.tcp_max_syn_backlog"), func(s *sockstat) *Number { return &s.synBacklog }},
 	}
 	triple := []struct {
-		file *procfile.File
+		file kernel.File
 		unit float64
 		into func(*sockstat) *[3]Number
 	}{
-		{k.sysctl("net.ipv4.tcp_mem"), k.pageSize, func(s *sockstat) *[3]Number { return &s.tcpThresholds }},
-		{k.sysctl("net.ipv4.udp_mem"), k.pageSize, func(s *sockstat) *[3]Number { return &s.udpThresholds }},
-		{k.sysctl("net.ipv4.tcp_rmem"), 1, func(s *sockstat) *[3]Number { return &s.receiveBuffer }},
-		{k.sysctl("net.ipv4.tcp_wmem"), 1, func(s *sockstat) *[3]Number { return &s.sendBuffer }},
+		{k.Host.Sysctl("net.ipv4.tcp_mem"), float64(k.PageSize), func(s *sockstat) *[3]Number { return &s.tcpThresholds }},
+		{k.Host.Sysctl("net.ipv4.udp_mem"), float64(k.PageSize), func(s *sockstat) *[3]Number { return &s.udpThresholds }},
+		{k.Host.Sysctl("net.ipv4.tcp_rmem"), 1, func(s *sockstat) *[3]Number { return &s.receiveBuffer }},
+		{k.Host.Sysctl("net.ipv4.tcp_wmem"), 1, func(s *sockstat) *[3]Number { return &s.sendBuffer }},
 	}
 	unit := 0 // of socket memory; 0 until it is known
 	return func(_ context.Context, s *sockstat) error {
@@ -240,7 +241,7 @@ func openSockstat(k *Kernel) func(context.Context, *sockstat) error {
 		p.add(err)
 		if b != nil {
 			if unit == 0 {
-				unit, err = k.memoryUnit()
+				unit, err = k.MemoryUnit()
 				p.add(err)
 			}
 			p.add(parseSockstat(b, file.Path(), unit, s))

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
@@ -23,9 +24,9 @@ func softnetSpec() Spec {
 	return define(Definition[softnet]{
 		Name: "softnet",
 		Help: "The queue of received packets that each CPU has, from /proc/net/softnet_stat.",
-		Open: func(k *Kernel) func(context.Context, *softnet) error {
-			file, limit := k.net("softnet_stat"), k.sysctl("net.core.netdev_max_backlog")
-			online := k.sys("devices/system/cpu/online", procfile.Open)
+		Open: func(k *Scope) func(context.Context, *softnet) error {
+			file, limit := k.Host.File("softnet_stat"), k.Host.Sysctl("net.core.netdev_max_backlog")
+			online := k.Sys("devices/system/cpu/online", procfile.Open)
 			rows := &softnetRows{counters: newPerCPU(2)}
 			return func(_ context.Context, s *softnet) error {
 				b, err := required(file, "/proc/net/softnet_stat")
@@ -201,7 +202,7 @@ func (r *softnetRows) identify(lines int, online []int) {
 
 // readOnline reads /sys/devices/system/cpu/online, a list of numbers and ranges;
 // nil where that is not possible.
-func readOnline(f *procfile.File) []int {
+func readOnline(f kernel.File) []int {
 	b, err := f.Read()
 	if err != nil {
 		return nil

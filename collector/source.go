@@ -5,13 +5,14 @@ import (
 	"errors"
 	"io/fs"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
 // required reads a file that a collector cannot do without. Where this kernel
 // does not have it, the collector is not supported. Beside any other error b is
 // what can be used all the same, or nil.
-func required(f *procfile.File, feature string) (b []byte, err error) {
+func required(f kernel.File, feature string) (b []byte, err error) {
 	b, err = f.Read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &NotSupportedError{Feature: feature, Err: err}
@@ -23,7 +24,7 @@ func required(f *procfile.File, feature string) (b []byte, err error) {
 }
 
 // optional reads a file that a kernel may not have. Then b is nil and so is err.
-func optional(f *procfile.File) (b []byte, err error) {
+func optional(f kernel.File) (b []byte, err error) {
 	b, err = f.Read()
 	if isAbsent(err) {
 		return nil, nil
@@ -51,14 +52,14 @@ func whole(b []byte, path string) ([]byte, error) {
 
 // sysctlNumber reads a sysctl of one number; absent where there is no such
 // sysctl.
-func sysctlNumber(f *procfile.File) (Number, error) {
+func sysctlNumber(f kernel.File) (Number, error) {
 	var n [1]Number
 	err := sysctlNumbers(f, n[:])
 	return n[0], err
 }
 
 // sysctlNumbers reads a sysctl of several numbers, as many as into holds.
-func sysctlNumbers(f *procfile.File, into []Number) error {
+func sysctlNumbers(f kernel.File, into []Number) error {
 	var p problems
 	b, err := optional(f)
 	p.add(err)

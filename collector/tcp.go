@@ -7,7 +7,7 @@ import (
 	"iter"
 	"net/netip"
 
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
@@ -120,13 +120,13 @@ func tcpSpec() Spec {
 
 // openTCP prepares the walk. ESTABLISHED and TIME_WAIT, the two states that a
 // busy host has by the million, are left out of it: the kernel counts them.
-func openTCP(k *Kernel) func(context.Context, *tcp) error {
-	client := k.sockDiag()
+func openTCP(k *Scope) func(context.Context, *tcp) error {
+	client := k.Host.SockDiag()
 	request := sockdiag.Request{
 		States: sockdiag.AllStates.Without(sockdiag.Established, sockdiag.TimeWait),
 	}
-	stat, stat6 := k.net("sockstat"), k.net("sockstat6")
-	v := newTCPVisitor(k.top)
+	stat, stat6 := k.Host.File("sockstat"), k.Host.File("sockstat6")
+	v := newTCPVisitor(k.Top)
 
 	return func(ctx context.Context, s *tcp) error {
 		if err := walk(ctx, client, request, v); err != nil {
@@ -136,7 +136,7 @@ func openTCP(k *Kernel) func(context.Context, *tcp) error {
 		var p problems
 		var counts sockstat
 		for _, f := range []struct {
-			file  *procfile.File
+			file  kernel.File
 			parse func(b []byte, path string) error
 		}{
 			{stat, func(b []byte, path string) error { return parseSockstat(b, path, 0, &counts) }},

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag/sockdiagtest"
 )
 
@@ -131,19 +132,47 @@ func (tr *tree) files() []string {
 // set opens the collectors over the tree, until its kernel is closed.
 func (tr *tree) set() *Set {
 	tr.t.Helper()
-	k, err := OpenKernel(filepath.Join(tr.dir, "proc"), filepath.Join(tr.dir, "sys"), tr.top)
+	m := machine(tr.t, kernel.Options{
+		ProcPath: filepath.Join(tr.dir, "proc"),
+		SysPath:  filepath.Join(tr.dir, "sys"),
+		PageSize: tr.pageSize,
+		MemoryUnit: func() (int, error) {
+			if tr.memoryUnit == 0 {
+				return 0, errors.New("unit of socket memory: unknown")
+			}
+			return tr.memoryUnit, nil
+		},
+		DialSockDiag: tr.replay.Dial,
+	})
+	return NewSet(m, Specs(), Config{MaxCPU: 0, Top: tr.top, Logger: slog.New(slog.DiscardHandler)})
+}
+
+// running is the kernel that the tests run on.
+func running() kernel.Options { return kernel.Options{ProcPath: "/proc", SysPath: "/sys"} }
+
+func machine(t testing.TB, o kernel.Options) *kernel.Machine {
+	t.Helper()
+	m, err := kernel.Open(o)
 	if err != nil {
-		tr.t.Fatal(err)
+		t.Fatal(err)
 	}
-	k.pageSize = float64(tr.pageSize)
-	k.memoryUnit = func() (int, error) {
-		if tr.memoryUnit == 0 {
-			return 0, errors.New("unit of socket memory: unknown")
-		}
-		return tr.memoryUnit, nil
+	return m
+}
+
+// scope returns a scope that ends with the test.
+func scope(t testing.TB, o kernel.Options) *Scope {
+	t.Helper()
+	s := NewScope(machine(t, o), 10, slog.New(slog.DiscardHandler))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// closeSet ends the collectors, none of which may be reading.
+func closeSet(t testing.TB, set *Set) {
+	t.Helper()
+	if err := set.Close(t.Context()); err != nil && t.Context().Err() == nil {
+		t.Error(err)
 	}
-	k.dialSockDiag = tr.replay.Dial
-	return NewSet(k, Specs(), Config{MaxCPU: 0, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // render reads the set once and writes it as Prometheus text, less what differs
@@ -151,10 +180,10 @@ func (tr *tree) set() *Set {
 func (tr *tree) render() string {
 	tr.t.Helper()
 	set := tr.set()
-	defer set.kernel.Close()
-	results := set.Read(context.Background(), All)
+	defer closeSet(tr.t, set)
+	reading := set.Read(context.Background(), Query{})
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(set.Collector(results))
+	registry.MustRegister(reading.Collector())
 	families, err := registry.Gather()
 	if err != nil {
 		tr.t.Fatal(err)
@@ -168,7 +197,7 @@ func (tr *tree) render() string {
 			tr.t.Fatal(err)
 		}
 	}
-	for _, r := range results {
+	for _, r := range reading.Results {
 		if e := whatFailed(r); e != "" {
 			fmt.Fprintf(&b, "# collector %s: %s\n", r.Collector, strings.ReplaceAll(e, tr.dir, ""))
 		}
@@ -192,8 +221,8 @@ func (tr *tree) series(choose func(string) bool) (map[string]map[string]float64,
 	tr.t.Helper()
 	all, errs := map[string]map[string]float64{}, map[string]error{}
 	set := tr.set()
-	defer set.kernel.Close()
-	for _, r := range set.Read(context.Background(), choose) {
+	defer closeSet(tr.t, set)
+	for _, r := range set.Read(context.Background(), Query{Choose: choose}).Results {
 		series := map[string]float64{}
 		for _, s := range r.samples {
 			series[s.metric.Name+" "+strings.Join(s.labels, ",")] = s.value

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,7 +52,12 @@ func Unreachable(why error) *Host { return &Host{view: Foreign, why: why} }
 // Two processes share a network namespace exactly when <pid>/net/sockstat has
 // the same inode number for both; looking at it needs no privilege, unlike the
 // link <pid>/ns/net.
-func Find(proc string) (*Host, error) {
+func Find(proc string) (*Host, error) { return Of(proc, 1) }
+
+// Of is Find for any process of the procfs: the Host that it returns is the network
+// namespace of that process.
+func Of(proc string, pid int) (*Host, error) {
+	process := filepath.Join(proc, strconv.Itoa(pid))
 	own, err := inode(filepath.Join(proc, "self/net/sockstat"))
 	if errors.Is(err, os.ErrNotExist) {
 		// proc is of a PID namespace in which this process does not exist.
@@ -60,7 +66,10 @@ func Find(proc string) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("procfs: %w", err)
 	}
-	host, err := inode(filepath.Join(proc, "1/net/sockstat"))
+	host, err := inode(filepath.Join(process, "net/sockstat"))
+	if err != nil && pid != 1 {
+		return nil, err
+	}
 	if err != nil {
 		// Process 1 is hidden (mount option hidepid). tcp_mem exists in the
 		// initial network namespace only, so it tells where we are.
@@ -72,7 +81,7 @@ func Find(proc string) (*Host, error) {
 	if host == own {
 		return &Host{}, nil
 	}
-	h := &Host{view: Entered, path: filepath.Join(proc, "1/ns/net")}
+	h := &Host{view: Entered, path: filepath.Join(process, "ns/net")}
 	if err := h.Do(func() error { return nil }); err != nil {
 		return Unreachable(err), nil
 	}

@@ -42,11 +42,12 @@ type Transport interface {
 	Close() error
 }
 
-// Client walks the socket table through a netlink socket that it keeps open: a
-// process that may open no file any more can still walk. It has one user at a
-// time.
+// Client walks the socket table through a netlink socket. Unless it was made by
+// NewOnce it keeps that open: a process that may open no file any more can still
+// walk. It has one user at a time.
 type Client struct {
 	dial func() (Transport, error)
+	once bool // the socket is closed after each walk
 	sock Transport
 	buf  []byte
 	s    Socket
@@ -62,6 +63,14 @@ func New(dial func() (Transport, error)) *Client {
 	return &Client{dial: dial, buf: make([]byte, bufferSize)}
 }
 
+// NewOnce returns a client that connects with dial for each walk, and keeps nothing
+// open in between: a socket keeps its network namespace alive.
+func NewOnce(dial func() (Transport, error)) *Client {
+	c := New(dial)
+	c.once = true
+	return c
+}
+
 // Close closes the netlink socket. A later walk opens another one.
 func (c *Client) Close() {
 	if c.sock != nil {
@@ -75,6 +84,9 @@ func (c *Client) Close() {
 // meanwhile. It ends early with the context's error at its deadline, and with
 // ErrNotSupported where the kernel cannot do it.
 func (c *Client) Walk(ctx context.Context, r Request, v Visitor) error {
+	if c.once {
+		defer c.Close()
+	}
 	err := c.walk(ctx, r, v)
 	if errors.Is(err, errInterrupted) || errors.Is(err, unix.ENOBUFS) {
 		err = c.walk(ctx, r, v)

@@ -1,4 +1,4 @@
-package collector
+package kernel
 
 import (
 	"os"
@@ -10,7 +10,7 @@ import (
 // and not that it cannot be read.
 func TestHostNetwork(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS("../testdata/linux-6.12")); err != nil {
+	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12")); err != nil {
 		t.Fatal(err)
 	}
 	limit := filepath.Join(dir, "proc/sys/net/ipv4/tcp_mem")
@@ -26,11 +26,10 @@ func TestHostNetwork(t *testing.T) {
 		if err := step.change(); err != nil {
 			t.Fatal(err)
 		}
-		k, err := OpenKernel(filepath.Join(dir, "proc"), filepath.Join(dir, "sys"), 10)
+		k, err := Open(Options{ProcPath: filepath.Join(dir, "proc"), SysPath: filepath.Join(dir, "sys")})
 		if err != nil {
 			t.Fatal(err)
 		}
-		k.Close()
 		if got := k.View(); (got.Network == nil) != step.want || got.Processes != nil || got.Memory != nil {
 			t.Errorf("%s: %+v", step.what, got)
 		}

@@ -1,0 +1,85 @@
+package collector
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+)
+
+// Scope is what a collector is given to open its sources with. What it opens and
+// starts ends with it.
+type Scope struct {
+	*kernel.Files
+	// Host is the host's network namespace.
+	Host *kernel.Netns
+	// Top bounds every list of listeners, ports, processes, caches and zones.
+	Top int
+	Log *slog.Logger
+
+	place  procfile.Place // what is being read
+	ctx    context.Context
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
+
+	mu       sync.Mutex
+	deferred []func()
+	failed   error // of a goroutine
+}
+
+// NewScope returns a scope on a machine.
+func NewScope(m *kernel.Machine, top int, log *slog.Logger) *Scope {
+	s := &Scope{Top: top, Log: log}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.Files = &kernel.Files{Machine: m, Place: &s.place, Defer: s.Defer}
+	s.Host = s.Files.Host()
+	return s
+}
+
+// Defer has f called when the scope ends, after all goroutines and in the order of
+// defer statements.
+func (s *Scope) Defer(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deferred = append(s.deferred, f)
+}
+
+// Go runs f in a goroutine, whose context is done when the scope ends. A panic in
+// it is the error of every reading from then on.
+func (s *Scope) Go(f func(context.Context)) {
+	s.wait.Go(func() {
+		defer func() {
+			if p := recover(); p != nil {
+				s.Log.Debug("panic", "stack", string(debug.Stack()))
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.failed = fmt.Errorf("panic: %v", p)
+			}
+		}()
+		f(s.ctx)
+	})
+}
+
+// err is the panic of a goroutine.
+func (s *Scope) err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// Close ends the goroutines and closes what was opened. The collector must not be
+// reading.
+func (s *Scope) Close() {
+	s.cancel()
+	s.wait.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := len(s.deferred) - 1; i >= 0; i-- {
+		s.deferred[i]()
+	}
+	s.deferred = nil
+}

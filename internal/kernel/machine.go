@@ -1,0 +1,123 @@
+// Package kernel finds the kernel's files and sockets, those of the machine and
+// never those of a container around this process, and those of each network
+// namespace.
+//
+// A Machine is what there is one of: procfs, sysfs, the page size, what of it can
+// be seen. A Netns is one network namespace. Files opens both for one owner, and
+// closes at the end what it opened. The files of the host are kept open, so that
+// they can be read when no descriptor is left; those of any other namespace are
+// opened for each reading, because an open file would keep the namespace alive
+// after its last process.
+package kernel
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/procmount"
+	"github.com/sockpressure/sockpressure_exporter/internal/skmem"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+)
+
+// Options say where the machine is. What is beside the paths is asked of the
+// kernel where it is zero, which a recorded one cannot be.
+type Options struct {
+	// ProcPath and SysPath are where procfs and sysfs are mounted. Process 1 of the
+	// procfs is the host's.
+	ProcPath, SysPath string
+	// PageSize is the unit of what the kernel counts in pages, in bytes.
+	PageSize int
+	// MemoryUnit returns the unit in which the kernel counts socket memory, in bytes.
+	MemoryUnit func() (int, error)
+	// DialSockDiag opens a sock_diag socket in the host's network namespace.
+	DialSockDiag func() (sockdiag.Transport, error)
+	// View overrides what can be seen.
+	View *View
+}
+
+// Machine is the machine whose kernel is read. It keeps nothing open.
+type Machine struct {
+	Options
+	procPath string
+	mount    *procmount.Mount
+	host     *hostns.Host
+	netPath  string // of the host's namespace; empty where it is out of reach
+	view     View
+}
+
+// Open looks at the procfs and finds the host's network namespace. It fails where
+// the procfs cannot be read, or does not answer within some seconds.
+func Open(o Options) (*Machine, error) {
+	var m *Machine
+	err := answer(o.ProcPath, func() (err error) {
+		m, err = find(o)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if o.View != nil {
+		m.view = *o.View
+	} else {
+		m.view = m.findView()
+	}
+	return m, nil
+}
+
+func find(o Options) (*Machine, error) {
+	mount, err := procmount.Find(o.ProcPath)
+	if err != nil {
+		return nil, err
+	}
+	host := new(hostns.Host)
+	if !mount.Copied() {
+		if host, err = hostns.Find(o.ProcPath); err != nil {
+			return nil, err
+		}
+	}
+	if o.PageSize == 0 {
+		o.PageSize = os.Getpagesize()
+	}
+	if o.MemoryUnit == nil {
+		o.MemoryUnit = skmem.Unit
+	}
+	m := &Machine{Options: o, procPath: o.ProcPath, mount: mount, host: host, netPath: filepath.Join(o.ProcPath, "1/net")}
+	if _, err := os.Stat(m.netPath); err != nil {
+		m.netPath = ""
+		if host.View() == hostns.Own {
+			m.netPath = filepath.Join(o.ProcPath, "net")
+		}
+	}
+	return m, nil
+}
+
+// View says which numbers are the machine's own. It was found out once, by Open.
+func (m *Machine) View() View { return m.view }
+
+func (m *Machine) sysctlPath(name string) string {
+	return filepath.Join(m.procPath, "sys", strings.ReplaceAll(name, ".", "/"))
+}
+
+// procFile says how a file of procfs is read that is opened with open. It has to be
+// the procfs's own.
+func (m *Machine) procFile(path string, open procfile.Opener) procfile.Options {
+	return procfile.Options{
+		Sysctl: strings.HasPrefix(path, filepath.Join(m.procPath, "sys")+"/"),
+		Open: func(path string) (int, error) {
+			fd, err := open(path)
+			if err != nil {
+				return -1, m.mount.Absent(err)
+			}
+			if err := m.mount.Check(fd); err != nil {
+				_ = unix.Close(fd)
+				return -1, err
+			}
+			return fd, nil
+		},
+	}
+}

@@ -1,0 +1,97 @@
+package kernel
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+)
+
+// Netns is a network namespace: the host's or another one. Who reads it need not
+// know which.
+type Netns struct {
+	files   *Files
+	host    *hostns.Host // how it is entered
+	netPath string       // of its files; empty where they are out of reach
+	// file opens a file of it: kept for the host's, once for any other.
+	file func(path string, o procfile.Options) File
+	// sockDiag returns a client over dial: with a socket that is kept, or with one for
+	// each walk.
+	sockDiag func(dial func() (sockdiag.Transport, error)) *sockdiag.Client
+}
+
+// Host returns the host's network namespace, that of process 1. Its files and its
+// socket are kept open.
+func (f *Files) Host() *Netns {
+	return &Netns{
+		files: f, host: f.host, netPath: f.netPath, file: f.keep,
+		sockDiag: func(dial func() (sockdiag.Transport, error)) *sockdiag.Client {
+			if f.DialSockDiag != nil {
+				dial = f.DialSockDiag
+			}
+			c := sockdiag.New(dial)
+			f.Defer(c.Close)
+			return c
+		},
+	}
+}
+
+// Netns returns the network namespace of a process of the procfs. Nothing of it
+// stays open, so it ends with its last process. It fails where this process cannot
+// see its own.
+func (f *Files) Netns(pid int) (*Netns, error) {
+	host, err := hostns.Of(f.procPath, pid)
+	if err != nil {
+		return nil, err
+	}
+	return &Netns{
+		files: f, host: host, netPath: filepath.Join(f.procPath, strconv.Itoa(pid), "net"), file: f.once,
+		sockDiag: sockdiag.NewOnce,
+	}, nil
+}
+
+// File returns a file below <procfs>/<pid>/net, which follows the process and so
+// belongs to the namespace whoever reads it.
+func (n *Netns) File(name string) File {
+	if n.netPath == "" {
+		path := filepath.Join(n.files.procPath, "1/net", name)
+		return n.file(path, n.files.procFile(path, func(string) (int, error) { return -1, hostns.ErrForeign }))
+	}
+	path := filepath.Join(n.netPath, name)
+	return n.file(path, n.files.procFile(path, procfile.Open))
+}
+
+// Sysctl returns a sysctl by its dotted name. A file below <procfs>/sys/net
+// belongs to the network namespace of the thread that opens it, so it is opened
+// on one in this namespace.
+func (n *Netns) Sysctl(name string) File {
+	path := n.files.sysctlPath(name)
+	return n.file(path, n.files.procFile(path, func(path string) (fd int, err error) {
+		err = n.host.Do(func() error {
+			fd, err = procfile.Open(path)
+			return err
+		})
+		return fd, err
+	}))
+}
+
+// SockDiag returns a client for the sockets of the namespace.
+func (n *Netns) SockDiag() *sockdiag.Client {
+	return n.sockDiag(func() (sockdiag.Transport, error) { return Dial(n, sockdiag.Dial) })
+}
+
+// Dial opens a socket with dial in a namespace. It fails with hostns.ErrForeign
+// where that cannot be entered.
+func Dial[T any](n *Netns, dial func() (T, error)) (conn T, err error) {
+	if n.files.mount.Copied() {
+		return conn, fmt.Errorf("%w: %s is not a procfs", hostns.ErrForeign, n.files.procPath)
+	}
+	err = n.host.Do(func() error {
+		conn, err = dial()
+		return err
+	})
+	return conn, err
+}

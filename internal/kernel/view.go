@@ -1,0 +1,81 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
+	"github.com/sockpressure/sockpressure_exporter/internal/procmount"
+)
+
+// View says which of its numbers are the machine's own. Each is nil, or the
+// reason why not.
+type View struct {
+	// Network is set where sysctls and sockets are out of reach, or where what they
+	// show is a container's network namespace.
+	Network error
+	// Processes is set where processes are hidden, or only a container's are seen.
+	Processes error
+	// Memory is set where meminfo is a container's, or hidden.
+	Memory error
+}
+
+// All yields the name of each part and its error, nil ones too.
+func (v View) All() iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		_ = yield("network", v.Network) && yield("processes", v.Processes) && yield("memory", v.Memory)
+	}
+}
+
+// Whole reports whether every number is the machine's own.
+func (v View) Whole() bool { return v == View{} }
+
+// findView asks which numbers are the machine's own.
+func (m *Machine) findView() View {
+	return View{
+		Network:   answer(m.procPath, m.hostNetwork),
+		Processes: answer(m.procPath, m.mount.Processes),
+		Memory:    answer(m.procPath, m.mount.Memory),
+	}
+}
+
+// hostNetwork is nil where sysctls and sockets are those of the machine's first
+// network namespace.
+func (m *Machine) hostNetwork() error {
+	if m.host.View() == hostns.Foreign {
+		return fmt.Errorf("cannot enter the host's network namespace, which needs CAP_SYS_ADMIN and CAP_SYS_PTRACE, so its sysctls and sockets are not exported: %w", m.host.Why())
+	}
+	// The file of a limit that only the first one has. That it cannot be looked at,
+	// as on a host without file descriptors, says nothing.
+	err := m.host.Do(func() error {
+		_, err := os.Stat(m.sysctlPath("net.ipv4.tcp_mem"))
+		return m.mount.Absent(err)
+	})
+	switch {
+	case errors.Is(err, procmount.ErrHidden):
+		return fmt.Errorf("sysctls of %s are %w", m.procPath, err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the network namespace of process 1 of %s is not the machine's first one, so the limits of TCP and UDP memory, orphans, neighbours and the backlog are missing: in a container, mount the host's /proc and name it with --path.procfs", m.procPath)
+	}
+	return nil
+}
+
+// patience bounds each question that Open asks.
+const patience = 5 * time.Second
+
+// answer runs ask, which may block in the kernel for ever, and gives up on it after
+// patience.
+func answer(path string, ask func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- ask() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(patience):
+		return fmt.Errorf("%s does not answer within %v", path, patience)
+	}
+}
