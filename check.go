@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
 // unknown is the exit status of a monitoring plugin that could not see all.
@@ -61,17 +62,17 @@ func check(ctx context.Context, set *collector.Set, format string, stdout, stder
 type report struct {
 	limits []collector.LimitReading // the most saturated first
 	failed []collector.Result       // those with an error
-	view   collector.HostView
+	view   kernel.View
 }
 
 func readReport(ctx context.Context, set *collector.Set) report {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	results := set.Read(ctx, collector.All)
+	reading := set.Read(ctx, collector.Query{})
 	return report{
-		limits: collector.Limits(results),
-		failed: slices.DeleteFunc(results, func(r collector.Result) bool { return r.Err == nil }),
-		view:   set.View(),
+		limits: reading.Limits(),
+		failed: slices.DeleteFunc(slices.Clone(reading.Results), func(r collector.Result) bool { return r.Err == nil }),
+		view:   reading.View,
 	}
 }
 

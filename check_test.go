@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
 // TestCheckJSON expects the same limits, states and exit status as in the table,
@@ -103,7 +104,7 @@ func TestCheckJSON(t *testing.T) {
 // TestCheckJSONEmpty expects empty lists and no numbers where nothing was read.
 func TestCheckJSONEmpty(t *testing.T) {
 	var out bytes.Buffer
-	container := collector.HostView{Network: errors.New("a container's"), Processes: errors.New("a container's")}
+	container := kernel.View{Network: errors.New("a container's"), Processes: errors.New("a container's")}
 	if err := (report{view: container}).writeJSON(&out); err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +121,7 @@ func TestCheckStatus(t *testing.T) {
 		return collector.LimitReading{LimitInfo: &collector.LimitInfo{WarningRatio: 0.5, CriticalRatio: 0.9}, Usage: usage, Limit: 1}
 	}
 	failed := []collector.Result{{Collector: "tcp", Err: errors.New("no")}}
-	container := collector.HostView{Processes: errors.New("a container's")}
+	container := kernel.View{Processes: errors.New("a container's")}
 	for _, c := range []struct {
 		report
 		want int

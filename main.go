@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/web"
 )
 
@@ -64,25 +65,38 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		defer stop()
 	}
 
-	kernel, err := collector.OpenKernel(c.procPath, c.sysPath, c.top)
+	machine, err := kernel.Open(kernel.Options{ProcPath: c.procPath, SysPath: c.sysPath})
 	if err != nil {
 		return fail(stderr, err, c.command)
 	}
 	if c.command == commandCheck {
 		// What fails stands below the table, once.
-		quiet := collector.Config{MaxCPU: c.maxCPU, Logger: slog.New(slog.DiscardHandler)}
-		return check(ctx, collector.NewSet(kernel, c.specs, quiet), c.format, stdout, stderr)
+		quiet := collector.Config{MaxCPU: c.maxCPU, Top: c.top, Logger: slog.New(slog.DiscardHandler)}
+		set := collector.NewSet(machine, c.specs, quiet)
+		defer closeSet(set)
+		return check(ctx, set, c.format, stdout, stderr)
 	}
-	for part, err := range kernel.View().All() {
+	for part, err := range machine.View().All() {
 		if err != nil {
 			logger.Warn("This is not the whole host: its "+part+" cannot be seen", "err", err)
 		}
 	}
-	set := collector.NewSet(kernel, c.specs, collector.Config{MaxCPU: c.maxCPU, Logger: logger})
+	set := collector.NewSet(machine, c.specs, collector.Config{MaxCPU: c.maxCPU, Top: c.top, Logger: logger})
+	defer closeSet(set)
 	if err := serve(ctx, set, c, logger); err != nil {
 		return fail(stderr, err, c.command)
 	}
 	return 0
+}
+
+// lastReadings bounds the readings that are under way at the end.
+const lastReadings = 200 * time.Millisecond
+
+// closeSet ends the collectors. One that hangs is left as it is: the process ends.
+func closeSet(set *collector.Set) {
+	ctx, cancel := context.WithTimeout(context.Background(), lastReadings)
+	defer cancel()
+	_ = set.Close(ctx)
 }
 
 // fail writes err as one line, whatever it says, and returns the exit status of
@@ -143,7 +157,7 @@ func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logg
 	logger.Info("Starting "+name, "version", versionInfo())
 	// The first read opens every file, while that is still possible.
 	first, cancel := context.WithTimeout(ctx, firstRead)
-	set.Read(first, collector.All)
+	set.Read(first, collector.Query{})
 	cancel()
 
 	var exporter *prometheus.Registry

@@ -114,12 +114,10 @@ func metrics(set *collector.Set, c Config) http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		read, wait := scrapeTimeout(r.Header)
+		timeout, wait := scrapeTimeout(r.Header)
 		ctx, cancel := context.WithTimeout(r.Context(), wait)
 		defer cancel()
-		reading, stop := readContext(r.Context(), read)
-		results := set.Read(reading, choose)
-		stop()
+		reading := read(r.Context(), set, collector.Query{Choose: choose}, timeout)
 
 		// Formats that mean the same are one to those that share the page.
 		encoding := "identity"
@@ -134,10 +132,10 @@ func metrics(set *collector.Set, c Config) http.Handler {
 			ctx:     ctx,
 			asked:   asked,
 			name:    fmt.Sprintf("%s %s %q", format, encoding, slices.Compact(names)),
-			results: results,
+			reading: reading,
 			render: func(w http.ResponseWriter, r *http.Request) {
 				registry := prometheus.NewRegistry()
-				registry.MustRegister(set.Collector(results))
+				registry.MustRegister(reading.Collector())
 				gatherers := prometheus.Gatherers{registry}
 				if c.Exporter != nil {
 					gatherers = append(gatherers, c.Exporter)
@@ -212,6 +210,13 @@ func scrapeTimeout(h http.Header) (read, all time.Duration) {
 	margin := min(timeout/10, maxMargin)
 	read = max(timeout-margin, minTimeout)
 	return read, read + max(margin, minTimeout)
+}
+
+// read reads the set for a client that waits for so long.
+func read(ctx context.Context, set *collector.Set, q collector.Query, timeout time.Duration) *collector.Reading {
+	ctx, stop := readContext(ctx, timeout)
+	defer stop()
+	return set.Read(ctx, q)
 }
 
 // readContext ends a reading after a time. That of a client without patience ends as

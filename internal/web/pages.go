@@ -42,7 +42,7 @@ const keptPages = 4
 // page is an answer in the making.
 type page struct {
 	name    string // what is asked for, and in which form
-	results []collector.Result
+	reading *collector.Reading
 	wanted  int // requests that have it in mind
 	begun   bool
 
@@ -73,7 +73,7 @@ type wish struct {
 	// What the page shows: a name for what is asked for and in which form, and the
 	// reading.
 	name    string
-	results []collector.Result
+	reading *collector.Reading
 	// render writes it.
 	render http.HandlerFunc
 }
@@ -142,12 +142,12 @@ func (p *pages) find(wish wish) *page {
 	defer p.mu.Unlock()
 	p.asked++
 	for _, k := range p.kept {
-		if k.name == wish.name && (k.at.IsZero() || wish.asked.Before(k.at)) && slices.EqualFunc(k.results, wish.results, same) {
+		if k.name == wish.name && (k.at.IsZero() || wish.asked.Before(k.at)) && slices.EqualFunc(k.reading.Results, wish.reading.Results, same) {
 			k.wanted++
 			return k
 		}
 	}
-	n := &page{name: wish.name, results: wish.results, wanted: 1, made: make(chan struct{})}
+	n := &page{name: wish.name, reading: wish.reading, wanted: 1, made: make(chan struct{})}
 	p.kept = append(p.kept, n)
 	return n
 }

@@ -19,15 +19,15 @@ import (
 func TestShared(t *testing.T) {
 	set := recordedSet(t, nil)
 	p := newPages(Config{MaxRequests: 1, Logger: slog.New(slog.DiscardHandler)})
-	first, second := set.Read(t.Context(), collector.All), set.Read(t.Context(), collector.All)
-	part := set.Read(t.Context(), func(name string) bool { return name == "netstat" })
+	first, second := set.Read(t.Context(), collector.Query{}), set.Read(t.Context(), collector.Query{})
+	part := set.Read(t.Context(), collector.Query{Choose: func(name string) bool { return name == "netstat" }})
 	var mu sync.Mutex
 	made := map[string]int{}
 	asked := time.Now()
-	ask := func(name string, results []collector.Result, asked time.Time) {
+	ask := func(name string, reading *collector.Reading, asked time.Time) {
 		w := httptest.NewRecorder()
 		p.serve(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), wish{
-			ctx: t.Context(), asked: asked, name: name, results: results,
+			ctx: t.Context(), asked: asked, name: name, reading: reading,
 			render: func(w http.ResponseWriter, _ *http.Request) {
 				mu.Lock()
 				made[name]++
@@ -77,7 +77,7 @@ func TestPatience(t *testing.T) {
 	var log logged
 	set := recordedSet(t, nil)
 	p := newPages(Config{MaxRequests: 1, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	results := set.Read(t.Context(), collector.All)
+	reading := set.Read(t.Context(), collector.Query{})
 	begun, end := make(chan bool), make(chan bool)
 	slow := func(w http.ResponseWriter, _ *http.Request) {
 		begun <- true
@@ -89,7 +89,7 @@ func TestPatience(t *testing.T) {
 		defer cancel()
 		w := httptest.NewRecorder()
 		p.serve(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody),
-			wish{ctx: ctx, asked: time.Now(), name: name, results: results, render: render})
+			wish{ctx: ctx, asked: time.Now(), name: name, reading: reading, render: render})
 		return w
 	}
 	answers := make(chan *httptest.ResponseRecorder)

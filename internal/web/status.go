@@ -35,15 +35,13 @@ type view struct {
 	// Refresh is 0 for a page that stands still.
 	Refresh int
 	Now     time.Time
-	// View says which numbers are the machine's own.
-	View   collector.HostView
+	*collector.Reading
 	Levels []count
 	Limits []bar
 	States []state
 	// TCP is what became of the collector that has the states.
-	TCP     *collector.Result
-	Lists   []list
-	Results []collector.Result
+	TCP   *collector.Result
+	Lists []list
 }
 
 // count is how many limits have reached a level.
@@ -92,19 +90,16 @@ func status(set *collector.Set, c Config) http.Handler {
 		asked := time.Now()
 		ctx, cancel := context.WithTimeout(r.Context(), defaultTimeout+maxMargin)
 		defer cancel()
-		reading, stop := readContext(r.Context(), defaultTimeout)
-		results := set.Read(reading, collector.All)
-		stop()
+		reading := read(r.Context(), set, collector.Query{}, defaultTimeout)
 		still := r.URL.Query().Has("still")
 		pages.serve(w, r, wish{
 			ctx:     ctx,
 			asked:   asked,
 			name:    strconv.FormatBool(still),
-			results: results,
+			reading: reading,
 			render: func(w http.ResponseWriter, _ *http.Request) {
-				p := newView(set.Specs(), results)
+				p := newView(reading)
 				p.Config, p.Style, p.Project = c, template.CSS(css), project
-				p.View = set.View()
 				p.Now = time.Now()
 				if !still {
 					p.Refresh = refresh
@@ -130,11 +125,11 @@ func parse() *template.Template {
 	return template.Must(template.New("status.html").Funcs(template.FuncMap{"seconds": seconds}).ParseFS(files, "status.html"))
 }
 
-// newView arranges what one reading of the collectors gave.
-func newView(specs []collector.Spec, results []collector.Result) *view {
-	p := &view{Results: results}
+// newView arranges a reading.
+func newView(reading *collector.Reading) *view {
+	p := &view{Reading: reading}
 	ages := map[string]time.Duration{}
-	for _, r := range results {
+	for _, r := range reading.Results {
 		for _, l := range r.Limits {
 			ages[l.Resource] = r.Age
 		}
@@ -144,14 +139,10 @@ func newView(specs []collector.Spec, results []collector.Result) *view {
 				p.States = append(p.States, state{strings.Join(labels, ""), n})
 			}
 		}
-		for _, s := range specs {
-			if s.Name == r.Collector {
-				p.Lists = append(p.Lists, lists(s, r)...)
-			}
-		}
+		p.Lists = append(p.Lists, lists(r)...)
 	}
 	levels := [collector.Critical + 1]int{}
-	for _, l := range collector.Limits(results) {
+	for _, l := range reading.Limits() {
 		p.Limits = append(p.Limits, bar{l, l.Resource, amount(l), ages[l.Resource]})
 		levels[l.Level()]++
 	}
@@ -161,10 +152,10 @@ func newView(specs []collector.Spec, results []collector.Result) *view {
 	return p
 }
 
-// lists are those of the things that have a limit of the collector each for itself.
-func lists(s collector.Spec, r collector.Result) []list {
+// lists are those of the things that have a limit each for itself.
+func lists(r collector.Result) []list {
 	var all []list
-	for _, info := range s.Limits {
+	for _, info := range r.Infos {
 		if info.List == nil {
 			continue
 		}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
 // recorded serves a recorded kernel, which files may change.
@@ -41,11 +42,11 @@ func recordedSet(t testing.TB, files map[string]string) *collector.Set {
 			t.Fatal(err)
 		}
 	}
-	k, err := collector.OpenKernel(proc, t.TempDir(), 10)
+	m, err := kernel.Open(kernel.Options{ProcPath: proc, SysPath: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return collector.NewSet(k, collector.Specs(), collector.Config{Logger: slog.New(slog.DiscardHandler)})
+	return collector.NewSet(m, collector.Specs(), collector.Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // get returns the header and the body of a page.
@@ -138,12 +139,12 @@ func TestStatusPolicy(t *testing.T) {
 // TestStatusWords expects that the page says in words why something is missing.
 func TestStatusWords(t *testing.T) {
 	foreign := errors.New(`<b>may not enter</b>`)
-	p := newView(collector.Specs(), []collector.Result{
-		{Collector: "tcp", Err: errors.New("no <result>")},
+	p := newView(&collector.Reading{Results: []collector.Result{
+		{Collector: "tcp", Infos: limitsOf(t, "tcp"), Err: errors.New("no <result>")},
 		{Collector: "conntrack", Unsupported: &collector.NotSupportedError{Feature: "the module nf_conntrack"}},
-		{Collector: "process", Age: 3200 * time.Millisecond},
-	})
-	p.View = collector.HostView{Network: foreign, Processes: errors.New("of another PID namespace")}
+		{Collector: "process", Infos: limitsOf(t, "process"), Age: 3200 * time.Millisecond},
+	}})
+	p.View = kernel.View{Network: foreign, Processes: errors.New("of another PID namespace")}
 	var b strings.Builder
 	if err := parse().Execute(&b, p); err != nil {
 		t.Fatal(err)
@@ -165,12 +166,24 @@ func TestStatusWords(t *testing.T) {
 	}
 	const note = "bar and share are those of its fullest socket"
 	b.Reset()
-	if err := parse().Execute(&b, newView(collector.Specs(), []collector.Result{{Collector: "tcp"}})); err != nil {
+	if err := parse().Execute(&b, newView(&collector.Reading{Results: []collector.Result{{Collector: "tcp", Infos: limitsOf(t, "tcp")}}})); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(page, note) || !strings.Contains(b.String(), note) {
 		t.Error("how to read a list stands where there is none, or not where there is one")
 	}
+}
+
+// limitsOf returns the limits of a collector.
+func limitsOf(t *testing.T, name string) []collector.LimitInfo {
+	t.Helper()
+	for _, s := range collector.Specs() {
+		if s.Name == name {
+			return s.Limits
+		}
+	}
+	t.Fatalf("there is no collector %s", name)
+	return nil
 }
 
 func TestBarAmount(t *testing.T) {
@@ -205,7 +218,7 @@ func TestHeadline(t *testing.T) {
 		for _, u := range usages {
 			r.Limits = append(r.Limits, limit(u))
 		}
-		p := newView(nil, []collector.Result{r})
+		p := newView(&collector.Reading{Results: []collector.Result{r}})
 		if got := p.Headline(); got != want {
 			t.Errorf("%v: %q, want %q", usages, got, want)
 		}
