@@ -1,0 +1,281 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+)
+
+// What is in this file is what a newcomer writes for each kind of addition that
+// docs/architecture.md describes. It is tested so that it stays true.
+
+// netnsSpec is a collector of every network namespace: those of the given
+// processes here.
+func netnsSpec(pids ...int) Spec {
+	type namespace struct {
+		pid   int
+		inuse Number
+	}
+	type snapshot struct{ namespaces []namespace }
+	return define(Definition[snapshot]{
+		Name: "netns", Help: "Sockets of every network namespace.", Walk: true,
+		Open: func(k *Scope) func(context.Context, *snapshot) error {
+			return func(_ context.Context, s *snapshot) error {
+				var p problems
+				for _, pid := range pids {
+					n, err := k.Netns(pid)
+					if errors.Is(err, fs.ErrNotExist) {
+						continue // it has ended
+					}
+					p.add(err)
+					if err != nil {
+						continue
+					}
+					file := n.File("sockstat")
+					b, err := optional(file)
+					p.add(err)
+					if b != nil {
+						var counts sockstat
+						p.add(parseSockstat(b, file.Path(), 0, &counts))
+						s.namespaces = append(s.namespaces, namespace{pid, counts.family[0].tcp})
+					}
+				}
+				return p.err()
+			}
+		},
+		Lists: []Lister[snapshot]{List[snapshot, namespace]{
+			Items:  func(s *snapshot) iter.Seq[namespace] { return slices.Values(s.namespaces) },
+			Before: func(a, b namespace) bool { return a.inuse.Value > b.inuse.Value },
+			Labels: []string{"netns"},
+			Key:    func(n namespace) []string { return []string{fmt.Sprint(n.pid)} },
+			Columns: []Metric[namespace]{{
+				Name: "netns_tcp_sockets_inuse", Help: "TCP sockets of a network namespace.",
+				Value: func(n *namespace) Number { return n.inuse },
+			}},
+		}},
+	})
+}
+
+// TestAddNetns expects the sockets of a namespace of its own, and that nothing of
+// it stays open.
+func TestAddNetns(t *testing.T) {
+	needs.Check(t, needs.Root)
+	child := exec.CommandContext(t.Context(), "sleep", "60")
+	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = child.Process.Kill()
+		_ = child.Wait()
+	}()
+	set := NewSet(machine(t, running()), []Spec{netnsSpec(child.Process.Pid, 1<<30)}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
+	defer closeSet(t, set)
+	r := set.Read(t.Context(), Query{}).Results[0]
+	if r.Err != nil || len(r.samples) != 1 || r.samples[0].value != 0 || r.samples[0].labels[0] != fmt.Sprint(child.Process.Pid) {
+		t.Fatalf("%+v", r)
+	}
+	open, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range open {
+		if at, _ := os.Readlink(fd); strings.Contains(at, fmt.Sprintf("/%d/", child.Process.Pid)) || strings.HasPrefix(at, "net:") {
+			t.Errorf("%s is open", at)
+		}
+	}
+}
+
+// streamSpec is a collector that owns a goroutine, which counts lines as they come.
+func streamSpec(lines <-chan string) Spec {
+	return define(Definition[Number]{
+		Name: "stream", Help: "Lines of a stream.",
+		Open: func(k *Scope) func(context.Context, *Number) error {
+			counts := make(chan int)
+			k.Go(func(ctx context.Context) {
+				for n := 0; ; {
+					select {
+					case line := <-lines:
+						if line == "panic" {
+							panic(line)
+						}
+						n++
+					case counts <- n:
+					case <-ctx.Done():
+						return
+					}
+				}
+			})
+			return func(ctx context.Context, n *Number) error {
+				select {
+				case v := <-counts:
+					*n = number(v)
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		},
+		Metrics: []Metric[Number]{{Name: "stream_lines_total", Help: "Lines.", Value: func(n *Number) Number { return *n }}},
+	})
+}
+
+// TestAddStream expects a goroutine to be read, its panic to be the collector's
+// failure, and its end to come with the set's.
+func TestAddStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lines := make(chan string)
+		set := fakeSet(nil, streamSpec(lines))
+		for range 3 {
+			lines <- "a line"
+		}
+		if r := set.Read(t.Context(), Query{}).Results[0]; r.Err != nil || r.samples[0].value != 3 {
+			t.Errorf("%+v", r)
+		}
+		if err := set.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		set = fakeSet(nil, streamSpec(lines))
+		lines <- "panic"
+		synctest.Wait()
+		if r := set.Read(t.Context(), Query{}).Results[0]; r.Err == nil || r.Err.Error() != "panic: panic" {
+			t.Errorf("%+v", r)
+		}
+		if err := set.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// samplePeaks is a sampler: it reads a set every interval until ctx ends and calls
+// keep with the highest saturation of each limit so far.
+func samplePeaks(ctx context.Context, set *Set, q Query, interval time.Duration, keep func(map[string]float64)) {
+	peaks := map[string]float64{}
+	for ticker := time.NewTicker(interval); ; {
+		for _, l := range set.Read(ctx, q).Limits() {
+			peaks[l.Resource] = max(peaks[l.Resource], l.Saturation())
+		}
+		keep(peaks)
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			ticker.Stop()
+			return
+		}
+	}
+}
+
+// TestAddSampler expects peaks from the readings that scrapes get too: one that is
+// young enough is not made again.
+func TestAddSampler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		usage, readings := 0.0, 0
+		set := fakeSet(nil, fake("limit", false, func(context.Context) (float64, error) {
+			readings++
+			usage++
+			return float64(int(usage) % 5), nil
+		}))
+		defer closeSet(t, set)
+		ctx, cancel := context.WithCancel(t.Context())
+		var peak float64
+		done := make(chan bool)
+		go func() {
+			samplePeaks(ctx, set, Query{MaxAge: time.Second / 2}, time.Second, func(peaks map[string]float64) { peak = peaks["limit"] })
+			close(done)
+		}()
+		time.Sleep(10*time.Second + time.Millisecond)
+		if peak != 0.4 || readings != 11 {
+			t.Errorf("peak %v of %d readings", peak, readings)
+		}
+		set.Read(t.Context(), Query{MaxAge: time.Second / 2}) // a scrape that takes a sample
+		if readings != 11 {
+			t.Errorf("a young reading was made again")
+		}
+		set.Read(t.Context(), Query{})
+		if readings != 12 {
+			t.Errorf("a reading was not made for this query")
+		}
+		cancel()
+		<-done
+	})
+}
+
+// cgroupSpec is a list by cgroup, with a limit that each has for itself.
+func cgroupSpec() Spec {
+	type cgroup struct {
+		name        string
+		usage, most Number
+	}
+	type snapshot struct{ cgroups []cgroup }
+	return define(Definition[snapshot]{
+		Name: "cgroup", Help: "Memory of cgroups.", Walk: true,
+		Open: func(k *Scope) func(context.Context, *snapshot) error {
+			return func(_ context.Context, s *snapshot) error {
+				return filepath.WalkDir(filepath.Join(k.SysPath, "fs/cgroup"), func(path string, d fs.DirEntry, err error) error {
+					if err != nil || !d.IsDir() {
+						return err
+					}
+					c := cgroup{name: d.Name()}
+					for file, into := range map[string]*Number{"memory.current": &c.usage, "memory.max": &c.most} {
+						// "max" is no limit, and a root has no file: both are absent.
+						if b, err := os.ReadFile(filepath.Join(path, file)); err == nil {
+							_ = into.parse([]byte(strings.TrimSpace(string(b))))
+						}
+					}
+					if c.usage.Present && c.most.Present {
+						s.cgroups = append(s.cgroups, c)
+					}
+					return nil
+				})
+			}
+		},
+		Lists: []Lister[snapshot]{List[snapshot, cgroup]{
+			Items:  func(s *snapshot) iter.Seq[cgroup] { return slices.Values(s.cgroups) },
+			Before: func(a, b cgroup) bool { return a.usage.Value/a.most.Value > b.usage.Value/b.most.Value },
+			Labels: []string{"cgroup"},
+			Key:    func(c cgroup) []string { return []string{c.name} },
+			Columns: []Metric[cgroup]{
+				{Name: "cgroup_memory_bytes", Help: "Memory.", Value: func(c *cgroup) Number { return c.usage }},
+				{Name: "cgroup_memory_limit_bytes", Help: "Limit.", Value: func(c *cgroup) Number { return c.most }},
+			},
+			Limit: &ItemLimit[cgroup]{LimitInfo: LimitInfo{
+				Resource: "cgroup_memory", Unit: Bytes, WarningRatio: 0.9, CriticalRatio: 0.97,
+				Effect: "The OOM killer ends a process of the cgroup.", Moves: "memory.max",
+				Usage: series("cgroup_memory_bytes"), Max: series("cgroup_memory_limit_bytes"),
+				List: &ListInfo{Title: "Cgroups nearest to their limit of memory", Column: "cgroup"},
+			}},
+		}},
+	})
+}
+
+// TestAddCgroupList expects the cgroup nearest to its limit first.
+func TestAddCgroupList(t *testing.T) {
+	tr := newTree(t, "linux-6.12")
+	for name, files := range map[string][2]string{"web": {"90", "100"}, "db": {"500", "1000"}, "cron": {"7", "max"}} {
+		tr.write("sys/fs/cgroup/"+name+"/memory.current", files[0]+"\n")
+		tr.write("sys/fs/cgroup/"+name+"/memory.max", files[1]+"\n")
+	}
+	m := machine(t, kernel.Options{ProcPath: filepath.Join(tr.dir, "proc"), SysPath: filepath.Join(tr.dir, "sys")})
+	set := NewSet(m, []Spec{cgroupSpec()}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
+	defer closeSet(t, set)
+	reading := set.Read(t.Context(), Query{})
+	limits := reading.Limits()
+	if len(limits) != 1 || limits[0].Saturation() != 0.9 || len(limits[0].Items) != 2 || limits[0].Items[1].Name() != "db" {
+		t.Errorf("%+v, %v", limits, reading.Results[0].Err)
+	}
+}
