@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -350,7 +352,7 @@ func TestCrowds(t *testing.T) {
 	if got := fullest.items[0].saturation(); got != 1.01 || snapshot.listeners.Value != n || snapshot.crowded.Value != n-maxListeners {
 		t.Errorf("the fullest queue is %v, %v listeners, %v of them crowded", got, snapshot.listeners, snapshot.crowded)
 	}
-	if first := worst.sorted()[0]; first.pid != n-1 {
+	if first := slices.MinFunc(worst.heap, func(a, b processFiles) int { return cmp.Compare(b.ratio(), a.ratio()) }); first.pid != n-1 {
 		t.Errorf("the worst process is %+v", first)
 	}
 	runtime.KeepAlive(listeners)
@@ -413,7 +415,7 @@ func TestManyProcesses(t *testing.T) {
 	}
 	o := kernel.Options{ProcPath: filepath.Join(dir, "proc"), SysPath: filepath.Join(dir, "sys")}
 	var s processes
-	if err := readProcesses(t.Context(), scope(t, o), &s); err != nil {
+	if err := newProcessReader(scope(t, o)).read(t.Context(), &s); err != nil {
 		t.Fatal(err)
 	}
 	if len(s.worst) != 10 || s.worst[0].open != 6 || s.unreadable != number(0) {

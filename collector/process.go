@@ -14,8 +14,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
 
-	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
@@ -30,11 +31,14 @@ type processes struct {
 	unreadable Number
 }
 
-// processFiles is the descriptors of one process.
+// processFiles is the descriptors of one process. Until it is shown, its name may be
+// one that it had.
 type processFiles struct {
 	name        string
 	pid         int
 	open, limit float64
+	place       int  // in processMemory
+	fresh       bool // the limit was read in this reading
 }
 
 func (p processFiles) ratio() float64 { return p.open / p.limit }
@@ -46,7 +50,7 @@ func processSpec() Spec {
 		Privilege: "Before Linux 6.2 the descriptors of other users' processes need root or CAP_DAC_READ_SEARCH. Where /proc is mounted with hidepid, all need CAP_SYS_PTRACE or the group of its option gid.",
 		Walk:      true,
 		Open: func(k *Scope) func(context.Context, *processes) error {
-			return func(ctx context.Context, s *processes) error { return readProcesses(ctx, k, s) }
+			return newProcessReader(k).read
 		},
 		Metrics: []Metric[processes]{{
 			Name:  "processes_unreadable",
@@ -98,68 +102,70 @@ const maxUnreadable = 0.02
 // candidates is how many processes are looked at for different names.
 const candidates = 1024
 
-// readProcesses looks at every process. One that ends meanwhile is left out.
-func readProcesses(ctx context.Context, k *Scope, s *processes) error {
-	if err := k.View().Processes; err != nil {
+// processReader looks at every process.
+type processReader struct {
+	*Scope
+	memory processMemory
+	buf    []byte
+}
+
+func newProcessReader(k *Scope) *processReader {
+	return &processReader{Scope: k, buf: make([]byte, 4096)}
+}
+
+// read looks at every process. One that ends meanwhile is left out.
+func (r *processReader) read(ctx context.Context, s *processes) error {
+	if err := r.View().Processes; err != nil {
 		return err
 	}
-	sized := hasSizedFolders(k.ProcPath)
+	sized := hasSizedFolders(r.ProcPath)
 	// The walk's own descriptors are not open otherwise: that of the procfs, and that
 	// by which a process's are listed.
 	self, ours := -1, 1
-	if link, err := os.Readlink(filepath.Join(k.ProcPath, "self")); err == nil {
+	if link, err := os.Readlink(filepath.Join(r.ProcPath, "self")); err == nil {
 		self, _ = strconv.Atoi(link)
 	}
 	if !sized {
 		ours++
 	}
 
-	defer k.Place.Leave()
+	defer r.Place.Leave()
 	var p problems
-	buf := make([]byte, 4096)
-	worst := nearestProcesses{n: max(candidates, k.Top)}
+	worst := nearestProcesses{n: max(candidates, r.Top)}
 	all, unreadable := 0, 0
-	err := eachProcess(k.ProcPath, func(pid int) error {
+	r.memory.begin(time.Now())
+	err := eachProcess(r.ProcPath, func(pid int) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		dir := k.ProcPath + "/" + strconv.Itoa(pid)
-		k.Place.Enter(&dir)
+		dir := r.ProcPath + "/" + strconv.Itoa(pid)
+		r.Place.Enter(&dir)
 		all++
-		open, err := countFiles(dir, sized)
-		switch {
-		case errors.Is(err, fs.ErrPermission):
-			unreadable++
-			return nil
-		case isGone(err), err == nil && open == 0:
-			return nil
-		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-			return err
-		case err != nil:
-			p.add(fmt.Errorf("descriptors of process %d: %w", pid, err))
-			unreadable++
-			return nil
-		}
+		open, id, err := countFiles(dir, sized)
 		if pid == self {
 			open -= ours
 		}
-		limit, err := softLimit(dir+"/limits", buf)
+		f := processFiles{pid: pid, open: float64(open)}
+		what := "descriptors"
+		if err == nil && open > 0 {
+			what = "limits"
+			var k knownProcess
+			k, f.place, err = r.memory.find(pid, id, func() (float64, error) { return softLimit(dir+"/limits", r.buf) })
+			f.name, f.limit, f.fresh = k.name, k.limit, r.memory.fresh(k)
+		}
 		switch {
 		case isGone(err):
 			return nil
 		case errors.Is(err, fs.ErrPermission):
 			unreadable++
-			return nil
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 			return err
 		case err != nil:
-			p.add(fmt.Errorf("limits of process %d: %w", pid, err))
+			p.add(fmt.Errorf("%s of process %d: %w", what, pid, err))
 			unreadable++
-			return nil
-		}
 		// No limit, or one of 0 under which a process may keep what it has open.
-		if limit > 0 {
-			worst.offer(processFiles{pid: pid, open: float64(open), limit: float64(limit)})
+		case f.limit > 0:
+			worst.offer(f)
 		}
 		return nil
 	})
@@ -171,31 +177,47 @@ func readProcesses(ctx context.Context, k *Scope, s *processes) error {
 		p.add(fmt.Errorf("%d of %d processes are hidden from this user, and the worst may be among them", unreadable, all))
 		return p.err()
 	}
-
-	procs, err := procfs.NewFS(k.ProcPath)
-	if err != nil {
-		return err
-	}
-	seen := map[string]bool{}
-	for _, f := range worst.sorted() {
-		if len(s.worst) == k.Top {
-			break
-		}
-		proc, err := procs.Proc(f.pid)
-		if err != nil {
-			continue
-		}
-		comm, err := proc.Comm()
-		if err != nil {
-			continue
-		}
-		f.name = cmp.Or(printable(comm), "?")
-		if !seen[f.name] {
-			seen[f.name] = true
-			s.worst = append(s.worst, f)
-		}
-	}
+	r.choose(s, worst.heap)
 	return p.err()
+}
+
+// choose names the processes that are shown, one of each name, with the limits and
+// the names that they have now.
+func (r *processReader) choose(s *processes, of []processFiles) {
+	nearest := nearestFirst(of)
+	heap.Init(&nearest)
+	seen := map[string]bool{}
+	for len(nearest) > 0 && len(s.worst) < r.Top {
+		f := &nearest[0]
+		dir := r.ProcPath + "/" + strconv.Itoa(f.pid)
+		r.Place.Enter(&dir)
+		if seen[f.name] {
+			heap.Pop(&nearest)
+			continue
+		}
+		if !f.fresh {
+			// What it is now may move it away from the first place.
+			limit, err := softLimit(dir+"/limits", r.buf)
+			if err != nil || limit == 0 {
+				heap.Pop(&nearest) // it has ended, or has no limit any more
+				continue
+			}
+			f.limit, f.fresh = limit, true
+			heap.Fix(&nearest, 0)
+			continue
+		}
+		chosen := heap.Pop(&nearest).(processFiles)
+		comm, err := procfile.ReadOnce(dir+"/comm", r.buf)
+		if err != nil {
+			continue
+		}
+		chosen.name = cmp.Or(printable(strings.TrimSpace(string(comm))), "?")
+		r.memory.keep(chosen.place, chosen.limit, chosen.name)
+		if !seen[chosen.name] {
+			seen[chosen.name] = true
+			s.worst = append(s.worst, chosen)
+		}
+	}
 }
 
 // eachProcess calls visit for every process of a procfs. It holds a few hundred
@@ -252,15 +274,17 @@ func (h *nearestProcesses) offer(p processFiles) {
 	}
 }
 
-// sorted returns them, the nearest first. Nothing may be offered after it.
-func (h *nearestProcesses) sorted() []processFiles {
-	slices.SortFunc(h.heap, func(a, b processFiles) int {
-		if a.before(b) {
-			return -1
-		}
-		return 1
-	})
-	return h.heap
+// nearestFirst is a heap of processes whose root is the nearest to its limit.
+type nearestFirst []processFiles
+
+func (h nearestFirst) Len() int           { return len(h) }
+func (h nearestFirst) Less(i, j int) bool { return h[i].before(h[j]) }
+func (h nearestFirst) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *nearestFirst) Push(any)          { panic("unused") }
+func (h *nearestFirst) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
 }
 
 // hasSizedFolders reports whether the size of /proc/<pid>/fd is the number of
@@ -271,50 +295,47 @@ func hasSizedFolders(proc string) bool {
 	if err := unix.Statfs(proc, &st); err != nil || st.Type != unix.PROC_SUPER_MAGIC {
 		return false
 	}
-	size, err := folderSize("/proc/self/fd")
+	size, _, err := countFiles("/proc/self", true)
 	return err == nil && size > 0
 }
 
-// countFiles counts the open descriptors of the process whose folder is dir.
-func countFiles(dir string, sized bool) (int, error) {
+// countFiles counts the open descriptors of the process whose folder is dir. id
+// is the inode number of the folder of them, as in limitMemory.
+func countFiles(dir string, sized bool) (n int, id uint64, err error) {
 	fds := dir + "/fd"
+	var st unix.Stat_t
+	if err := unix.Stat(fds, &st); err != nil {
+		return 0, 0, &fs.PathError{Op: "stat", Path: fds, Err: err}
+	}
 	if sized {
-		return folderSize(fds)
+		return int(st.Size), st.Ino, nil
 	}
 	f, err := os.Open(fds)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer f.Close()
-	n := 0
 	for {
 		names, err := f.Readdirnames(512)
 		n += len(names)
 		if errors.Is(err, io.EOF) {
-			return n, nil
+			return n, st.Ino, nil
 		}
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
-}
-
-func folderSize(path string) (int, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return 0, err
-	}
-	return int(st.Size()), nil
 }
 
 // softLimit reads the soft limit of descriptors of a process; 0 where there is
 // none.
-func softLimit(path string, buf []byte) (uint64, error) {
+func softLimit(path string, buf []byte) (float64, error) {
 	b, err := procfile.ReadOnce(path, buf)
 	if err != nil || len(b) == 0 { // empty when the process is just ending
 		return 0, err
 	}
-	return parseSoftLimit(b, path)
+	limit, err := parseSoftLimit(b, path)
+	return float64(limit), err
 }
 
 // parseSoftLimit reads /proc/<pid>/limits (fs/proc/base.c, Linux 2.6.24).

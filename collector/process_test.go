@@ -11,7 +11,7 @@ import (
 func TestSoftLimit(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "limits")
 	for content, want := range map[string]struct {
-		limit uint64
+		limit float64
 		fails bool
 	}{
 		"Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 524288               files\n": {limit: 1024},
@@ -27,7 +27,7 @@ func TestSoftLimit(t *testing.T) {
 		}
 		limit, err := softLimit(path, make([]byte, 4096))
 		if limit != want.limit || (err != nil) != want.fails {
-			t.Errorf("%q: %d, %v", content, limit, err)
+			t.Errorf("%q: %v, %v", content, limit, err)
 		}
 	}
 
@@ -40,7 +40,7 @@ func TestSoftLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if limit, err := softLimit("/proc/self/limits", make([]byte, 4096)); err != nil || limit != limits.OpenFiles {
-		t.Errorf("own limit: %d, %v; want %d", limit, err, limits.OpenFiles)
+	if limit, err := softLimit("/proc/self/limits", make([]byte, 4096)); err != nil || limit != float64(limits.OpenFiles) {
+		t.Errorf("own limit: %v, %v; want %d", limit, err, limits.OpenFiles)
 	}
 }

@@ -1,0 +1,144 @@
+package collector
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+)
+
+// TestProcessMemory expects a limit to be read again when it is old, of another
+// process, or out of order, and the memory to be bounded.
+func TestProcessMemory(t *testing.T) {
+	var m processMemory
+	start := time.Unix(1e9, 0)
+	type process struct {
+		pid int
+		id  uint64
+	}
+	step := func(what string, after time.Duration, processes []process, want ...int) {
+		t.Helper()
+		var read []int
+		m.begin(start.Add(after))
+		for _, p := range processes {
+			k, _, err := m.find(p.pid, p.id, func() (float64, error) {
+				read = append(read, p.pid)
+				if p.pid == 13 {
+					return 0, errors.New("broken")
+				}
+				return float64(p.pid), nil
+			})
+			if (err != nil) != (p.pid == 13) || err == nil && k.limit != float64(p.pid) || m.fresh(k) != slices.Contains(read, p.pid) {
+				t.Errorf("%s: process %d: %+v, %t, %v", what, p.pid, k, m.fresh(k), err)
+			}
+		}
+		if !slices.Equal(read, want) {
+			t.Errorf("%s: read %v, want %v", what, read, want)
+		}
+	}
+	all := []process{{1, 100}, {5, 101}, {13, 102}, {20, 103}}
+	step("at first", 0, all, 1, 5, 13, 20)
+	step("a moment later", time.Second, all, 13)
+	step("a PID of another process", 2*time.Second, []process{{1, 100}, {5, 999}, {20, 103}}, 5)
+	step("one that ended", 3*time.Second, []process{{1, 100}, {20, 103}})
+	step("and came back", 4*time.Second, all, 5, 13)
+	step("out of order", 5*time.Second, []process{{20, 103}, {1, 100}}, 1)
+	step("old", limitAge+limitAge/4+10*time.Second, []process{{1, 100}, {20, 103}}, 1, 20)
+
+	many := make([]process, maxKnown+1000)
+	for i := range many {
+		many[i] = process{100 + i, uint64(i)}
+	}
+	last := make([]int, 0, 1000)
+	for _, p := range many[maxKnown:] {
+		last = append(last, p.pid)
+	}
+	m = processMemory{}
+	m.begin(start)
+	for _, p := range many {
+		_, _, _ = m.find(p.pid, p.id, func() (float64, error) { return float64(p.pid), nil })
+	}
+	step("more than are kept", time.Second, many, last...)
+}
+
+// TestLimitChanges expects the limit of a running process that is raised to be seen
+// at the next reading, and its descriptors to be those of now.
+func TestLimitChanges(t *testing.T) {
+	needs.Check(t, needs.Root) // processes may be hidden from others
+	cat, err := exec.LookPath("cat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Of its own name, of which the nearest to its limit is shown.
+	program := filepath.Join(t.TempDir(), "limitchild")
+	if err := os.Symlink(cat, program); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.CommandContext(t.Context(), program)
+	in, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = in.Close()
+		_ = child.Wait()
+	}()
+	// It has opened what it needs when it answers.
+	if _, err := io.WriteString(in, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	pid := child.Process.Pid
+	set := func(limit uint64) {
+		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: 1000}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := newProcessReader(scope(t, running()))
+	r.Top = 100
+	read := func() processFiles {
+		var s processes
+		if err := r.read(t.Context(), &s); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range s.worst {
+			if f.pid == pid {
+				return f
+			}
+		}
+		return processFiles{}
+	}
+	for _, step := range []struct {
+		limit  uint64
+		forget bool // two minutes pass
+		want   float64
+	}{{3, false, 3}, {4, false, 4}, {1000, false, 1000}, {5, true, 5}} {
+		set(step.limit)
+		if step.forget {
+			for i := range r.memory.next {
+				r.memory.next[i].read = time.Now().Add(-2 * limitAge)
+			}
+		}
+		got := read()
+		if got.limit != step.want && got != (processFiles{}) || step.want < 10 && (got.open < 3 || got.name != "limitchild") {
+			t.Errorf("at a limit of %d: %+v", step.limit, got)
+		}
+	}
+}
