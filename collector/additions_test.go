@@ -19,6 +19,7 @@ import (
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // What is in this file is what a newcomer writes for each kind of addition that
@@ -36,26 +37,26 @@ func netnsSpec(pids ...int) Spec {
 		Name: "netns", Help: "Sockets of every network namespace.", Walk: true,
 		Open: func(k *Scope) func(context.Context, *snapshot) error {
 			return func(_ context.Context, s *snapshot) error {
-				var p problems
+				var p parse.Problems
 				for _, pid := range pids {
 					n, err := k.Netns(pid)
 					if errors.Is(err, fs.ErrNotExist) {
 						continue // it has ended
 					}
-					p.add(err)
+					p.Add(err)
 					if err != nil {
 						continue
 					}
 					file := n.File("sockstat")
 					b, err := optional(file)
-					p.add(err)
+					p.Add(err)
 					if b != nil {
-						var counts sockstat
-						p.add(parseSockstat(b, file.Path(), 0, &counts))
-						s.namespaces = append(s.namespaces, namespace{pid, counts.family[0].tcp})
+						counts, err := parse.Sockstat(b, file.Path(), 0)
+						p.Add(err)
+						s.namespaces = append(s.namespaces, namespace{pid, counts.TCP})
 					}
 				}
-				return p.err()
+				return p.Err()
 			}
 		},
 		Lists: []Lister[snapshot]{List[snapshot, namespace]{
@@ -234,7 +235,9 @@ func cgroupSpec() Spec {
 					for file, into := range map[string]*Number{"memory.current": &c.usage, "memory.max": &c.most} {
 						// "max" is no limit, and a root has no file: both are absent.
 						if b, err := os.ReadFile(filepath.Join(path, file)); err == nil {
-							_ = into.parse([]byte(strings.TrimSpace(string(b))))
+							var n [1]Number
+							_ = parse.Numbers(b, path, n[:])
+							*into = n[0]
 						}
 					}
 					if c.usage.Present && c.most.Present {
