@@ -5,10 +5,10 @@ import (
 	"math"
 )
 
-// SoftnetLine is a line of /proc/net/softnet_stat: the queue of received packets that a
-// CPU has.
+// SoftnetLine is a line of /proc/net/softnet_stat: the queue of received packets
+// that a CPU has.
 type SoftnetLine struct {
-	// CPU is absent before Linux 5.10.
+	// CPU is missing in every line before Linux 5.10.
 	CPU Number
 	// Dropped counts packets, Squeezed rounds that ended with packets left.
 	Dropped, Squeezed Number
@@ -29,27 +29,33 @@ const (
 
 // Softnet reads /proc/net/softnet_stat (softnet_seq_show in net/core/net-procfs.c,
 // Linux 2.4): a line of 32-bit hexadecimal numbers for each CPU that is online. All
-// lines are to have as many as the first; what cannot be read of a line is not
-// present in it, and named in the error. A line that does not begin with a number
+// lines are to have as many as the first. What cannot be read of a line is
+// unreadable in it, and named in the error. A line that does not begin with a number
 // and has another number of fields is of no CPU.
 func Softnet(b []byte, path string) ([]SoftnetLine, error) {
 	var p Problems
-	var lines []SoftnetLine
+	var rows [][]byte
 	columns := 0
 	for len(b) > 0 {
 		var line []byte
 		line, b, _ = NextLine(b)
-		n := CountFields(line)
-		if !isHex(line) && n != columns {
+		if !isHex(line) && CountFields(line) != columns {
 			continue // of no CPU
 		}
 		if columns == 0 {
-			columns = n
+			columns = CountFields(line)
 		}
+		rows = append(rows, line)
+	}
+	if len(rows) == 0 {
+		return nil, FieldError(path, "every line", ErrMissing)
+	}
+	lines := make([]SoftnetLine, 0, len(rows))
+	for row, line := range rows {
+		n := CountFields(line)
 		var v [softnetInputQueue + 1]Number
-		row := len(lines) + 1
 		if n != columns || n <= softnetSqueezed {
-			p.Add(FieldError(path, fmt.Sprintf("line %d", row), fmt.Errorf("%d columns in place of %d", n, columns)))
+			p.Add(FieldError(path, fmt.Sprintf("line %d", row+1), fmt.Errorf("%d columns in place of %d", n, columns)))
 			for i := range min(max(columns, softnetSqueezed+1), len(v)) {
 				v[i] = Unreadable()
 			}
@@ -63,7 +69,7 @@ func Softnet(b []byte, path string) ([]SoftnetLine, error) {
 				case softnetDropped, softnetSqueezed, softnetBacklog, softnetCPU, softnetInputQueue:
 					var err error
 					if v[i], err = softnetNumber(f); err != nil {
-						p.Add(FieldError(path, fmt.Sprintf("line %d, column %d", row, i+1), err))
+						p.Add(FieldError(path, fmt.Sprintf("line %d, column %d", row+1, i+1), err))
 					}
 				}
 			}
@@ -77,9 +83,6 @@ func Softnet(b []byte, path string) ([]SoftnetLine, error) {
 			Dropped: v[softnetDropped], Squeezed: v[softnetSqueezed],
 			Backlog: v[softnetBacklog], Input: input,
 		})
-	}
-	if len(lines) == 0 {
-		p.Add(FieldError(path, "every line", ErrMissing))
 	}
 	return lines, p.Err()
 }
