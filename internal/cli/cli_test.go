@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bufio"
@@ -24,7 +24,7 @@ import (
 // top, on a recorded kernel whose conntrack table fills.
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS("testdata/linux-6.12/proc")); err != nil {
+	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
 		t.Fatal(err)
 	}
 	entries := func(n string) {
@@ -51,7 +51,7 @@ func TestCheck(t *testing.T) {
 	} {
 		entries(c.entries)
 		var stdout, stderr bytes.Buffer
-		if got := run(t.Context(), c.args, &stdout, &stderr); got != c.status {
+		if got := Run(t.Context(), c.args, nil, &stdout, &stderr); got != c.status {
 			t.Errorf("%s entries: status %d, want %d; %s", c.entries, got, c.status, stderr.String())
 		}
 		lines := strings.Split(stdout.String(), "\n")
@@ -71,12 +71,12 @@ func TestCheck(t *testing.T) {
 // TestCheckColours expects colours on a terminal, unless NO_COLOR is set, and the
 // same table.
 func TestCheckColours(t *testing.T) {
-	args := []string{"check", "--path.procfs=testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
+	args := []string{"check", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
 	table := func(noColour, term string) string {
 		t.Setenv("NO_COLOR", noColour)
 		t.Setenv("TERM", term)
 		shown, terminal := openTerminal(t)
-		if status := run(t.Context(), args, terminal, t.Output()); status != 0 {
+		if status := Run(t.Context(), args, nil, terminal, t.Output()); status != 0 {
 			t.Errorf("status %d", status)
 		}
 		_ = terminal.Close()
@@ -88,7 +88,7 @@ func TestCheckColours(t *testing.T) {
 		return strings.ReplaceAll(string(b), "\r\n", "\n")
 	}
 	var stdout bytes.Buffer
-	run(t.Context(), args, &stdout, t.Output())
+	Run(t.Context(), args, nil, &stdout, t.Output())
 	want := stdout.String()
 	if strings.Contains(want, "\x1b") {
 		t.Errorf("coloured without a terminal: %q", want)
@@ -136,7 +136,7 @@ func squeezed(s string) string { return strings.Join(strings.Fields(s), " ") }
 func TestHelpAndVersion(t *testing.T) {
 	for _, arg := range []string{"--help", "--version"} {
 		var stdout, stderr bytes.Buffer
-		if status := run(t.Context(), []string{arg}, &stdout, &stderr); status != 0 || stderr.Len() != 0 || !strings.Contains(stdout.String(), name) {
+		if status := Run(t.Context(), []string{arg}, nil, &stdout, &stderr); status != 0 || stderr.Len() != 0 || !strings.Contains(stdout.String(), name) {
 			t.Errorf("%s: status %d, %q, %q", arg, status, stdout.String(), stderr.String())
 		}
 	}
@@ -165,10 +165,10 @@ func TestStop(t *testing.T) {
 			log, stderr := io.Pipe()
 			status := make(chan int, 1)
 			go func() {
-				status <- run(ctx, []string{
+				status <- Run(ctx, []string{
 					"--web.listen-address=127.0.0.1:0", "--path.procfs=" + proc,
 					"--collector.disable-defaults", "--collector.filefd",
-				}, io.Discard, stderr)
+				}, nil, io.Discard, stderr)
 				_ = stderr.Close()
 			}()
 			// That is the last that it says until it stops.
@@ -252,7 +252,7 @@ func TestCheckMisused(t *testing.T) {
 		"--nonsense":                   1,
 	} {
 		var stderr bytes.Buffer
-		if got := run(t.Context(), strings.Fields(args), io.Discard, &stderr); got != want || strings.Count(stderr.String(), "\n") != 1 {
+		if got := Run(t.Context(), strings.Fields(args), nil, io.Discard, &stderr); got != want || strings.Count(stderr.String(), "\n") != 1 {
 			t.Errorf("%s: status %d, want %d; %s", args, got, want, stderr.String())
 		}
 	}
