@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/ptytest"
 )
 
 // TestCheck expects the exit status of the worst limit, and the nearest limit on
@@ -75,7 +76,7 @@ func TestCheckColours(t *testing.T) {
 	table := func(noColour, term string) string {
 		t.Setenv("NO_COLOR", noColour)
 		t.Setenv("TERM", term)
-		shown, terminal := openTerminal(t)
+		shown, terminal := ptytest.Open(t)
 		if status := Run(t.Context(), args, nil, terminal, t.Output()); status != 0 {
 			t.Errorf("status %d", status)
 		}
@@ -108,39 +109,8 @@ func TestCheckColours(t *testing.T) {
 	}
 }
 
-// openTerminal returns what a person sees of a terminal, and the terminal.
-func openTerminal(t *testing.T) (shown, terminal *os.File) {
-	t.Helper()
-	open := func(path string) *os.File {
-		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = f.Close() })
-		return f
-	}
-	shown = open("/dev/ptmx")
-	if err := unix.IoctlSetPointerInt(int(shown.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(shown.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return shown, open(fmt.Sprintf("/dev/pts/%d", n))
-}
-
 // squeezed makes runs of blanks one.
 func squeezed(s string) string { return strings.Join(strings.Fields(s), " ") }
-
-func TestHelpAndVersion(t *testing.T) {
-	for _, arg := range []string{"--help", "--version"} {
-		var stdout, stderr bytes.Buffer
-		if status := Run(t.Context(), []string{arg}, nil, &stdout, &stderr); status != 0 || stderr.Len() != 0 || !strings.Contains(stdout.String(), name) {
-			t.Errorf("%s: status %d, %q, %q", arg, status, stdout.String(), stderr.String())
-		}
-	}
-}
 
 // TestStop expects status 0 at the end of ctx, whatever clients leave unfinished,
 // and that nothing but a request is waited for.

@@ -60,6 +60,7 @@ func TestNewCommand(t *testing.T) {
 
 	for args, want := range map[string][]string{
 		"--help":       {"\ngreet [<flags>] <person>\n    Print a greeting.\n"},
+		"--version":    {"sockpressure_exporter, version "},
 		"greet --help": {"--tone=warm ", "--[no-]twice ", "<person>  Whom to greet.\n", "--[no-]collector.tcp "},
 		"--help-long":  {"\ngreet [<flags>] <person>\n", "--tone=warm "},
 		"--help-man": {
