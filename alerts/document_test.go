@@ -264,7 +264,7 @@ func documentHosts(s simulated) [][]string {
 	var rows [][]string
 	for _, h := range quietHosts() {
 		w := s.Weeks[h.name]
-		rows = append(rows, []string{h.about, fmt.Sprint(w[Critical]), fmt.Sprint(w[Warning]), fmt.Sprint(w[Info]), h.ticket})
+		rows = append(rows, []string{h.about, strconv.Itoa(w[Critical]), strconv.Itoa(w[Warning]), strconv.Itoa(w[Info]), h.ticket})
 	}
 	return rows
 }

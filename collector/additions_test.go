@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,7 +64,7 @@ func netnsSpec(pids ...int) Spec {
 			Items:  func(s *snapshot) iter.Seq[namespace] { return slices.Values(s.namespaces) },
 			Before: func(a, b namespace) bool { return a.inuse.Value > b.inuse.Value },
 			Labels: []string{"netns"},
-			Key:    func(n namespace) []string { return []string{fmt.Sprint(n.pid)} },
+			Key:    func(n namespace) []string { return []string{strconv.Itoa(n.pid)} },
 			Columns: []Metric[namespace]{{
 				Name: "netns_tcp_sockets_inuse", Help: "TCP sockets of a network namespace.",
 				Value: func(n *namespace) Number { return n.inuse },
@@ -77,7 +78,7 @@ func netnsSpec(pids ...int) Spec {
 func TestAddNetns(t *testing.T) {
 	needs.Check(t, needs.Root)
 	child := exec.CommandContext(t.Context(), "sleep", "60")
-	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +89,7 @@ func TestAddNetns(t *testing.T) {
 	set := NewSet(machine(t, running()), []Spec{netnsSpec(child.Process.Pid, 1<<30)}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
 	defer closeSet(t, set)
 	r := set.Read(t.Context(), Query{}).Results[0]
-	if r.Err != nil || len(r.samples) != 1 || r.samples[0].value != 0 || r.samples[0].labels[0] != fmt.Sprint(child.Process.Pid) {
+	if r.Err != nil || len(r.samples) != 1 || r.samples[0].value != 0 || r.samples[0].labels[0] != strconv.Itoa(child.Process.Pid) {
 		t.Fatalf("%+v", r)
 	}
 	open, err := filepath.Glob("/proc/self/fd/*")
