@@ -2,9 +2,9 @@ package collector
 
 import (
 	"context"
+	"errors"
 
-	"github.com/mdlayher/netlink"
-
+	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
@@ -105,8 +105,7 @@ func openConntrack(k *Scope) func(context.Context, *conntrack) error {
 	limit := k.GlobalSysctl("net.netfilter.nf_conntrack_max")
 	buckets := k.GlobalSysctl("net.netfilter.nf_conntrack_buckets")
 	stat := k.Host.File("stat/nf_conntrack")
-	netlink := newConntrackNetlink(func() (*netlink.Conn, error) { return kernel.Dial(k.Host, dialNetfilter) })
-	k.Defer(netlink.close)
+	netlink := k.Host.CTNetlink()
 	counters := newPerCPU(conntrackCounters)
 
 	return func(ctx context.Context, s *conntrack) error {
@@ -141,8 +140,7 @@ func openConntrack(k *Scope) func(context.Context, *conntrack) error {
 			lost, err = parse.CPUTable(b, stat.Path(), conntrackColumns(), add)
 			counters.end()
 		case err == nil:
-			err = netlink.read(ctx, add)
-			if err == nil {
+			if err = readCTNetlink(ctx, netlink, add); err == nil {
 				counters.end()
 			}
 		}
@@ -154,4 +152,31 @@ func openConntrack(k *Scope) func(context.Context, *conntrack) error {
 		}
 		return p.Err()
 	}
+}
+
+// readCTNetlink visits each counter of each CPU, a counter by its place in
+// conntrackColumns. Where the kernel has no ctnetlink, or does not let us use it,
+// there is nothing to visit and no error.
+func readCTNetlink(ctx context.Context, c *ctnetlink.Client, visit func(cpu, counter int, v uint64)) error {
+	cpus, err := c.Stats(ctx)
+	if errors.Is(err, ctnetlink.ErrNotSupported) || errors.Is(err, ctnetlink.ErrNotPermitted) || isAbsent(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, cpu := range cpus {
+		for counter, n := range [conntrackCounters]ctnetlink.Counter{
+			conntrackDrop:          cpu.Drop,
+			conntrackEarlyDrop:     cpu.EarlyDrop,
+			conntrackInsertFailed:  cpu.InsertFailed,
+			conntrackInvalid:       cpu.Invalid,
+			conntrackSearchRestart: cpu.SearchRestart,
+		} {
+			if n.Present {
+				visit(int(cpu.ID), counter, uint64(n.Value))
+			}
+		}
+	}
+	return nil
 }

@@ -41,20 +41,3 @@ func FuzzSoftnet(f *testing.F) {
 		sane(t, "softnet", s.drops, s.squeezes, s.length, s.input)
 	})
 }
-
-func FuzzConntrackStats(f *testing.F) {
-	// CPU 1: found, invalid, insert_failed, drop, early_drop, search_restart.
-	f.Add([]byte{
-		0, 0, 0, 1,
-		8, 0, 2, 0, 0, 0, 0, 9, 8, 0, 4, 0, 0, 0, 0, 1, 8, 0, 9, 0, 0, 0, 0, 2,
-		8, 0, 10, 0, 0, 0, 0, 3, 8, 0, 11, 0, 0, 0, 0, 4, 8, 0, 13, 0, 0xff, 0xff, 0xff, 0xff,
-	})
-	f.Add([]byte{0, 0, 0})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		_ = parseConntrackStats(b, func(cpu, counter int, v uint64) {
-			if cpu < 0 || counter < 0 || counter >= conntrackCounters || v > math.MaxUint32 {
-				t.Errorf("counter %d of CPU %d is %d", counter, cpu, v)
-			}
-		})
-	})
-}

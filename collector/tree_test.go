@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag/sockdiagtest"
 )
@@ -31,6 +32,8 @@ type tree struct {
 	dir    string
 	top    int
 	replay *sockdiagtest.Replay
+	// ctnetlink opens a socket of netfilter; nil is a namespace that is out of reach.
+	ctnetlink func() (ctnetlink.Conn, error)
 	// pageSize and memoryUnit are the kernel's, in bytes; it cannot tell the second
 	// where that is 0.
 	pageSize, memoryUnit int
@@ -142,7 +145,8 @@ func (tr *tree) set() *Set {
 			}
 			return tr.memoryUnit, nil
 		},
-		DialSockDiag: tr.replay.Dial,
+		DialSockDiag:  tr.replay.Dial,
+		DialCTNetlink: tr.ctnetlink,
 	})
 	return NewSet(m, Specs(), Config{MaxCPU: 0, Top: tr.top, Logger: slog.New(slog.DiscardHandler)})
 }

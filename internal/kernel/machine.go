@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 	"github.com/sockpressure/sockpressure_exporter/internal/procmount"
@@ -36,6 +37,8 @@ type Options struct {
 	MemoryUnit func() (int, error)
 	// DialSockDiag opens a sock_diag socket in the host's network namespace.
 	DialSockDiag func() (sockdiag.Transport, error)
+	// DialCTNetlink opens a socket of netfilter there.
+	DialCTNetlink func() (ctnetlink.Conn, error)
 	// View overrides what can be seen.
 	View *View
 }

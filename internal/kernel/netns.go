@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
@@ -18,25 +19,14 @@ type Netns struct {
 	netPath string       // of its files; empty where they are out of reach
 	// file opens a file of it: kept for the host's, once for any other.
 	file func(path string, o procfile.Options) File
-	// sockDiag returns a client over dial: with a socket that is kept, or with one for
-	// each walk.
-	sockDiag func(dial func() (sockdiag.Transport, error)) *sockdiag.Client
+	// kept is set where netlink sockets stay open between readings.
+	kept bool
 }
 
 // Host returns the host's network namespace, that of process 1. Its files and its
 // socket are kept open.
 func (f *Files) Host() *Netns {
-	return &Netns{
-		files: f, host: f.host, netPath: f.netPath, file: f.keep,
-		sockDiag: func(dial func() (sockdiag.Transport, error)) *sockdiag.Client {
-			if f.DialSockDiag != nil {
-				dial = f.DialSockDiag
-			}
-			c := sockdiag.New(dial)
-			f.Defer(c.Close)
-			return c
-		},
-	}
+	return &Netns{files: f, host: f.host, netPath: f.netPath, file: f.keep, kept: true}
 }
 
 // Netns returns the network namespace of a process of the procfs. Nothing of it
@@ -47,10 +37,7 @@ func (f *Files) Netns(pid int) (*Netns, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Netns{
-		files: f, host: host, netPath: filepath.Join(f.procPath, strconv.Itoa(pid), "net"), file: f.once,
-		sockDiag: sockdiag.NewOnce,
-	}, nil
+	return &Netns{files: f, host: host, netPath: filepath.Join(f.procPath, strconv.Itoa(pid), "net"), file: f.once}, nil
 }
 
 // File returns a file below <procfs>/<pid>/net, which follows the process and so
@@ -80,7 +67,31 @@ func (n *Netns) Sysctl(name string) File {
 
 // SockDiag returns a client for the sockets of the namespace.
 func (n *Netns) SockDiag() *sockdiag.Client {
-	return n.sockDiag(func() (sockdiag.Transport, error) { return Dial(n, sockdiag.Dial) })
+	dial := func() (sockdiag.Transport, error) { return Dial(n, sockdiag.Dial) }
+	if !n.kept {
+		return sockdiag.NewOnce(dial)
+	}
+	if n.files.DialSockDiag != nil {
+		dial = n.files.DialSockDiag
+	}
+	c := sockdiag.New(dial)
+	n.files.Defer(c.Close)
+	return c
+}
+
+// CTNetlink returns a client for the statistics of the namespace's connection
+// tracking.
+func (n *Netns) CTNetlink() *ctnetlink.Client {
+	dial := func() (ctnetlink.Conn, error) { return Dial(n, ctnetlink.Dial) }
+	if !n.kept {
+		return ctnetlink.NewOnce(dial)
+	}
+	if n.files.DialCTNetlink != nil {
+		dial = n.files.DialCTNetlink
+	}
+	c := ctnetlink.New(dial)
+	n.files.Defer(c.Close)
+	return c
 }
 
 // Dial opens a socket with dial in a namespace. It fails with hostns.ErrForeign

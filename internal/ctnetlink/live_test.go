@@ -1,4 +1,4 @@
-package collector
+package ctnetlink_test
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,18 +15,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// init keeps the first thread of the process to the main goroutine, which runs no
-// test. /proc/self/net is that thread's, and a test that took it into another
-// network namespace would show all others that one.
-func init() { runtime.LockOSThread() } //nolint:gochecknoinits // nowhere else can the first thread be kept //nolint:gochecknoinits // later than this, the main goroutine may be on another thread
+func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 
-// TestConntrackNetlinkAgrees compares the statistics of ctnetlink with those of
-// /proc, CPU by CPU and column by column, in a network namespace of its own.
-func TestConntrackNetlinkAgrees(t *testing.T) {
+// TestLive compares the statistics with those of /proc, CPU by CPU and column by
+// column, in a network namespace of its own.
+func TestLive(t *testing.T) {
 	needs.Check(t, needs.Root, "nft")
 	// The thread is never given back: it ends with the test, and the namespace too.
 	runtime.LockOSThread()
@@ -45,7 +42,8 @@ func TestConntrackNetlinkAgrees(t *testing.T) {
 				udp dport 1001 snat to 127.0.0.9:5000
 			}
 		}`)
-	byNetlink := newConntrackNetlink(dialNetfilter)
+	c := ctnetlink.New(ctnetlink.Dial)
+	defer c.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 
@@ -68,41 +66,81 @@ func TestConntrackNetlinkAgrees(t *testing.T) {
 		}
 
 		// Packets may still be on their way, so /proc is read before and after.
-		var got, want map[conntrackCell]uint64
-		visits := 0
-		for want == nil || !maps.Equal(want, conntrackTable(t)) {
-			got, want, visits = map[conntrackCell]uint64{}, conntrackTable(t), 0
-			err := byNetlink.read(ctx, func(cpu, counter int, v uint64) {
-				visits++
-				got[conntrackCell{cpu, conntrackColumns()[counter]}] = v
-			})
+		var got, want map[cell]uint32
+		for want == nil || !maps.Equal(want, table(t)) {
+			want = table(t)
+			stats, err := c.Stats(ctx)
+			if errors.Is(err, ctnetlink.ErrNotSupported) {
+				needs.Skip(t, "a kernel with CONFIG_NF_CT_NETLINK")
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
+			got = map[cell]uint32{}
+			for _, cpu := range stats {
+				for column, n := range counters(cpu) {
+					if n.Present {
+						got[cell{int(cpu.ID), column}] = n.Value
+					}
+				}
+			}
 		}
-		if visits == 0 {
-			needs.Skip(t, "a kernel with CONFIG_NF_CT_NETLINK")
-		}
-		if !maps.Equal(got, want) || visits != len(want) {
-			t.Errorf("ctnetlink gives %d numbers:\n%v\n/proc has:\n%v", visits, got, want)
+		if !maps.Equal(got, want) {
+			t.Errorf("ctnetlink gives:\n%v\n/proc has:\n%v", got, want)
 		}
 		for _, cpu := range cpus {
-			if want[conntrackCell{cpu, "invalid"}] == 0 || want[conntrackCell{cpu, "insert_failed"}] == 0 {
+			if want[cell{cpu, "invalid"}] == 0 || want[cell{cpu, "insert_failed"}] == 0 {
 				t.Errorf("CPU %d counted nothing: %v", cpu, want)
 			}
 		}
 	}
 }
 
-// conntrackCell is a row and a column of /proc/net/stat/nf_conntrack.
-type conntrackCell struct {
+// TestLiveRefused asks the kernel without any capability, as every user may, twice
+// over one socket.
+func TestLiveRefused(t *testing.T) {
+	// The thread is never given back, and its capabilities end with it.
+	runtime.LockOSThread()
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+		t.Fatal(err)
+	}
+	dialled := 0
+	c := ctnetlink.New(func() (ctnetlink.Conn, error) {
+		dialled++
+		return ctnetlink.Dial()
+	})
+	defer c.Close()
+	for range 2 {
+		stats, err := c.Stats(t.Context())
+		if errors.Is(err, ctnetlink.ErrNotSupported) {
+			return // no netfilter in this kernel
+		}
+		if !errors.Is(err, ctnetlink.ErrNotPermitted) || stats != nil {
+			t.Errorf("%v, %v", stats, err)
+		}
+	}
+	if dialled != 1 {
+		t.Errorf("%d netlink sockets were opened", dialled)
+	}
+}
+
+// cell is a row and a column of /proc/net/stat/nf_conntrack.
+type cell struct {
 	cpu    int
 	column string
 }
 
-// conntrackTable reads the columns that the exporter has a use for, of the
-// thread's namespace.
-func conntrackTable(t *testing.T) map[conntrackCell]uint64 {
+// counters are those of a CPU by their names in /proc.
+func counters(c ctnetlink.CPU) map[string]ctnetlink.Counter {
+	return map[string]ctnetlink.Counter{
+		"drop": c.Drop, "early_drop": c.EarlyDrop, "insert_failed": c.InsertFailed,
+		"invalid": c.Invalid, "search_restart": c.SearchRestart,
+	}
+}
+
+// table reads the columns that counters has, of the thread's namespace.
+func table(t *testing.T) map[cell]uint32 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/thread-self/net/stat/nf_conntrack")
 	if errors.Is(err, os.ErrNotExist) {
@@ -112,19 +150,22 @@ func conntrackTable(t *testing.T) map[conntrackCell]uint64 {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	table := map[conntrackCell]uint64{}
+	names := counters(ctnetlink.CPU{})
+	cells := map[cell]uint32{}
 	for cpu, line := range lines[1:] {
 		fields := strings.Fields(line)
 		for i, column := range strings.Fields(lines[0]) {
-			if !slices.Contains(conntrackColumns()[:conntrackCounters], column) {
+			if _, known := names[column]; !known {
 				continue
 			}
-			if table[conntrackCell{cpu, column}], err = strconv.ParseUint(fields[i], 16, 64); err != nil {
+			v, err := strconv.ParseUint(fields[i], 16, 32)
+			if err != nil {
 				t.Fatal(err)
 			}
+			cells[cell{cpu, column}] = uint32(v)
 		}
 	}
-	return table
+	return cells
 }
 
 // onlineCPUs lists the CPUs that this thread may run on.
