@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"bytes"
-	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -14,7 +12,8 @@ import (
 )
 
 // TestLeak expects that a thousand scrapes, in CI ten thousand, leave no descriptor,
-// no goroutine and no memory behind.
+// no goroutine and no memory behind. bench/soak does it for a day, with resident
+// memory and threads, which depend on what else the machine does.
 func TestLeak(t *testing.T) {
 	scrapes := 1_000
 	if needs.InCI() && !testing.Short() {
@@ -24,28 +23,29 @@ func TestLeak(t *testing.T) {
 	scrapeByFour(t, e, 200)
 	before := e.held()
 
-	// Garbage makes resident memory go up and down by a megabyte or two. What
-	// leaks stays, even where it is lowest.
-	const batch = 500
+	// The collector of garbage finds scrapes that are being answered, so not always
+	// the same. What leaks stays, even where it is lowest.
+	const batch = 100
 	var memory []int
 	for range scrapes / batch {
 		scrapeByFour(t, e, batch)
 		memory = append(memory, e.held().memory)
 	}
-	lowest := slices.Min(memory[len(memory)*3/4:])
-	if grown := lowest - before.memory; grown > 3<<20 {
+	lowest := slices.Min(memory[len(memory)/2:])
+	if grown := lowest - before.memory; grown > 1<<20 {
 		t.Errorf("%d scrapes left %d bytes of memory behind: from %d it went to %v", scrapes, grown, before.memory, memory)
 	}
 
-	// The server notices closed connections a moment later.
+	// The server notices closed connections a moment later, and one or two goroutines
+	// may just be at work. A leak is one for each scrape, or for some.
+	few := scrapes / 100
 	after := e.held()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); after = e.held() {
-		if after.descriptors <= before.descriptors && after.goroutines <= before.goroutines {
-			return
+	for end := time.Now().Add(patience); after.descriptors > before.descriptors+few || after.goroutines > before.goroutines+few; after = e.held() {
+		if time.Now().After(end) {
+			t.Fatalf("%d scrapes left something open: %+v before, %+v after", scrapes, before, after)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("%d scrapes left something open: %+v before, %+v after", scrapes, before, after)
 }
 
 // scrapeByFour shares n scrapes among four clients that keep their connections
@@ -76,27 +76,20 @@ func scrapeByFour(t *testing.T, e *exporter, n int) {
 type held struct {
 	descriptors int
 	goroutines  int
-	memory      int // resident, in bytes
+	memory      int // in use at the last collection of garbage, in bytes
 }
 
 func (e *exporter) held() held {
 	e.t.Helper()
-	var h held
-	h.goroutines = int(e.scrape("?collect[]=filefd").value(e.t, "go_goroutines"))
-	dir := "/proc/" + strconv.Itoa(e.cmd.Process.Pid)
-	descriptors, err := os.ReadDir(dir + "/fd")
+	p := e.scrape("?collect[]=filefd")
+	descriptors, err := os.ReadDir("/proc/" + strconv.Itoa(e.cmd.Process.Pid) + "/fd")
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	h.descriptors = len(descriptors)
-	status, err := os.ReadFile(dir + "/status")
-	if err != nil {
-		e.t.Fatal(err)
+	return held{
+		descriptors: len(descriptors),
+		goroutines:  int(p.value(e.t, "go_goroutines")),
+		// With GOGC=100 the next collection is at twice as much, or at 4 MiB.
+		memory: int(p.value(e.t, "go_memstats_next_gc_bytes")) / 2,
 	}
-	_, status, _ = bytes.Cut(status, []byte("\nVmRSS:"))
-	if _, err := fmt.Sscanf(string(status), "%d kB", &h.memory); err != nil {
-		e.t.Fatalf("VmRSS: %v", err)
-	}
-	h.memory <<= 10
-	return h
 }

@@ -164,8 +164,9 @@ func TestStop(t *testing.T) {
 			if got := <-status; got != 0 {
 				t.Errorf("status %d", got)
 			}
-			took := time.Since(stopped)
-			if waited := took > lastRequests-time.Second; waited != c.waits || took > lastRequests+5*time.Second {
+			// It tells by itself what it waited for; how long the rest takes depends on what
+			// else the machine does.
+			if took := time.Since(stopped); c.waits && took < lastRequests {
 				t.Errorf("it took %v", took)
 			}
 			// Outside of the host's network namespace it says so at its start.
