@@ -190,7 +190,7 @@ func TestRefused(t *testing.T) {
 				t.Errorf("%s %v: %v, %v", how, errno, stats, err)
 			}
 			for _, typ := range []error{ctnetlink.ErrNotSupported, ctnetlink.ErrNotPermitted} {
-				if errors.Is(err, typ) != (want == typ) {
+				if errors.Is(err, typ) != errors.Is(want, typ) {
 					t.Errorf("%s %v: %v", how, errno, err)
 				}
 			}
