@@ -61,6 +61,18 @@ func (l LimitReading) Format(v float64) string {
 	return strconv.FormatFloat(v, 'f', -1, 64) + " " + l.Unit.of(v)
 }
 
+// Amount writes a usage and a limit for people: 3 of 10 ports.
+func (l LimitReading) Amount(usage, limit float64) string {
+	used, most := l.Format(usage), l.Format(limit)
+	if most == "none" {
+		return used + ", no limit"
+	}
+	if l.Unit != Bytes {
+		used, _, _ = strings.Cut(used, " ")
+	}
+	return used + " of " + most
+}
+
 // of is the unit of a number: 1 port, 2 ports.
 func (u Unit) of(v float64) string {
 	if v != 1 {

@@ -90,6 +90,10 @@ func check(ctx context.Context, set *collector.Set, format string, stdout, stder
 	return r.status(), nil
 }
 
+// shownItems is how many of the things that have a limit each for itself stand
+// below it.
+const shownItems = 3
+
 // report is what check found.
 type report struct {
 	limits []collector.LimitReading // the most saturated first
@@ -135,6 +139,9 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 	for _, l := range r.limits {
 		if l.Level() != collector.OK {
 			fmt.Fprintf(out, "When %s is met: %s\n", l.Resource, l.Effect)
+			for _, item := range l.Items[:min(shownItems, len(l.Items))] {
+				fmt.Fprintf(out, "  %s: %s\n", item.Name(), l.Amount(item.Usage, item.Limit))
+			}
 		}
 	}
 	return nil
@@ -160,6 +167,13 @@ type (
 		Sysctl     string         `json:"sysctl"`
 		Effect     string         `json:"effect"`
 		Thresholds jsonThresholds `json:"thresholds"`
+		Items      []jsonItem     `json:"items"`
+	}
+	jsonItem struct {
+		Labels     map[string]string `json:"labels"`
+		Saturation float64           `json:"saturation"`
+		Usage      float64           `json:"usage"`
+		Limit      float64           `json:"limit"`
 	}
 	jsonThresholds struct {
 		Warning  float64 `json:"warning"`
@@ -170,6 +184,19 @@ type (
 		Error     string `json:"error"`
 	}
 )
+
+// jsonItems are the things that have a limit each for itself, the nearest first.
+func jsonItems(l collector.LimitReading) []jsonItem {
+	items := make([]jsonItem, len(l.Items))
+	for i, item := range l.Items {
+		labels := map[string]string{}
+		for at, name := range l.List.Labels {
+			labels[name] = item.Key[at]
+		}
+		items[i] = jsonItem{labels, item.Saturation(), item.Usage, item.Limit}
+	}
+	return items
+}
 
 // writeJSON writes a document for programs.
 func (r report) writeJSON(out io.Writer) error {
@@ -199,6 +226,7 @@ func (r report) writeJSON(out io.Writer) error {
 			Sysctl:     l.MovedBy(),
 			Effect:     l.Effect,
 			Thresholds: jsonThresholds{Warning: l.Warning(), Critical: l.CriticalRatio},
+			Items:      jsonItems(l),
 		})
 	}
 	for _, f := range r.failed {

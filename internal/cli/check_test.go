@@ -68,7 +68,7 @@ func TestCheckJSON(t *testing.T) {
 		}
 		for i, v := range limits {
 			l := v.(map[string]any)
-			if got := names(l); got != "effect limit resource saturation state sysctl thresholds unit usage" {
+			if got := names(l); got != "effect items limit resource saturation state sysctl thresholds unit usage" {
 				t.Fatalf("a limit has %s", got)
 			}
 			if row := strings.Fields(rows[i]); row[0] != l["resource"] || row[1] != l["state"] || !strings.HasSuffix(rows[i], l["sysctl"].(string)) {
@@ -112,6 +112,40 @@ func TestCheckJSONEmpty(t *testing.T) {
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, out.Bytes()); err != nil || compact.String() != want+"\n" && compact.String() != want {
 		t.Errorf("%s, %v", compact.String(), err)
+	}
+}
+
+// TestCheckItems expects the things that are nearest to a limit below it, where it is
+// no longer well, and all of them in the document.
+func TestCheckItems(t *testing.T) {
+	var items []collector.Item
+	for _, name := range []string{"a", "b", "c", "d"} {
+		items = append(items, collector.Item{Key: []string{name, "to"}, Usage: 9, Limit: 10})
+	}
+	info := &collector.LimitInfo{
+		Resource: "ports", Unit: collector.Ports, Effect: "It ends.", Moves: "a sysctl", WarningRatio: 0.5, CriticalRatio: 0.95,
+		List: &collector.ListInfo{Labels: []string{"source", "destination"}},
+	}
+	r := report{limits: []collector.LimitReading{{LimitInfo: info, Usage: 9, Limit: 10, Items: items}}}
+	var text, doc bytes.Buffer
+	if err := errors.Join(r.writeText(&text, painter(io.Discard)), r.writeJSON(&doc)); err != nil {
+		t.Fatal(err)
+	}
+	const want = "When ports is met: It ends.\n  a → to: 9 of 10 ports\n  b → to: 9 of 10 ports\n  c → to: 9 of 10 ports\n"
+	if !strings.HasSuffix(text.String(), want) {
+		t.Errorf("%s, want %s", text.String(), want)
+	}
+	var got jsonReport
+	if err := json.Unmarshal(doc.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if all := got.Limits[0].Items; len(all) != 4 || all[1].Usage != 9 || all[1].Limit != 10 || !maps.Equal(all[1].Labels, map[string]string{"source": "b", "destination": "to"}) {
+		t.Errorf("%+v", all)
+	}
+	info.WarningRatio, info.CriticalRatio = 0.95, 0.99
+	text.Reset()
+	if err := r.writeText(&text, painter(io.Discard)); err != nil || strings.Contains(text.String(), "→") {
+		t.Errorf("%s, %v", text.String(), err)
 	}
 }
 

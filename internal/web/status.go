@@ -143,7 +143,7 @@ func newView(reading *collector.Reading) *view {
 	}
 	levels := [collector.Critical + 1]int{}
 	for _, l := range reading.Limits() {
-		p.Limits = append(p.Limits, bar{l, l.Resource, amount(l), ages[l.Resource]})
+		p.Limits = append(p.Limits, bar{l, l.Resource, l.Amount(l.Usage, l.Limit), ages[l.Resource]})
 		levels[l.Level()]++
 	}
 	for level, n := range slices.Backward(levels[:]) {
@@ -183,23 +183,11 @@ func bars(l collector.LimitReading) []bar {
 		b := bar{LimitReading: l, Name: item.Name()}
 		// Where the limit is 0, as the backlog of a listener may be, one still passes.
 		b.Usage, b.Limit = item.Usage, max(item.Limit, 1)
-		b.Amount = amount(b.LimitReading)
+		b.Amount = l.Amount(b.Usage, b.Limit)
 		b.Usage, b.Limit = item.Saturation(), 1
 		all = append(all, b)
 	}
 	return all
-}
-
-// amount is the usage and the limit in words.
-func amount(l collector.LimitReading) string {
-	usage, limit := l.Format(l.Usage), l.Format(l.Limit)
-	if limit == "none" {
-		return usage + ", no limit"
-	}
-	if l.Unit != collector.Bytes {
-		usage, _, _ = strings.Cut(usage, " ")
-	}
-	return usage + " of " + limit
 }
 
 // Drawn is how much of the bar is full: a limit can be passed, its bar cannot.

@@ -198,7 +198,7 @@ func TestBarAmount(t *testing.T) {
 		{collector.Bytes, 1, 4 << 20, "1 byte of 4.0 MiB"},
 	} {
 		l := collector.LimitReading{LimitInfo: &collector.LimitInfo{Unit: c.unit}, Usage: c.usage, Limit: c.limit}
-		if got := amount(l); got != c.want {
+		if got := l.Amount(c.usage, c.limit); got != c.want {
 			t.Errorf("%v of %v %s: %q, want %q", c.usage, c.limit, c.unit, got, c.want)
 		}
 	}
