@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -31,6 +32,9 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	// A signal that is caught here is not ignored in what is started, as it would be
+	// where the tests run under nohup.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "sockpressure-e2e-")
 		if err != nil {

@@ -45,7 +45,7 @@ func TestShared(t *testing.T) {
 	// While one request is under way, what was made stays.
 	p.asked++
 	var all sync.WaitGroup
-	for range 100 {
+	for range maxConnections / 3 { // no more than may wait
 		all.Go(func() { ask("a", first, asked) })
 		all.Go(func() { ask("b", first, asked) })
 	}
