@@ -11,6 +11,9 @@ import "time"
 // of use for a time only, because prlimit changes it at any moment. What is shown
 // is never from here: a limit that was raised is read before a process is called
 // near to it, one that was lowered within limitAge and a quarter.
+//
+// A name is kept as long, to pass over the many processes of a name that is shown
+// already.
 type processMemory struct {
 	now time.Time
 	// known is what the last reading found, in ascending order of PIDs, as procfs has
@@ -23,14 +26,19 @@ type knownProcess struct {
 	pid   int
 	id    uint64
 	limit float64 // 0 is none
-	name  string  // empty until it is needed
-	read  time.Time
+	// name is empty until it is needed, and until the process has settled.
+	name  string
+	read  time.Time // the limit
+	since time.Time // it is known
 }
 
 const (
 	// limitAge is how long a limit is of use, and up to a quarter more, so that not
 	// all are read at once.
 	limitAge = 2 * time.Minute
+	// settled is how long a process is known before its name is kept: programs name
+	// themselves, or become another one, soon after they begin.
+	settled = 30 * time.Second
 	// maxKnown bounds the memory: some 5 MB. Limits of more processes are read at each
 	// reading.
 	maxKnown = 32768
@@ -49,14 +57,12 @@ func (m *processMemory) find(pid int, id uint64, read func() (float64, error)) (
 	for m.place < len(m.known) && m.known[m.place].pid < pid {
 		m.place++
 	}
-	k = knownProcess{pid: pid, id: id, read: m.now}
-	if m.place < len(m.known) {
-		age := limitAge + limitAge/4*time.Duration(pid%64)/64
-		if last := m.known[m.place]; last.pid == pid && last.id == id && m.now.Sub(last.read) < age {
-			k = last
-		}
+	k = knownProcess{pid: pid, id: id, since: m.now}
+	if m.place < len(m.known) && m.known[m.place].pid == pid && m.known[m.place].id == id {
+		k = m.known[m.place]
 	}
-	if m.fresh(k) {
+	if age := limitAge + limitAge/4*time.Duration(pid%64)/64; m.now.Sub(k.read) >= age {
+		k.read, k.name = m.now, ""
 		if k.limit, err = read(); err != nil {
 			return k, -1, err
 		}
@@ -75,6 +81,9 @@ func (m *processMemory) fresh(k knownProcess) bool { return k.read.Equal(m.now) 
 func (m *processMemory) keep(place int, limit float64, name string) {
 	if place >= 0 {
 		k := &m.next[place]
-		k.limit, k.name, k.read = limit, name, m.now
+		k.limit, k.read = limit, m.now
+		if m.now.Sub(k.since) >= settled {
+			k.name = name
+		}
 	}
 }

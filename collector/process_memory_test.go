@@ -53,6 +53,18 @@ func TestProcessMemory(t *testing.T) {
 	step("out of order", 5*time.Second, []process{{20, 103}, {1, 100}}, 1)
 	step("old", limitAge+limitAge/4+10*time.Second, []process{{1, 100}, {20, 103}}, 1, 20)
 
+	for _, c := range []struct {
+		after time.Duration
+		name  string // that is kept before
+	}{{0, ""}, {settled - 1, ""}, {settled, ""}, {settled + 1, "a name"}, {2 * limitAge, ""}} {
+		m.begin(start.Add(time.Hour + c.after))
+		k, place, err := m.find(7, 7, func() (float64, error) { return 1, nil })
+		if err != nil || k.name != c.name {
+			t.Errorf("after %v: %+v, %v", c.after, k, err)
+		}
+		m.keep(place, 1, "a name")
+	}
+
 	many := make([]process, maxKnown+1000)
 	for i := range many {
 		many[i] = process{100 + i, uint64(i)}
