@@ -201,6 +201,7 @@ func TestAddSampler(t *testing.T) {
 			close(done)
 		}()
 		time.Sleep(10*time.Second + time.Millisecond)
+		synctest.Wait()
 		if peak != 0.4 || readings != 11 {
 			t.Errorf("peak %v of %d readings", peak, readings)
 		}
