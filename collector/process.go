@@ -177,13 +177,19 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 		p.Add(fmt.Errorf("%d of %d processes are hidden from this user, and the worst may be among them", unreadable, all))
 		return p.Err()
 	}
-	r.choose(s, worst.heap)
+	p.Add(r.choose(s, worst.heap))
 	return p.Err()
 }
 
 // choose names the processes that are shown, one of each name, with the limits and
-// the names that they have now.
-func (r *processReader) choose(s *processes, of []processFiles) {
+// the names that they have now. It fails, and shows none, where one cannot be read
+// that has not ended: it may be the worst.
+func (r *processReader) choose(s *processes, of []processFiles) (err error) {
+	defer func() {
+		if err != nil {
+			s.worst = nil
+		}
+	}()
 	nearest := nearestFirst(of)
 	heap.Init(&nearest)
 	seen := map[string]bool{}
@@ -198,18 +204,25 @@ func (r *processReader) choose(s *processes, of []processFiles) {
 		if !f.fresh {
 			// What it is now may move it away from the first place.
 			limit, err := softLimit(dir+"/limits", r.buf)
-			if err != nil || limit == 0 {
-				heap.Pop(&nearest) // it has ended, or has no limit any more
+			if err != nil && !isGone(err) {
+				return fmt.Errorf("limits of process %d: %w", f.pid, err)
+			}
+			if err != nil || limit == 0 { // it has ended, or has no limit any more
+				heap.Pop(&nearest)
 				continue
 			}
 			f.limit, f.fresh = limit, true
+			r.memory.keep(f.place, limit, "")
 			heap.Fix(&nearest, 0)
 			continue
 		}
 		chosen := heap.Pop(&nearest).(processFiles)
 		comm, err := procfile.ReadOnce(dir+"/comm", r.buf)
-		if err != nil {
+		if isGone(err) {
 			continue
+		}
+		if err != nil {
+			return fmt.Errorf("name of process %d: %w", chosen.pid, err)
 		}
 		chosen.name = cmp.Or(printable(strings.TrimSpace(string(comm))), "?")
 		r.memory.keep(chosen.place, chosen.limit, chosen.name)
@@ -218,6 +231,7 @@ func (r *processReader) choose(s *processes, of []processFiles) {
 			s.worst = append(s.worst, chosen)
 		}
 	}
+	return nil
 }
 
 // eachProcess calls visit for every process of a procfs. It holds a few hundred

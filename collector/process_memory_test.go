@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
@@ -152,5 +153,34 @@ func TestLimitChanges(t *testing.T) {
 		if got.limit != step.want && got != (processFiles{}) || step.want < 10 && (got.open < 3 || got.name != "limitchild") {
 			t.Errorf("at a limit of %d: %+v", step.limit, got)
 		}
+	}
+}
+
+// TestNoDescriptorsLeft expects no worst process, and a failure, where nothing can be
+// opened when the processes that are shown are read.
+func TestNoDescriptorsLeft(t *testing.T) {
+	tr := newTree(t, "linux-6.12")
+	r := newProcessReader(scope(t, kernel.Options{ProcPath: filepath.Join(tr.dir, "proc"), SysPath: filepath.Join(tr.dir, "sys")}))
+	of := func() []processFiles { return []processFiles{{pid: 1, open: 5, limit: 1024, place: -1}} }
+	var s processes
+	if err := r.choose(&s, of()); err != nil || len(s.worst) != 1 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none := limit
+	none.Cur = 0
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	s = processes{}
+	err := r.choose(&s, of())
+	if e := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); e != nil {
+		t.Fatal(e)
+	}
+	if !errors.Is(err, unix.EMFILE) || s.worst != nil {
+		t.Errorf("%+v, %v", s, err)
 	}
 }
