@@ -235,7 +235,7 @@ func cgroupSpec() Spec {
 					}
 					c := cgroup{name: d.Name()}
 					for file, into := range map[string]*Number{"memory.current": &c.usage, "memory.max": &c.most} {
-						// "max" is no limit, and a root has no file: both are absent.
+						// "max" means unlimited, and the root cgroup lacks the files: both are absent.
 						if b, err := os.ReadFile(filepath.Join(path, file)); err == nil {
 							var n [1]Number
 							_ = parse.Numbers(b, path, n[:])

@@ -103,15 +103,16 @@ type Query struct {
 	// Choose reports whether a collector is wanted; nil wants all.
 	Choose func(name string) bool
 	// MaxAge is how old the reading of a collector may be, counted from its beginning.
-	// At 0 it is made for this query, or shared with others that came meanwhile.
+	// At 0 it is made for this query, or shared with others that come meanwhile. A
+	// walk may be older, as its budget has it.
 	MaxAge time.Duration
 }
 
 // Reading is what the collectors of a set gave at one time. It does not change.
 type Reading struct {
-	// Results stand in the order of the set's collectors.
+	// Results are in the order of the set's collectors.
 	Results []Result
-	// View says which numbers are the machine's own.
+	// View is what the exporter sees of the machine.
 	View kernel.View
 
 	health *health

@@ -170,7 +170,7 @@ func addLimit(spec *Spec, l LimitInfo) int {
 
 // A term is where the number of a series is found in a table.
 type term struct {
-	metric int // -1 where there is no metric
+	metric int // -1 for none
 	// values are those of the metric's last labels; before them stand those of a
 	// list's items, if keyed.
 	values []string
@@ -185,7 +185,7 @@ func find(spec *Spec, resource string, s Series, keys []string) term {
 	}
 	at := slices.IndexFunc(spec.Metrics, func(m MetricInfo) bool { return m.Name == s.Metric })
 	if at < 0 || len(s.Labels)%2 != 0 {
-		wrong(spec, "limit %s refers to %v, which is no metric of this collector", resource, s)
+		wrong(spec, "limit %s refers to %v, which this collector does not have", resource, s)
 	}
 	m := &spec.Metrics[at]
 	t := term{metric: at}
@@ -198,10 +198,10 @@ func find(spec *Spec, resource string, s Series, keys []string) term {
 		t.keyed, labels = true, labels[len(keys):]
 	}
 	if !slices.Equal(labels, names) {
-		wrong(spec, "limit %s refers to %v, which is not one series: %s has labels %v", resource, s, m.Name, m.Labels)
+		wrong(spec, "limit %s refers to %v, but %s has labels %v", resource, s, m.Name, m.Labels)
 	}
 	if len(names) > 0 && !slices.ContainsFunc(m.values, func(v []string) bool { return slices.Equal(v, t.values) }) {
-		wrong(spec, "limit %s refers to %v, which never is", resource, s)
+		wrong(spec, "limit %s refers to %v, a series that is never exported", resource, s)
 	}
 	return t
 }

@@ -74,6 +74,7 @@ func TestConfig(t *testing.T) {
 		"resources: {memory: {enabled: false}}":                             {`{resource!~"tcp_time_wait"}`, `{resource!~"tcp_time_wait|memory"}`},
 		"alerts: {SockPressureFillingFast/critical: {params: {from: 0.8}}}": {`>= 0.75 < 1`, `>= 0.8 < 1`},
 		"alerts: {SockPressureExporterGone: {enabled: false}}":              {"SockPressureExporterGone\n", "alert:"},
+
 		"select: 'env=\"a\"'":              {"(sockpressure_oom_kills_total[5m])", `(sockpressure_oom_kills_total{env="a"}[5m])`},
 		"severities: {critical: page}":     {`severity="critical"`, "severity: page"},
 		"runbookURL: https://example.com/": {"docs/runbooks.md#", "https://example.com/sockpressureoomkill"},

@@ -28,7 +28,7 @@ type Files struct {
 
 // Proc returns a file of procfs that is the same in every network namespace.
 func (f *Files) Proc(name string) File {
-	path := filepath.Join(f.procPath, name)
+	path := filepath.Join(f.ProcPath, name)
 	return f.keep(path, f.procFile(path, procfile.Open))
 }
 

@@ -46,11 +46,10 @@ type Options struct {
 // Machine is the machine whose kernel is read. It keeps nothing open.
 type Machine struct {
 	Options
-	procPath string
-	mount    *procmount.Mount
-	host     *hostns.Host
-	netPath  string // of the host's namespace; empty where it is out of reach
-	view     View
+	mount   *procmount.Mount
+	host    *hostns.Host
+	netPath string // of the host's namespace; empty where it is out of reach
+	view    View
 }
 
 // Open looks at the procfs and finds the host's network namespace. It fails where
@@ -89,7 +88,7 @@ func find(o Options) (*Machine, error) {
 	if o.MemoryUnit == nil {
 		o.MemoryUnit = skmem.Unit
 	}
-	m := &Machine{Options: o, procPath: o.ProcPath, mount: mount, host: host, netPath: filepath.Join(o.ProcPath, "1/net")}
+	m := &Machine{Options: o, mount: mount, host: host, netPath: filepath.Join(o.ProcPath, "1/net")}
 	if _, err := os.Stat(m.netPath); err != nil {
 		m.netPath = ""
 		if host.View() == hostns.Own {
@@ -103,14 +102,14 @@ func find(o Options) (*Machine, error) {
 func (m *Machine) View() View { return m.view }
 
 func (m *Machine) sysctlPath(name string) string {
-	return filepath.Join(m.procPath, "sys", strings.ReplaceAll(name, ".", "/"))
+	return filepath.Join(m.ProcPath, "sys", strings.ReplaceAll(name, ".", "/"))
 }
 
 // procFile says how a file of procfs is read that is opened with open. It has to be
 // the procfs's own.
 func (m *Machine) procFile(path string, open procfile.Opener) procfile.Options {
 	return procfile.Options{
-		Sysctl: strings.HasPrefix(path, filepath.Join(m.procPath, "sys")+"/"),
+		Sysctl: strings.HasPrefix(path, filepath.Join(m.ProcPath, "sys")+"/"),
 		Open: func(path string) (int, error) {
 			fd, err := open(path)
 			if err != nil {

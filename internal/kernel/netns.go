@@ -33,18 +33,18 @@ func (f *Files) Host() *Netns {
 // stays open, so it ends with its last process. It fails where this process cannot
 // see its own.
 func (f *Files) Netns(pid int) (*Netns, error) {
-	host, err := hostns.Of(f.procPath, pid)
+	host, err := hostns.Of(f.ProcPath, pid)
 	if err != nil {
 		return nil, err
 	}
-	return &Netns{files: f, host: host, netPath: filepath.Join(f.procPath, strconv.Itoa(pid), "net"), file: f.once}, nil
+	return &Netns{files: f, host: host, netPath: filepath.Join(f.ProcPath, strconv.Itoa(pid), "net"), file: f.once}, nil
 }
 
 // File returns a file below <procfs>/<pid>/net, which follows the process and so
 // belongs to the namespace whoever reads it.
 func (n *Netns) File(name string) File {
 	if n.netPath == "" {
-		path := filepath.Join(n.files.procPath, "1/net", name)
+		path := filepath.Join(n.files.ProcPath, "1/net", name)
 		return n.file(path, n.files.procFile(path, func(string) (int, error) { return -1, hostns.ErrForeign }))
 	}
 	path := filepath.Join(n.netPath, name)
@@ -67,29 +67,27 @@ func (n *Netns) Sysctl(name string) File {
 
 // SockDiag returns a client for the sockets of the namespace.
 func (n *Netns) SockDiag() *sockdiag.Client {
-	dial := func() (sockdiag.Transport, error) { return Dial(n, sockdiag.Dial) }
-	if !n.kept {
-		return sockdiag.NewOnce(dial)
-	}
-	if n.files.DialSockDiag != nil {
-		dial = n.files.DialSockDiag
-	}
-	c := sockdiag.New(dial)
-	n.files.Defer(c.Close)
-	return c
+	return client(n, n.files.DialSockDiag, sockdiag.Dial, sockdiag.New, sockdiag.NewOnce)
 }
 
 // CTNetlink returns a client for the statistics of the namespace's connection
 // tracking.
 func (n *Netns) CTNetlink() *ctnetlink.Client {
-	dial := func() (ctnetlink.Conn, error) { return Dial(n, ctnetlink.Dial) }
+	return client(n, n.files.DialCTNetlink, ctnetlink.Dial, ctnetlink.New, ctnetlink.NewOnce)
+}
+
+// client returns a client over sockets that are opened with dial in a namespace:
+// for the host's, one that keeps its socket, over recorded instead of dial if that
+// is not nil; for any other, one that keeps none.
+func client[C interface{ Close() }, T any](n *Netns, recorded, dial func() (T, error), kept, once func(func() (T, error)) C) C {
+	inside := func() (T, error) { return Dial(n, dial) }
 	if !n.kept {
-		return ctnetlink.NewOnce(dial)
+		return once(inside)
 	}
-	if n.files.DialCTNetlink != nil {
-		dial = n.files.DialCTNetlink
+	if recorded != nil {
+		inside = recorded
 	}
-	c := ctnetlink.New(dial)
+	c := kept(inside)
 	n.files.Defer(c.Close)
 	return c
 }
@@ -98,7 +96,7 @@ func (n *Netns) CTNetlink() *ctnetlink.Client {
 // where that cannot be entered.
 func Dial[T any](n *Netns, dial func() (T, error)) (conn T, err error) {
 	if n.files.mount.Copied() {
-		return conn, fmt.Errorf("%w: %s is not a procfs", hostns.ErrForeign, n.files.procPath)
+		return conn, fmt.Errorf("%w: %s is not a procfs", hostns.ErrForeign, n.files.ProcPath)
 	}
 	err = n.host.Do(func() error {
 		conn, err = dial()

@@ -37,9 +37,9 @@ func (v View) Whole() bool { return v == View{} }
 // findView asks which numbers are the machine's own.
 func (m *Machine) findView() View {
 	return View{
-		Network:   answer(m.procPath, m.hostNetwork),
-		Processes: answer(m.procPath, m.mount.Processes),
-		Memory:    answer(m.procPath, m.mount.Memory),
+		Network:   answer(m.ProcPath, m.hostNetwork),
+		Processes: answer(m.ProcPath, m.mount.Processes),
+		Memory:    answer(m.ProcPath, m.mount.Memory),
 	}
 }
 
@@ -57,9 +57,9 @@ func (m *Machine) hostNetwork() error {
 	})
 	switch {
 	case errors.Is(err, procmount.ErrHidden):
-		return fmt.Errorf("sysctls of %s are %w", m.procPath, err)
+		return fmt.Errorf("sysctls of %s are %w", m.ProcPath, err)
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("the network namespace of process 1 of %s is not the machine's first one, so the limits of TCP and UDP memory, orphans, neighbours and the backlog are missing: in a container, mount the host's /proc and name it with --path.procfs", m.procPath)
+		return fmt.Errorf("the network namespace of process 1 of %s is not the machine's first one, so the limits of TCP and UDP memory, orphans, neighbours and the backlog are missing: in a container, mount the host's /proc and name it with --path.procfs", m.ProcPath)
 	}
 	return nil
 }
