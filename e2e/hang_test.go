@@ -59,6 +59,7 @@ func (e *exporter) kept(proc string) []string {
 // collectors that do not need the file answer at once, check says what hangs, and
 // a signal ends it.
 func TestHang(t *testing.T) {
+	t.Parallel() // it does little but wait
 	proc, sys := copyProc(t)
 	files := start(t, nil, "--path.procfs="+proc, "--path.sysfs="+sys).kept(proc)
 	if len(files) < 30 {
@@ -69,7 +70,7 @@ func TestHang(t *testing.T) {
 		// One of each kind: of a namespace, of the machine, of a walk, of no collector.
 		files = []string{"net/sockstat", "meminfo", "sys/net/ipv4/ip_local_port_range", "version"}
 	}
-	// All at once: they do nothing but wait.
+	// All at once.
 	var all sync.WaitGroup
 	defer all.Wait()
 	for _, file := range files {
