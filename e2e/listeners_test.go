@@ -69,7 +69,11 @@ func TestManyListeners(t *testing.T) {
 	if got := p.value(t, fmt.Sprintf(`sockpressure_accept_queue_length{listener="127.98.50.1:%d"}`, addr.Port)); got != 5 {
 		t.Errorf("the full queue has %v", got)
 	}
-	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got != 1.25 {
+	if got := p.value(t, fmt.Sprintf(`sockpressure_accept_queue_saturation_ratio{listener="127.98.50.1:%d"}`, addr.Port)); got != 1.25 {
+		t.Errorf("its saturation is %v", got)
+	}
+	// Another program on this machine may have a queue that is fuller still.
+	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got < 1.25 {
 		t.Errorf("saturation is %v", got)
 	}
 	t.Logf("a walk over %d listeners took %v s", listeners, p.value(t, `sockpressure_scrape_collector_duration_seconds{collector="tcp"}`))
