@@ -15,7 +15,7 @@ import (
 // TestNames fails for a rule that names a metric or a label that the exporter
 // does not have: such a rule never fires, and nobody notices.
 func TestNames(t *testing.T) {
-	metrics, rules := exported(t), readRules(t)
+	metrics, rules := exported(), readRules(t)
 	recorded := map[string]bool{}
 	allLabels := []string{"cluster", "job", "instance"}
 	for _, r := range rules {

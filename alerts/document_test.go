@@ -6,10 +6,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"text/template"
 	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
@@ -19,11 +21,6 @@ var (
 	update = flag.Bool("update", false, "write docs/alerts.md anew")
 	anew   = flag.String("simulate", "", "with -update, simulate anew what docs/alerts.md has of \"recordings\", \"ramps\" or \"hosts\"; up to an hour")
 )
-
-// introduction is the part of docs/alerts.md that is written by hand.
-func introduction(t *testing.T) string {
-	return strings.ReplaceAll(read(t, "testdata/introduction.md"), "$VERSION", strings.TrimSpace(read(t, "../VERSION")))
-}
 
 // TestDocument holds docs/alerts.md to the rules and to the recordings.
 func TestDocument(t *testing.T) {
@@ -46,49 +43,30 @@ func TestDocument(t *testing.T) {
 	}
 }
 
+// document fills alerts.md.tmpl.
 func document(t *testing.T) string {
 	t.Helper()
+	failures := slices.DeleteFunc(recordings(t, "*"), func(r *recording.Recording) bool { return r.Refusal < 0 })
+	s := readSimulated(t)
+	page, err := template.New("alerts.md.tmpl").Funcs(template.FuncMap{"join": strings.Join, "lower": strings.ToLower}).ParseFiles("alerts.md.tmpl")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var b strings.Builder
-	b.WriteString(introduction(t))
-	rules := readRules(t)
-	alertTable(&b, rules)
-
-	b.WriteString("\n## Recording rules\n\nOf some 300 series a node, a dashboard over a fleet reads these only ([fleet.rules.yml](../alerts/fleet.rules.yml)).\n\n| series | of |\n|---|---|\n")
-	seen := map[string]bool{}
-	meaning := map[string]string{
-		"instance_resource:sockpressure_saturation:max5m": "each node and limit: the highest saturation of the last 5 minutes",
-		"instance:sockpressure_saturation:max5m":          "each node: that of its worst limit",
-		"job_resource:sockpressure_saturation:max5m":      "each limit: that of its worst node",
-		"instance_resource:sockpressure_refusals:rate5m":  "each node and limit: what the kernel refused, dropped or killed a second",
-		"instance:sockpressure_refusals:rate5m":           "each node: all of it",
-		"job_resource:sockpressure_refusals:rate5m":       "each limit: all nodes",
-		"instance:sockpressure_collectors_failing:count":  "each node: collectors that fail",
-		"instance_resource:sockpressure_saturation:max1h": "each node and limit: the highest of an hour, from few points; forecasts compare with these",
-		"instance_resource:sockpressure_saturation:max1d": "the same of a day",
-		"instance_resource:sockpressure_saturation:max1w": "the same of a week",
+	err = page.Execute(&b, struct {
+		Version    string
+		Alerts     []documentedAlert
+		Recorded   []documentedSeries
+		Ramps      []documentedRamps
+		Hosts      [][]string
+		Recordings documentedRecordings
+	}{
+		strings.TrimSpace(read(t, "../VERSION")), documentAlerts(readRules(t)), documentSeries(t),
+		documentRamps(s), documentHosts(s), documentRecordings(judged(t, failures)),
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, r := range rules {
-		if r.Record != "" && !seen[r.Record] {
-			seen[r.Record] = true
-			if meaning[r.Record] == "" {
-				t.Errorf("%s: docs/alerts.md does not say what it is", r)
-			}
-			fmt.Fprintf(&b, "| `%s` | %s |\n", r.Record, meaning[r.Record])
-		}
-	}
-	if len(seen) != len(meaning) {
-		t.Errorf("docs/alerts.md has %d recording rules, there are %d", len(meaning), len(seen))
-	}
-
-	simulations(t, &b)
-	b.WriteString("\n## Recordings of real kernels\n\n")
-	all := recordings(t, "*")
-	failures := slices.DeleteFunc(slices.Clone(all), func(r *recording.Recording) bool { return r.Refusal < 0 })
-	if len(failures) == 0 {
-		b.WriteString("Nothing has been recorded yet.\n")
-		return b.String()
-	}
-	leadTimes(&b, judged(t, failures))
 	return b.String()
 }
 
@@ -208,119 +186,130 @@ func readSimulated(t *testing.T) simulated {
 	return s
 }
 
-// simulations writes the tables of lead times and of false alarms.
-func simulations(t *testing.T, b *strings.Builder) {
-	t.Helper()
-	s := readSimulated(t)
-	b.WriteString(`
-## Lead times
+// documentedAlert is all rules of one name.
+type documentedAlert struct {
+	Name            string
+	Severities, For []string
+	Stage, Summary  string
+}
 
-Of a limit that fills evenly from 20 percent: how long before the refusal the page / the ticket fires, at the worst phase
-of scrapes, evaluations (every 15 s) and ramp. A minus is after it. CI requires a page a minute before the refusal for
-every ramp of 5 minutes and longer that is scraped every 15 s, a page or a ticket before it for one of 2 minutes, and an
-alert that tells of it within two scrapes at any pace.
-`)
-	for _, scrape := range scrapes() {
-		fmt.Fprintf(b, "\nScraped every %s:\n\n| limit |", short(scrape))
-		for _, fill := range fills() {
-			fmt.Fprintf(b, " %s |", short(fill))
+func documentAlerts(rules []rule) []documentedAlert {
+	var all []documentedAlert
+	for _, r := range alertsOf(rules) {
+		at := slices.IndexFunc(all, func(a documentedAlert) bool { return a.Name == r.Alert })
+		if at < 0 {
+			at = len(all)
+			all = append(all, documentedAlert{Name: r.Alert, Stage: r.Labels["stage"], Summary: r.Annotations["summary"]})
 		}
-		fmt.Fprintf(b, "\n|---|%s\n", strings.Repeat("---|", len(fills())))
-		for _, l := range limits() {
-			fmt.Fprintf(b, "| %s |", l.Resource)
+		if a := &all[at]; !slices.Contains(a.Severities, r.Labels["severity"]) {
+			a.Severities = append(a.Severities, r.Labels["severity"])
+			a.For = append(a.For, cmp.Or(r.For, "0s"))
+		}
+	}
+	return all
+}
+
+// documentedSeries is all recording rules of one name.
+type documentedSeries struct{ Name, About string }
+
+func documentSeries(t *testing.T) []documentedSeries {
+	t.Helper()
+	var all []documentedSeries
+	for _, g := range Groups() {
+		for _, r := range g.Rules {
+			s := documentedSeries{r.Record, r.about}
+			if r.Record == "" || slices.Contains(all, s) {
+				continue
+			}
+			if r.about == "" || slices.ContainsFunc(all, func(o documentedSeries) bool { return o.Name == r.Record }) {
+				t.Errorf("%s: it says %q of itself", r.Record, r.about)
+			}
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// documentedRamps are the leads of each limit, a column for each duration of the ramp.
+type documentedRamps struct {
+	Scrape string
+	Fills  []string
+	Leads  [][]string
+}
+
+func documentRamps(s simulated) []documentedRamps {
+	var all []documentedRamps
+	for _, scrape := range scrapes() {
+		ramps := documentedRamps{Scrape: short(scrape)}
+		for _, fill := range fills() {
+			ramps.Fills = append(ramps.Fills, short(fill))
+		}
+		for _, limit := range limits() {
+			row := []string{limit.Resource}
 			for _, fill := range fills() {
 				cell := "not simulated"
-				if l, ok := s.Leads[leadKey(l.Resource, fill, scrape)]; ok {
+				if l, ok := s.Leads[leadKey(limit.Resource, fill, scrape)]; ok {
 					cell = show(l.Page) + " / " + show(l.Ticket)
 				}
-				fmt.Fprintf(b, " %s |", cell)
+				row = append(row, cell)
 			}
-			b.WriteString("\n")
+			ramps.Leads = append(ramps.Leads, row)
 		}
+		all = append(all, ramps)
 	}
-	b.WriteString(`
-## False alarms
+	return all
+}
 
-What healthy hosts raise in a simulated week, scraped every minute and evaluated every five; CI simulates a day of each,
-scraped every 15 s and evaluated every minute. Nobody is paged, and no alert fires and resolves more than once an hour; a
-ticket is said to be right where usage is at a warning level, or where a process was killed.
-
-| host | pages | tickets | for the record | |
-|---|---|---|---|---|
-`)
+func documentHosts(s simulated) [][]string {
+	var rows [][]string
 	for _, h := range quietHosts() {
 		w := s.Weeks[h.name]
-		fmt.Fprintf(b, "| %s | %d | %d | %d | %s |\n", h.about, w[Critical], w[Warning], w[Info], h.ticket)
+		rows = append(rows, []string{h.about, strconv.Itoa(w[Critical]), strconv.Itoa(w[Warning]), strconv.Itoa(w[Info]), h.ticket})
 	}
+	return rows
 }
 
-// alertTable writes one row for each name.
-func alertTable(b *strings.Builder, rules []rule) {
-	b.WriteString("| alert | severity | stage | for | meaning |\n|---|---|---|---|---|\n")
-	var names []string
-	byName := map[string][]rule{}
-	for _, r := range alertsOf(rules) {
-		if byName[r.Alert] == nil {
-			names = append(names, r.Alert)
-		}
-		byName[r.Alert] = append(byName[r.Alert], r)
-	}
-	for _, name := range names {
-		var severities, holds []string
-		for _, r := range byName[name] {
-			if !slices.Contains(severities, r.Labels["severity"]) {
-				severities = append(severities, r.Labels["severity"])
-				holds = append(holds, cmp.Or(r.For, "0s"))
-			}
-		}
-		first := byName[name][0]
-		fmt.Fprintf(b, "| [%s](runbooks.md#%s) | %s | %s | %s | %s |\n", name, strings.ToLower(name),
-			strings.Join(severities, ", "), first.Labels["stage"], strings.Join(holds, ", "), first.Annotations["summary"])
-	}
+// documentedRecordings is what came of the recordings of failures: by scenario a
+// column for each kernel, and a note.
+type documentedRecordings struct {
+	Step, LeadTime, ToldAfter string
+	Kernels                   []string
+	Before, After             [][]string
 }
 
-// leadTimes writes what came of the recordings of failures.
-func leadTimes(b *strings.Builder, outcomes []outcome) {
-	var kernels, scenarios []string
+func documentRecordings(outcomes []outcome) documentedRecordings {
+	d := documentedRecordings{Step: short(step), LeadTime: short(leadTime), ToldAfter: short(toldAfter)}
+	var scenarios []string
 	by := map[string]outcome{}
 	for _, o := range outcomes {
 		r := o.recording
-		if !slices.Contains(kernels, r.Kernel) {
-			kernels = append(kernels, r.Kernel)
+		if !slices.Contains(d.Kernels, r.Kernel) {
+			d.Kernels = append(d.Kernels, r.Kernel)
 		}
 		if !slices.Contains(scenarios, r.Scenario) {
 			scenarios = append(scenarios, r.Scenario)
 		}
 		by[instance(r)] = o
 	}
-	slices.SortFunc(kernels, compareVersions)
+	slices.SortFunc(d.Kernels, compareVersions)
 	slices.Sort(scenarios)
 
-	table := func(title string, cell func(outcome) (text, note string)) {
-		fmt.Fprintf(b, "| %s | %s | |\n|---|%s---|\n", title, strings.Join(kernels, " | "), strings.Repeat("---|", len(kernels)))
+	rows := func(cell func(outcome) (text, note string)) (rows [][]string) {
 		for _, s := range scenarios {
-			fmt.Fprintf(b, "| %s |", s)
-			remark := ""
-			for _, k := range kernels {
+			row, remark := []string{s}, ""
+			for _, k := range d.Kernels {
 				text, note := "", ""
 				if o, ok := by[k+"/"+s]; ok {
 					text, note = cell(o)
 				}
-				fmt.Fprintf(b, " %s |", text)
+				row = append(row, text)
 				remark = cmp.Or(remark, note)
 			}
-			fmt.Fprintf(b, " %s |\n", remark)
+			rows = append(rows, append(row, remark))
 		}
+		return rows
 	}
-	fmt.Fprintf(b, `Each failure was brought about on real kernels: a program drives one limit from idle to the first refusal, laid
-out as ten minutes at a scrape every %s, and Prometheus's rule engine goes through what the exporter showed.
-CI requires that the page fires at least %s before the first refusal, that what the kernel counts is told
-within %s after it, and that a day of healthy hosts (idle, busy, bursts, page cache) raises no alert but info.
-
-How long before the first refusal the page / the ticket fired:
-
-`, short(step), short(leadTime), short(toldAfter))
-	table("scenario", func(o outcome) (text, note string) {
+	d.Before = rows(func(o outcome) (text, note string) {
 		why := unforeseen(o.recording.Resource)
 		if why != "" {
 			return "–", why
@@ -330,8 +319,7 @@ How long before the first refusal the page / the ticket fired:
 		}
 		return show(o.lead(o.critical)) + " / " + show(o.lead(o.warning)), why
 	})
-	b.WriteString("\nHow long after it the counters raised their alert; where the kernel counts nothing, the page had to stand by then:\n\n")
-	table("scenario", func(o outcome) (text, note string) {
+	d.After = rows(func(o outcome) (text, note string) {
 		switch why := uncounted(o.recording); {
 		case why != "" && o.critical != nil:
 			return "page stood", why
@@ -343,6 +331,7 @@ How long before the first refusal the page / the ticket fired:
 			return short(o.met.first - o.refusal()), ""
 		}
 	})
+	return d
 }
 
 // short writes a duration without the zeros at its end.
@@ -370,34 +359,32 @@ func compareVersions(a, b string) int {
 	return cmp.Or(slices.Compare(numbers(a), numbers(b)), cmp.Compare(a, b))
 }
 
-// TestLeadTimeTables writes the tables for outcomes of all kinds.
-func TestLeadTimeTables(t *testing.T) {
+// TestDocumentRecordings has outcomes of all kinds.
+func TestDocumentRecordings(t *testing.T) {
 	at := func(step int) *firing { return &firing{first: time.Duration(step) * 15 * time.Second} }
 	rec := func(kernel, scenario string) *recording.Recording {
 		return &recording.Recording{Kernel: kernel, Scenario: scenario, Resource: scenario, Refusal: 44}
 	}
-	var b strings.Builder
-	leadTimes(&b, []outcome{
+	got := documentRecordings([]outcome{
 		{rec("6.12", "tcp_memory"), at(34), at(40), at(45)},
 		{rec("6.1", "tcp_memory"), nil, at(40), nil},
 		{rec("6.12", "file_descriptors"), at(34), at(40), nil},
 		{rec("6.12", "netdev_backlog"), nil, nil, at(44)},
 	})
-	want := `| scenario | 6.1 | 6.12 | |
-|---|---|---|---|
-| file_descriptors |  | 1m / 2m30s |  |
-| netdev_backlog |  | – | a moment's length: over before a scrape sees it |
-| tcp_memory | 1m / never | 1m / 2m30s |  |
-
-How long after it the counters raised their alert; where the kernel counts nothing, the page had to stand by then:
-
-| scenario | 6.1 | 6.12 | |
-|---|---|---|---|
-| file_descriptors |  | page stood | no counter |
-| netdev_backlog |  | 0s |  |
-| tcp_memory | none | 15s |  |
-`
-	if !strings.HasSuffix(b.String(), want) {
-		t.Errorf("got\n%s", b.String())
+	want := documentedRecordings{
+		Step: "15s", LeadTime: "1m", ToldAfter: "1m", Kernels: []string{"6.1", "6.12"},
+		Before: [][]string{
+			{"file_descriptors", "", "1m / 2m30s", ""},
+			{"netdev_backlog", "", "–", "a moment's length: over before a scrape sees it"},
+			{"tcp_memory", "1m / never", "1m / 2m30s", ""},
+		},
+		After: [][]string{
+			{"file_descriptors", "", "page stood", "no counter"},
+			{"netdev_backlog", "", "0s", ""},
+			{"tcp_memory", "none", "15s", ""},
+		},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%v\nwant\n%v", got, want)
 	}
 }

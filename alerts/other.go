@@ -197,6 +197,7 @@ func refusals() []Rule {
 	for _, r := range all {
 		rules = append(rules, Rule{
 			Record: "instance_resource:sockpressure_refusals:rate5m", Comment: r.comment, Expr: r.expr,
+			about:  "each node and limit: what the kernel refused, dropped or killed a second",
 			Labels: map[string]string{"resource": r.resource},
 		})
 	}
@@ -208,14 +209,17 @@ func fleet() Group {
 	rules := []Rule{
 		{
 			Record: "instance_resource:sockpressure_saturation:max5m", Expr: "max_over_time(sockpressure_saturation_ratio[5m])",
+			about:   "each node and limit: the highest saturation of the last 5 minutes",
 			Comment: "The highest of the last 5 minutes, so that a dashboard with coarse steps sees it.",
 		},
 		{
 			Record: "instance:sockpressure_saturation:max5m",
+			about:  "each node: that of its worst limit",
 			Expr:   "max without (resource) (instance_resource:sockpressure_saturation:max5m)",
 		},
 		{
 			Record: "job_resource:sockpressure_saturation:max5m",
+			about:  "each limit: that of its worst node",
 			Expr:   "max by (cluster, job, resource) (instance_resource:sockpressure_saturation:max5m)",
 		},
 	}
@@ -224,14 +228,17 @@ func fleet() Group {
 		rules,
 		Rule{
 			Record: "instance:sockpressure_refusals:rate5m",
+			about:  "each node: all of it",
 			Expr:   "sum without (resource) (instance_resource:sockpressure_refusals:rate5m)",
 		},
 		Rule{
 			Record: "job_resource:sockpressure_refusals:rate5m",
+			about:  "each limit: all nodes",
 			Expr:   "sum by (cluster, job, resource) (instance_resource:sockpressure_refusals:rate5m)",
 		},
 		Rule{
 			Record: "instance:sockpressure_collectors_failing:count",
+			about:  "each node: collectors that fail",
 			Expr:   "sum without (collector) (sockpressure_scrape_collector_success == bool 0)",
 		},
 	)
@@ -247,16 +254,16 @@ func fleet() Group {
 
 // history is what forecasts compare with.
 func history() Group {
-	record := func(name, expr string) Rule {
-		return Rule{Record: "instance_resource:sockpressure_saturation:" + name, Expr: expr}
+	record := func(name, about, expr string) Rule {
+		return Rule{Record: "instance_resource:sockpressure_saturation:" + name, Expr: expr, about: about}
 	}
 	return Group{
 		Name: "sockpressure-history", file: "fleet", Interval: "1m",
 		Comment: "The highest of an hour, a day and a week, each from few points of the one before: what is no higher than that is no growth, and raises no forecast. Where these are not loaded, forecasts only are less quiet.",
 		Rules: []Rule{
-			record("max1h", "max_over_time(instance_resource:sockpressure_saturation:max5m[1h:5m])"),
-			record("max1d", "max_over_time(instance_resource:sockpressure_saturation:max1h[1d:30m])\n> instance_resource:sockpressure_saturation:max1h\nor\ninstance_resource:sockpressure_saturation:max1h"),
-			record("max1w", "max_over_time(instance_resource:sockpressure_saturation:max1d[1w:12h])\n> instance_resource:sockpressure_saturation:max1d\nor\ninstance_resource:sockpressure_saturation:max1d"),
+			record("max1h", "each node and limit: the highest of an hour, from few points; forecasts compare with these", "max_over_time(instance_resource:sockpressure_saturation:max5m[1h:5m])"),
+			record("max1d", "the same of a day", "max_over_time(instance_resource:sockpressure_saturation:max1h[1d:30m])\n> instance_resource:sockpressure_saturation:max1h\nor\ninstance_resource:sockpressure_saturation:max1h"),
+			record("max1w", "the same of a week", "max_over_time(instance_resource:sockpressure_saturation:max1d[1w:12h])\n> instance_resource:sockpressure_saturation:max1d\nor\ninstance_resource:sockpressure_saturation:max1d"),
 		},
 	}
 }

@@ -18,6 +18,7 @@ import (
 //go:generate go run ./generate -dir=. -format=files
 //go:generate go run ./generate -format=json -out=rules.json
 //go:generate go run ./generate -format=prometheusrule -out=../deploy/kubernetes/prometheus-operator/prometheusrule.yaml
+//go:generate go test . -run=^TestDocument$ -update
 
 // Severities: a page, a ticket, and what is kept for the record only.
 const (
@@ -56,6 +57,9 @@ type Rule struct {
 	Severity    string            `json:"severity,omitempty"`
 	Summary     string            `json:"summary,omitempty"`
 	Description string            `json:"description,omitempty"`
+
+	// about tells the reader of docs/alerts.md what the series of a recording rule are.
+	about string
 }
 
 // Group is a group of rules, which Prometheus evaluates in order.

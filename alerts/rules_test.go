@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v2"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
 // rule is an alerting or a recording rule.
@@ -79,17 +81,11 @@ func alertsOf(rules []rule) []rule {
 	return slices.DeleteFunc(slices.Clone(rules), func(r rule) bool { return r.Alert == "" })
 }
 
-// exported reads the metrics and their labels from docs/metrics.md, which the
-// collector package generates from its rows and holds fresh.
-func exported(t *testing.T) map[string][]string {
-	t.Helper()
+// exported returns the labels of every metric that rules may name.
+func exported() map[string][]string {
 	metrics := map[string][]string{"up": nil, "ALERTS": {"alertname", "alertstate", "severity", "stage"}}
-	row := regexp.MustCompile("(?m)^\\| `(sockpressure_\\w+)` \\| \\w+ \\| ([\\w, ]*) \\|")
-	for _, m := range row.FindAllStringSubmatch(read(t, "../docs/metrics.md"), -1) {
-		metrics[m[1]] = strings.FieldsFunc(m[2], func(r rune) bool { return r == ',' || r == ' ' })
-	}
-	if len(metrics) < 50 {
-		t.Fatalf("docs/metrics.md: %d metrics", len(metrics))
+	for _, m := range collector.Metrics() {
+		metrics[m.FullName()] = m.Labels
 	}
 	return metrics
 }

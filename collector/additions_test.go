@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // What is in this file is what a newcomer writes for each kind of addition that
@@ -36,33 +38,33 @@ func netnsSpec(pids ...int) Spec {
 		Name: "netns", Help: "Sockets of every network namespace.", Walk: true,
 		Open: func(k *Scope) func(context.Context, *snapshot) error {
 			return func(_ context.Context, s *snapshot) error {
-				var p problems
+				var p parse.Problems
 				for _, pid := range pids {
 					n, err := k.Netns(pid)
 					if errors.Is(err, fs.ErrNotExist) {
 						continue // it has ended
 					}
-					p.add(err)
+					p.Add(err)
 					if err != nil {
 						continue
 					}
 					file := n.File("sockstat")
 					b, err := optional(file)
-					p.add(err)
+					p.Add(err)
 					if b != nil {
-						var counts sockstat
-						p.add(parseSockstat(b, file.Path(), 0, &counts))
-						s.namespaces = append(s.namespaces, namespace{pid, counts.family[0].tcp})
+						counts, err := parse.Sockstat(b, file.Path(), 0)
+						p.Add(err)
+						s.namespaces = append(s.namespaces, namespace{pid, counts.TCP})
 					}
 				}
-				return p.err()
+				return p.Err()
 			}
 		},
 		Lists: []Lister[snapshot]{List[snapshot, namespace]{
 			Items:  func(s *snapshot) iter.Seq[namespace] { return slices.Values(s.namespaces) },
 			Before: func(a, b namespace) bool { return a.inuse.Value > b.inuse.Value },
 			Labels: []string{"netns"},
-			Key:    func(n namespace) []string { return []string{fmt.Sprint(n.pid)} },
+			Key:    func(n namespace) []string { return []string{strconv.Itoa(n.pid)} },
 			Columns: []Metric[namespace]{{
 				Name: "netns_tcp_sockets_inuse", Help: "TCP sockets of a network namespace.",
 				Value: func(n *namespace) Number { return n.inuse },
@@ -76,7 +78,7 @@ func netnsSpec(pids ...int) Spec {
 func TestAddNetns(t *testing.T) {
 	needs.Check(t, needs.Root)
 	child := exec.CommandContext(t.Context(), "sleep", "60")
-	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +89,7 @@ func TestAddNetns(t *testing.T) {
 	set := NewSet(machine(t, running()), []Spec{netnsSpec(child.Process.Pid, 1<<30)}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
 	defer closeSet(t, set)
 	r := set.Read(t.Context(), Query{}).Results[0]
-	if r.Err != nil || len(r.samples) != 1 || r.samples[0].value != 0 || r.samples[0].labels[0] != fmt.Sprint(child.Process.Pid) {
+	if r.Err != nil || len(r.samples) != 1 || r.samples[0].value != 0 || r.samples[0].labels[0] != strconv.Itoa(child.Process.Pid) {
 		t.Fatalf("%+v", r)
 	}
 	open, err := filepath.Glob("/proc/self/fd/*")
@@ -234,7 +236,9 @@ func cgroupSpec() Spec {
 					for file, into := range map[string]*Number{"memory.current": &c.usage, "memory.max": &c.most} {
 						// "max" is no limit, and a root has no file: both are absent.
 						if b, err := os.ReadFile(filepath.Join(path, file)); err == nil {
-							_ = into.parse([]byte(strings.TrimSpace(string(b))))
+							var n [1]Number
+							_ = parse.Numbers(b, path, n[:])
+							*into = n[0]
 						}
 					}
 					if c.usage.Present && c.most.Present {

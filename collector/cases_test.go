@@ -248,9 +248,9 @@ func TestOfflineCPU(t *testing.T) {
 		for i := range columns {
 			v := uint32(0)
 			switch i {
-			case softnetDropped:
+			case 1: // dropped
 				v = drops
-			case softnetCPU:
+			case 12: // the CPU
 				v = uint32(cpu)
 			}
 			fmt.Fprintf(&b, "%08x ", v)

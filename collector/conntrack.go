@@ -6,6 +6,7 @@ import (
 	"github.com/mdlayher/netlink"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // conntrack is one reading of the connection tracking table of the host's
@@ -109,20 +110,20 @@ func openConntrack(k *Scope) func(context.Context, *conntrack) error {
 	counters := newPerCPU(conntrackCounters)
 
 	return func(ctx context.Context, s *conntrack) error {
-		var p problems
+		var p parse.Problems
 		var err error
 		for _, l := range []struct {
 			file kernel.File
 			into *Number
 		}{{count, &s.entries}, {limit, &s.limit}, {buckets, &s.buckets}} {
 			*l.into, err = sysctlNumber(l.file)
-			p.add(err)
+			p.Add(err)
 		}
 		b, err := optional(stat)
-		if !s.limit.Present && b == nil && err == nil && p.err() == nil {
+		if !s.limit.Present && b == nil && err == nil && p.Err() == nil {
 			return &NotSupportedError{Feature: "connection tracking (module nf_conntrack is not loaded)"}
 		}
-		p.add(err)
+		p.Add(err)
 
 		found := [conntrackCounters]bool{}
 		lost := make([]bool, conntrackCounters+1)
@@ -137,7 +138,7 @@ func openConntrack(k *Scope) func(context.Context, *conntrack) error {
 		}
 		switch {
 		case b != nil:
-			lost, err = parseCPUTable(b, stat.Path(), conntrackColumns(), add)
+			lost, err = parse.CPUTable(b, stat.Path(), conntrackColumns(), add)
 			counters.end()
 		case err == nil:
 			err = netlink.read(ctx, add)
@@ -145,12 +146,12 @@ func openConntrack(k *Scope) func(context.Context, *conntrack) error {
 				counters.end()
 			}
 		}
-		p.add(err)
+		p.Add(err)
 		for i := range s.counters {
 			if found[i] && !lost[i] && (b != nil || err == nil) {
 				s.counters[i] = counters.total(i)
 			}
 		}
-		return p.err()
+		return p.Err()
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // The tests of this file damage each file of each recorded kernel in every way they
@@ -69,12 +70,12 @@ func (d *damage) with(content string) (series map[string]float64, err error) {
 	d.write(d.name, content)
 	all, errs := d.series(func(c string) bool { return slices.Contains(d.readers, c) })
 	series = map[string]float64{}
-	var p problems
+	var p parse.Problems
 	for c := range all {
 		maps.Copy(series, all[c])
-		p.add(errs[c])
+		p.Add(errs[c])
 	}
-	return series, p.err()
+	return series, p.Err()
 }
 
 // changed lists the series that are not those of the whole file.

@@ -3,6 +3,8 @@ package collector
 import (
 	"context"
 	"fmt"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // filefd is one reading of fs.file-nr.
@@ -24,15 +26,15 @@ func filefdSpec() Spec {
 				if b == nil {
 					return err
 				}
-				var p problems
-				p.add(err)
-				p.add(parseNumbers(b, file.Path(), n[:]))
-				s.allocated, s.limit = n[0].minus(n[1]), n[2]
+				var p parse.Problems
+				p.Add(err)
+				p.Add(parse.Numbers(b, file.Path(), n[:]))
+				s.allocated, s.limit = n[0].Minus(n[1]), n[2]
 				if s.allocated.Present && s.allocated.Value < 0 {
 					s.allocated = Number{}
-					p.add(fieldError(file.Path(), "value 2", fmt.Errorf("%.0f free of %.0f allocated", n[1].Value, n[0].Value)))
+					p.Add(parse.FieldError(file.Path(), "value 2", fmt.Errorf("%.0f free of %.0f allocated", n[1].Value, n[0].Value)))
 				}
-				return p.err()
+				return p.Err()
 			}
 		},
 		Metrics: []Metric[filefd]{

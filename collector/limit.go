@@ -276,38 +276,38 @@ func (l *ItemLimit[T]) define(spec *Spec, keys []string) func(t *table, items []
 	}
 	list := *l.List
 	list.Labels = keys
-	l.LimitInfo.List = &list
+	l.List = &list
 	at := addLimit(spec, l.LimitInfo)
 	find(spec, l.Resource, list.Hidden, nil)
-	usage, most := find(spec, l.Resource, l.Usage, keys), find(spec, l.Resource, l.Max, keys)
+	usage, limit := find(spec, l.Resource, l.Usage, keys), find(spec, l.Resource, l.Max, keys)
 	find(spec, l.Resource, l.Share, keys)
-	list.OwnMax = most.keyed
-	if usage.metric < 0 || most.metric < 0 {
+	list.OwnMax = limit.keyed
+	if usage.metric < 0 || limit.metric < 0 {
 		wrong(spec, "limit %s needs metrics of its usage and of itself", l.Resource)
 	}
 	return func(t *table, listed []keyed[T]) {
 		if len(listed) == 0 {
-			if !most.keyed { // one for all
-				t.addLimit(at, number(0), t.value(most), Number{}, nil)
+			if !limit.keyed { // one for all
+				t.addLimit(at, number(0), t.value(limit), Number{}, nil)
 			}
 			return
 		}
 		var items []Item
 		var first struct{ used, most Number }
 		for i, k := range listed {
-			shown, limit := t.value(usage, k.key...), t.value(most, k.key...)
-			used, max := shown, limit
+			shown, bound := t.value(usage, k.key...), t.value(limit, k.key...)
+			used, most := shown, bound
 			if l.Used != nil {
 				used = l.Used(k.item)
 			}
 			if l.Most != nil {
-				max = l.Most(k.item)
+				most = l.Most(k.item)
 			}
 			if i == 0 {
-				first.used, first.most = used, max
+				first.used, first.most = used, most
 			}
-			if shown.Present && limit.Present && used.Present && max.Present {
-				items = append(items, Item{k.key, shown.Value, limit.Value, used.Value / cmp.Or(max.Value, 1)})
+			if shown.Present && bound.Present && used.Present && most.Present {
+				items = append(items, Item{k.key, shown.Value, bound.Value, used.Value / cmp.Or(most.Value, 1)})
 			}
 		}
 		t.addLimit(at, first.used, first.most, Number{}, items)

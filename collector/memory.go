@@ -1,7 +1,6 @@
 package collector
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"iter"
@@ -9,22 +8,22 @@ import (
 	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // memory is one reading of the machine's memory, as far as it tells of a refused
 // allocation or an OOM kill to come.
 type memory struct {
-	meminfo
-	zones []zone
-	slabs []slab
+	parse.Memory
+	zones []parse.Zone
+	slabs []parse.Slab
 	// low is what the kernel could not give back of low memory, lowLimit what
 	// there may be of it; bytes.
-	low, lowLimit              Number
-	arc, arcMin                Number // bytes; of ZFS
-	overcommit                 Number // vm.overcommit_memory
-	oomKills                   Number
-	pressureSome, pressureFull Number // seconds
+	low, lowLimit Number
+	arc           parse.ARC
+	overcommit    Number // vm.overcommit_memory
+	oomKills      Number
+	pressure      parse.Stalls
 }
 
 func memorySpec() Spec {
@@ -37,65 +36,65 @@ func memorySpec() Spec {
 			{
 				Name:  "memory_total_bytes",
 				Help:  "Memory of the machine. From /proc/meminfo, MemTotal.",
-				Value: func(s *memory) Number { return s.total },
+				Value: func(s *memory) Number { return s.Total },
 			},
 			{
 				Name:  "memory_available_bytes",
 				Help:  "Memory that programs could get without swapping, as the kernel estimates it. From /proc/meminfo, MemAvailable.",
-				Value: func(s *memory) Number { return s.available },
+				Value: func(s *memory) Number { return s.Available },
 			},
 			{
 				Name:  "memory_hugetlb_bytes",
 				Help:  "Memory set aside for huge pages, used or not: nothing else can have it, so saturation_ratio{resource=\"memory\"} counts it neither as used nor as there. From /proc/meminfo, Hugetlb, or HugePages_Total and Hugepagesize before Linux 4.19.",
-				Value: func(s *memory) Number { return s.hugetlb },
+				Value: func(s *memory) Number { return s.Hugetlb },
 			},
 			{
 				Name:  "memory_zfs_arc_bytes",
 				Help:  "The cache of ZFS, which shrinks when memory is needed, to a minimum: what is above that counts as free in saturation_ratio{resource=\"memory\"}, as page cache does. From /proc/spl/kstat/zfs/arcstats, size.",
-				Value: func(s *memory) Number { return s.arc },
+				Value: func(s *memory) Number { return s.arc.Size },
 			},
 			{
 				Name:  "memory_low_total_bytes",
 				Help:  "Memory that a 32-bit kernel can use for its own data, sockets among it. From /proc/meminfo, LowTotal; 32-bit kernels with CONFIG_HIGHMEM only.",
-				Value: func(s *memory) Number { return s.lowTotal },
+				Value: func(s *memory) Number { return s.LowTotal },
 			},
 			{
 				Name:  "memory_low_free_bytes",
 				Help:  "Free low memory. It also falls because of page cache, which is given back when needed: saturation_ratio{resource=\"low_memory\"} takes that out. From /proc/meminfo, LowFree; 32-bit kernels with CONFIG_HIGHMEM only.",
-				Value: func(s *memory) Number { return s.lowFree },
+				Value: func(s *memory) Number { return s.LowFree },
 			},
 			{
 				Name:  "memory_high_total_bytes",
 				Help:  "Memory that a 32-bit kernel can give to programs but not use for its own data. From /proc/meminfo, HighTotal; 32-bit kernels with CONFIG_HIGHMEM only.",
-				Value: func(s *memory) Number { return s.highTotal },
+				Value: func(s *memory) Number { return s.HighTotal },
 			},
 			{
 				Name:  "memory_high_free_bytes",
 				Help:  "Free high memory. From /proc/meminfo, HighFree; 32-bit kernels with CONFIG_HIGHMEM only.",
-				Value: func(s *memory) Number { return s.highFree },
+				Value: func(s *memory) Number { return s.HighFree },
 			},
 			{
 				Name:  "memory_committed_bytes",
 				Help:  "Memory that programs were promised. From /proc/meminfo, Committed_AS.",
-				Value: func(s *memory) Number { return s.committed },
+				Value: func(s *memory) Number { return s.Committed },
 			},
 			{
 				Name:  "memory_commit_limit_bytes",
 				Help:  "Memory that programs may be promised while vm.overcommit_memory is 2. From /proc/meminfo, CommitLimit.",
-				Value: func(s *memory) Number { return s.commitLimit },
+				Value: func(s *memory) Number { return s.CommitLimit },
 			},
 			{
 				Name:   "memory_kernel_bytes",
 				Help:   "Memory in the kernel's own use, by kind; kernel_stack may be a part of vmalloc. From /proc/meminfo.",
 				Labels: []string{"kind"},
 				Values: func(s *memory, emit Emit) {
-					emit(s.slabReclaimable, "slab_reclaimable")
-					emit(s.slabUnreclaimable, "slab_unreclaimable")
-					emit(s.kernelStack, "kernel_stack")
-					emit(s.pageTables, "page_tables")
-					emit(s.secPageTables, "secondary_page_tables")
-					emit(s.percpu, "percpu")
-					emit(s.vmalloc, "vmalloc")
+					emit(s.SlabReclaimable, "slab_reclaimable")
+					emit(s.SlabUnreclaimable, "slab_unreclaimable")
+					emit(s.KernelStack, "kernel_stack")
+					emit(s.PageTables, "page_tables")
+					emit(s.SecPageTables, "secondary_page_tables")
+					emit(s.Percpu, "percpu")
+					emit(s.Vmalloc, "vmalloc")
 				},
 			},
 			{
@@ -108,44 +107,44 @@ func memorySpec() Spec {
 				Help:   "Time in which some, or all, tasks waited for memory. From /proc/pressure/memory.",
 				Labels: []string{"kind"},
 				Values: func(s *memory, emit Emit) {
-					emit(s.pressureSome, "some")
-					emit(s.pressureFull, "full")
+					emit(s.pressure.Some, "some")
+					emit(s.pressure.Full, "full")
 				},
 			},
 		},
 		Lists: []Lister[memory]{
-			List[memory, zone]{
+			List[memory, parse.Zone]{
 				Items:  (*memory).sized,
-				Before: func(a, b zone) bool { return a.need() > b.need() },
+				Before: func(a, b parse.Zone) bool { return a.Need() > b.Need() },
 				Labels: []string{"node", "zone"},
-				Key:    func(z zone) []string { return []string{z.node, z.name} },
-				Columns: []Metric[zone]{
+				Key:    func(z parse.Zone) []string { return []string{z.Node, z.Name} },
+				Columns: []Metric[parse.Zone]{
 					{
 						Name:  "memory_zone_free_bytes",
 						Help:  "Free memory of a zone, of the zones nearest to their reserves. From /proc/zoneinfo.",
-						Value: func(z *zone) Number { return z.free },
+						Value: func(z *parse.Zone) Number { return z.Free },
 					},
 					{
 						Name:   "memory_zone_watermark_bytes",
 						Help:   "Reserves of a zone: below low the kernel reclaims in the background until high, below min it makes the program wait, or kills. From /proc/zoneinfo.",
 						Labels: []string{"watermark"},
-						Values: func(z *zone, emit Emit) {
-							emit(z.min, "min")
-							emit(z.low, "low")
-							emit(z.high, "high")
+						Values: func(z *parse.Zone, emit Emit) {
+							emit(z.Min, "min")
+							emit(z.Low, "low")
+							emit(z.High, "high")
 						},
 					},
 				},
 			},
-			List[memory, slab]{
-				Items:  func(s *memory) iter.Seq[slab] { return slices.Values(s.slabs) },
-				Before: slab.before,
+			List[memory, parse.Slab]{
+				Items:  func(s *memory) iter.Seq[parse.Slab] { return slices.Values(s.slabs) },
+				Before: largerSlab,
 				Labels: []string{"cache"},
-				Key:    func(c slab) []string { return []string{c.cache} },
-				Columns: []Metric[slab]{{
+				Key:    func(c parse.Slab) []string { return []string{c.Cache} },
+				Columns: []Metric[parse.Slab]{{
 					Name:  "memory_slab_bytes",
 					Help:  "Memory of the kernel's caches of sockets and connection tracking, the largest ones. From /sys/kernel/slab or /proc/slabinfo.",
-					Value: func(c *slab) Number { return number(c.size) },
+					Value: func(c *parse.Slab) Number { return number(c.Size) },
 				}},
 			},
 		},
@@ -158,11 +157,11 @@ func memorySpec() Spec {
 					LogLines: []LogLine{{Text: "Out of memory: Kill"}},
 				},
 				Used: func(s *memory) Number {
-					used := s.total.minus(s.available, s.hugetlb.orZero(), s.evictable())
+					used := s.Total.Minus(s.Available, s.Hugetlb.OrZero(), s.evictable())
 					used.Value = max(used.Value, 0) // the counts are not of one instant
 					return used
 				},
-				Most: func(s *memory) Number { return s.total.minus(s.hugetlb.orZero()) },
+				Most: func(s *memory) Number { return s.Total.Minus(s.Hugetlb.OrZero()) },
 			},
 			{
 				LimitInfo: LimitInfo{
@@ -186,7 +185,7 @@ func memorySpec() Spec {
 					if !s.overcommit.Present || s.overcommit.Value != overcommitNever {
 						return Number{}
 					}
-					return s.commitLimit
+					return s.CommitLimit
 				},
 			},
 		},
@@ -194,10 +193,10 @@ func memorySpec() Spec {
 }
 
 // sized yields the zones, but for one that may have no memory at all.
-func (s *memory) sized() iter.Seq[zone] {
-	return func(yield func(zone) bool) {
+func (s *memory) sized() iter.Seq[parse.Zone] {
+	return func(yield func(parse.Zone) bool) {
 		for _, z := range s.zones {
-			if z.size().Present && !yield(z) {
+			if z.Size().Present && !yield(z) {
 				return
 			}
 		}
@@ -216,52 +215,61 @@ func openMemory(k *Scope) func(context.Context, *memory) error {
 	stat := k.Host.File("sockstat")
 
 	return func(_ context.Context, s *memory) error {
-		var p problems
+		var p parse.Problems
 		b, err := required(info, "/proc/meminfo")
 		if isNotSupported(err) {
 			return err
 		}
-		p.add(err)
+		p.Add(err)
 		if b != nil {
-			p.add(parseMeminfo(b, info.Path(), &s.meminfo))
+			s.Memory, err = parse.Meminfo(b, info.Path())
+			p.Add(err)
 		}
 		for _, f := range []struct {
 			file  kernel.File
 			parse func(b []byte, path string) error
 		}{
 			{zoneinfo, func(b []byte, path string) (err error) {
-				s.zones, err = parseZoneinfo(b, path)
-				for i := range s.zones {
-					s.zones[i].scale(float64(k.PageSize))
-				}
+				s.zones, err = parse.Zoneinfo(b, path, k.PageSize)
 				return err
 			}},
-			{vmstat, func(b []byte, path string) error { return parseOOMKills(b, path, &s.oomKills) }},
-			{pressure, func(b []byte, path string) error { return parsePressure(b, path, s) }},
-			{arcstats, func(b []byte, path string) error { return parseARC(b, path, s) }},
+			{vmstat, func(b []byte, path string) (err error) {
+				s.oomKills, err = parse.OOMKills(b, path)
+				return err
+			}},
+			{pressure, func(b []byte, path string) (err error) {
+				s.pressure, err = parse.Pressure(b, path)
+				return err
+			}},
+			{arcstats, func(b []byte, path string) (err error) {
+				s.arc, err = parse.Arcstats(b, path)
+				return err
+			}},
 		} {
 			b, err := optional(f.file)
-			p.add(err)
+			p.Add(err)
 			if b != nil {
-				p.add(f.parse(b, f.file.Path()))
+				p.Add(f.parse(b, f.file.Path()))
 			}
 		}
 		s.overcommit, err = sysctlNumber(overcommit)
-		p.add(err)
-		if s.lowTotal.Present {
+		p.Add(err)
+		if s.LowTotal.Present {
 			b, err = optional(stat)
-			p.add(err)
-			var sockets sockstat
-			if b == nil {
-				sockets.alloc.bad = err != nil
-			} else {
-				p.add(parseSockstat(b, stat.Path(), 0, &sockets))
+			p.Add(err)
+			var sockets parse.Sockets
+			switch {
+			case b != nil:
+				sockets, err = parse.Sockstat(b, stat.Path(), 0)
+				p.Add(err)
+			case err != nil:
+				sockets.Allocated = parse.Unreadable()
 			}
-			p.add(s.setLow(sockets.alloc, zoneinfo.Path()))
+			p.Add(s.setLow(sockets.Allocated, zoneinfo.Path()))
 		}
 		s.slabs, err = slabs.read()
-		p.add(err)
-		return p.err()
+		p.Add(err)
+		return p.Err()
 	}
 }
 
@@ -276,127 +284,50 @@ const pinnedBySocket = 860
 // asked; the min watermark of a zone is kept for emergencies. Without one of the
 // terms there is no number. path is that of zoneinfo.
 func (s *memory) setLow(sockets Number, path string) error {
-	var p problems
-	reclaimable := s.slabReclaimable
-	if sockets.bad {
+	var p parse.Problems
+	reclaimable := s.SlabReclaimable
+	if sockets.IsUnreadable() {
 		return nil // which the error of the file has said
 	}
 	if sockets.Present {
 		reclaimable.Value = max(reclaimable.Value-sockets.Value*pinnedBySocket, 0)
 	}
-	low, limit := s.lowTotal.minus(s.lowFree, reclaimable), s.lowTotal
+	low, limit := s.LowTotal.Minus(s.LowFree, reclaimable), s.LowTotal
 	zones, managed := 0, number(0)
 	for _, z := range s.zones {
-		if !z.isLow() {
+		if !z.IsLow() {
 			continue
 		}
 		zones++
-		managed = managed.plus(z.managed)
-		limit.Present = limit.Present && z.size().Present
-		if !z.file().Present {
-			p.add(fieldError(path, z.String()+": page cache", errMissing))
+		managed = managed.Plus(z.Managed)
+		limit.Present = limit.Present && z.Size().Present
+		if !z.PageCache().Present {
+			p.Add(parse.FieldError(path, z.String()+": page cache", parse.ErrMissing))
 		}
-		low = low.minus(z.file())
-		limit = limit.minus(z.min)
+		low = low.Minus(z.PageCache())
+		limit = limit.Minus(z.Min)
 	}
 	if zones == 0 {
-		return p.err()
+		return p.Err()
 	}
 	// LowTotal is the sum of the low zones, so a zone is missing where it is not.
-	if managed.Present && math.Abs(managed.Value-s.lowTotal.Value) > 0.01*s.lowTotal.Value {
-		p.add(fieldError(path, "low zones", fmt.Errorf("they have %.0f kB of LowTotal's %.0f kB", managed.Value/1024, s.lowTotal.Value/1024)))
-		return p.err()
+	if managed.Present && math.Abs(managed.Value-s.LowTotal.Value) > 0.01*s.LowTotal.Value {
+		p.Add(parse.FieldError(path, "low zones", fmt.Errorf("they have %.0f kB of LowTotal's %.0f kB", managed.Value/1024, s.LowTotal.Value/1024)))
+		return p.Err()
 	}
 	// The counts are not of one instant.
 	low.Value = max(low.Value, 0)
 	s.low, s.lowLimit = low, limit
-	return p.err()
+	return p.Err()
 }
 
 // evictable is the part of the cache of ZFS that goes when memory is needed. The
 // kernel counts it as used: it is no page cache.
 func (s *memory) evictable() Number {
-	if !s.arc.Present && !s.arc.bad {
+	if s.arc.Size.IsMissing() {
 		return Number{Present: true} // there is no ZFS
 	}
-	n := s.arc.minus(s.arcMin)
+	n := s.arc.Size.Minus(s.arc.Min)
 	n.Value = max(n.Value, 0)
 	return n
-}
-
-// parseARC reads the size of the cache of ZFS and the least that it shrinks to, in
-// bytes, from /proc/spl/kstat/zfs/arcstats (OpenZFS, module/zfs/arc.c): lines of a
-// name, a type and a value.
-func parseARC(b []byte, path string, s *memory) error {
-	var p problems
-	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
-		name, line, _ := procfile.NextField(line)
-		var into *Number
-		switch string(name) {
-		case "size":
-			into = &s.arc
-		case "c_min":
-			into = &s.arcMin
-		default:
-			continue
-		}
-		_, line, _ = procfile.NextField(line)
-		value, _, _ := procfile.NextField(line)
-		if err := into.parse(value); err != nil {
-			p.add(fieldError(path, string(name), err))
-		}
-	}
-	p.add(complete(path, []field{{"size", s.arc}, {"c_min", s.arcMin}}))
-	if !s.arc.Present {
-		s.arc.bad = true
-	}
-	return p.err()
-}
-
-// parseOOMKills reads oom_kill of /proc/vmstat (Linux 4.13).
-func parseOOMKills(b []byte, path string, into *Number) error {
-	var p problems
-	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
-		name, value, _ := procfile.NextField(line)
-		if string(name) == "oom_kill" {
-			value, _, _ = procfile.NextField(value)
-			if err := into.parseCounter(value); err != nil {
-				p.add(fieldError(path, "oom_kill", err))
-			}
-		}
-	}
-	return p.err()
-}
-
-// parsePressure reads /proc/pressure/memory (kernel/sched/psi.c, Linux 4.20),
-// whose totals are microseconds. Lines of other kinds than these two are passed
-// over.
-func parsePressure(b []byte, path string, s *memory) error {
-	var p problems
-	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
-		kind, line, _ := procfile.NextField(line)
-		var into *Number
-		switch string(kind) {
-		case "some":
-			into = &s.pressureSome
-		case "full":
-			into = &s.pressureFull
-		default:
-			continue
-		}
-		found := false
-		for word, line, ok := procfile.NextField(line); ok; word, line, ok = procfile.NextField(line) {
-			if value, ok := bytes.CutPrefix(word, []byte("total=")); ok {
-				found = true
-				if err := into.parseCounter(value); err != nil {
-					p.add(fieldError(path, string(kind)+" total", err))
-				}
-			}
-		}
-		if !found {
-			p.add(fieldError(path, string(kind)+" total", errMissing))
-		}
-	}
-	s.pressureSome, s.pressureFull = s.pressureSome.times(1e-6), s.pressureFull.times(1e-6)
-	return p.err()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // neighbour is one reading of the neighbour tables, IPv4 (ARP) and IPv6.
@@ -78,18 +79,18 @@ func openNeighbour(k *Scope) func(context.Context, *neighbour) error {
 	counters := [2]*perCPU{newPerCPU(1), newPerCPU(1)}
 
 	return func(_ context.Context, s *neighbour) error {
-		var p problems
+		var p parse.Problems
 		present := false
 		for i, f := range sources {
 			t := &s[i]
 			b, err := optional(f.stat)
-			p.add(err)
+			p.Add(err)
 			if b != nil || err != nil {
 				present = true
 			}
 			if b != nil {
 				full := false
-				lost, err := parseCPUTable(b, f.stat.Path(), wanted, func(cpu, column int, v uint64) {
+				lost, err := parse.CPUTable(b, f.stat.Path(), wanted, func(cpu, column int, v uint64) {
 					switch column {
 					case 0: // the whole table's, repeated in every row
 						t.entries = number(v)
@@ -98,18 +99,18 @@ func openNeighbour(k *Scope) func(context.Context, *neighbour) error {
 						full = true
 					}
 				})
-				p.add(err)
+				p.Add(err)
 				counters[i].end()
 				if full && !lost[1] {
 					t.full = counters[i].total(0)
 				}
 			}
 			t.limit, err = sysctlNumber(f.limit)
-			p.add(err)
+			p.Add(err)
 		}
 		if !present {
 			return &NotSupportedError{Feature: "statistics of the neighbour tables (/proc/net/stat/arp_cache)"}
 		}
-		return p.err()
+		return p.Err()
 	}
 }

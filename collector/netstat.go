@@ -2,12 +2,9 @@ package collector
 
 import (
 	"context"
-	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // netstat is one reading of the counters of /proc/net/snmp, snmp6 and netstat:
@@ -123,85 +120,26 @@ func openNetstat(k *Scope) func(context.Context, *netstat) error {
 	}
 	snmp6 := k.Host.File("snmp6")
 	return func(_ context.Context, s *netstat) error {
-		var p problems
+		var p parse.Problems
 		*s = make(netstat, len(counters))
 		for _, f := range sources {
 			b, err := required(f.file, "IPv4 (CONFIG_INET)")
 			if isNotSupported(err) {
 				return err
 			}
-			p.add(err)
+			p.Add(err)
 			if b != nil {
-				p.add(parseSNMP(b, f.file.Path(), f.index, *s))
+				p.Add(parse.SNMP(b, f.file.Path(), f.index, *s))
 			}
 		}
 		b, err := optional(snmp6)
-		p.add(err)
-		p.add(parseSNMP6(b, snmp6.Path(), index["snmp6"], *s))
+		p.Add(err)
+		p.Add(parse.SNMP6(b, snmp6.Path(), index["snmp6"], *s))
 		for i, c := range counters {
 			if c.scale != 0 {
-				(*s)[i] = (*s)[i].times(c.scale)
+				(*s)[i] = (*s)[i].Times(c.scale)
 			}
 		}
-		return p.err()
+		return p.Err()
 	}
-}
-
-// parseSNMP reads /proc/net/snmp or /proc/net/netstat (net/ipv4/proc.c, Linux
-// 2.4): pairs of lines, the names of a section's fields and their values. Which
-// fields there are differs from kernel to kernel, so they go by name. A section of
-// the index that is missing is named in the error, and so is one whose values do
-// not go with its names; the others are read all the same.
-func parseSNMP(b []byte, path string, index netstatIndex, into []Number) error {
-	var p problems
-	found := make([]string, 0, 4)
-	var section, names []byte // of the last line of names
-	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
-		head, values, _ := procfile.NextField(line)
-		wanted := index[string(head)]
-		if wanted == nil || slices.Contains(found, string(head)) {
-			continue
-		}
-		if string(head) != string(section) {
-			section, names = head, values
-			continue
-		}
-		section = nil
-		found = append(found, string(head))
-		if n, v := procfile.CountFields(names), procfile.CountFields(values); n != v || n == 0 {
-			p.add(fieldError(path, string(head), fmt.Errorf("%d names, %d values", n, v)))
-			continue
-		}
-		for name, names, ok := procfile.NextField(names); ok; name, names, ok = procfile.NextField(names) {
-			var value []byte
-			value, values, _ = procfile.NextField(values)
-			if i, ok := wanted[string(name)]; ok {
-				if err := into[i].parseCounter(value); err != nil {
-					p.add(fieldError(path, string(head)+" "+string(name), err))
-				}
-			}
-		}
-	}
-	for _, section := range slices.Sorted(maps.Keys(index)) {
-		if !slices.Contains(found, section) {
-			p.add(fieldError(path, section, errMissing))
-		}
-	}
-	return p.err()
-}
-
-// parseSNMP6 reads /proc/net/snmp6 (net/ipv6/proc.c, Linux 2.6): a name and a
-// value a line. An empty file is a host without IPv6.
-func parseSNMP6(b []byte, path string, wanted map[string]int, into []Number) error {
-	var p problems
-	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
-		name, line, _ := procfile.NextField(line)
-		if i, ok := wanted[string(name)]; ok {
-			value, _, _ := procfile.NextField(line)
-			if err := into[i].parseCounter(value); err != nil {
-				p.add(fieldError(path, string(name), err))
-			}
-		}
-	}
-	return p.err()
 }

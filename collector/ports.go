@@ -3,11 +3,10 @@ package collector
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"iter"
 	"net/netip"
 
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
@@ -112,7 +111,7 @@ func openPorts(k *Scope) func(context.Context, *ports) error {
 		if err != nil {
 			return err
 		}
-		low, high, err := parsePortRange(b, portRange.Path())
+		low, high, err := parse.PortRange(b, portRange.Path())
 		if err != nil {
 			return err
 		}
@@ -121,7 +120,7 @@ func openPorts(k *Scope) func(context.Context, *ports) error {
 		if b, err = optional(reserved); err != nil {
 			return err
 		}
-		if err := parseList(b, reserved.Path(), outbound.remove); err != nil {
+		if err := parse.List(b, reserved.Path(), outbound.remove); err != nil {
 			return err
 		}
 
@@ -256,60 +255,4 @@ func (p *portSet) countWithout(other *portSet) (n uint64) {
 		}
 	}
 	return n
-}
-
-// parsePortRange reads net.ipv4.ip_local_port_range: the first and the last port.
-func parsePortRange(b []byte, path string) (low, high uint16, err error) {
-	line, _, _ := procfile.NextLine(b)
-	first, rest, _ := procfile.NextField(line)
-	last, _, _ := procfile.NextField(rest)
-	if low, err = parsePort(first); err != nil {
-		return 0, 0, fieldError(path, "first port", err)
-	}
-	if high, err = parsePort(last); err != nil {
-		return 0, 0, fieldError(path, "last port", err)
-	}
-	if low > high {
-		return 0, 0, fieldError(path, "first port", fmt.Errorf("%d is above the last, %d", low, high))
-	}
-	return low, high, nil
-}
-
-// parseList reads numbers and ranges with commas between them, or nothing, as of
-// net.ipv4.ip_local_reserved_ports (Linux 2.6.35).
-func parseList(b []byte, path string, visit func(low, high uint16)) error {
-	b, _, _ = procfile.NextLine(b)
-	b = bytes.TrimSpace(b)
-	for len(b) > 0 {
-		var item []byte
-		item, b, _ = bytes.Cut(b, []byte(","))
-		first, last, isRange := bytes.Cut(item, []byte("-"))
-		if !isRange {
-			last = first
-		}
-		low, err := parsePort(first)
-		if err != nil {
-			return fieldError(path, "ports", err)
-		}
-		high, err := parsePort(last)
-		if err != nil {
-			return fieldError(path, "ports", err)
-		}
-		if low > high {
-			return fieldError(path, "ports", fmt.Errorf("%q is no range", item))
-		}
-		visit(low, high)
-	}
-	return nil
-}
-
-func parsePort(b []byte) (uint16, error) {
-	v, err := procfile.Uint(b, 10)
-	if err != nil {
-		return 0, err
-	}
-	if v > 65535 {
-		return 0, fmt.Errorf("%d is not a port", v)
-	}
-	return uint16(v), nil
 }

@@ -1,7 +1,6 @@
 package collector
 
 import (
-	"bytes"
 	"cmp"
 	"container/heap"
 	"context"
@@ -19,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
@@ -130,7 +130,7 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 	}
 
 	defer r.Place.Leave()
-	var p problems
+	var p parse.Problems
 	worst := nearestProcesses{n: max(candidates, r.Top)}
 	all, unreadable := 0, 0
 	r.memory.begin(time.Now())
@@ -161,7 +161,7 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 			return err
 		case err != nil:
-			p.add(fmt.Errorf("%s of process %d: %w", what, pid, err))
+			p.Add(fmt.Errorf("%s of process %d: %w", what, pid, err))
 			unreadable++
 		// No limit, or one of 0 under which a process may keep what it has open.
 		case f.limit > 0:
@@ -174,11 +174,11 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 	}
 	s.unreadable = number(unreadable)
 	if float64(unreadable) > maxUnreadable*float64(all) {
-		p.add(fmt.Errorf("%d of %d processes are hidden from this user, and the worst may be among them", unreadable, all))
-		return p.err()
+		p.Add(fmt.Errorf("%d of %d processes are hidden from this user, and the worst may be among them", unreadable, all))
+		return p.Err()
 	}
 	r.choose(s, worst.heap)
-	return p.err()
+	return p.Err()
 }
 
 // choose names the processes that are shown, one of each name, with the limits and
@@ -334,22 +334,8 @@ func softLimit(path string, buf []byte) (float64, error) {
 	if err != nil || len(b) == 0 { // empty when the process is just ending
 		return 0, err
 	}
-	limit, err := parseSoftLimit(b, path)
+	limit, err := parse.SoftLimit(b, path)
 	return float64(limit), err
-}
-
-// parseSoftLimit reads /proc/<pid>/limits (fs/proc/base.c, Linux 2.6.24).
-func parseSoftLimit(b []byte, path string) (uint64, error) {
-	_, rest, _ := bytes.Cut(b, []byte("\nMax open files "))
-	soft, _, _ := procfile.NextField(rest)
-	if string(soft) == "unlimited" {
-		return 0, nil
-	}
-	v, err := procfile.Uint(soft, 10)
-	if err != nil {
-		return 0, fieldError(path, "Max open files", err)
-	}
-	return v, nil
 }
 
 // isGone reports whether err means that a process has ended.

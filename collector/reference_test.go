@@ -5,87 +5,41 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"text/template"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 // TestReference holds docs/metrics.md to the rows it is made from.
 func TestReference(t *testing.T) {
-	golden(t, "../docs/metrics.md", reference())
-}
-
-// reference writes docs/metrics.md.
-func reference() string {
 	var b strings.Builder
-	b.WriteString(`# Metrics and limits
-
-<!-- Generated from the rows of the collectors. Renew it with: go test ./collector -update -->
-
-Every name begins with ` + "`" + namespace + "`" + `. A value that this kernel does not have, or that could not be
-read, is absent, never 0. Lists (listeners, ports, processes, caches, zones) show the first
-` + "`--collector.top`" + `, 10 by default; the saturation of a limit is always that of the whole list.
-
-## Limits
-
-Each is one series of ` + "`sockpressure_saturation_ratio{resource}`" + `: usage divided by limit. A limit that this
-kernel does not have, does not enforce, or that is 0 (unlimited) has no series. From *warning* on a person should
-look at it, from *critical* on at once; the status page and the check command use these levels.
-
-`)
-	for _, s := range Specs() {
-		for _, l := range s.Limits {
-			fmt.Fprintf(&b, "### %s\n%s\n\n", l.Resource, l.Effect)
-			warning := l.WarnsFrom(func(ratio float64) string { return fmt.Sprint(ratio) })
-			fmt.Fprintf(&b, "Counted in %s · moved by %s · warning from %s, critical from %v · collector [%s](#collector-%s)\n\n",
-				l.Unit, l.MovedBy(), warning, l.CriticalRatio, s.Name, s.Name)
-		}
+	page := template.Must(template.New("metrics.md.tmpl").Funcs(template.FuncMap{
+		"join": strings.Join,
+		"ratio": func() func(float64) string {
+			return func(ratio float64) string { return fmt.Sprint(ratio) }
+		},
+		"type": func(m *MetricInfo) string {
+			if m.Type() == prometheus.CounterValue {
+				return "counter"
+			}
+			return "gauge"
+		},
+	}).ParseFiles("metrics.md.tmpl"))
+	if err := page.Execute(&b, map[string]any{"Prefix": namespace, "Health": healthRows().rows(), "Collectors": Specs()}); err != nil {
+		t.Fatal(err)
 	}
-	b.WriteString("## Of every collector\n\n")
-	rows(&b, healthRows().rows()...)
-	for _, s := range Specs() {
-		fmt.Fprintf(&b, "## Collector %s\n%s\n", s.Name, s.Help)
-		if s.Privilege != "" {
-			fmt.Fprintf(&b, "\n%s\n", s.Privilege)
-		}
-		if s.Walk {
-			b.WriteString("\nIts cost grows with the host's load, so it is bounded by `--collector.max-cpu`.\n")
-		}
-		b.WriteString("\n")
-		metrics := make([]*MetricInfo, len(s.Metrics))
-		for i := range s.Metrics {
-			metrics[i] = &s.Metrics[i]
-		}
-		rows(&b, metrics...)
-	}
-	return strings.TrimSuffix(b.String(), "\n")
-}
-
-func rows(b *strings.Builder, metrics ...*MetricInfo) {
-	b.WriteString("| metric | type | labels | meaning |\n|---|---|---|---|\n")
-	for _, m := range metrics {
-		typ := "gauge"
-		if m.Type() == prometheus.CounterValue {
-			typ = "counter"
-		}
-		fmt.Fprintf(b, "| `%s` | %s | %s | %s |\n", m.FullName(), typ, strings.Join(m.Labels, ", "), m.Help)
-	}
-	b.WriteString("\n")
+	golden(t, "../docs/metrics.md", b.String())
 }
 
 // TestRows holds the rows to the conventions of Prometheus and to each other.
 func TestRows(t *testing.T) {
-	var metrics []*MetricInfo
 	for _, s := range Specs() {
 		if s.Help == "" || !strings.HasSuffix(s.Help, ".") {
 			t.Errorf("collector %s: help %q", s.Name, s.Help)
 		}
-		for i := range s.Metrics {
-			metrics = append(metrics, &s.Metrics[i])
-		}
 	}
-	metrics = append(metrics, healthRows().rows()...)
 	seen := map[string]bool{}
-	for _, m := range metrics {
+	for _, m := range Metrics() {
 		if seen[m.Name] {
 			t.Errorf("%s stands twice", m.Name)
 		}
@@ -112,6 +66,21 @@ func TestRows(t *testing.T) {
 	}
 	if !slices.Equal(resources, want) {
 		t.Errorf("resources %v, want %v", resources, want)
+	}
+}
+
+// TestMetrics holds the list of metrics to a page: what is on it is in the list.
+func TestMetrics(t *testing.T) {
+	page := newTree(t, "linux-6.1-686-pae").render()
+	if strings.Count(page, "# TYPE ") < 50 {
+		t.Fatalf("a page of\n%s", page)
+	}
+	for line := range strings.Lines(page) {
+		typ, ok := strings.CutPrefix(line, "# TYPE ")
+		name, _, _ := strings.Cut(typ, " ")
+		if ok && !slices.ContainsFunc(Metrics(), func(m MetricInfo) bool { return m.FullName() == name }) {
+			t.Errorf("%s is exported, and not in Metrics()", name)
+		}
 	}
 }
 

@@ -161,11 +161,11 @@ func define[S any](d Definition[S]) Spec {
 				return reading{}, err
 			}
 			t := table{spec: &spec, top: k.Top}
-			t.add(err)
+			t.Add(err)
 			for _, row := range rows {
 				row(s, &t)
 			}
-			return t.reading, t.err()
+			return t.reading, t.Err()
 		}
 	}
 	return spec

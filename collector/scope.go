@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
@@ -78,8 +79,8 @@ func (s *Scope) Close() {
 	s.wait.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := len(s.deferred) - 1; i >= 0; i-- {
-		s.deferred[i]()
+	for _, f := range slices.Backward(s.deferred) {
+		f()
 	}
 	s.deferred = nil
 }

@@ -1,17 +1,16 @@
 package collector
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
@@ -28,15 +27,9 @@ func slabCaches() []string {
 	}
 }
 
-// slab is the memory that a cache has taken, in bytes.
-type slab struct {
-	cache string
-	size  float64
-}
-
-// before puts the largest first.
-func (c slab) before(o slab) bool {
-	return cmp.Or(cmp.Compare(o.size, c.size), cmp.Compare(c.cache, o.cache)) < 0
+// largerSlab puts the largest first.
+func largerSlab(a, b parse.Slab) bool {
+	return cmp.Or(cmp.Compare(b.Size, a.Size), cmp.Compare(a.Cache, b.Cache)) < 0
 }
 
 // slabReader reads the size of the caches, from /sys/kernel/slab where the
@@ -45,7 +38,7 @@ func (c slab) before(o slab) bool {
 type slabReader struct {
 	caches   []slabCache
 	slabinfo kernel.File
-	pageSize float64
+	pageSize int
 }
 
 type slabCache struct {
@@ -54,7 +47,7 @@ type slabCache struct {
 }
 
 func newSlabReader(k *Scope) *slabReader {
-	r := &slabReader{slabinfo: k.Proc("slabinfo"), pageSize: float64(k.PageSize)}
+	r := &slabReader{slabinfo: k.Proc("slabinfo"), pageSize: k.PageSize}
 	for _, name := range slabCaches() {
 		dir := filepath.Join("kernel/slab", name)
 		// A cache that was merged with others of its size is a link to what they
@@ -78,7 +71,7 @@ func openUnmerged(path string) (int, error) {
 // read returns the caches that this kernel has, and none without an error for a
 // user that may not see them: only root may. Beside an error it returns those
 // that could be read.
-func (r *slabReader) read() ([]slab, error) {
+func (r *slabReader) read() ([]parse.Slab, error) {
 	slabs, err := r.readSysfs()
 	if err == nil && len(slabs) == 0 {
 		slabs, err = r.readSlabinfo()
@@ -89,101 +82,33 @@ func (r *slabReader) read() ([]slab, error) {
 	return slabs, err
 }
 
-func (r *slabReader) readSysfs() ([]slab, error) {
-	var p problems
-	var slabs []slab
+func (r *slabReader) readSysfs() ([]parse.Slab, error) {
+	var p parse.Problems
+	var slabs []parse.Slab
 	for _, c := range r.caches {
 		// "2 N0=2": the sum, then each node's share.
 		n, err := sysctlNumber(c.slabs)
 		if errors.Is(err, fs.ErrPermission) {
 			return nil, err // as of all the others
 		}
-		p.add(err)
+		p.Add(err)
 		order, err := sysctlNumber(c.order)
-		p.add(err)
+		p.Add(err)
 		if n.Present && order.Present {
-			slabs = append(slabs, slab{c.name, n.Value * r.pageSize * float64(uint64(1)<<min(uint64(order.Value), 20))})
+			slabs = append(slabs, parse.Slab{Cache: c.name, Size: n.Value * float64(r.pageSize) * float64(uint64(1)<<min(uint64(order.Value), 20))})
 		}
 	}
-	return slabs, p.err()
+	return slabs, p.Err()
 }
 
-func (r *slabReader) readSlabinfo() ([]slab, error) {
-	var p problems
+func (r *slabReader) readSlabinfo() ([]parse.Slab, error) {
+	var p parse.Problems
 	b, err := optional(r.slabinfo)
-	p.add(err)
+	p.Add(err)
 	if b == nil {
-		return nil, p.err()
+		return nil, p.Err()
 	}
-	slabs, err := parseSlabinfo(b, r.slabinfo.Path(), slabCaches(), r.pageSize)
-	p.add(err)
-	return slabs, p.err()
-}
-
-// parseSlabinfo reads the wanted lines of /proc/slabinfo, version 2 (Linux 2.6.10,
-// mm/slab_common.c). Its columns go by the names in its second line. A cache that
-// is there twice, as one of each memory cgroup was before Linux 5.9, is added up.
-func parseSlabinfo(b []byte, path string, wanted []string, pageSize float64) ([]slab, error) {
-	if !bytes.HasPrefix(b, []byte("slabinfo - version: 2.")) {
-		return nil, fieldError(path, "version", errMissing)
-	}
-	var p problems
-	var slabs []slab
-	var broken []string    // caches of which a part could not be read
-	pages, count := -1, -1 // the columns, counted from the name
-	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
-		name, line, _ := procfile.NextField(line)
-		if string(name) == "#" {
-			// Columns stand in angle brackets; the words between them in both lines.
-			for i := 0; ; i++ {
-				var column []byte
-				if column, line, ok = procfile.NextField(line); !ok {
-					break
-				}
-				switch string(column) {
-				case "<pagesperslab>":
-					pages = i
-				case "<num_slabs>":
-					count = i
-				}
-			}
-			continue
-		}
-		if !slices.Contains(wanted, string(name)) {
-			continue
-		}
-		if pages < 0 || count < 0 {
-			return nil, fieldError(path, "names of columns", errMissing)
-		}
-		var pagesOf, slabsOf Number
-		for i := 1; ; i++ {
-			var value []byte
-			if value, line, ok = procfile.NextField(line); !ok {
-				break
-			}
-			switch i {
-			case pages:
-				if err := pagesOf.parse(value); err != nil {
-					p.add(fieldError(path, string(name)+" pagesperslab", err))
-				}
-			case count:
-				if err := slabsOf.parse(value); err != nil {
-					p.add(fieldError(path, string(name)+" num_slabs", err))
-				}
-			}
-		}
-		p.add(complete(path, []field{{string(name) + " pagesperslab", pagesOf}, {string(name) + " num_slabs", slabsOf}}))
-		if !pagesOf.Present || !slabsOf.Present {
-			broken = append(broken, string(name))
-			continue
-		}
-		size := pagesOf.Value * slabsOf.Value * pageSize
-		if i := slices.IndexFunc(slabs, func(s slab) bool { return s.cache == string(name) }); i >= 0 {
-			slabs[i].size += size
-		} else {
-			slabs = append(slabs, slab{string(name), size})
-		}
-	}
-	slabs = slices.DeleteFunc(slabs, func(s slab) bool { return slices.Contains(broken, s.cache) })
-	return slabs, p.err()
+	slabs, err := parse.Slabinfo(b, r.slabinfo.Path(), slabCaches(), r.pageSize)
+	p.Add(err)
+	return slabs, p.Err()
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
@@ -30,13 +31,13 @@ func TestSlabFilesAgree(t *testing.T) {
 		if len(slabs) == 0 {
 			needs.Skip(t, "a kernel with CONFIG_SLUB_DEBUG")
 		}
-		var differ []slab
+		var differ []parse.Slab
 		for _, s := range slabs {
-			a, b := before[s.cache], after[s.cache]
-			if s.size >= min(a, b) && s.size <= max(a, b) {
-				agreed[s.cache] = true
+			a, b := before[s.Cache], after[s.Cache]
+			if s.Size >= min(a, b) && s.Size <= max(a, b) {
+				agreed[s.Cache] = true
 			}
-			if !agreed[s.cache] {
+			if !agreed[s.Cache] {
 				differ = append(differ, s)
 			}
 		}
@@ -46,7 +47,7 @@ func TestSlabFilesAgree(t *testing.T) {
 		}
 		if time.Now().After(end) {
 			for _, s := range differ {
-				t.Errorf("%s: %v by /sys/kernel/slab, %v and %v by /proc/slabinfo", s.cache, s.size, before[s.cache], after[s.cache])
+				t.Errorf("%s: %v by /sys/kernel/slab, %v and %v by /proc/slabinfo", s.Cache, s.Size, before[s.Cache], after[s.Cache])
 			}
 			break
 		}

@@ -2,19 +2,18 @@ package collector
 
 import (
 	"context"
-	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // sockstat is one reading of /proc/net/sockstat and sockstat6, and of the sysctls
 // that bound what they count. All of it is constant-time for the kernel.
 type sockstat struct {
-	used, alloc, orphans, timeWait Number
-	tcpMemory, udpMemory           Number // bytes
-	family                         [2]sockstatFamily
+	parse.Sockets
+	ipv6 parse.FamilySockets
 
+	fragmentsLimit              [2]Number // bytes, by family
 	orphansLimit, timeWaitLimit Number
 	tcpThresholds               [3]Number // bytes: low, pressure, high
 	udpThresholds               [3]Number // bytes: low, pressure, high
@@ -23,10 +22,9 @@ type sockstat struct {
 	listenBacklog, synBacklog   Number
 }
 
-// sockstatFamily is what is counted for each address family.
-type sockstatFamily struct {
-	tcp, udp, udplite, raw  Number
-	fragments, fragmentsMax Number // bytes
+// byFamily is what is counted for each address family.
+func (s *sockstat) byFamily() [2]parse.FamilySockets {
+	return [2]parse.FamilySockets{s.FamilySockets, s.ipv6}
 }
 
 func sockstatSpec() Spec {
@@ -38,30 +36,30 @@ func sockstatSpec() Spec {
 			{
 				Name:  "sockets_used",
 				Help:  "Sockets of every address family (unix and netlink ones too) in the host's network namespace. From /proc/net/sockstat.",
-				Value: func(s *sockstat) Number { return s.used },
+				Value: func(s *sockstat) Number { return s.Used },
 			},
 			{
 				Name:   "sockets_inuse",
 				Help:   "Sockets in use by address family and protocol; TIME_WAIT and connection requests do not count. From /proc/net/sockstat and sockstat6.",
 				Labels: []string{"family", "protocol"},
 				Values: func(s *sockstat, emit Emit) {
-					for i, f := range s.family {
-						emit(f.tcp, families(i), "tcp")
-						emit(f.udp, families(i), "udp")
-						emit(f.udplite, families(i), "udplite")
-						emit(f.raw, families(i), "raw")
+					for i, f := range s.byFamily() {
+						emit(f.TCP, families(i), "tcp")
+						emit(f.UDP, families(i), "udp")
+						emit(f.UDPLite, families(i), "udplite")
+						emit(f.Raw, families(i), "raw")
 					}
 				},
 			},
 			{
 				Name:  "tcp_sockets_allocated",
 				Help:  "TCP sockets allocated on the whole machine, both address families, every network namespace. From /proc/net/sockstat.",
-				Value: func(s *sockstat) Number { return s.alloc },
+				Value: func(s *sockstat) Number { return s.Allocated },
 			},
 			{
 				Name:  "tcp_orphans",
 				Help:  "TCP sockets that no process holds any more but the kernel has yet to close, on the whole machine. From /proc/net/sockstat.",
-				Value: func(s *sockstat) Number { return s.orphans },
+				Value: func(s *sockstat) Number { return s.Orphans },
 			},
 			{
 				Name:  "tcp_orphans_limit",
@@ -71,7 +69,7 @@ func sockstatSpec() Spec {
 			{
 				Name:  "tcp_time_wait",
 				Help:  "TIME_WAIT mini-sockets of both address families in the host's network namespace, those in FIN_WAIT2 included. From /proc/net/sockstat.",
-				Value: func(s *sockstat) Number { return s.timeWait },
+				Value: func(s *sockstat) Number { return s.TimeWait },
 			},
 			{
 				Name:  "tcp_time_wait_limit",
@@ -81,7 +79,7 @@ func sockstatSpec() Spec {
 			{
 				Name:  "tcp_memory_bytes",
 				Help:  "Memory of all TCP buffers on the machine, both address families; it lags by up to 1 MiB for each CPU. From /proc/net/sockstat.",
-				Value: func(s *sockstat) Number { return s.tcpMemory },
+				Value: func(s *sockstat) Number { return s.TCPMemory },
 			},
 			{
 				Name:   "tcp_memory_threshold_bytes",
@@ -92,7 +90,7 @@ func sockstatSpec() Spec {
 			{
 				Name:  "udp_memory_bytes",
 				Help:  "Memory of all UDP buffers on the machine, both address families; it lags by up to 1 MiB for each CPU. From /proc/net/sockstat.",
-				Value: func(s *sockstat) Number { return s.udpMemory },
+				Value: func(s *sockstat) Number { return s.UDPMemory },
 			},
 			{
 				Name:   "udp_memory_threshold_bytes",
@@ -105,8 +103,8 @@ func sockstatSpec() Spec {
 				Help:   "Memory of IP fragments that wait for the rest of their packet. From /proc/net/sockstat and sockstat6.",
 				Labels: []string{"family"},
 				Values: func(s *sockstat, emit Emit) {
-					for i, f := range s.family {
-						emit(f.fragments, families(i))
+					for i, f := range s.byFamily() {
+						emit(f.Fragments, families(i))
 					}
 				},
 			},
@@ -115,8 +113,8 @@ func sockstatSpec() Spec {
 				Help:   "Memory above which new fragments are dropped. From net.ipv4.ipfrag_high_thresh and net.ipv6.ip6frag_high_thresh.",
 				Labels: []string{"family"},
 				Values: func(s *sockstat, emit Emit) {
-					for i, f := range s.family {
-						emit(f.fragmentsMax, families(i))
+					for i, f := range s.fragmentsLimit {
+						emit(f, families(i))
 					}
 				},
 			},
@@ -216,8 +214,8 @@ func openSockstat(k *Scope) func(context.Context, *sockstat) error {
 	}{
 		{k.Host.Sysctl("net.ipv4.tcp_max_orphans"), func(s *sockstat) *Number { return &s.orphansLimit }},
 		{k.Host.Sysctl("net.ipv4.tcp_max_tw_buckets"), func(s *sockstat) *Number { return &s.timeWaitLimit }},
-		{k.Host.Sysctl("net.ipv4.ipfrag_high_thresh"), func(s *sockstat) *Number { return &s.family[0].fragmentsMax }},
-		{k.Host.Sysctl("net.ipv6.ip6frag_high_thresh"), func(s *sockstat) *Number { return &s.family[1].fragmentsMax }},
+		{k.Host.Sysctl("net.ipv4.ipfrag_high_thresh"), func(s *sockstat) *Number { return &s.fragmentsLimit[0] }},
+		{k.Host.Sysctl("net.ipv6.ip6frag_high_thresh"), func(s *sockstat) *Number { return &s.fragmentsLimit[1] }},
 		{k.Host.Sysctl("net.core.somaxconn"), func(s *sockstat) *Number { return &s.listenBacklog }},
 		{k.Host.Sysctl("net.ipv4.tcp_max_syn_backlog"), func(s *sockstat) *Number { return &s.synBacklog }},
 	}
@@ -233,115 +231,37 @@ func openSockstat(k *Scope) func(context.Context, *sockstat) error {
 	}
 	unit := 0 // of socket memory; 0 until it is known
 	return func(_ context.Context, s *sockstat) error {
-		var p problems
+		var p parse.Problems
 		b, err := required(file, "IPv4 (CONFIG_INET)")
 		if isNotSupported(err) {
 			return err
 		}
-		p.add(err)
+		p.Add(err)
 		if b != nil {
 			if unit == 0 {
 				unit, err = k.MemoryUnit()
-				p.add(err)
+				p.Add(err)
 			}
-			p.add(parseSockstat(b, file.Path(), unit, s))
+			s.Sockets, err = parse.Sockstat(b, file.Path(), unit)
+			p.Add(err)
 		}
 		b, err = optional(file6)
-		p.add(err)
+		p.Add(err)
 		if b != nil {
-			p.add(parseSockstat6(b, file6.Path(), s))
+			s.ipv6, err = parse.Sockstat6(b, file6.Path())
+			p.Add(err)
 		}
 		for _, l := range single {
 			*l.into(s), err = sysctlNumber(l.file)
-			p.add(err)
+			p.Add(err)
 		}
 		for _, l := range triple {
 			into := l.into(s)
-			p.add(sysctlNumbers(l.file, into[:]))
+			p.Add(sysctlNumbers(l.file, into[:]))
 			for i := range into {
-				into[i] = into[i].times(l.unit)
+				into[i] = into[i].Times(l.unit)
 			}
 		}
-		return p.err()
+		return p.Err()
 	}
-}
-
-// parseSockstat reads /proc/net/sockstat (net/ipv4/proc.c, Linux 2.4; UDPLITE is
-// gone since 7.1), whose memory counts are in the given unit of bytes. With a unit
-// of 0, which is one that is not known, they are absent.
-func parseSockstat(b []byte, path string, unit int, s *sockstat) error {
-	f := &s.family[0]
-	var tcpMemory, udpMemory Number
-	err := parseSockstatLines(b, path, []sockstatField{
-		{"sockets:", "used", &s.used},
-		{"TCP:", "inuse", &f.tcp},
-		{"TCP:", "orphan", &s.orphans},
-		{"TCP:", "tw", &s.timeWait},
-		{"TCP:", "alloc", &s.alloc},
-		{"TCP:", "mem", &tcpMemory},
-		{"UDP:", "inuse", &f.udp},
-		{"UDP:", "mem", &udpMemory},
-		{"UDPLITE:", "inuse", &f.udplite},
-		{"RAW:", "inuse", &f.raw},
-		{"FRAG:", "memory", &f.fragments},
-	})
-	if unit > 0 {
-		s.tcpMemory, s.udpMemory = tcpMemory.times(float64(unit)), udpMemory.times(float64(unit))
-	}
-	return err
-}
-
-// parseSockstat6 reads /proc/net/sockstat6 (net/ipv6/proc.c, Linux 2.6), which
-// counts sockets and fragments only.
-func parseSockstat6(b []byte, path string, s *sockstat) error {
-	f := &s.family[1]
-	return parseSockstatLines(b, path, []sockstatField{
-		{"TCP6:", "inuse", &f.tcp},
-		{"UDP6:", "inuse", &f.udp},
-		{"UDPLITE6:", "inuse", &f.udplite},
-		{"RAW6:", "inuse", &f.raw},
-		{"FRAG6:", "memory", &f.fragments},
-	})
-}
-
-// sockstatField is where a value of a line such as "TCP: inuse 5 orphan 0" belongs.
-type sockstatField struct {
-	protocol, name string
-	into           *Number
-}
-
-// parseSockstatLines reads lines of names and values. It passes over names that
-// are not wanted, with their values or without. Every field is demanded but for
-// those of UDPLITE.
-func parseSockstatLines(b []byte, path string, fields []sockstatField) error {
-	var p problems
-	for line, b, ok := procfile.NextLine(b); ok; line, b, ok = procfile.NextLine(b) {
-		protocol, line, _ := procfile.NextField(line)
-		for name, line, ok := procfile.NextField(line); ok; name, line, ok = procfile.NextField(line) {
-			for _, f := range fields {
-				if string(protocol) == f.protocol && string(name) == f.name {
-					var value []byte
-					value, line, _ = procfile.NextField(line)
-					if err := f.into.parse(value); err != nil {
-						p.add(fieldError(path, f.String(), err))
-					}
-					break
-				}
-			}
-		}
-	}
-	for _, f := range fields {
-		if !strings.HasPrefix(f.protocol, "UDPLITE") {
-			if !f.into.Present && !f.into.bad {
-				p.add(fieldError(path, f.String(), errMissing))
-				f.into.bad = true
-			}
-		}
-	}
-	return p.err()
-}
-
-// String names the field as in "TCP inuse".
-func (f sockstatField) String() string {
-	return strings.TrimSuffix(f.protocol, ":") + " " + f.name
 }

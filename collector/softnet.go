@@ -2,11 +2,10 @@ package collector
 
 import (
 	"context"
-	"fmt"
-	"math"
 	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
@@ -33,14 +32,14 @@ func softnetSpec() Spec {
 				if isNotSupported(err) {
 					return err
 				}
-				var p problems
-				p.add(err)
+				var p parse.Problems
+				p.Add(err)
 				if b != nil {
-					p.add(rows.parse(b, file.Path(), func() []int { return readOnline(online) }, s))
+					p.Add(rows.parse(b, file.Path(), func() []int { return readOnline(online) }, s))
 				}
 				s.limit, err = sysctlNumber(limit)
-				p.add(err)
-				return p.err()
+				p.Add(err)
+				return p.Err()
 			}
 		},
 		Metrics: []Metric[softnet]{
@@ -79,17 +78,8 @@ func softnetSpec() Spec {
 	})
 }
 
-// Columns of /proc/net/softnet_stat (softnet_seq_show in net/core/net-procfs.c).
-const (
-	softnetDropped    = 1
-	softnetSqueezed   = 2
-	softnetBacklog    = 11 // Linux 5.10
-	softnetCPU        = 12 // Linux 5.10
-	softnetInputQueue = 13 // Linux 6.6
-)
-
-// softnetRows reads /proc/net/softnet_stat: a line of 32-bit hexadecimal numbers
-// for each CPU that is online.
+// softnetRows adds up the lines of /proc/net/softnet_stat, one for each CPU that is
+// online.
 type softnetRows struct {
 	counters *perCPU
 	// cpus is the CPU of each line at the last reading, as far as it was known.
@@ -100,71 +90,29 @@ type softnetRows struct {
 // parse fills s. Before Linux 5.10 a line does not say which CPU it is of; online
 // does, as long as there are as many.
 func (r *softnetRows) parse(b []byte, path string, online func() []int, s *softnet) error {
-	var p problems
-	var lines [][]byte
-	columns := 0
-	for row := 1; len(b) > 0; row++ {
-		var line []byte
-		line, b, _ = procfile.NextLine(b)
-		if !isHex(line) && procfile.CountFields(line) != columns {
-			continue // of no CPU
-		}
-		if columns == 0 {
-			columns = procfile.CountFields(line)
-		}
-		lines = append(lines, line)
-	}
+	lines, err := parse.Softnet(b, path)
 	if len(lines) == 0 {
-		return fieldError(path, "every line", errMissing)
+		return err
 	}
-	if columns <= softnetCPU {
+	named := !lines[0].CPU.IsMissing()
+	if !named {
 		r.identify(len(lines), online())
 	}
-
 	lost, lostLength, lostInput := [2]bool{}, false, false
-	for row, line := range lines {
-		at := func(column int) string { return fmt.Sprintf("line %d, column %d", row+1, column+1) }
-		n := procfile.CountFields(line)
-		if n != columns || n <= softnetSqueezed {
-			p.add(fieldError(path, fmt.Sprintf("line %d", row+1), fmt.Errorf("%d columns in place of %d", n, columns)))
-			lost, lostLength, lostInput = [2]bool{true, true}, true, true
-			continue
+	for i, l := range lines {
+		cpu := l.CPU
+		if !named {
+			cpu = number(r.cpus[i])
 		}
-		var v [softnetInputQueue + 1]Number
-		for i := range min(n, len(v)) {
-			var f []byte
-			f, line, _ = procfile.NextField(line)
-			switch i {
-			case softnetDropped, softnetSqueezed, softnetBacklog, softnetCPU, softnetInputQueue:
-				x, err := procfile.Uint(f, 16)
-				if err == nil && x > math.MaxUint32 {
-					err = fmt.Errorf("%q has more than 32 bits", f)
-				}
-				if err != nil {
-					p.add(fieldError(path, at(i), err))
-					v[i].bad = true
-					continue
-				}
-				v[i] = number(x)
-			}
-		}
-		cpu := v[softnetCPU]
-		if n <= softnetCPU {
-			cpu = number(r.cpus[row])
-		}
-		for counter, column := range [2]int{softnetDropped, softnetSqueezed} {
-			if !cpu.Present || !v[column].Present {
+		for counter, n := range [2]Number{l.Dropped, l.Squeezed} {
+			if !cpu.Present || !n.Present {
 				lost[counter] = true
 				continue
 			}
-			r.counters.add(int(cpu.Value), counter, uint64(v[column].Value))
+			r.counters.add(int(cpu.Value), counter, uint64(n.Value))
 		}
-		input := v[softnetBacklog]
-		if n > softnetInputQueue {
-			input = v[softnetInputQueue]
-		}
-		s.length, s.input = larger(s.length, v[softnetBacklog]), larger(s.input, input)
-		lostLength, lostInput = lostLength || v[softnetBacklog].bad, lostInput || input.bad
+		s.length, s.input = larger(s.length, l.Backlog), larger(s.input, l.Input)
+		lostLength, lostInput = lostLength || l.Backlog.IsUnreadable(), lostInput || l.Input.IsUnreadable()
 	}
 	r.counters.end()
 	// Without one CPU there is no sum, and no longest.
@@ -180,7 +128,15 @@ func (r *softnetRows) parse(b []byte, path string, online func() []int, s *softn
 	if !lost[1] {
 		s.squeezes = r.counters.total(1)
 	}
-	return p.err()
+	return err
+}
+
+// larger returns the larger of two numbers that is present.
+func larger(a, b Number) Number {
+	if !a.Present || b.Present && b.Value > a.Value {
+		return b
+	}
+	return a
 }
 
 // identify finds the CPUs of lines that do not name them. When it cannot, and
@@ -208,7 +164,7 @@ func readOnline(f kernel.File) []int {
 		return nil
 	}
 	var cpus []int
-	err = parseList(b, f.Path(), func(low, high uint16) {
+	err = parse.List(b, f.Path(), func(low, high uint16) {
 		for cpu := int(low); cpu <= int(high); cpu++ {
 			cpus = append(cpus, cpu)
 		}

@@ -6,7 +6,7 @@ import (
 	"io/fs"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // required reads a file that a collector cannot do without. Where this kernel
@@ -43,7 +43,7 @@ func whole(b []byte, path string) ([]byte, error) {
 	if end == len(b) && end > 0 {
 		return b, nil
 	}
-	err := fieldError(path, "end of the last line", errMissing)
+	err := parse.FieldError(path, "end of the last line", parse.ErrMissing)
 	if end == 0 {
 		return nil, err
 	}
@@ -60,84 +60,11 @@ func sysctlNumber(f kernel.File) (Number, error) {
 
 // sysctlNumbers reads a sysctl of several numbers, as many as into holds.
 func sysctlNumbers(f kernel.File, into []Number) error {
-	var p problems
+	var p parse.Problems
 	b, err := optional(f)
-	p.add(err)
+	p.Add(err)
 	if b != nil {
-		p.add(parseNumbers(b, f.Path(), into))
+		p.Add(parse.Numbers(b, f.Path(), into))
 	}
-	return p.err()
-}
-
-// parseNumbers reads the numbers at the start of the first line. One that cannot
-// be read is absent, and named in the error.
-func parseNumbers(b []byte, path string, into []Number) error {
-	var p problems
-	line, _, _ := procfile.NextLine(b)
-	for i := range into {
-		field, rest, ok := procfile.NextField(line)
-		if !ok {
-			p.add(fieldError(path, ordinal(i), errMissing))
-			continue
-		}
-		if err := into[i].parse(field); err != nil {
-			p.add(fieldError(path, ordinal(i), err))
-		}
-		line = rest
-	}
-	return p.err()
-}
-
-func ordinal(i int) string { return "value " + string(rune('1'+i)) }
-
-// parse sets the number to a count, from 0 to 2^63-1. After an error it is absent.
-// Of a field that a file has twice the first counts.
-func (n *Number) parse(text []byte) error {
-	if n.Present || n.bad {
-		return nil
-	}
-	v, err := procfile.Count(text)
-	if err != nil {
-		n.bad = true
-		return err
-	}
-	*n = number(v)
-	return nil
-}
-
-// parseCounter is parse for a counter, which the kernel keeps without a sign: from
-// 0 to 2^64-1.
-func (n *Number) parseCounter(text []byte) error {
-	if n.Present || n.bad {
-		return nil
-	}
-	v, err := procfile.Uint(text, 10)
-	if err != nil {
-		n.bad = true
-		return err
-	}
-	*n = number(v)
-	return nil
-}
-
-// field is a named value of a file.
-type field struct {
-	name string
-	n    Number
-}
-
-// isMissing reports whether a file does not have the field at all.
-func (f field) isMissing() bool { return !f.n.Present && !f.n.bad }
-
-// complete names the fields that are missing, of those that every kernel has: the
-// file was cut short, or is not what it should be. Fields that could not be parsed
-// have been named before.
-func complete(path string, fields []field) error {
-	var p problems
-	for _, f := range fields {
-		if f.isMissing() {
-			p.add(fieldError(path, f.name, errMissing))
-		}
-	}
-	return p.err()
+	return p.Err()
 }

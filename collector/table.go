@@ -6,6 +6,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // sample is one series of a reading.
@@ -24,7 +26,7 @@ type reading struct {
 // table is a reading that is being made of a snapshot, and what is wrong with it.
 type table struct {
 	reading
-	problems
+	parse.Problems
 	spec *Spec
 	top  int // bounds every list
 }
@@ -42,7 +44,7 @@ func (t *table) emit(metric int) Emit {
 		}
 		for _, other := range t.samples[first:] {
 			if slices.Equal(other.labels, labelValues) {
-				t.add(fmt.Errorf("%s: the kernel shows %q twice, and only the first is exported", info.Name, labelValues))
+				t.Add(fmt.Errorf("%s: the kernel shows %q twice, and only the first is exported", info.Name, labelValues))
 				return
 			}
 		}
@@ -76,7 +78,7 @@ func (t *table) addLimit(limit int, usage, most, soft Number, items []Item) {
 		return
 	}
 	if !(usage.Value >= 0 && usage.Value <= info.Unit.most()) {
-		t.add(fmt.Errorf("%s: there cannot be %v %s", info.Resource, usage.Value, info.Unit))
+		t.Add(fmt.Errorf("%s: there cannot be %v %s", info.Resource, usage.Value, info.Unit))
 		return
 	}
 	t.limits = append(t.limits, LimitReading{LimitInfo: info, Usage: usage.Value, Limit: most.Value, Items: items, soft: soft})

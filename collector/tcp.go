@@ -7,7 +7,7 @@ import (
 	"iter"
 	"net/netip"
 
-	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
@@ -133,26 +133,26 @@ func openTCP(k *Scope) func(context.Context, *tcp) error {
 			return err
 		}
 		// After the walk, so that they are as near as can be to what it counted.
-		var p problems
-		var counts sockstat
-		for _, f := range []struct {
-			file  kernel.File
-			parse func(b []byte, path string) error
-		}{
-			{stat, func(b []byte, path string) error { return parseSockstat(b, path, 0, &counts) }},
-			{stat6, func(b []byte, path string) error { return parseSockstat6(b, path, &counts) }},
-		} {
-			b, err := optional(f.file)
-			p.add(err)
-			if b != nil {
-				p.add(f.parse(b, f.file.Path()))
-			} else if err != nil {
-				counts.family[1].tcp.bad = true
-			}
+		var p parse.Problems
+		var ipv4 parse.Sockets
+		b, err := optional(stat)
+		p.Add(err)
+		if b != nil {
+			ipv4, err = parse.Sockstat(b, stat.Path(), 0)
+			p.Add(err)
 		}
-		inuse := counts.family[0].tcp.plus(counts.family[1].tcp.orZero()) // 0 without IPv6
-		v.fill(s, inuse, counts.timeWait)
-		return p.err()
+		var ipv6 parse.FamilySockets // none without IPv6
+		b, err = optional(stat6)
+		p.Add(err)
+		switch {
+		case b != nil:
+			ipv6, err = parse.Sockstat6(b, stat6.Path())
+			p.Add(err)
+		case err != nil:
+			ipv6.TCP = parse.Unreadable()
+		}
+		v.fill(s, ipv4.TCP.Plus(ipv6.TCP.OrZero()), ipv4.TimeWait)
+		return p.Err()
 	}
 }
 
@@ -236,8 +236,8 @@ func (v *tcpVisitor) fill(s *tcp, inuse, timeWait Number) {
 		n.Value = max(n.Value, 0)
 		return n
 	}
-	s.states[sockdiag.Established] = notNegative(inuse.minus(number(walked - v.finWait2)))
-	s.states[sockdiag.TimeWait] = notNegative(timeWait.minus(number(v.finWait2)))
+	s.states[sockdiag.Established] = notNegative(inuse.Minus(number(walked - v.finWait2)))
+	s.states[sockdiag.TimeWait] = notNegative(timeWait.Minus(number(v.finWait2)))
 
 	s.listeners, s.crowded = number(uint64(len(v.queues))+v.crowded), number(v.crowded)
 	s.queues = func(yield func(acceptQueue) bool) {

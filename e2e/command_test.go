@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/ptytest"
 )
 
 // TestHangup expects that SIGHUP, by which others are told to reload, is logged and
@@ -74,23 +74,7 @@ func TestHangupOfCheck(t *testing.T) {
 func TestTerminalClosed(t *testing.T) {
 	for name, nohup := range map[string]bool{"ordinary": false, "nohup": true} {
 		t.Run(name, func(t *testing.T) {
-			shown, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer shown.Close()
-			if err := unix.IoctlSetPointerInt(int(shown.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-				t.Fatal(err)
-			}
-			n, err := unix.IoctlGetInt(int(shown.Fd()), unix.TIOCGPTN)
-			if err != nil {
-				t.Fatal(err)
-			}
-			terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer terminal.Close()
+			shown, terminal := ptytest.Open(t)
 			args := []string{binary, "--web.listen-address=127.0.0.1:0"}
 			if nohup {
 				// Only a terminal on standard output or error is taken from it by

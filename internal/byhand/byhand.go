@@ -1,6 +1,18 @@
-// Package byhand reads what the exporter reads, in another way and without any of
-// its code, to compare the two: the slow and plain way. It is for the tests and
-// the lab; nothing of it is in the exporter.
+// Package byhand computes what the exporter computes, in another way and without
+// any of its code, to compare the two: the slow and plain way. It is for the tests
+// and the lab; nothing of it is in the exporter.
+//
+// It has what comes of more than one number: TCP states, accept queues and ephemeral
+// ports, counted from /proc/net/tcp where the exporter asks sock_diag; counters of
+// connection tracking, softnet and neighbours, which are of all CPUs; descriptors of
+// processes and the worst of a name; slabs, and which of them share their memory;
+// open files; the saturation of memory; and whether this is the host.
+//
+// It has nothing that is a field of a file, in bytes or seconds: that is compared in
+// testdata/golden/numbered.prom, where each field has a number of its own, and what
+// becomes of a damaged field in the tests of the collector. Nor has it a saturation
+// that divides two such numbers, or that of low memory, whose inode of a socket could
+// only be repeated.
 package byhand
 
 import (
@@ -47,6 +59,24 @@ func Series(name string, labels ...string) string {
 		return "sockpressure_" + name
 	}
 	return "sockpressure_" + name + "{" + strings.Join(pairs, ",") + "}"
+}
+
+// Covers reports whether a page may have the series only if the readings do: they have
+// the series, or others of its metric. Of saturation_ratio they have some limits only.
+func (r Readings) Covers(series string) bool {
+	if _, ok := r[series]; ok {
+		return true
+	}
+	metric, _, _ := strings.Cut(series, "{")
+	if metric == Series("saturation_ratio") {
+		return false
+	}
+	for s := range r {
+		if strings.HasPrefix(s, metric+"{") {
+			return true
+		}
+	}
+	return false
 }
 
 // Difference is how a value of a page lies outside of two readings.
@@ -98,6 +128,7 @@ func near(a, b float64) bool { return a == b || math.Abs(a-b) < 1e-9*math.Abs(b)
 // pass is one reading of files, and what was the first to go wrong in it.
 type pass struct {
 	Readings
+	root string // of recorded files, empty for the kernel's own
 	file string // the one that was read last
 	err  error
 }
@@ -122,7 +153,10 @@ func (p *pass) fail(err error) {
 // process may have ended, pressure may not be measured. /proc/net is that of this
 // thread's namespace.
 func (p *pass) text(path string) string {
-	p.file = strings.Replace(path, "/proc/net/", "/proc/thread-self/net/", 1)
+	p.file = p.root + path
+	if p.root == "" {
+		p.file = strings.Replace(path, "/proc/net/", "/proc/thread-self/net/", 1)
+	}
 	b, err := os.ReadFile(p.file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EOPNOTSUPP) {
 		p.fail(err)

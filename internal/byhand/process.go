@@ -14,13 +14,14 @@ func (p *pass) processes(proc string) {
 	}
 	worst := map[string]files{}
 	fullest := 0.0
-	dirs, err := filepath.Glob(proc + "/[0-9]*")
+	dirs, err := filepath.Glob(p.root + proc + "/[0-9]*")
 	if err != nil {
 		p.file = proc
 		p.fail(err)
 	}
 	for _, dir := range dirs {
 		f := files{open: descriptors(dir)}
+		dir = strings.TrimPrefix(dir, p.root)
 		for _, l := range p.lines(dir + "/limits") {
 			if strings.HasPrefix(strings.Join(l, " "), "Max open files") && l.at(3) != "unlimited" {
 				f.limit = p.decimal(l.at(3))

@@ -429,9 +429,18 @@ func TestManyPasswords(t *testing.T) {
 		g.guard.ServeHTTP(w, r)
 		return w.Code, time.Since(began)
 	}
-	_, known := ask(ctx, "192.0.2.9:1", "prometheus", "wrong")
-	time.Sleep(5 * known)
-	if _, unknown := ask(ctx, "192.0.2.9:1", "nobody", "wrong"); unknown < known/3 {
+	// The quickest of several, for others may be at work on this machine.
+	refusal := func(user string) time.Duration {
+		quickest := time.Hour
+		for range 5 {
+			_, d := ask(ctx, "192.0.2.9:1", user, "wrong")
+			quickest = min(quickest, d)
+			time.Sleep(5 * d) // the pause that each costs
+		}
+		return quickest
+	}
+	known := refusal("prometheus")
+	if unknown := refusal("nobody"); unknown < known/3 {
 		t.Errorf("an unknown user is refused after %v, a known one after %v", unknown, known)
 	}
 	var flood sync.WaitGroup
@@ -458,7 +467,7 @@ func TestManyPasswords(t *testing.T) {
 	}
 	t.Logf("a wrong password takes %v, the right one among them %v", known, took)
 	// At first two wrong ones may be before it, with the pause after each.
-	if took[0] > 40*known || slices.Max(took[1:]) > known {
+	if took[0] > max(40*known, 5*time.Second) || slices.Max(took[1:]) > max(known, 20*time.Millisecond) {
 		t.Error("the right password waits for too long")
 	}
 	stop()

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"math"
-	"slices"
 	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
@@ -24,13 +23,14 @@ func (g *guest) compare(page string, before, after byhand.Readings, differ map[s
 		return c != "" && (values[ofCollector("success", c)] != 1 || values[ofCollector("age_seconds", c)] > 0) ||
 			g.Unprivileged && c == "process"
 	}
+	byHand := before.Or(after)
 	for series := range values {
-		if !strings.Contains(series, "_scrape_collector_") && !strings.Contains(series, "_exporter_build_info") && !old(series) {
+		if byHand.Covers(series) && !old(series) {
 			g.seen[series] = true
 		}
 	}
 	differences := byhand.Compare(values, longest, before, after)
-	for series := range before.Or(after) {
+	for series := range byHand {
 		if old(series) {
 			continue
 		}
@@ -50,26 +50,15 @@ func (g *guest) compare(page string, before, after byhand.Readings, differ map[s
 	return nil
 }
 
-// moving says which series the looking itself moves: it takes memory, TCP's too,
-// for a moment, and the kernel counts a socket until a while after it was closed.
+// moving reports whether the looking itself moves a series: it takes memory for a
+// moment.
 func moving(series string) bool {
 	name := strings.TrimPrefix(series, "sockpressure_")
-	if resource, ok := strings.CutPrefix(name, `saturation_ratio{resource="`); ok {
-		name = resource
-	}
-	return slices.ContainsFunc([]string{"memory", "low_memory", "committed_memory", "tcp_memory", "sockets_used"}, func(prefix string) bool {
-		return strings.HasPrefix(name, prefix)
-	})
+	return strings.HasPrefix(name, "memory") || name == `saturation_ratio{resource="memory"}`
 }
 
-// about allows for what the looking moves: a twentieth, or a few sockets.
-func about(v, read float64) bool {
-	few := 0.0
-	if read > 1 { // not a ratio
-		few = 4
-	}
-	return math.Abs(v-read) <= max(read/20, few)
-}
+// about allows for what the looking moves: a twentieth.
+func about(v, read float64) bool { return math.Abs(v-read) <= read/20 }
 
 // collectorOf maps metrics, and the saturation of limits, to their collector.
 func collectorOf() map[string]string {

@@ -1,10 +1,13 @@
-package main
+package cli
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
 
+	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/common/version"
 )
 
@@ -14,7 +17,7 @@ import (
 const manPage = `{{define "Flags" -}}
 {{range .Flags}}{{if not .Hidden -}}
 .TP
-\fB{{if .Short}}\-{{.Short|Char}}\fR, \fB{{end}}\-\-{{if eq .String "true"}}[no\-]{{end}}{{roff .Name}}\fR{{if not .IsBoolFlag}}=\fI{{roff .FormatPlaceHolder}}\fR{{end}}
+\fB{{if .Short}}\-{{.Short|Char}}\fR, \fB{{end}}\-\-{{if on .}}[no\-]{{end}}{{roff .Name}}\fR{{if not .IsBoolFlag}}=\fI{{roff .FormatPlaceHolder}}\fR{{end}}
 {{roff .Help}}
 {{end}}{{end}}{{end -}}
 .TH SOCKPRESSURE_EXPORTER 1 "{{manDate}}" "{{.App.Name}} {{manVersion}}" "User Commands"
@@ -26,7 +29,8 @@ const manPage = `{{define "Flags" -}}
 {{range .App.Commands}}{{if not (or .Hidden .Default (eq .Name "help"))}}.br
 .B {{$.App.Name}} {{.Name}}
 .RI [ flag ...]
-{{end}}{{end -}}
+{{range .Args}}{{if .Required}}.I {{roff .Name}}{{else}}.RI [ {{roff .Name}} ]{{end}}
+{{end}}{{end}}{{end -}}
 .SH DESCRIPTION
 {{roff .App.Help}}
 Every limit is one series,
@@ -41,8 +45,11 @@ as do the descriptors of other users' processes before Linux 6.2.
 .TP
 .B {{.Name}}
 {{roff .Help}}
-{{if .Flags}}.RS
-{{template "Flags" .}}.RE
+{{if or .Args .Flags}}.RS
+{{range .Args}}.TP
+.I {{roff .Name}}
+{{roff .Help}}
+{{end}}{{template "Flags" .}}.RE
 {{end}}{{end}}{{end -}}
 .SH OPTIONS
 The value shown is the default.
@@ -52,11 +59,7 @@ or
 .BR =false .
 {{template "Flags" .App -}}
 .SH EXIT STATUS
-.B serve
-exits with 0 after SIGTERM or SIGINT, and with 1 if it cannot start.
-.PP
-.B check
-exits as plugins for monitoring do: with 0, 1, 2 or 3, see above.
+{{exits -}}
 .SH SIGNALS
 SIGTERM and SIGINT end it.
 SIGHUP does not end
@@ -111,11 +114,33 @@ Serve on one address, without looking at processes:
 https://github.com/sockpressure/sockpressure_exporter
 `
 
-// manFuncs are functions that manPage and the completions need beside kingpin's.
-func manFuncs() template.FuncMap {
+// pages has the template of each page that a flag prints.
+func pages() map[string]string {
+	return map[string]string{
+		"help-long":              kingpin.LongHelpTemplate,
+		"help-man":               manPage,
+		"completion-script-bash": bashCompletion,
+		"completion-script-zsh":  zshCompletion,
+	}
+}
+
+// pageFuncs are functions that manPage and the completions need beside kingpin's.
+func pageFuncs(table []command) template.FuncMap {
 	return template.FuncMap{
 		"roff":   roff,
 		"values": values,
+		// on reports whether a flag is on without being given. Its value is not yet
+		// set where it is another command's.
+		"on": func(flag *kingpin.FlagModel) bool {
+			return flag.IsBoolFlag() && slices.Equal(flag.Default, []string{"true"})
+		},
+		"exits": func() string {
+			var paragraphs []string
+			for _, c := range table {
+				paragraphs = append(paragraphs, fmt.Sprintf(".B %s\n%s\n", roff(c.name), roff(c.exits)))
+			}
+			return strings.Join(paragraphs, ".PP\n")
+		},
 		"manVersion": func() string {
 			return version.Version
 		},

@@ -1,11 +1,10 @@
-package main
+package cli
 
 import (
 	"bufio"
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -18,13 +17,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/ptytest"
 )
 
 // TestCheck expects the exit status of the worst limit, and the nearest limit on
 // top, on a recorded kernel whose conntrack table fills.
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS("testdata/linux-6.12/proc")); err != nil {
+	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
 		t.Fatal(err)
 	}
 	entries := func(n string) {
@@ -51,7 +52,7 @@ func TestCheck(t *testing.T) {
 	} {
 		entries(c.entries)
 		var stdout, stderr bytes.Buffer
-		if got := run(t.Context(), c.args, &stdout, &stderr); got != c.status {
+		if got := Run(t.Context(), c.args, nil, &stdout, &stderr); got != c.status {
 			t.Errorf("%s entries: status %d, want %d; %s", c.entries, got, c.status, stderr.String())
 		}
 		lines := strings.Split(stdout.String(), "\n")
@@ -71,12 +72,12 @@ func TestCheck(t *testing.T) {
 // TestCheckColours expects colours on a terminal, unless NO_COLOR is set, and the
 // same table.
 func TestCheckColours(t *testing.T) {
-	args := []string{"check", "--path.procfs=testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
+	args := []string{"check", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
 	table := func(noColour, term string) string {
 		t.Setenv("NO_COLOR", noColour)
 		t.Setenv("TERM", term)
-		shown, terminal := openTerminal(t)
-		if status := run(t.Context(), args, terminal, t.Output()); status != 0 {
+		shown, terminal := ptytest.Open(t)
+		if status := Run(t.Context(), args, nil, terminal, t.Output()); status != 0 {
 			t.Errorf("status %d", status)
 		}
 		_ = terminal.Close()
@@ -88,7 +89,7 @@ func TestCheckColours(t *testing.T) {
 		return strings.ReplaceAll(string(b), "\r\n", "\n")
 	}
 	var stdout bytes.Buffer
-	run(t.Context(), args, &stdout, t.Output())
+	Run(t.Context(), args, nil, &stdout, t.Output())
 	want := stdout.String()
 	if strings.Contains(want, "\x1b") {
 		t.Errorf("coloured without a terminal: %q", want)
@@ -108,39 +109,8 @@ func TestCheckColours(t *testing.T) {
 	}
 }
 
-// openTerminal returns what a person sees of a terminal, and the terminal.
-func openTerminal(t *testing.T) (shown, terminal *os.File) {
-	t.Helper()
-	open := func(path string) *os.File {
-		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = f.Close() })
-		return f
-	}
-	shown = open("/dev/ptmx")
-	if err := unix.IoctlSetPointerInt(int(shown.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(shown.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return shown, open(fmt.Sprintf("/dev/pts/%d", n))
-}
-
 // squeezed makes runs of blanks one.
 func squeezed(s string) string { return strings.Join(strings.Fields(s), " ") }
-
-func TestHelpAndVersion(t *testing.T) {
-	for _, arg := range []string{"--help", "--version"} {
-		var stdout, stderr bytes.Buffer
-		if status := run(t.Context(), []string{arg}, &stdout, &stderr); status != 0 || stderr.Len() != 0 || !strings.Contains(stdout.String(), name) {
-			t.Errorf("%s: status %d, %q, %q", arg, status, stdout.String(), stderr.String())
-		}
-	}
-}
 
 // TestStop expects status 0 at the end of ctx, whatever clients leave unfinished,
 // and that nothing but a request is waited for.
@@ -165,10 +135,10 @@ func TestStop(t *testing.T) {
 			log, stderr := io.Pipe()
 			status := make(chan int, 1)
 			go func() {
-				status <- run(ctx, []string{
+				status <- Run(ctx, []string{
 					"--web.listen-address=127.0.0.1:0", "--path.procfs=" + proc,
 					"--collector.disable-defaults", "--collector.filefd",
-				}, io.Discard, stderr)
+				}, nil, io.Discard, stderr)
 				_ = stderr.Close()
 			}()
 			// That is the last that it says until it stops.
@@ -252,7 +222,7 @@ func TestCheckMisused(t *testing.T) {
 		"--nonsense":                   1,
 	} {
 		var stderr bytes.Buffer
-		if got := run(t.Context(), strings.Fields(args), io.Discard, &stderr); got != want || strings.Count(stderr.String(), "\n") != 1 {
+		if got := Run(t.Context(), strings.Fields(args), nil, io.Discard, &stderr); got != want || strings.Count(stderr.String(), "\n") != 1 {
 			t.Errorf("%s: status %d, want %d; %s", args, got, want, stderr.String())
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -28,7 +28,7 @@ func (c *config) collectors() []string {
 // value that is not one.
 func TestBooleanFlags(t *testing.T) {
 	var help bytes.Buffer
-	if status := run(t.Context(), []string{"--help"}, &help, t.Output()); status != 0 {
+	if status := Run(t.Context(), []string{"--help"}, nil, &help, t.Output()); status != 0 {
 		t.Fatalf("status %d", status)
 	}
 	var flags []string
@@ -47,7 +47,7 @@ func TestBooleanFlags(t *testing.T) {
 				if flag == "collector.memory" {
 					other = "--collector.tcp"
 				}
-				c, exit, err := parseFlags([]string{"check", other, arg}, io.Discard)
+				c, exit, err := parseFlags(commands(), []string{"check", other, arg}, io.Discard)
 				if err != nil {
 					t.Errorf("%s: %v", arg, err)
 					continue
@@ -72,11 +72,11 @@ func TestBooleanFlags(t *testing.T) {
 			}
 		}
 		for _, value := range []string{"maybe", "", "yes", "2", "true\nfalse", "true=true"} {
-			for command, want := range map[string]int{commandServe: 1, commandCheck: unknown} {
+			for command, want := range map[string]int{"serve": 1, "check": unknown} {
 				for _, prefix := range []string{"--", "--no-"} {
 					var stderr bytes.Buffer
 					arg := prefix + flag + "=" + value
-					got := run(t.Context(), []string{arg, command}, io.Discard, &stderr)
+					got := Run(t.Context(), []string{arg, command}, nil, io.Discard, &stderr)
 					if got != want || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), prefix+flag+"=\"") ||
 						!strings.Contains(stderr.String(), "neither true nor false") {
 						t.Errorf("%s %q: status %d, %q", command, arg, got, stderr.String())
@@ -126,7 +126,7 @@ func TestFlagValues(t *testing.T) {
 		{"--log.level=loud", "", "--log.level=loud: unrecognized log level loud"},
 		{"--format=json", "", "unknown long flag '--format'"},
 	} {
-		got, exit, err := parseFlags(strings.Fields(c.args), io.Discard)
+		got, exit, err := parseFlags(commands(), strings.Fields(c.args), io.Discard)
 		if c.err != "" {
 			if err == nil || !strings.Contains(err.Error(), c.err) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s: error %v", c.args, err)
@@ -188,9 +188,9 @@ func TestSysfsPath(t *testing.T) {
 		"/proc":          "not a sysfs but a procfs",
 		"/proc/sys":      "not a sysfs but a procfs",
 	} {
-		for command, status := range map[string]int{commandServe: 1, commandCheck: unknown} {
+		for command, status := range map[string]int{"serve": 1, "check": unknown} {
 			args := []string{command, "--path.sysfs=" + path}
-			_, _, err := parseFlags(args, io.Discard)
+			_, _, err := parseFlags(commands(), args, io.Discard)
 			if want == "" {
 				if err != nil {
 					t.Errorf("%s: %v", path, err)
@@ -201,7 +201,7 @@ func TestSysfsPath(t *testing.T) {
 				t.Errorf("%s: error %v, want %q", path, err, want)
 			}
 			var stderr bytes.Buffer
-			if got := run(t.Context(), args, io.Discard, &stderr); got != status || strings.Count(stderr.String(), "\n") != 1 {
+			if got := Run(t.Context(), args, nil, io.Discard, &stderr); got != status || strings.Count(stderr.String(), "\n") != 1 {
 				t.Errorf("%s %s: status %d, %q", command, path, got, stderr.String())
 			}
 		}
@@ -216,7 +216,7 @@ func TestSysfsPath(t *testing.T) {
 // defaults returns what an empty command line says.
 func defaults(t *testing.T) *config {
 	t.Helper()
-	c, _, err := parseFlags(nil, io.Discard)
+	c, _, err := parseFlags(commands(), nil, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func TestErrorOfManyLines(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stderr bytes.Buffer
-	status := run(t.Context(), []string{"--web.config.file=" + config}, io.Discard, &stderr)
+	status := Run(t.Context(), []string{"--web.config.file=" + config}, nil, io.Discard, &stderr)
 	if status != 1 || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), "nonsense") || !strings.Contains(stderr.String(), "more") {
 		t.Errorf("status %d, %q", status, stderr.String())
 	}

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"fmt"
@@ -9,9 +9,10 @@ import (
 	"github.com/prometheus/common/version"
 )
 
-// setVersion sets what the linker flags of a release (see Makefile) did not, as in a
-// build from source, to what Go recorded of the build.
-func setVersion() {
+// SetVersion sets what the linker flags of a release (see Makefile) did not, as in a
+// build from source, to what Go recorded of the build. It writes variables of
+// prometheus/common/version, so it is called once, before Run.
+func SetVersion() {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		info = &debug.BuildInfo{}

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ import (
 // under the names that README.md has.
 func TestCheckJSON(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS("testdata/linux-6.12/proc")); err != nil {
+	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
 		t.Fatal(err)
 	}
 	all := []string{"check", "--path.procfs=" + dir}
@@ -44,8 +44,8 @@ func TestCheckJSON(t *testing.T) {
 			t.Fatal(err)
 		}
 		var table, stdout, stderr bytes.Buffer
-		run(t.Context(), c.args, &table, io.Discard)
-		status := run(t.Context(), append([]string{"--log.level=error"}, append(slices.Clone(c.args), "--format=json")...), &stdout, &stderr)
+		Run(t.Context(), c.args, nil, &table, io.Discard)
+		status := Run(t.Context(), append([]string{"--log.level=error"}, append(slices.Clone(c.args), "--format=json")...), nil, &stdout, &stderr)
 		if status != c.status || stderr.Len() != 0 {
 			t.Errorf("%s entries: status %d, %s", c.entries, status, stderr.String())
 		}
@@ -148,8 +148,8 @@ func TestCheckUnwritten(t *testing.T) {
 	defer full.Close()
 	for _, format := range []string{formatText, formatJSON} {
 		var stderr bytes.Buffer
-		args := []string{"check", "--format=" + format, "--log.level=error", "--path.procfs=testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
-		if got := run(t.Context(), args, full, &stderr); got != unknown || strings.Count(stderr.String(), "\n") != 1 {
+		args := []string{"check", "--format=" + format, "--log.level=error", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
+		if got := Run(t.Context(), args, nil, full, &stderr); got != unknown || strings.Count(stderr.String(), "\n") != 1 {
 			t.Errorf("%s: status %d, %q", format, got, stderr.String())
 		}
 	}

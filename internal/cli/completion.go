@@ -1,9 +1,9 @@
-package main
+package cli
 
 import (
 	"strings"
 
-	"github.com/prometheus/common/promslog"
+	"github.com/alecthomas/kingpin/v2"
 )
 
 // bashCompletion and zshCompletion are what --completion-script-bash and -zsh
@@ -38,28 +38,37 @@ complete -o default -F _{{.App.Name}} {{.App.Name}}
 	// completionWords sets found to what may stand in the place of cur, after flag,
 	// which ends in = if cur is the value in --flag=value.
 	completionWords = `    case $flag in
-{{range .App.Flags}}{{if not (or .Hidden .IsBoolFlag)}}    --{{.Name}}|--{{.Name}}=) found="{{values .Name}}" ;;
-{{end}}{{end}}{{range .App.Commands}}{{range .Flags}}    --{{.Name}}|--{{.Name}}=) found="{{values .Name}}" ;;
-{{end}}{{end}}    --*=) found="true false" ;;
+{{template "values" .App}}{{range .App.Commands}}{{template "values" .}}{{end}}    --*=) found="true false" ;;
     *)
         case $cur in
         -*)
-            found="{{range .App.Flags}}{{if not .Hidden}} --{{.Name}}{{if eq .String "true"}} --no-{{.Name}}{{end}}{{end}}{{end}}"
+            found="{{template "flags" .App}}"
             case $line in
-{{range .App.Commands}}{{if .Flags}}            *" {{.Name}} "*) found="$found{{range .Flags}} --{{.Name}}{{end}}" ;;
+{{range .App.Commands}}{{if .Flags}}            *" {{.Name}} "*) found="$found{{template "flags" .}}" ;;
 {{end}}{{end}}            esac
             ;;
         *) found="{{range .App.Commands}}{{if ne .Name "help"}} {{.Name}}{{end}}{{end}}" ;;
         esac
         ;;
-    esac`
+    esac
+{{- define "values"}}{{range .Flags}}{{if not (or .Hidden .IsBoolFlag)}}    --{{.Name}}|--{{.Name}}=) found="{{values .}}" ;;
+{{end}}{{end}}{{end}}
+{{- define "flags"}}{{range .Flags}}{{if not .Hidden}} --{{.Name}}{{if on .}} --no-{{.Name}}{{end}}{{end}}{{end}}{{end}}`
 )
 
+// offered is the value of a flag with all that it may be.
+type offered struct {
+	kingpin.Value
+	values []string
+}
+
+// offer has the completions offer values, those that the flag may have.
+func offer(flag *kingpin.FlagClause, values ...string) {
+	flag.SetValue(offered{flag.Model().Value, values})
+}
+
 // values are those that a flag may have, where they can be listed.
-func values(flag string) string {
-	return strings.Join(map[string][]string{
-		"format":     {formatText, formatJSON},
-		"log.level":  promslog.LevelFlagOptions,
-		"log.format": promslog.FormatFlagOptions,
-	}[flag], " ")
+func values(flag *kingpin.FlagModel) string {
+	o, _ := flag.Value.(offered)
+	return strings.Join(o.values, " ")
 }

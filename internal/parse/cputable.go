@@ -1,13 +1,12 @@
-package collector
+package parse
 
 import (
 	"fmt"
 	"slices"
-
-	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// parseCPUTable reads a file of /proc/net/stat: a line of column names, then a
+// CPUTable reads a file of /proc/net/stat (nf_conntrack: net/netfilter/
+// nf_conntrack_standalone.c; arp_cache, ndisc_cache: net/core/neighbour.c, Linux 2.6): a line of column names, then a
 // line of hexadecimal numbers for each possible CPU. The columns differ from
 // kernel to kernel, so they go by name. visit gets the number that stands in row
 // cpu under wanted[column].
@@ -15,35 +14,35 @@ import (
 // lost[column] is set where the number of some CPU could not be read, so that a sum
 // over all CPUs would not be one; what it was is named in the error. A line with
 // another number of fields that does not begin with a number is of no CPU.
-func parseCPUTable(b []byte, path string, wanted []string, visit func(cpu, column int, v uint64)) (lost []bool, err error) {
+func CPUTable(b []byte, path string, wanted []string, visit func(cpu, column int, v uint64)) (lost []bool, err error) {
 	lost = make([]bool, len(wanted))
 	loseAll := func() {
 		for i := range lost {
 			lost[i] = true
 		}
 	}
-	header, b, _ := procfile.NextLine(b)
-	columns := procfile.CountFields(header)
+	header, b, _ := NextLine(b)
+	columns := CountFields(header)
 	if columns == 0 {
 		loseAll()
-		return lost, fieldError(path, "header", errMissing)
+		return lost, FieldError(path, "header", ErrMissing)
 	}
 	place := make([]int, 0, columns) // of each column in wanted, or -1
-	for name, header, ok := procfile.NextField(header); ok; name, header, ok = procfile.NextField(header) {
+	for name, header, ok := NextField(header); ok; name, header, ok = NextField(header) {
 		place = append(place, slices.Index(wanted, string(name)))
 	}
 
-	var p problems
+	var p Problems
 	cpu := 0
 	for len(b) > 0 {
 		var line []byte
-		line, b, _ = procfile.NextLine(b)
-		if n := procfile.CountFields(line); n != columns {
+		line, b, _ = NextLine(b)
+		if n := CountFields(line); n != columns {
 			if !isHex(line) {
 				continue
 			}
 			if n < columns {
-				p.add(fieldError(path, fmt.Sprintf("row of CPU %d", cpu), fmt.Errorf("%d values for %d columns", n, columns)))
+				p.Add(FieldError(path, fmt.Sprintf("row of CPU %d", cpu), fmt.Errorf("%d values for %d columns", n, columns)))
 				loseAll()
 				cpu++
 				continue
@@ -51,13 +50,13 @@ func parseCPUTable(b []byte, path string, wanted []string, visit func(cpu, colum
 		}
 		for _, at := range place {
 			var f []byte
-			f, line, _ = procfile.NextField(line)
+			f, line, _ = NextField(line)
 			if at < 0 {
 				continue
 			}
-			v, err := procfile.Uint(f, 16)
+			v, err := Uint(f, 16)
 			if err != nil {
-				p.add(fieldError(path, fmt.Sprintf("%s of CPU %d", wanted[at], cpu), err))
+				p.Add(FieldError(path, fmt.Sprintf("%s of CPU %d", wanted[at], cpu), err))
 				lost[at] = true
 				continue
 			}
@@ -67,14 +66,14 @@ func parseCPUTable(b []byte, path string, wanted []string, visit func(cpu, colum
 	}
 	if cpu == 0 {
 		loseAll()
-		p.add(fieldError(path, "rows", errMissing))
+		p.Add(FieldError(path, "rows", ErrMissing))
 	}
-	return lost, p.err()
+	return lost, p.Err()
 }
 
 // isHex reports whether a line begins with a hexadecimal number.
 func isHex(line []byte) bool {
-	first, _, _ := procfile.NextField(line)
-	_, err := procfile.Uint(first, 16)
+	first, _, _ := NextField(line)
+	_, err := Uint(first, 16)
 	return err == nil
 }

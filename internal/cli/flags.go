@@ -1,6 +1,7 @@
-package main
+package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -21,22 +22,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// The commands.
-const (
-	commandServe = "serve"
-	commandCheck = "check"
-)
-
-// The formats of check.
-const (
-	formatText = "text"
-	formatJSON = "json"
-)
-
 // config is what the command line says, checked.
 type config struct {
-	command string
-	format  string // of check
+	command command
 	specs   []collector.Spec
 
 	procPath, sysPath string
@@ -52,21 +40,44 @@ type config struct {
 	log *promslog.Config
 }
 
-// parseFlags reads the command line. exit is true where that was all there is to
-// do: --help and --version write to stdout. With an error, c has the command that
-// was meant, as far as that can be told.
-func parseFlags(args []string, stdout io.Writer) (c *config, exit bool, err error) {
-	c = &config{log: &promslog.Config{}}
+// errPrinted ends the parsing of a command line that asked for a page.
+var errPrinted = errors.New("printed")
+
+// parseFlags reads a command line of the given commands. exit is true where that was
+// all there is to do: --help and --version write to stdout. With an error, c has the
+// command that was meant, as far as that can be told.
+func parseFlags(table []command, args []string, stdout io.Writer) (c *config, exit bool, err error) {
+	c = &config{command: meant(table, args), log: &promslog.Config{}}
 	app := kingpin.New(name, "Prometheus exporter that tells how near a Linux host is to the kernel's limits on sockets and memory, before it refuses, drops or kills.")
 	app.Version(version.Print(name))
 	app.HelpFlag.Short('h')
 	app.UsageWriter(stdout)
-	app.UsageFuncs(manFuncs())
+	app.UsageFuncs(pageFuncs(table))
 	app.Terminate(func(int) { exit = true })
+	// kingpin has its pages' templates in global variables, and writes them to the
+	// process's standard output. The application's action comes before its flags'.
+	app.PreAction(func(line *kingpin.ParseContext) error {
+		for _, e := range line.Elements {
+			flag, ok := e.Clause.(*kingpin.FlagClause)
+			if !ok {
+				continue
+			}
+			if page, ok := pages()[flag.Model().Name]; ok {
+				return cmp.Or(app.UsageForContextWithTemplate(line, 2, page), errPrinted)
+			}
+		}
+		return nil
+	})
 	builtin := app.Model().Flags // --help and the like
-	app.Command(commandServe, "Serve metrics over HTTP (the default).").Default()
-	check := app.Command(commandCheck, "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.")
-	check.Flag("format", "What to print: text, or json, an object with state, exit_status, host_view, limits and failed_collectors.").Default(formatText).EnumVar(&c.format, formatText, formatJSON)
+	for i, row := range table {
+		cmd := app.Command(row.name, row.help)
+		if i == 0 {
+			cmd.Default()
+		}
+		if row.define != nil {
+			row.define(cmd)
+		}
+	}
 
 	c.web = kingpinflag.AddFlags(app, ":10058")
 	app.Flag("web.telemetry-path", "Path under which metrics are served.").Default("/metrics").StringVar(&c.telemetryPath)
@@ -84,22 +95,21 @@ func parseFlags(args []string, stdout io.Writer) (c *config, exit bool, err erro
 		app.Flag("collector."+s.Name, s.Help).Default("true").IsSetByUser(&enabled[i].set).BoolVar(&enabled[i].on)
 	}
 	promslogflag.AddFlags(app, c.log)
+	offer(app.GetFlag(promslogflag.LevelFlagName), promslog.LevelFlagOptions...)
+	offer(app.GetFlag(promslogflag.FormatFlagName), promslog.FormatFlagOptions...)
 
-	if slices.Contains(args, commandCheck) {
-		c.command = commandCheck
-	}
-	args, err = rewriteBooleans(app, builtin, args)
+	args, err = rewriteBooleans(app, table, builtin, args)
 	if err != nil {
 		return c, false, fmt.Errorf("%w (try --help)", err)
 	}
-	command, err := app.Parse(args)
-	if exit {
+	selected, err := app.Parse(args)
+	if exit || errors.Is(err, errPrinted) {
 		return c, true, nil
 	}
 	if err != nil {
 		return c, false, fmt.Errorf("%w (try --help)", nameFlag(app, args, err))
 	}
-	c.command = command
+	c.command = table[slices.IndexFunc(table, func(row command) bool { return row.name == selected })]
 	for i, s := range specs {
 		if enabled[i].on && (enabled[i].set || !disableDefaults) {
 			c.specs = append(c.specs, s)
@@ -170,7 +180,7 @@ const maxArgumentFiles = 100
 // which kingpin does not parse, replaced by --flag and --no-flag, and with
 // files of arguments (@file) replaced by their lines. A false flag of builtin is
 // left out: to kingpin, --no-help asks for help too.
-func rewriteBooleans(app *kingpin.Application, builtin []*kingpin.FlagModel, args []string) ([]string, error) {
+func rewriteBooleans(app *kingpin.Application, table []command, builtin []*kingpin.FlagModel, args []string) ([]string, error) {
 	var rewritten []string
 	for files := 0; len(args) > 0; {
 		arg := args[0]
@@ -190,7 +200,7 @@ func rewriteBooleans(app *kingpin.Application, builtin []*kingpin.FlagModel, arg
 			continue
 		}
 		long, value, hasValue := strings.Cut(arg, "=")
-		flag, inverted := booleanFlag(app, long)
+		flag, inverted := booleanFlag(app, table, long)
 		if flag == nil || !hasValue {
 			rewritten = append(rewritten, arg)
 			continue
@@ -233,20 +243,25 @@ func nameFlag(app *kingpin.Application, args []string, err error) error {
 }
 
 // booleanFlag returns the boolean flag that arg, --flag or --no-flag, is of, and
-// whether arg is the latter. It returns nil if there is none.
-func booleanFlag(app *kingpin.Application, arg string) (flag *kingpin.FlagClause, inverted bool) {
-	name, ok := strings.CutPrefix(arg, "--")
+// whether arg is the latter. It returns nil if neither the program nor a command has
+// such a flag.
+func booleanFlag(app *kingpin.Application, table []command, arg string) (flag *kingpin.FlagClause, inverted bool) {
+	long, ok := strings.CutPrefix(arg, "--")
 	if !ok {
 		return nil, false
 	}
-	flag = app.GetFlag(name)
-	if flag == nil {
-		if name, inverted = strings.CutPrefix(name, "no-"); inverted {
-			flag = app.GetFlag(name)
+	positive, inverted := strings.CutPrefix(long, "no-")
+	get := []func(string) *kingpin.FlagClause{app.GetFlag}
+	for _, row := range table {
+		get = append(get, app.GetCommand(row.name).GetFlag)
+	}
+	for _, get := range get {
+		if flag := get(long); flag != nil && flag.Model().IsBoolFlag() {
+			return flag, false
+		}
+		if flag := get(positive); inverted && flag != nil && flag.Model().IsBoolFlag() {
+			return flag, true
 		}
 	}
-	if flag == nil || !flag.Model().IsBoolFlag() {
-		return nil, false
-	}
-	return flag, inverted
+	return nil, false
 }

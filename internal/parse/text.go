@@ -1,4 +1,4 @@
-package procfile
+package parse
 
 import (
 	"bytes"

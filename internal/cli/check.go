@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"text/tabwriter"
 	"time"
 
+	"github.com/alecthomas/kingpin/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
@@ -25,9 +27,39 @@ const unknown = 3
 // ten seconds.
 const checkTime = 8 * time.Second
 
+// The formats of check.
+const (
+	formatText = "text"
+	formatJSON = "json"
+)
+
+func checkCommand() command {
+	var format string
+	return command{
+		name:   "check",
+		help:   "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.",
+		exits:  "exits as plugins for monitoring do: with 0, 1, 2 or 3, see above.",
+		failed: unknown,
+		define: func(cmd *kingpin.CmdClause) {
+			flag := cmd.Flag("format", "What to print: text, or json, an object with state, exit_status, host_view, limits and failed_collectors.").Default(formatText)
+			flag.EnumVar(&format, formatText, formatJSON)
+			offer(flag, formatText, formatJSON)
+		},
+		run: func(ctx context.Context, c *config, std streams) (int, error) {
+			// What fails stands below the table, once.
+			_, set, err := c.open(slog.New(slog.DiscardHandler))
+			if err != nil {
+				return unknown, err
+			}
+			defer closeSet(set)
+			return check(ctx, set, format, std.out, std.err)
+		},
+	}
+}
+
 // check reads every limit once, prints them in the given format, and returns the
 // exit status of a monitoring plugin: that of the worst limit.
-func check(ctx context.Context, set *collector.Set, format string, stdout, stderr io.Writer) int {
+func check(ctx context.Context, set *collector.Set, format string, stdout, stderr io.Writer) (int, error) {
 	r := readReport(ctx, set)
 	var out bytes.Buffer
 	var err error
@@ -40,7 +72,7 @@ func check(ctx context.Context, set *collector.Set, format string, stdout, stder
 		_, err = stdout.Write(out.Bytes())
 	}
 	if err != nil {
-		return fail(stderr, err, commandCheck)
+		return unknown, err
 	}
 	for part, err := range r.view.All() {
 		if err != nil {
@@ -55,7 +87,7 @@ func check(ctx context.Context, set *collector.Set, format string, stdout, stder
 			}
 		}
 	}
-	return r.status()
+	return r.status(), nil
 }
 
 // report is what check found.
