@@ -41,7 +41,7 @@ func renderings(t *testing.T) map[string]func(t *testing.T) []byte {
 		"labelled":      {documented(t, "\nlabels:"), manifests},
 		"patched-rules": {documented(t, "- op: test"), manifests + "/prometheus-operator"},
 		"own-rules":     {documented(t, "$patch: delete"), manifests},
-		"elsewhere":     {"namespace: elsewhere\nresources: [" + repository + "/deploy/kubernetes, " + repository + "/deploy/kubernetes/prometheus-operator]", manifests},
+		"elsewhere":     {"namespace: elsewhere\nresources: [" + repository + "/deploy/kubernetes, " + repository + "/deploy/kubernetes/prometheus-operator]", ""},
 	} {
 		all[name] = func(t *testing.T) []byte { return overlaid(t, overlay.kustomization, overlay.of) }
 	}

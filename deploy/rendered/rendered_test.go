@@ -357,7 +357,8 @@ func start(t *testing.T, binary string, pod any, secure bool) string {
 		"--mount", "--pid", "--fork", "--kill-child", "sh", "-ec",
 		`mount --bind /proc "$1"; mount -o remount,bind,ro "$1"; shift; mount -t proc proc /proc; exec "$@"`, "sh", dir + "/host/proc",
 		"setpriv", "--reuid", fmt.Sprint(at(t, user, "runAsUser")), "--regid", fmt.Sprint(at(t, user, "runAsGroup")), "--clear-groups",
-		"--bounding-set", keep, "--inh-caps", "-all", "--no-new-privs", binary,
+		"--bounding-set", keep, "--inh-caps", "-all", "--no-new-privs",
+		"--pdeathsig", "KILL", binary, // What --kill-child set is lost with the change of user.
 	}, args...)...)
 	stderr, err := command.StderrPipe()
 	if err != nil {
