@@ -1,6 +1,6 @@
 // Package deploy_test holds what is deployed against the program: versions, flags,
 // rules and the documentation of values. What Helm and kustomize make of it is
-// tested by .ci/manifests.
+// tested in rendered.
 package deploy_test
 
 import (

@@ -28,7 +28,8 @@ const (
 	MountedRoot = "a root file system that is mounted, not a folder"
 )
 
-// packages has the Debian package of each program and file, for .ci/run too.
+// packages has the package of each program and file, Debian's or one of Go with its
+// version, for .ci/run too.
 //
 //go:embed packages.txt
 var packages string
@@ -56,7 +57,9 @@ func Skip(t testing.TB, missing ...string) {
 	described := make([]string, len(missing))
 	for i, need := range missing {
 		described[i] = need
-		if p := debianPackage(need); p != "" {
+		if p := packageOf(need); isGo(p) {
+			described[i] += " (go install " + p + ")"
+		} else if p != "" {
 			described[i] += " (Debian package " + p + ")"
 		}
 	}
@@ -86,7 +89,7 @@ func met(t testing.TB, need string) bool {
 		// Before Linux 5.8 it cannot be told.
 		return err != nil || s.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 || s.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 	}
-	if debianPackage(need) == "" {
+	if packageOf(need) == "" {
 		t.Fatalf("internal/needs/packages.txt does not have %s", need)
 	}
 	if strings.HasPrefix(need, "/") {
@@ -121,8 +124,8 @@ func isRoot(t testing.TB) bool {
 	return slices.Equal(strings.Fields(string(ids)), []string{"0", "0", "4294967295"})
 }
 
-// debianPackage returns the package of a program or file, or "" if none is listed.
-func debianPackage(need string) string {
+// packageOf returns the package of a program or file, or "" if none is listed.
+func packageOf(need string) string {
 	for line := range strings.Lines(packages) {
 		if p, ok := strings.CutPrefix(line, need+":"); ok {
 			return strings.TrimSpace(p)
@@ -131,19 +134,25 @@ func debianPackage(need string) string {
 	return ""
 }
 
+// isGo reports whether a package is one of Go.
+func isGo(p string) bool { return strings.Contains(p, "/") }
+
 // summarize returns a line about skipped tests, or "" if there are none.
 func summarize(skipped []skip) string {
 	if len(skipped) == 0 {
 		return ""
 	}
-	count, needs, install := map[string]int{}, map[string]bool{}, map[string]bool{}
+	count, needs, install, build := map[string]int{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, s := range skipped {
 		count[s.Binary]++
 		for _, need := range s.Missing {
-			if p := debianPackage(need); p != "" {
-				install[p] = true
-			} else {
+			switch p := packageOf(need); {
+			case p == "":
 				needs[need] = true
+			case isGo(p):
+				build["go install "+p] = true
+			default:
+				install[p] = true
 			}
 		}
 	}
@@ -155,6 +164,7 @@ func summarize(skipped []skip) string {
 	if len(install) > 0 {
 		wanted = append(wanted, "apt-get install "+strings.Join(sorted(install), " "))
 	}
+	wanted = append(wanted, sorted(build)...)
 	tests := "tests"
 	if len(skipped) == 1 {
 		tests = "test"

@@ -88,6 +88,9 @@ func TestSummarize(t *testing.T) {
 			{"alerts", []string{CI, "promtool"}},
 			{"e2e", []string{"prometheus", "ip"}},
 		},
+		"skipped: 1 test (rendered 1); to run them: apt-get install mount; go install github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0; go install helm.sh/helm/v3/cmd/helm@v3.19.0\n": {
+			{"rendered", []string{"helm", "kubeconform", "mount"}},
+		},
 	} {
 		if got := summarize(skipped); got != want {
 			t.Errorf("got  %q\nwant %q", got, want)
@@ -97,7 +100,7 @@ func TestSummarize(t *testing.T) {
 
 // TestPackages holds the list to its form, which .ci/run takes apart too.
 func TestPackages(t *testing.T) {
-	form := regexp.MustCompile(`^(/[^ :]+|[a-z0-9_.-]+):[a-z0-9.+-]+$`)
+	form := regexp.MustCompile(`^(/[^ :]+|[a-z0-9_.-]+):([a-z0-9.+-]+|[a-z0-9./-]+/[a-z0-9./-]+@v[0-9.]+)$`)
 	seen := map[string]bool{}
 	for line := range strings.Lines(packages) {
 		line = strings.TrimSuffix(line, "\n")

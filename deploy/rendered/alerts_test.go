@@ -15,17 +15,9 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v2"
-)
 
-// configurations are the documents that change the alerts.
-func configurations(t *testing.T) []string {
-	t.Helper()
-	files, err := filepath.Glob("alerts/*.yml")
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
-	}
-	return files
-}
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+)
 
 // groups sorts groups of rules by their names.
 func groups(t *testing.T, list any) map[string]any {
@@ -45,15 +37,11 @@ func groups(t *testing.T, list any) map[string]any {
 	return by
 }
 
-// generated returns what the generator makes of a document.
+// generated returns the groups that the generator makes of a document.
 func generated(t *testing.T, document string) map[string]any {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "go", "run", "../../alerts/generate", "-config="+document, "-format=prometheusrule").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v: %s", document, err, out)
-	}
 	var made any
-	if err := yaml.Unmarshal(out, &made); err != nil {
+	if err := yaml.Unmarshal(generate(t, document), &made); err != nil {
 		t.Fatal(err)
 	}
 	return groups(t, at(t, plain(made), "spec", "groups"))
@@ -62,22 +50,19 @@ func generated(t *testing.T, document string) map[string]any {
 // TestAlertForms: the generator, the chart and the mixin make the same rules of the
 // same document, whatever it changes.
 func TestAlertForms(t *testing.T) {
-	for _, document := range configurations(t) {
+	needs.Check(t, "helm", "jsonnet")
+	for _, document := range glob(t, "alerts/*.yml") {
 		want := generated(t, document)
 		name := strings.TrimSuffix(filepath.Base(document), ".yml")
-		chart := groups(t, at(t, only(t, "chart-alerts-"+name, "PrometheusRule"), "spec", "groups"))
+		ofChart := groups(t, at(t, only(t, "chart-alerts-"+name, "PrometheusRule"), "spec", "groups"))
 
 		program := fmt.Sprintf(`local m = (import '../../alerts/mixin.libsonnet') + { _config+:: std.parseYaml(importstr '%s') };
 			m.prometheusAlerts.groups + m.prometheusRules.groups`, document)
-		out, err := exec.CommandContext(t.Context(), "jsonnet", "-e", program).CombinedOutput()
-		if err != nil {
-			t.Fatalf("jsonnet: %v: %s", err, out)
-		}
 		var list any
-		if err := json.Unmarshal(out, &list); err != nil {
+		if err := json.Unmarshal(output(t, exec.Command("jsonnet", "-e", program)), &list); err != nil {
 			t.Fatal(err)
 		}
-		for form, got := range map[string]map[string]any{"chart": chart, "mixin": groups(t, list)} {
+		for form, got := range map[string]map[string]any{"chart": ofChart, "mixin": groups(t, list)} {
 			for group := range want {
 				if !reflect.DeepEqual(got[group], want[group]) {
 					t.Errorf("%s: %s: group %s is\n%s\nwant\n%s", document, form, group, show(got[group]), show(want[group]))
@@ -92,22 +77,18 @@ func TestAlertForms(t *testing.T) {
 
 // TestAlertMistakes: every form refuses a name that no rule has.
 func TestAlertMistakes(t *testing.T) {
+	needs.Check(t, "helm", "jsonnet")
 	for document, words := range map[string]string{
 		"alerts: {SockPressureNonsense: {enabled: false}}":              `there is no "SockPressureNonsense"`,
 		"resources: {nonsense: {enabled: false}}":                       `there is no "nonsense"`,
 		"jobs: {a: {alerts: {SockPressureOOMKill: {params: {x: 1}}}}}":  `has no parameter "x"`,
 		"alerts: {SockPressureFillingUp/critical: {severity: warning}}": `there is no "SockPressureFillingUp/critical"`,
 	} {
-		file := filepath.Join(t.TempDir(), "alerts.yml")
-		values := filepath.Join(t.TempDir(), "values.yaml")
-		for path, text := range map[string]string{file: document, values: "prometheusRule: {enabled: true, config: {" + document + "}}"} {
-			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
+		file := write(t, "alerts.yml", document)
+		values := write(t, "values.yaml", "prometheusRule: {enabled: true, config: {"+document+"}}")
 		for _, command := range [][]string{
 			{"go", "run", "../../alerts/generate", "-config=" + file, "-format=prometheusrule"},
-			{"helm", "template", "x", "../../deploy/helm/sockpressure-exporter", "--values", values},
+			{"helm", "template", "x", chart, "--values", values},
 			{"jsonnet", "-e", "((import '../../alerts/mixin.libsonnet') + { _config+:: std.parseYaml(importstr '" + file + "') }).prometheusAlerts"},
 		} {
 			out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput()
@@ -121,6 +102,7 @@ func TestAlertMistakes(t *testing.T) {
 // TestAlertPatches: what the manifests' README patches is changed, and what takes the
 // place of our object is the only one.
 func TestAlertPatches(t *testing.T) {
+	needs.Check(t, "kustomize")
 	text := show(only(t, "patched-rules", "PrometheusRule"))
 	if strings.Contains(text, "SockPressureConntrackInsertFailing") || !strings.Contains(text, `"for": "2m"`) {
 		t.Error("the patch of the rules changes nothing")
@@ -134,6 +116,7 @@ func TestAlertPatches(t *testing.T) {
 // TestAlertsLoad has a real Prometheus load what the chart makes of changed thresholds
 // and alerts left out, and asks it for its rules.
 func TestAlertsLoad(t *testing.T) {
+	needs.Check(t, "helm", "prometheus")
 	spec := at(t, only(t, "chart-alerts-everything", "PrometheusRule"), "spec")
 	text, err := json.Marshal(spec)
 	if err != nil {

@@ -1,9 +1,10 @@
-// Command schemas writes JSON schemas of Kubernetes objects, as kubeconform wants
-// them: a file for each kind, in which an object has no other fields than those
-// that it declares. It takes the API server's OpenAPI definitions and
-// CustomResourceDefinitions.
+// Command schemas writes JSON schemas of the Kubernetes objects in deploy/, as
+// kubeconform wants them: a file for each kind, in which an object has no other
+// fields than those that it declares. They are made from the OpenAPI definitions of
+// the API server and the CustomResourceDefinitions of the Prometheus operator, which
+// are downloaded as Go modules.
 //
-//	go run ./.ci/schemas -out dir swagger.json podmonitors.yaml
+//	go run ./deploy/schemas -out dir
 package main
 
 import (
@@ -13,26 +14,81 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"go.yaml.in/yaml/v2"
 )
 
+// origin is a module, and its files with schemas. Nothing of it is part of a program,
+// so go.mod does not have it.
+type origin struct {
+	module string
+	files  []string
+}
+
+func origins() []origin {
+	const crd = "example/prometheus-operator-crd/monitoring.coreos.com_"
+	return []origin{
+		{"k8s.io/kubernetes@v1.34.1", []string{"api/openapi-spec/swagger.json"}},
+		{"github.com/prometheus-operator/prometheus-operator@v0.85.0", []string{crd + "podmonitors.yaml", crd + "prometheusrules.yaml"}},
+	}
+}
+
 func main() {
 	out := flag.String("out", ".", "the directory for the schemas")
 	flag.Parse()
-	for _, file := range flag.Args() {
-		if err := run(file, *out); err != nil {
-			fmt.Fprintf(os.Stderr, "schemas: %s: %v\n", file, err)
-			os.Exit(1)
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "schemas: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
+	if err := run(*out); err != nil {
+		fmt.Fprintf(os.Stderr, "schemas: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(out string) error {
+	for _, o := range origins() {
+		dir, err := download(o.module)
+		if err != nil {
+			return fmt.Errorf("%s: %w", o.module, err)
+		}
+		for _, file := range o.files {
+			if err := write(filepath.Join(dir, file), out); err != nil {
+				return fmt.Errorf("%s: %s: %w", o.module, file, err)
+			}
 		}
 	}
+	return nil
+}
+
+// download returns the directory of a module in the module cache.
+func download(module string) (string, error) {
+	// Where there is no go.mod, none is changed.
+	nowhere, err := os.MkdirTemp("", "schemas")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(nowhere)
+	cmd := exec.Command("go", "mod", "download", "-json", module)
+	cmd.Dir = nowhere
+	answer, failed := cmd.Output()
+	var m struct{ Dir, Error string }
+	if err := json.Unmarshal(answer, &m); err != nil {
+		return "", errors.Join(failed, err)
+	}
+	if m.Error != "" {
+		return "", errors.New(m.Error)
+	}
+	return m.Dir, failed
 }
 
 type kind struct{ Group, Version, Kind string }
 
-func run(file, out string) error {
+// write writes the schemas of a file into a directory.
+func write(file, out string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err

@@ -1,6 +1,3 @@
-// Package rendered_test reads what kustomize and Helm made of deploy/, which
-// .ci/manifests has put into the directory RENDERED, and tries it: it compares the
-// objects, starts the exporter as a pod has it, and has a real Prometheus discover it.
 package rendered_test
 
 import (
@@ -28,33 +25,11 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v2"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 type object = map[string]any
-
-// rendered returns the objects of a file in RENDERED.
-func rendered(t *testing.T, name string) []object {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(os.Getenv("RENDERED"), name+".yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var objects []object
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	for {
-		var document any
-		err := decoder.Decode(&document)
-		if errors.Is(err, io.EOF) {
-			return objects
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		if document != nil {
-			objects = append(objects, plain(document).(object))
-		}
-	}
-}
 
 // plain gives maps the type that JSON has.
 func plain(value any) any {
@@ -127,9 +102,10 @@ func show(value any) string {
 // TestChartIsThePlainManifest: they are two texts of the same DaemonSet. Only the
 // chart's labels differ, because many releases of it can be in one namespace.
 func TestChartIsThePlainManifest(t *testing.T) {
-	for plainly, chart := range map[string]string{"plain": "chart-default", "all-metrics": "chart-all-metrics", "host-ip": "chart-host-ip"} {
+	needs.Check(t, "kustomize", "helm")
+	for plainly, charted := range map[string]string{"plain": "chart-default", "all-metrics": "chart-all-metrics", "host-ip": "chart-host-ip"} {
 		var specs []any
-		for _, name := range []string{plainly, chart} {
+		for _, name := range []string{plainly, charted} {
 			spec := at(t, only(t, name, "DaemonSet"), "spec").(object)
 			selector := at(t, spec, "selector", "matchLabels").(object)
 			labels := at(t, spec, "template", "metadata", "labels").(object)
@@ -141,7 +117,7 @@ func TestChartIsThePlainManifest(t *testing.T) {
 			specs = append(specs, spec)
 		}
 		if !reflect.DeepEqual(specs[0], specs[1]) {
-			t.Errorf("%s is\n%s\nand %s is\n%s", plainly, show(specs[0]), chart, show(specs[1]))
+			t.Errorf("%s is\n%s\nand %s is\n%s", plainly, show(specs[0]), charted, show(specs[1]))
 		}
 	}
 }
@@ -149,6 +125,7 @@ func TestChartIsThePlainManifest(t *testing.T) {
 // TestSelectors: whatever the values or the namespace, the DaemonSet and the PodMonitor
 // find the pods.
 func TestSelectors(t *testing.T) {
+	needs.Check(t, "kustomize", "helm")
 	for _, name := range []string{"chart-everything", "chart-tls", "chart-auth", "elsewhere"} {
 		daemonSet, monitor := only(t, name, "DaemonSet"), only(t, name, "PodMonitor")
 		labels := at(t, daemonSet, "spec", "template", "metadata", "labels").(object)
@@ -175,6 +152,7 @@ func TestSelectors(t *testing.T) {
 
 // TestNodes: pods go to the nodes that are Linux hosts, and to no others.
 func TestNodes(t *testing.T) {
+	needs.Check(t, "kustomize", "helm")
 	for _, name := range []string{"plain", "chart-default"} {
 		spec := at(t, only(t, name, "DaemonSet"), "spec", "template", "spec")
 		terms := at(t, spec, "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
@@ -212,6 +190,7 @@ func TestNodes(t *testing.T) {
 // TestQuota: where a namespace needs a quota for pods of a class, it is for the class
 // that the pods have.
 func TestQuota(t *testing.T) {
+	needs.Check(t, "kustomize", "helm")
 	for name, class := range map[string]any{"plain": "system-node-critical", "chart-default": "system-node-critical", "chart-everything": "important"} {
 		quota, daemonSet := only(t, name, "ResourceQuota"), only(t, name, "DaemonSet")
 		if got := at(t, daemonSet, "spec", "template", "spec", "priorityClassName"); got != class {
@@ -240,18 +219,11 @@ func TestQuota(t *testing.T) {
 // TestRules: each PrometheusRule holds the groups of the rule files, and Prometheus
 // takes them.
 func TestRules(t *testing.T) {
-	files, err := filepath.Glob("../../alerts/*.rules.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	needs.Check(t, "kustomize", "helm", "promtool")
 	var want []any
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, file := range glob(t, "../../alerts/*.rules.yml") {
 		var rules map[any]any
-		if err := yaml.Unmarshal(text, &rules); err != nil {
+		if err := yaml.Unmarshal(read(t, file), &rules); err != nil {
 			t.Fatal(err)
 		}
 		want = append(want, plain(rules["groups"]).([]any)...)
@@ -264,10 +236,7 @@ func TestRules(t *testing.T) {
 		if !reflect.DeepEqual(groups(t, at(t, spec, "groups")), groups(t, any(want))) {
 			t.Errorf("%s: the groups are not those of alerts/", name)
 		}
-		file := filepath.Join(t.TempDir(), "rules.yml")
-		if err := os.WriteFile(file, []byte(show(spec)), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		file := write(t, "rules.yml", show(spec))
 		if out, err := exec.Command("promtool", "check", "rules", "--lint=all", "--lint-fatal", file).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}
@@ -276,17 +245,10 @@ func TestRules(t *testing.T) {
 
 // TestDashboards: the ConfigMaps hold the files, byte for byte.
 func TestDashboards(t *testing.T) {
+	needs.Check(t, "kustomize", "helm")
 	want := map[string]string{}
-	files, err := filepath.Glob("../../dashboards/*.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want[filepath.Base(file)] = string(text)
+	for _, file := range glob(t, "../../dashboards/*.json") {
+		want[filepath.Base(file)] = string(read(t, file))
 	}
 	for name, label := range map[string]any{"dashboards": "1", "chart-everything": "yes", "chart-bare": nil} {
 		got := map[string]string{}
@@ -301,7 +263,7 @@ func TestDashboards(t *testing.T) {
 				got[key] = text.(string)
 			}
 		}
-		if len(want) == 0 || !maps.Equal(got, want) {
+		if !maps.Equal(got, want) {
 			t.Errorf("%s has %v, want %v, byte for byte", name, slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 		}
 	}
@@ -311,12 +273,11 @@ func TestDashboards(t *testing.T) {
 // the pod, in a PID namespace of its own and with the host's /proc mounted
 // read-only, and asks it what the kubelet and Prometheus ask.
 func TestPod(t *testing.T) {
+	needs.Check(t, needs.Root, "kustomize", "helm", "unshare", "setpriv", "mount")
 	binary := filepath.Join(t.TempDir(), "exporter")
 	build := exec.Command("go", "build", "-o", binary, "../..")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	output(t, build)
 	for _, test := range []struct {
 		name  string
 		slabs bool // metrics for root only
@@ -396,7 +357,8 @@ func start(t *testing.T, binary string, pod any, secure bool) string {
 		"--mount", "--pid", "--fork", "--kill-child", "sh", "-ec",
 		`mount --bind /proc "$1"; mount -o remount,bind,ro "$1"; shift; mount -t proc proc /proc; exec "$@"`, "sh", dir + "/host/proc",
 		"setpriv", "--reuid", fmt.Sprint(at(t, user, "runAsUser")), "--regid", fmt.Sprint(at(t, user, "runAsGroup")), "--clear-groups",
-		"--bounding-set", keep, "--inh-caps", "-all", "--no-new-privs", binary,
+		"--bounding-set", keep, "--inh-caps", "-all", "--no-new-privs",
+		"--pdeathsig", "KILL", binary, // What --kill-child set is lost with the change of user.
 	}, args...)...)
 	stderr, err := command.StderrPipe()
 	if err != nil {
@@ -484,6 +446,8 @@ func ask(probe object, address string) error {
 // real, once by the job for one without the operator, once by what the operator
 // makes of the PodMonitor.
 func TestDiscovery(t *testing.T) {
+	needs.Check(t, needs.CI, "kustomize", "helm") // CI for the build of promtool
+	promtool := buildPromtool(t)
 	template := at(t, only(t, "plain", "DaemonSet"), "spec", "template")
 	pod := func(name, node, phase string) object {
 		return object{
@@ -514,18 +478,16 @@ func TestDiscovery(t *testing.T) {
 	}))
 	defer api.Close()
 
-	text, err := os.ReadFile("../../deploy/kubernetes/prometheus-scrape.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	const scrape = manifests + "/prometheus-scrape.yml"
+	output(t, exec.Command(promtool, "check", "config", scrape))
 	var config map[any]any
-	if err := yaml.Unmarshal(text, &config); err != nil {
+	if err := yaml.Unmarshal(read(t, scrape), &config); err != nil {
 		t.Fatal(err)
 	}
 	job := at(t, plain(config), "scrape_configs", 0).(object)
 	discovery := at(t, job, "kubernetes_sd_configs", 0).(object)
 	discovery["api_server"] = api.URL
-	discover(t, job)
+	discover(t, promtool, job)
 	if selector != "app.kubernetes.io/name=sockpressure-exporter" {
 		t.Errorf("asked for pods with %q", selector)
 	}
@@ -550,24 +512,39 @@ func TestDiscovery(t *testing.T) {
 			}
 			after = append(after, renamed)
 		}
-		discover(t, object{"job_name": "podMonitor", "kubernetes_sd_configs": []any{discovery}, "relabel_configs": append(slices.Clone(before), after...)})
+		discover(t, promtool, object{"job_name": "podMonitor", "kubernetes_sd_configs": []any{discovery}, "relabel_configs": append(slices.Clone(before), after...)})
 	}
+}
+
+// buildPromtool returns a promtool that knows Kubernetes, as Debian's does not.
+func buildPromtool(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "promtool")
+	// A module of its own, because nothing of it is part of the program.
+	for _, args := range [][]string{
+		{"mod", "init", "promtool"},
+		{"mod", "edit", "-require=github.com/prometheus/prometheus@v0.315.0"},
+		{"build", "-mod=mod", "-tags=remove_all_sd,enable_kubernetes_sd", "-o", binary, "github.com/prometheus/prometheus/cmd/promtool"},
+	} {
+		command := exec.Command("go", args...)
+		command.Dir = dir
+		output(t, command)
+	}
+	return binary
 }
 
 // discover holds what Prometheus finds by a job against what alerts and dashboards
 // need: one target a node, by the node's name.
-func discover(t *testing.T, job object) {
+func discover(t *testing.T, promtool string, job object) {
 	t.Helper()
 	text, err := yaml.Marshal(object{"scrape_configs": []any{job}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "prometheus.yml")
-	if err := os.WriteFile(file, text, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	file := write(t, "prometheus.yml", string(text))
 	var stderr strings.Builder
-	command := exec.Command(os.Getenv("PROMTOOL_KUBERNETES"), "check", "service-discovery", "--timeout=5s", file, fmt.Sprint(job["job_name"]))
+	command := exec.Command(promtool, "check", "service-discovery", "--timeout=5s", file, fmt.Sprint(job["job_name"]))
 	command.Stderr = &stderr
 	out, err := command.Output()
 	if err != nil {
