@@ -1,28 +1,27 @@
 package e2e
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
-	"io"
 	"maps"
 	"math"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
+	cdpruntime "github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,153 +32,121 @@ var (
 	pictures  = flag.String("pictures", "../docs", "folder for its pictures")
 )
 
-// browser is a Chromium that a test drives (WebDriver, by Chromium's driver). It
-// runs in the network namespace of the test, from where nothing else can be
-// reached.
+// browser is a tab of a Chromium that a test drives. It runs in the network
+// namespace of the test, from where nothing else can be reached.
 type browser struct {
-	t    *testing.T
-	url  string // of the session
-	http *http.Client
+	t   *testing.T
+	ctx context.Context // of the tab
+
+	mu         sync.Mutex
+	complaints []string // on the console
 }
 
 // openBrowser starts a browser that lasts as long as the test.
 func (n *netns) openBrowser() *browser {
 	n.t.Helper()
-	network, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.t.Cleanup(func() { _ = network.Close() })
-
 	profile := n.t.TempDir()
-	// In a process namespace no part of it outlives the test.
-	driver := exec.Command("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "chromedriver", "--port=0")
-	driver.Env = append(os.Environ(), "HOME="+profile)
-	driver.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stdout, err := driver.StdoutPipe()
-	if err != nil {
+	options := append(
+		chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath("chromium"), chromedp.UserDataDir(profile), chromedp.Env("HOME="+profile),
+		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.Flag("disable-component-update", true),
+		chromedp.ModifyCmdFunc(n.inNamespaces),
+	)
+	// The pipe to the browser is no socket, so that its end may be in another namespace.
+	process, end := chromedp.NewExecAllocator(context.Background(), options...)
+	n.t.Cleanup(end)
+	tab, closeTab := chromedp.NewContext(process)
+	n.t.Cleanup(closeTab)
+	b := &browser{t: n.t, ctx: tab}
+	if err := chromedp.Listen(tab, b.note); err != nil {
 		n.t.Fatal(err)
 	}
-	if err := driver.Start(); err != nil {
-		n.t.Fatal(err)
-	}
-	n.t.Cleanup(func() {
-		_ = driver.Process.Kill()
-		_ = driver.Wait()
-	})
-	port := ""
-	for lines := bufio.NewScanner(stdout); port == "" && lines.Scan(); {
-		if m := regexp.MustCompile(`successfully on port (\d+)`).FindStringSubmatch(lines.Text()); m != nil {
-			port = m[1]
-		}
-	}
-	if port == "" {
-		n.t.Fatal("the driver of the browser does not start")
-	}
-	go func() { _, _ = io.Copy(io.Discard, stdout) }()
-
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
-		err = within(network, func() (err error) {
-			conn, err = new(net.Dialer).DialContext(ctx, "tcp", "127.0.0.1:"+port)
-			return err
-		})
-		return conn, err
-	}}
-	n.t.Cleanup(transport.CloseIdleConnections)
-	b := &browser{n.t, "http://127.0.0.1:" + port + "/session", &http.Client{Timeout: time.Minute, Transport: transport}}
-	var session struct {
-		ID string `json:"sessionId"`
-	}
-	type object map[string]any
-	b.call(http.MethodPost, "", object{"capabilities": object{"alwaysMatch": object{
-		"goog:loggingPrefs": object{"browser": "ALL"},
-		"goog:chromeOptions": object{"args": []string{
-			"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
-			"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-			"--user-data-dir=" + profile,
-		}},
-	}}}, &session)
-	b.url += "/" + session.ID
-	n.t.Cleanup(func() { b.call(http.MethodDelete, "", object{}, nil) })
 	return b
 }
 
-// call sends a command to the driver and reads its answer.
-func (b *browser) call(method, path string, in, out any) {
-	b.t.Helper()
-	body, err := json.Marshal(in)
-	if err != nil {
-		b.t.Fatal(err)
+// inNamespaces has a command run in the network namespace of the test, which is
+// that of the calling thread, and in a process namespace, so that no part of it
+// outlives the test. chromedp starts it on another thread.
+func (n *netns) inNamespaces(cmd *exec.Cmd) {
+	network := fmt.Sprintf("--net=/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+	cmd.Args = append([]string{
+		"nsenter", network, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", cmd.Path,
+	}, cmd.Args[1:]...)
+	var err error
+	if cmd.Path, err = exec.LookPath(cmd.Args[0]); err != nil {
+		n.t.Fatal(err)
 	}
-	r, err := http.NewRequest(method, b.url+path, bytes.NewReader(body))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	resp, err := b.http.Do(r)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		b.t.Fatalf("%s %s: %s %v %s", method, path, resp.Status, err, answer)
-	}
-	if out == nil {
-		return
-	}
-	if err := json.Unmarshal(answer, &struct{ Value any }{out}); err != nil {
-		b.t.Fatalf("%s %s: %v: %s", method, path, err, answer)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}
+
+// note keeps what the browser writes to the console.
+func (b *browser) note(event any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch e := event.(type) {
+	case *log.EventEntryAdded: // of the browser itself
+		b.complaints = append(b.complaints, fmt.Sprintf("%s: %s", e.Entry.Level, e.Entry.Text))
+	case *cdpruntime.EventExceptionThrown:
+		b.complaints = append(b.complaints, e.ExceptionDetails.Text)
+	case *cdpruntime.EventConsoleAPICalled:
+		b.complaints = append(b.complaints, string(e.Type))
 	}
 }
 
-// devtools sends a command of Chromium's own protocol.
-func (b *browser) devtools(command string, params map[string]any, out any) {
+// run has the browser do something.
+func run[T any](b *browser, action chromedp.Action[T]) T {
 	b.t.Helper()
-	b.call(http.MethodPost, "/goog/cdp/execute", map[string]any{"cmd": command, "params": params}, out)
+	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
+	defer cancel()
+	v, err := chromedp.Run(ctx, action)
+	if err != nil {
+		b.t.Fatal("browser: ", err)
+	}
+	return v
 }
 
 // visit opens a page.
 func (b *browser) visit(url string) {
 	b.t.Helper()
-	b.call(http.MethodPost, "/url", map[string]any{"url": url}, nil)
+	run(b, chromedp.Navigate(url))
 }
 
-// ask evaluates an expression in the page.
-func (b *browser) ask(expression string, out any) {
+// ask evaluates an expression in the page. The names of an object are those of T's
+// fields.
+func ask[T any](b *browser, expression string) T {
 	b.t.Helper()
-	b.call(http.MethodPost, "/execute/sync", map[string]any{"script": "return " + expression, "args": []any{}}, out)
+	return run(b, chromedp.Evaluate[T]("("+expression+")"))
 }
 
 // screen makes the window as large as a device's, and prefers light or dark.
 func (b *browser) screen(width, height int, scheme string) {
 	b.t.Helper()
-	b.devtools("Emulation.setDeviceMetricsOverride", map[string]any{
-		"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600,
-	}, nil)
-	b.devtools("Emulation.setEmulatedMedia", map[string]any{
-		"features": []map[string]any{{"name": "prefers-color-scheme", "value": scheme}},
-	}, nil)
-}
-
-// picture returns what is on the screen as a PNG.
-func (b *browser) picture() []byte {
-	b.t.Helper()
-	var shot struct{ Data []byte }
-	b.devtools("Page.captureScreenshot", map[string]any{"format": "png"}, &shot)
-	return shot.Data
+	var options []chromedp.EmulateViewportOption
+	if width < 600 {
+		options = append(options, chromedp.EmulateMobile)
+	}
+	run(b, chromedp.Steps(
+		chromedp.EmulateViewport(int64(width), int64(height), options...),
+		chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+			_, err := cdp.Call(ctx, t, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+				Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
+			})
+			return err
+		}),
+	))
 }
 
 // expectSilence expects that the browser has nothing to complain of.
 func (b *browser) expectSilence() {
 	b.t.Helper()
-	var entries []struct{ Level, Message string }
-	b.call(http.MethodPost, "/se/log", map[string]any{"type": "browser"}, &entries)
-	for _, e := range entries {
-		if strings.HasPrefix(e.Message, "chrome://") {
-			continue // a page of the browser's own
-		}
-		b.t.Errorf("on the console: %s %s", e.Level, e.Message)
+	// What it wrote before it answers has been noted.
+	ask[int](b, "0")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range b.complaints {
+		b.t.Errorf("on the console: %s", c)
 	}
+	b.complaints = nil
 }
 
 // startBeside runs the exporter with processes beside it, which end with it and may
@@ -199,6 +166,7 @@ func (n *netns) startBeside(processes map[string]int) *line {
 			n.t.Fatal(err)
 		}
 		paths = append(paths, path)
+		// They hold the exporter's standard error open, which its end waits for.
 		fmt.Fprintf(&script, "(ulimit -n %d; exec setpriv --pdeathsig KILL \"$1\" 300) & shift\n", limit)
 	}
 	e := connect(start(n.t, func(cmd *exec.Cmd) { asHost(cmd, script.String(), paths...) }))
@@ -245,7 +213,7 @@ func (n *netns) pressure() {
 // and on a telephone, by day and by night.
 func TestBrowser(t *testing.T) {
 	t.Parallel()
-	n := enterNetns(t, "chromium", "chromedriver", "setpriv")
+	n := enterNetns(t, "chromium", "nsenter", "setpriv")
 	if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
 		t.Fatal("unshare:", err)
 	}
@@ -270,18 +238,17 @@ func TestBrowser(t *testing.T) {
 		b.screen(c.width, c.height, c.scheme)
 		b.visit(e.url + "/")
 		b.expectBars(e.scrape())
-		var page struct {
-			Width, Resources, Scripts float64
+		page := ask[struct {
+			Width, Resources, Scripts int
 			Title, Colour             string
-		}
-		b.ask(`{
-			width: document.documentElement.scrollWidth,
-			resources: performance.getEntriesByType("resource").length,
-			scripts: document.scripts.length,
-			title: document.title,
-			colour: getComputedStyle(document.body).backgroundColor,
-		}`, &page)
-		if page.Width > float64(c.width) {
+		}](b, `{
+			Width: document.documentElement.scrollWidth,
+			Resources: performance.getEntriesByType("resource").length,
+			Scripts: document.scripts.length,
+			Title: document.title,
+			Colour: getComputedStyle(document.body).backgroundColor,
+		}`)
+		if page.Width > c.width {
 			t.Errorf("%s: the page is %v wide on a screen of %d", name, page.Width, c.width)
 		}
 		if page.Resources != 0 || page.Scripts != 0 {
@@ -296,7 +263,7 @@ func TestBrowser(t *testing.T) {
 		b.expectSilence()
 		if *savedPage != "" && c.picture {
 			b.visit("file://" + *savedPage)
-			if err := os.WriteFile(filepath.Join(*pictures, name+".png"), b.picture(), 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(*pictures, name+".png"), run(b, chromedp.CaptureScreenshot()), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -309,16 +276,15 @@ func TestBrowser(t *testing.T) {
 // the longest first.
 func (b *browser) expectBars(p page) {
 	b.t.Helper()
-	var bars []struct {
+	bars := ask[[]struct {
 		Name, Class     string
 		Percent, Length float64
-	}
-	b.ask(`[...document.querySelectorAll(".limit")].map(limit => ({
-		name: limit.querySelector("h3").textContent,
-		class: limit.className,
-		percent: parseFloat(limit.querySelector(".percent").lastChild.textContent),
-		length: limit.querySelector(".bar rect").getBoundingClientRect().width / limit.querySelector(".bar").getBoundingClientRect().width,
-	}))`, &bars)
+	}](b, `[...document.querySelectorAll(".limit")].map(limit => ({
+		Name: limit.querySelector("h3").textContent,
+		Class: limit.className,
+		Percent: parseFloat(limit.querySelector(".percent").lastChild.textContent),
+		Length: limit.querySelector(".bar rect").getBoundingClientRect().width / limit.querySelector(".bar").getBoundingClientRect().width,
+	}))`)
 	got := map[string]float64{}
 	above := math.Inf(1)
 	for _, bar := range bars {
@@ -350,24 +316,19 @@ func (b *browser) expectBars(p page) {
 func (b *browser) expectRefresh(e *line) {
 	b.t.Helper()
 	type view struct{ Read, Top float64 }
-	look := func() (v view) {
-		b.ask(`{read: performance.timeOrigin, top: scrollY}`, &v)
-		return v
-	}
+	look := func() view { return ask[view](b, `{Read: performance.timeOrigin, Top: scrollY}`) }
 	b.visit(e.url + "/")
-	b.ask(`window.scrollTo(0, 500)`, nil)
+	run(b, chromedp.Evaluate[*struct{}](`window.scrollTo(0, 500)`))
 	first := look()
 	second := first
-	for end := time.Now().Add(patience); second.Read == first.Read && time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(patience); (second.Read == first.Read || second.Top != first.Top) && time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		second = look()
 	}
 	if second.Read == first.Read || first.Top != 500 || second.Top != first.Top {
 		b.t.Errorf("the page was read at %v and stood at %v, then %v and %v", first.Read, first.Top, second.Read, second.Top)
 	}
 	b.visit(e.url + "/?still")
-	var refreshes float64
-	b.ask(`document.querySelectorAll("meta[http-equiv=refresh]").length`, &refreshes)
-	if refreshes != 0 {
+	if ask[int](b, `document.querySelectorAll("meta[http-equiv=refresh]").length`) != 0 {
 		b.t.Error("the page that stands still is refreshed")
 	}
 }
@@ -375,19 +336,17 @@ func (b *browser) expectRefresh(e *line) {
 // TestHostileNames expects that the name of a process is shown as it is.
 func TestHostileNames(t *testing.T) {
 	t.Parallel()
-	n := enterNetns(t, "chromium", "chromedriver", "setpriv")
+	n := enterNetns(t, "chromium", "nsenter", "setpriv")
 	b := n.openBrowser()
 	for _, name := range []string{"<script>alert()", `"><img src=x>`, "{{1}}&lt;b&amp;"} {
-		e := n.startBeside(map[string]int{name: 16}) // not the worst, which TestBrowser looks at
+		// Of a higher limit than in TestBrowser, which must not see another worst process.
+		e := n.startBeside(map[string]int{name: 16})
 		b.visit(e.url + "/")
-		var shown []string
-		b.ask(`[...document.querySelectorAll(".list th bdi")].map(e => e.textContent)`, &shown)
+		shown := ask[[]string](b, `[...document.querySelectorAll(".list th bdi")].map(e => e.textContent)`)
 		if !slices.Contains(shown, name) {
 			t.Errorf("%q is not among %q", name, shown)
 		}
-		var elements float64
-		b.ask(`document.querySelectorAll("script, img").length`, &elements)
-		if elements != 0 {
+		if elements := ask[int](b, `document.querySelectorAll("script, img").length`); elements != 0 {
 			t.Errorf("%q became %v elements", name, elements)
 		}
 	}
