@@ -91,10 +91,16 @@ func conntrackSpec() Spec {
 				Usage:  series("conntrack_entries"), Max: series("conntrack_entries_limit"),
 				// Set in the first network namespace for all, each of which may have as many.
 				Sysctls: []Sysctl{{"net.netfilter.nf_conntrack_max", Entries, false}},
-				// Since Linux 5.16 of other namespaces as "table full in netns %u".
-				LogLines:  []LogLine{{Text: "nf_conntrack: table full"}},
+				LogLines: []LogLine{{
+					Message: "conntrack_table_full",
+					Pattern: `(nf_conntrack: ){1,2}table full(?: in netns (?P<netns>\d+))?, dropping packet`,
+				}},
 				UnitBytes: 256 + 128 + 8, // nf_conntrack, its extensions, a bucket
 			},
+		}},
+		LogLines: []LogLine{{
+			Message: "conntrack_expectation_table_full",
+			Pattern: `(nf_conntrack: ){1,2}expectation table full`,
 		}},
 	})
 }

@@ -79,8 +79,9 @@ type Result struct {
 	Collector string
 	// Infos are the limits that the collector has, read or not.
 	Infos []LimitInfo
-	// Limits and the samples are those of one reading.
+	// Limits, notes and the samples are those of one reading.
 	Limits []LimitReading
+	Notes  []Note
 	// Err is a real failure, a time-out, or a panic. There may be limits and samples
 	// beside it: those that do not depend on what could not be read.
 	Err error
@@ -326,6 +327,7 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 		Infos:     t.spec.Limits,
 		Duration:  t.run.took,
 		Limits:    t.run.limits,
+		Notes:     t.run.notes,
 		samples:   t.run.samples,
 		run:       t.run,
 	}

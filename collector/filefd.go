@@ -55,7 +55,7 @@ func filefdSpec() Spec {
 				Effect: "open, socket and accept fail with ENFILE for every unprivileged process: \"VFS: file-max limit reached\".",
 				Usage:  series("file_descriptors_allocated"), Max: series("file_descriptors_limit"),
 				Sysctls:   []Sysctl{{"fs.file-max", Descriptors, false}},
-				LogLines:  []LogLine{{Text: "VFS: file-max limit"}},
+				LogLines:  []LogLine{{Message: "file_max_reached", Pattern: `VFS: file-max limit \d+ reached`}},
 				UnitBytes: 192, // filp
 			},
 		}},

@@ -66,7 +66,7 @@ type LimitInfo struct {
 	// Sysctls move the limit; Moves is what does so besides, in words.
 	Sysctls []Sysctl
 	Moves   string
-	// LogLines are what the kernel logs when the limit is met, empty if it logs
+	// LogLines are what the kernel logs when the limit is reached, empty if it logs
 	// nothing.
 	LogLines []LogLine
 	// UnitBytes is the kernel memory that one unit takes, of the slab objects that
@@ -118,13 +118,6 @@ type Sysctl struct {
 	PerNetns bool
 }
 
-// LogLine is what the kernel logs.
-type LogLine struct {
-	Text string // a part of the line that is the same every time
-	// Before is the Linux that logs it no longer, empty if the newest one does.
-	Before string
-}
-
 // Series names the series of a metric that have certain label values.
 type Series struct {
 	Metric string   // without the common prefix
@@ -163,6 +156,9 @@ func addLimit(spec *Spec, l LimitInfo) int {
 		wrong(spec, "limit %s warns from %v and is critical from %v", l.Resource, l.WarningRatio, l.CriticalRatio)
 	case slices.ContainsFunc(spec.Limits, func(o LimitInfo) bool { return o.Resource == l.Resource }):
 		wrong(spec, "two rows of limit %s", l.Resource)
+	}
+	for _, line := range l.LogLines {
+		line.check(spec)
 	}
 	spec.Limits = append(spec.Limits, l)
 	return len(spec.Limits) - 1

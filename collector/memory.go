@@ -154,7 +154,7 @@ func memorySpec() Spec {
 					Resource: "memory", Unit: Bytes, WarningRatio: 0.9, CriticalRatio: 0.97,
 					Effect:   "The OOM killer ends a process: \"Out of memory: Killed process\".",
 					Moves:    "the machine's memory",
-					LogLines: []LogLine{{Text: "Out of memory: Kill"}},
+					LogLines: oomLines(),
 				},
 				Used: func(s *memory) Number {
 					used := s.Total.Minus(s.Available, s.Hugetlb.OrZero(), s.evictable())
@@ -169,7 +169,7 @@ func memorySpec() Spec {
 					Effect:   "The OOM killer ends a process, often a bystander, while high memory is free.",
 					Moves:    "a 64-bit kernel; vm.min_free_kbytes",
 					Sysctls:  []Sysctl{{"vm.min_free_kbytes", Kibibytes, false}},
-					LogLines: []LogLine{{Text: "Out of memory: Kill"}},
+					LogLines: oomLines(),
 				},
 				Used: func(s *memory) Number { return s.low },
 				Most: func(s *memory) Number { return s.lowLimit },
@@ -189,7 +189,27 @@ func memorySpec() Spec {
 				},
 			},
 		},
+		LogLines: []LogLine{
+			{Message: "oom_kill_cgroup", Pattern: `Memory cgroup out of memory: ` + killed},
+			{Message: "oom_kill_cpuset", Pattern: outOfMemory + killed, Constraint: `CPUSET|MEMORY_POLICY`},
+			{Message: "page_allocation_failure", Pattern: comm + `: page allocation failure: order:\d+`},
+			{Message: "slab_allocation_failure", Pattern: `SLUB: Unable to allocate memory on `},
+			{Message: "vmap_allocation_failure", Pattern: `vmap allocation for size \d+ failed|` + comm + `: vmalloc error: size \d+|` + comm + `: vmalloc: allocation failure`},
+			{Message: "hung_task", Pattern: `INFO: task (?P<process>.*):(?P<pid>\d+) blocked for more than \d+ seconds`},
+		},
 	})
+}
+
+// Parts of the kernel's lines. The name of a process may have any bytes, 15 at most.
+const (
+	comm        = `(?P<process>(?:[^\\]|\\x[0-9a-f]{2}){1,15})`
+	outOfMemory = `Out of memory(?: \(oom_kill_allocating_task\))?: `
+	killed      = `Kill(?:ed)? process (?P<pid>\d+) \((?P<process>.*)\)(?:,| total-vm| score)`
+)
+
+// oomLines are those of a process that is killed because the machine is out of memory.
+func oomLines() []LogLine {
+	return []LogLine{{Message: "oom_kill", Pattern: outOfMemory + killed}}
 }
 
 // sized yields the zones, but for one that may have no memory at all.

@@ -52,19 +52,22 @@ func neighbourSpec() Spec {
 			},
 		},
 		Limits: []Limit[neighbour]{
-			{LimitInfo: neighbourLimit("ipv4", "net.ipv4.neigh.default.gc_thresh3")},
-			{LimitInfo: neighbourLimit("ipv6", "net.ipv6.neigh.default.gc_thresh3")},
+			{LimitInfo: neighbourLimit("ipv4", "net.ipv4.neigh.default.gc_thresh3", "arp_cache")},
+			{LimitInfo: neighbourLimit("ipv6", "net.ipv6.neigh.default.gc_thresh3", "ndisc_cache")},
 		},
 	})
 }
 
-func neighbourLimit(family, sysctl string) LimitInfo {
+func neighbourLimit(family, sysctl, table string) LimitInfo {
 	return LimitInfo{
 		Resource: "neighbours_" + family, Unit: Entries, WarningRatio: 0.8, CriticalRatio: 0.95,
 		Effect: "Packets to hosts of the local network without an entry are dropped: \"neighbor table overflow!\".",
 		Usage:  series("neighbour_entries", "family", family), Max: series("neighbour_entries_limit", "family", family),
-		Sysctls:   []Sysctl{{sysctl, Entries, false}},
-		LogLines:  []LogLine{{Text: "neighbor table overflow"}, {Text: "Neighbour table overflow", Before: "4.9"}},
+		Sysctls: []Sysctl{{sysctl, Entries, false}},
+		LogLines: []LogLine{{
+			Message: "neighbour_" + family + "_table_overflow",
+			Pattern: `neighbour: ` + table + `: neighbor table overflow!`,
+		}},
 		UnitBytes: 512, // struct neighbour and its key, by kmalloc
 	}
 }

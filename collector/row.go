@@ -27,6 +27,9 @@ type Spec struct {
 	Walk    bool
 	Metrics []MetricInfo
 	Limits  []LimitInfo
+	// LogLines are what the kernel logs of what the collector reads, besides those of
+	// its limits.
+	LogLines []LogLine
 
 	// open prepares the collector's sources. What it returns reads them once.
 	open func(*Scope) func(context.Context) (reading, error)
@@ -123,6 +126,11 @@ type Definition[S any] struct {
 	Metrics []Metric[S]
 	Lists   []Lister[S]
 	Limits  []Limit[S]
+	// LogLines are what the kernel logs of it, besides those of the limits.
+	LogLines []LogLine
+	// Notes are for people what a snapshot has besides its numbers; nil if there are
+	// none.
+	Notes func(*S) []Note
 }
 
 // A Lister is a List of items of any type.
@@ -149,6 +157,10 @@ func define[S any](d Definition[S]) Spec {
 	for _, l := range d.Limits {
 		rows = append(rows, l.define(&spec))
 	}
+	for _, line := range d.LogLines {
+		line.check(&spec)
+	}
+	spec.LogLines = d.LogLines
 	for i := range spec.Metrics { // all are there, and none moves any more
 		spec.Metrics[i].describe()
 	}
@@ -164,6 +176,9 @@ func define[S any](d Definition[S]) Spec {
 			t.Add(err)
 			for _, row := range rows {
 				row(s, &t)
+			}
+			if d.Notes != nil {
+				t.notes = d.Notes(s)
 			}
 			return t.reading, t.Err()
 		}

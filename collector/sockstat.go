@@ -148,7 +148,7 @@ func sockstatSpec() Spec {
 					Usage:  series("tcp_memory_bytes"), Max: series("tcp_memory_threshold_bytes", "threshold", "high"),
 					Soft:     series("tcp_memory_threshold_bytes", "threshold", "pressure"),
 					Sysctls:  []Sysctl{{"net.ipv4.tcp_mem", Pages, false}},
-					LogLines: []LogLine{{Text: "TCP: out of memory -- consider tuning tcp_mem"}},
+					LogLines: []LogLine{{Message: "tcp_out_of_memory", Pattern: `TCP: out of memory -- consider tuning tcp_mem`}},
 				},
 			},
 			{
@@ -168,7 +168,7 @@ func sockstatSpec() Spec {
 					Effect: "Closed connections are reset with their data unsent: \"TCP: too many orphaned sockets\". It can start at a quarter of the limit.",
 					Usage:  series("tcp_orphans"), Max: series("tcp_orphans_limit"),
 					Sysctls:   []Sysctl{{"net.ipv4.tcp_max_orphans", Sockets, false}},
-					LogLines:  []LogLine{{Text: "TCP: too many orphaned sockets"}},
+					LogLines:  []LogLine{{Message: "tcp_too_many_orphans", Pattern: `TCP: too many orphaned sockets`}},
 					UnitBytes: 2432, // TCP
 				},
 			},
@@ -178,7 +178,7 @@ func sockstatSpec() Spec {
 					Effect: "Connections are closed without TIME_WAIT, so that late segments can reach their successors; nothing is logged.",
 					Usage:  series("tcp_time_wait"), Max: series("tcp_time_wait_limit"),
 					Sysctls:   []Sysctl{{"net.ipv4.tcp_max_tw_buckets", Sockets, true}},
-					LogLines:  []LogLine{{Text: "TCP: time wait bucket table overflow", Before: "4.1"}},
+					LogLines:  []LogLine{{Message: "tcp_time_wait_overflow", Pattern: `TCP: time wait bucket table overflow`, Before: "4.1"}},
 					UnitBytes: 256, // tw_sock_TCP
 				},
 			},

@@ -11,7 +11,7 @@ package collector
 
 // Specs lists the collectors, in the order in which they are shown.
 func Specs() []Spec {
-	return []Spec{
+	specs := []Spec{
 		sockstatSpec(),
 		tcpSpec(),
 		portsSpec(),
@@ -23,4 +23,5 @@ func Specs() []Spec {
 		softnetSpec(),
 		neighbourSpec(),
 	}
+	return append(specs, kmsgSpec(specs))
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -21,6 +22,18 @@ type sample struct {
 type reading struct {
 	samples []sample
 	limits  []LimitReading
+	notes   []Note
+}
+
+// Note is a message of the kernel, for people.
+type Note struct {
+	// Message is what kernel_messages_total calls it.
+	Message string
+	// Resources are the limits that it tells of; none for one of another kind.
+	Resources []string
+	// Text is the line, or what it says.
+	Text string
+	At   time.Time
 }
 
 // table is a reading that is being made of a snapshot, and what is wrong with it.

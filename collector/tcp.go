@@ -115,6 +115,11 @@ func tcpSpec() Spec {
 				Most: func(q acceptQueue) Number { return number(max(q.worst.limit, 1)) },
 			},
 		}},
+		LogLines: []LogLine{{
+			// Of the queue before it, of requests. Linux 6.2 added the address.
+			Message: "tcp_syn_flooding",
+			Pattern: `TCP: (?:\w+: )?[Pp]ossible SYN flooding on port (?P<port>\S*\d)\. `,
+		}},
 	})
 }
 

@@ -147,6 +147,7 @@ func (tr *tree) set() *Set {
 		},
 		DialSockDiag:  tr.replay.Dial,
 		DialCTNetlink: tr.ctnetlink,
+		OpenLog:       newLog().open,
 	})
 	return NewSet(m, Specs(), Config{MaxCPU: 0, Top: tr.top, Logger: slog.New(slog.DiscardHandler)})
 }

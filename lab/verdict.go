@@ -132,7 +132,7 @@ func judge(o *outcome, r *recording.Recording) verdict {
 		}
 		v.moved = append(v.moved, fmt.Sprintf("%s +%.0f", counter, values[len(values)-1]-values[0]))
 	}
-	if lines := s.LogLines(); len(lines) > 0 && !slices.ContainsFunc(r.Log, func(l recording.Line) bool { return containsAny(l.Text, lines) }) {
+	if lines := s.LogLines(); len(lines) > 0 && !slices.ContainsFunc(r.Log, func(l recording.Line) bool { return matchesAny(l.Text, lines) }) {
 		fail("the kernel did not log %q", lines)
 	}
 	if s.Name == "low_memory" && v.refusal >= 0 {
@@ -142,8 +142,8 @@ func judge(o *outcome, r *recording.Recording) verdict {
 	return v
 }
 
-func containsAny(text string, parts []string) bool {
-	return slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(text, part) })
+func matchesAny(text string, lines []collector.LogLine) bool {
+	return slices.ContainsFunc(lines, func(l collector.LogLine) bool { return l.Matches(text) })
 }
 
 // mayMiss allows scrapes to be missed where TCP is out of memory and the kernel

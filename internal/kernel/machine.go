@@ -11,6 +11,7 @@
 package kernel
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
+	"github.com/sockpressure/sockpressure_exporter/internal/kmsg"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 	"github.com/sockpressure/sockpressure_exporter/internal/procmount"
 	"github.com/sockpressure/sockpressure_exporter/internal/skmem"
@@ -39,6 +41,8 @@ type Options struct {
 	DialSockDiag func() (sockdiag.Transport, error)
 	// DialCTNetlink opens a socket of netfilter there.
 	DialCTNetlink func() (ctnetlink.Conn, error)
+	// OpenLog opens the kernel's log at its oldest record, or behind its newest one.
+	OpenLog func(atEnd bool) (kmsg.Log, error)
 	// View overrides what can be seen.
 	View *View
 }
@@ -87,6 +91,14 @@ func find(o Options) (*Machine, error) {
 	}
 	if o.MemoryUnit == nil {
 		o.MemoryUnit = skmem.Unit
+	}
+	if o.OpenLog == nil {
+		o.OpenLog = func(atEnd bool) (kmsg.Log, error) { return kmsg.Open(kmsg.Path, atEnd) }
+		if mount.Copied() {
+			o.OpenLog = func(bool) (kmsg.Log, error) {
+				return nil, &fs.PathError{Op: "open", Path: kmsg.Path, Err: fs.ErrNotExist}
+			}
+		}
 	}
 	m := &Machine{Options: o, mount: mount, host: host, netPath: filepath.Join(o.ProcPath, "1/net")}
 	if _, err := os.Stat(m.netPath); err != nil {

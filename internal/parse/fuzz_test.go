@@ -316,3 +316,26 @@ func FuzzUnknown(f *testing.F) {
 		}
 	})
 }
+
+func FuzzKmsg(f *testing.F) {
+	for _, record := range []string{
+		"6,339,5140900,-;NET: Registered protocol family 10\n SUBSYSTEM=net\n DEVICE=+net:lo\n",
+		"4,1,0,c,caller=T1;net_ratelimit: 12 callbacks suppressed",
+		"3,1,0,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg=/a,task_memcg=/a/b,task=hog,pid=12,uid=0",
+	} {
+		f.Add([]byte(record))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := Kmsg(b, "/dev/kmsg")
+		if err != nil {
+			return
+		}
+		if r.Facility < 0 || r.Time < 0 || bytes.IndexByte(r.Text, '\n') >= 0 {
+			t.Errorf("%+v", r)
+		}
+		Suppressed(r.Text)
+		if o, ok := OOM(r.Text); ok && bytes.IndexByte([]byte(o.Constraint), ',') >= 0 {
+			t.Errorf("%+v", o)
+		}
+	})
+}

@@ -277,7 +277,8 @@ func (g *guest) bare() error {
 // logged reads what the kernel logged since it was asked last, as far as some
 // scenario waits for it, each text once.
 func (g *guest) logged() []string {
-	var texts, awaited []string
+	var texts []string
+	var awaited []collector.LogLine
 	for _, s := range scenario.All() {
 		awaited = append(awaited, s.LogLines()...)
 	}
@@ -293,7 +294,7 @@ func (g *guest) logged() []string {
 		// "6,1234,567890,-;text", and lines about the device after it.
 		_, text, _ := strings.Cut(string(b[:n]), ";")
 		text, _, _ = strings.Cut(text, "\n")
-		expected := slices.ContainsFunc(awaited, func(part string) bool { return strings.Contains(text, part) })
+		expected := slices.ContainsFunc(awaited, func(l collector.LogLine) bool { return l.Matches(text) })
 		if expected && !slices.Contains(texts, text) {
 			texts = append(texts, text)
 		}

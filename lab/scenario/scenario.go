@@ -3,7 +3,11 @@
 // which the guest reports.
 package scenario
 
-import "github.com/sockpressure/sockpressure_exporter/collector"
+import (
+	"slices"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
 
 // Scenario is one kind of trouble, or of none.
 type Scenario struct {
@@ -16,8 +20,8 @@ type Scenario struct {
 	Walks []string
 	// Counters are those that must have risen at the end.
 	Counters []string
-	// Log is part of a line that the kernel must have logged where there is no limit that says so.
-	Log string
+	// Message is what the kernel must have logged, where that is not a limit's line.
+	Message string
 	// Saturation is the least that the limit must show when the kernel first
 	// refuses, or right before, if there is anything to show.
 	Saturation float64
@@ -32,22 +36,22 @@ type Scenario struct {
 	Healthy bool
 }
 
-// LogLines are parts of lines, of which the kernel must have logged one.
-func (s Scenario) LogLines() []string {
-	if s.Log != "" {
-		return []string{s.Log}
-	}
-	var lines []string
+// LogLines are lines, of which the kernel must have logged one.
+func (s Scenario) LogLines() []collector.LogLine {
+	var lines []collector.LogLine
 	for _, spec := range collector.Specs() {
+		for _, line := range spec.LogLines {
+			if line.Message == s.Message {
+				lines = append(lines, line)
+			}
+		}
 		for _, l := range spec.Limits {
-			for _, line := range l.LogLines {
-				if l.Resource == s.Resource && line.Before == "" {
-					lines = append(lines, line.Text)
-				}
+			if l.Resource == s.Resource {
+				lines = append(lines, l.LogLines...)
 			}
 		}
 	}
-	return lines
+	return slices.DeleteFunc(lines, func(l collector.LogLine) bool { return l.Before != "" })
 }
 
 // All is every scenario.
@@ -80,7 +84,7 @@ func All() []Scenario {
 		{
 			Name:     "syn_flood",
 			Counters: []string{"tcp_request_queue_full_drops_total", "tcp_request_queue_full_cookies_total", "tcp_syncookies_sent_total"},
-			Log:      "ossible SYN flooding",
+			Message:  "tcp_syn_flooding",
 		},
 		{Name: "ephemeral_ports", Resource: "ephemeral_ports", Saturation: 1, Walks: []string{"ports"}},
 		// On root, fs.file-max is not enforced.

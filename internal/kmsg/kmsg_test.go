@@ -1,0 +1,167 @@
+package kmsg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+)
+
+// ring is a log of which the oldest records are overwritten.
+type ring struct {
+	mu            sync.Mutex
+	size, written int // records
+	closed        chan struct{}
+	// cost is what it takes to read a record.
+	cost time.Duration
+	// flood has a record there whenever one is read.
+	flood bool
+}
+
+type reader struct {
+	*ring
+	next int
+}
+
+// write adds records, and says whether more come all the time.
+func (r *ring) write(n int, flood bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.written += n
+	r.flood = flood
+}
+
+func (r *ring) open(atEnd bool) (Log, error) {
+	l := &reader{ring: r, next: max(r.written-r.size, 0)}
+	if atEnd {
+		l.next = r.written
+	}
+	return l, nil
+}
+
+func (r *reader) Next(b []byte) (int, error) {
+	time.Sleep(r.cost)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if oldest := r.written - r.size; r.next < oldest {
+		r.next = oldest
+		return 0, unix.EPIPE
+	}
+	if r.flood {
+		r.written += 10
+	}
+	if r.next == r.written {
+		return 0, unix.EAGAIN
+	}
+	r.next++
+	return copy(b, fmt.Sprintf("4,%d,0,-;text\n", r.next)), nil
+}
+
+func (r *reader) Wait() error {
+	for !r.there() {
+		select {
+		case <-time.After(time.Second):
+		case <-r.closed:
+			return fs.ErrClosed
+		}
+	}
+	return nil
+}
+
+func (r *reader) there() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.next < r.written || r.flood
+}
+
+func (r *reader) Close() error { return nil }
+
+// follow runs a follower of a ring and returns what it counts, and what ends it.
+func follow(t *testing.T, r *ring) (old, visited, lost *uint64, end func()) {
+	t.Helper()
+	r.closed = make(chan struct{})
+	old, visited, lost = new(uint64), new(uint64), new(uint64)
+	f := Follower{
+		Open: r.open,
+		Visit: func(_ parse.Record, before bool) {
+			if before {
+				*old++
+			} else {
+				*visited++
+			}
+		},
+		Lost:  func(n uint64) { *lost += n },
+		Ready: func() {},
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- f.Run(ctx) }()
+	time.Sleep(time.Millisecond) // for the old ones
+	return old, visited, lost, func() {
+		cancel()
+		close(r.closed)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestFollow expects each record once, and what was overwritten to be counted.
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &ring{size: 100, written: 250}
+		old, visited, lost, end := follow(t, r)
+		for _, n := range []int{1, 30, 100, 400, 2} {
+			r.write(n, false)
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+		}
+		if *old != 100 || *visited != 1+30+100+100+2 || *lost != 300 {
+			t.Errorf("%d old, %d visited, %d lost", *old, *visited, *lost)
+		}
+		end()
+	})
+}
+
+// TestFlood expects a flood to take a twentieth of the time, and the rest of it to
+// be counted as lost.
+func TestFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &ring{size: 1000, written: 10, cost: time.Microsecond}
+		_, visited, lost, end := follow(t, r)
+		synctest.Wait()
+		before := r.written
+		r.write(0, true)
+		began := time.Now()
+		time.Sleep(time.Minute)
+		r.write(0, false)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		reading := time.Duration(*visited) * r.cost
+		if share := float64(reading) / float64(time.Since(began)); share > 0.05 || share < 0.02 {
+			t.Errorf("%v of the time", share)
+		}
+		if *visited+*lost != uint64(r.written-before) || *lost == 0 {
+			t.Errorf("%d visited and %d lost of %d", *visited, *lost, r.written-before)
+		}
+		end()
+	})
+}
+
+// TestOpen expects nothing but the device itself.
+func TestOpen(t *testing.T) {
+	for _, path := range []string{"/dev/null", t.TempDir(), "/nowhere"} {
+		if _, err := Open(path, false); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
