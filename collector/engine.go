@@ -146,6 +146,16 @@ func (r *Reading) Limits() []LimitReading {
 	return limits
 }
 
+// Notes returns what the kernel has logged, the latest first.
+func (r *Reading) Notes() []Note {
+	var notes []Note
+	for _, r := range r.Results {
+		notes = append(notes, r.Notes...)
+	}
+	slices.SortStableFunc(notes, func(a, b Note) int { return b.At.Compare(a.At) })
+	return notes
+}
+
 // A runner reads one collector, never twice at the same time.
 type runner struct {
 	spec   Spec

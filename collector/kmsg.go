@@ -113,7 +113,6 @@ func kmsgSpec(specs []Spec) Spec {
 					notes = append(notes, Note{m.name, m.resources, printable(m.text), m.last})
 				}
 			}
-			slices.SortStableFunc(notes, func(a, b Note) int { return b.At.Compare(a.At) })
 			return notes
 		},
 	})

@@ -37,14 +37,10 @@ func (l *fakeLog) write(facility int, text string) {
 	l.changed = make(chan struct{})
 }
 
-func (l *fakeLog) open(atEnd bool) (kmsg.Log, error) {
+func (l *fakeLog) open() (kmsg.Log, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	o := &openLog{fakeLog: l, closed: make(chan struct{})}
-	if atEnd {
-		o.next = len(l.records)
-	}
-	return o, l.err
+	return &openLog{fakeLog: l, closed: make(chan struct{})}, l.err
 }
 
 type openLog struct {

@@ -15,6 +15,12 @@ func TestReference(t *testing.T) {
 	var b strings.Builder
 	page := template.Must(template.New("metrics.md.tmpl").Funcs(template.FuncMap{
 		"join": strings.Join,
+		"messages": func(lines []LogLine) (messages []string) {
+			for _, l := range lines {
+				messages = append(messages, l.Message)
+			}
+			return messages
+		},
 		"ratio": func() func(float64) string {
 			return func(ratio float64) string { return fmt.Sprint(ratio) }
 		},

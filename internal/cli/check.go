@@ -41,13 +41,13 @@ func checkCommand() command {
 		exits:  "exits as plugins for monitoring do: with 0, 1, 2 or 3, see above.",
 		failed: unknown,
 		define: func(cmd *kingpin.CmdClause) {
-			flag := cmd.Flag("format", "What to print: text, or json, an object with state, exit_status, host_view, limits and failed_collectors.").Default(formatText)
+			flag := cmd.Flag("format", "What to print: text, or json, an object with state, exit_status, host_view, limits, failed_collectors and kernel_messages.").Default(formatText)
 			flag.EnumVar(&format, formatText, formatJSON)
 			offer(flag, formatText, formatJSON)
 		},
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
 			// What fails stands below the table, once.
-			_, set, err := c.open(slog.New(slog.DiscardHandler))
+			_, set, err := c.open(std.in, slog.New(slog.DiscardHandler))
 			if err != nil {
 				return unknown, err
 			}
@@ -99,6 +99,7 @@ type report struct {
 	limits []collector.LimitReading // the most saturated first
 	failed []collector.Result       // those with an error
 	view   kernel.View
+	notes  []collector.Note // the latest first
 }
 
 func readReport(ctx context.Context, set *collector.Set) report {
@@ -109,6 +110,7 @@ func readReport(ctx context.Context, set *collector.Set) report {
 		limits: reading.Limits(),
 		failed: slices.DeleteFunc(slices.Clone(reading.Results), func(r collector.Result) bool { return r.Err == nil }),
 		view:   reading.View,
+		notes:  reading.Notes(),
 	}
 }
 
@@ -139,6 +141,9 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 	for _, l := range r.limits {
 		if l.Level() != collector.OK {
 			fmt.Fprintf(out, "When %s is met: %s\n", l.Resource, l.Effect)
+			if at := slices.IndexFunc(r.notes, func(n collector.Note) bool { return slices.Contains(n.Resources, l.Resource) }); at >= 0 {
+				fmt.Fprintf(out, "  the kernel said at %s: %s\n", r.notes[at].At.Format(time.DateTime), r.notes[at].Text)
+			}
 			for _, item := range l.Items[:min(shownItems, len(l.Items))] {
 				fmt.Fprintf(out, "  %s: %s\n", item.Name(), l.Amount(item.Usage, item.Limit))
 			}
@@ -156,6 +161,13 @@ type (
 		HostView         map[string]bool `json:"host_view"`
 		Limits           []jsonLimit     `json:"limits"`
 		FailedCollectors []jsonFailure   `json:"failed_collectors"`
+		KernelMessages   []jsonMessage   `json:"kernel_messages"`
+	}
+	jsonMessage struct {
+		Message   string    `json:"message"`
+		Resources []string  `json:"resources"`
+		Last      time.Time `json:"last"`
+		Text      string    `json:"text"`
 	}
 	jsonLimit struct {
 		Resource   string         `json:"resource"`
@@ -208,6 +220,7 @@ func (r report) writeJSON(out io.Writer) error {
 		// Empty lists are [], not null.
 		Limits:           []jsonLimit{},
 		FailedCollectors: []jsonFailure{},
+		KernelMessages:   []jsonMessage{},
 	}
 	if status != unknown {
 		doc.State = collector.Level(status).String()
@@ -231,6 +244,9 @@ func (r report) writeJSON(out io.Writer) error {
 	}
 	for _, f := range r.failed {
 		doc.FailedCollectors = append(doc.FailedCollectors, jsonFailure{f.Collector, f.Err.Error()})
+	}
+	for _, n := range r.notes {
+		doc.KernelMessages = append(doc.KernelMessages, jsonMessage{n.Message, append([]string{}, n.Resources...), n.At.UTC(), n.Text})
 	}
 	e := json.NewEncoder(out)
 	e.SetEscapeHTML(false)

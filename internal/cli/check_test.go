@@ -54,7 +54,7 @@ func TestCheckJSON(t *testing.T) {
 			t.Fatalf("%v in %s", err, stdout.String())
 		}
 		names := func(v map[string]any) string { return strings.Join(slices.Sorted(maps.Keys(v)), " ") }
-		if got := names(doc); got != "exit_status failed_collectors host_view limits state" {
+		if got := names(doc); got != "exit_status failed_collectors host_view kernel_messages limits state" {
 			t.Errorf("the document has %s", got)
 		}
 		if doc["exit_status"] != float64(c.status) || doc["state"] != c.state || fmt.Sprint(doc["host_view"]) != "map[memory:true network:true processes:true]" {
@@ -108,7 +108,7 @@ func TestCheckJSONEmpty(t *testing.T) {
 	if err := (report{view: container}).writeJSON(&out); err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"state":"unknown","exit_status":3,"host_view":{"memory":true,"network":false,"processes":false},"limits":[],"failed_collectors":[]}`
+	const want = `{"state":"unknown","exit_status":3,"host_view":{"memory":true,"network":false,"processes":false},"limits":[],"failed_collectors":[],"kernel_messages":[]}`
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, out.Bytes()); err != nil || compact.String() != want+"\n" && compact.String() != want {
 		t.Errorf("%s, %v", compact.String(), err)

@@ -32,7 +32,7 @@ func serveCommand() command {
 			logger := promslog.New(c.log)
 			ctx, stop := outliveHangups(ctx, std.err, logger)
 			defer stop()
-			machine, set, err := c.open(logger)
+			machine, set, err := c.open(std.in, logger)
 			if err != nil {
 				return 0, err
 			}

@@ -41,8 +41,8 @@ type Options struct {
 	DialSockDiag func() (sockdiag.Transport, error)
 	// DialCTNetlink opens a socket of netfilter there.
 	DialCTNetlink func() (ctnetlink.Conn, error)
-	// OpenLog opens the kernel's log at its oldest record, or behind its newest one.
-	OpenLog func(atEnd bool) (kmsg.Log, error)
+	// OpenLog opens the kernel's log.
+	OpenLog func() (kmsg.Log, error)
 	// View overrides what can be seen.
 	View *View
 }
@@ -93,11 +93,12 @@ func find(o Options) (*Machine, error) {
 		o.MemoryUnit = skmem.Unit
 	}
 	if o.OpenLog == nil {
-		o.OpenLog = func(atEnd bool) (kmsg.Log, error) { return kmsg.Open(kmsg.Path, atEnd) }
-		if mount.Copied() {
-			o.OpenLog = func(bool) (kmsg.Log, error) {
+		o.OpenLog = func() (kmsg.Log, error) {
+			if mount.Copied() {
+				// The log of the machine that it was copied to is not its own.
 				return nil, &fs.PathError{Op: "open", Path: kmsg.Path, Err: fs.ErrNotExist}
 			}
+			return kmsg.Open(kmsg.Path)
 		}
 	}
 	m := &Machine{Options: o, mount: mount, host: host, netPath: filepath.Join(o.ProcPath, "1/net")}

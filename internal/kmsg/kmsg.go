@@ -21,7 +21,7 @@ const Path = "/dev/kmsg"
 // maxRecord is the size of the largest record (CONSOLE_EXT_LOG_MAX), and some more.
 const maxRecord = 16 << 10
 
-// Log is the kernel's log, open at some record.
+// Log is the kernel's log, open at its oldest record.
 type Log interface {
 	// Next reads one record into b. It fails with EAGAIN where there is none yet, and
 	// with EPIPE where some were overwritten before they were read: the next one is the
@@ -38,38 +38,55 @@ type device struct {
 	conn syscall.RawConn
 }
 
-// Open opens the device at its oldest record, or behind its newest one.
-func Open(path string, atEnd bool) (Log, error) {
+// Open opens the device at its oldest record.
+func Open(path string) (Log, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := f.SyscallConn()
-	if err == nil {
-		err = check(f, atEnd)
+	if !Is(f) {
+		// Containers have all kinds of things in its place.
+		_ = f.Close()
+		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 	}
+	return newDevice(f)
+}
+
+// Given returns the log that an open file is, which stays open when the log is closed.
+func Given(f *os.File) (Log, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	own := -1
+	if e := conn.Control(func(fd uintptr) {
+		if own, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3); err == nil {
+			err = unix.SetNonblock(own, true)
+		}
+	}); e != nil || err != nil {
+		return nil, errors.Join(e, err)
+	}
+	return newDevice(os.NewFile(uintptr(own), Path))
+}
+
+// Is reports whether a file is the device of the kernel's log. nil is not.
+func Is(f *os.File) bool {
+	st, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	const major, minor = 1, 11
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	return ok && st.Mode()&fs.ModeCharDevice != 0 && uint64(sys.Rdev) == unix.Mkdev(major, minor)
+}
+
+func newDevice(f *os.File) (Log, error) {
+	conn, err := f.SyscallConn()
 	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}
 	return &device{f, conn}, nil
-}
-
-// check expects the device itself, for which containers have all kinds of things in
-// its place, and moves to its end.
-func check(f *os.File, atEnd bool) error {
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	const major, minor = 1, 11
-	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || st.Mode()&fs.ModeCharDevice == 0 || sys.Rdev != unix.Mkdev(major, minor) {
-		return &fs.PathError{Op: "open", Path: f.Name(), Err: fs.ErrNotExist}
-	}
-	if atEnd {
-		_, err = f.Seek(0, unix.SEEK_END)
-	}
-	return err
 }
 
 func (d *device) Next(b []byte) (n int, err error) {
@@ -104,10 +121,10 @@ const (
 
 // Follower reads the kernel's log.
 type Follower struct {
-	// Open opens the log at its oldest record, or behind its newest one.
-	Open func(atEnd bool) (Log, error)
-	// Visit is called for each record. old is set for those from before the follower
-	// began. The text is valid during the call.
+	// Open opens the log.
+	Open func() (Log, error)
+	// Visit is called for each record. old is set for those that were there already when
+	// the follower began. The text is valid during the call.
 	Visit func(r parse.Record, old bool)
 	// Lost is called with how many records were overwritten before they could be read.
 	Lost func(n uint64)
@@ -122,15 +139,21 @@ type Follower struct {
 // Run follows the log until ctx ends, when it returns nil, or until it can no
 // longer be read.
 func (f *Follower) Run(ctx context.Context) error {
-	// Opened first, so that no record is missed between the old ones and the new.
-	log, err := f.Open(true)
+	log, err := f.Open()
 	if err != nil {
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { _ = log.Close() })()
 	defer func() { _ = log.Close() }()
-	if err := f.visitOld(ctx); err != nil {
-		return err
+	for seen := 0; seen < history; {
+		n, more, err := f.read(log, true)
+		if err != nil {
+			return ended(ctx, err)
+		}
+		if !more {
+			break
+		}
+		seen += n
 	}
 	f.Ready()
 	for {
@@ -143,23 +166,6 @@ func (f *Follower) Run(ctx context.Context) error {
 		}
 		sleep(ctx, max(rest*time.Since(began), pause))
 	}
-}
-
-// visitOld visits the records from before.
-func (f *Follower) visitOld(ctx context.Context) error {
-	log, err := f.Open(false)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = log.Close() }()
-	for seen := 0; seen < history && ctx.Err() == nil; {
-		n, more, err := f.read(log, true)
-		if err != nil || !more {
-			return ended(ctx, err)
-		}
-		seen += n
-	}
-	return nil
 }
 
 // read visits the records that there are, for the time of a burst at most, and

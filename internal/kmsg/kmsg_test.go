@@ -40,12 +40,8 @@ func (r *ring) write(n int, flood bool) {
 	r.flood = flood
 }
 
-func (r *ring) open(atEnd bool) (Log, error) {
-	l := &reader{ring: r, next: max(r.written-r.size, 0)}
-	if atEnd {
-		l.next = r.written
-	}
-	return l, nil
+func (r *ring) open() (Log, error) {
+	return &reader{ring: r, next: max(r.written-r.size, 0)}, nil
 }
 
 func (r *reader) Next(b []byte) (int, error) {
@@ -160,7 +156,7 @@ func TestFlood(t *testing.T) {
 // TestOpen expects nothing but the device itself.
 func TestOpen(t *testing.T) {
 	for _, path := range []string{"/dev/null", t.TempDir(), "/nowhere"} {
-		if _, err := Open(path, false); !errors.Is(err, os.ErrNotExist) {
+		if _, err := Open(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}

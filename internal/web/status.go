@@ -42,6 +42,10 @@ type view struct {
 	// TCP is what became of the collector that has the states.
 	TCP   *collector.Result
 	Lists []list
+	// Log is what the kernel has logged, the latest first, and LogResult what became of
+	// the collector that has it.
+	Log       []collector.Note
+	LogResult *collector.Result
 }
 
 // count is how many limits have reached a level.
@@ -56,6 +60,8 @@ type bar struct {
 	Name   string
 	Amount string // the usage and the limit in words
 	Age    time.Duration
+	// Said is what the kernel logged of it last, nil if that is long ago.
+	Said *collector.Note
 }
 
 // state is how many TCP sockets are in a state.
@@ -122,12 +128,12 @@ func status(set *collector.Set, c Config) http.Handler {
 }
 
 func parse() *template.Template {
-	return template.Must(template.New("status.html").Funcs(template.FuncMap{"seconds": seconds}).ParseFS(files, "status.html"))
+	return template.Must(template.New("status.html").Funcs(template.FuncMap{"seconds": seconds, "since": since}).ParseFS(files, "status.html"))
 }
 
 // newView arranges a reading.
 func newView(reading *collector.Reading) *view {
-	p := &view{Reading: reading}
+	p := &view{Reading: reading, Log: reading.Notes()}
 	ages := map[string]time.Duration{}
 	for _, r := range reading.Results {
 		for _, l := range r.Limits {
@@ -139,11 +145,18 @@ func newView(reading *collector.Reading) *view {
 				p.States = append(p.States, state{strings.Join(labels, ""), n})
 			}
 		}
+		if r.Collector == "kmsg" {
+			p.LogResult = &r
+		}
 		p.Lists = append(p.Lists, lists(r)...)
 	}
 	levels := [collector.Critical + 1]int{}
 	for _, l := range reading.Limits() {
-		p.Limits = append(p.Limits, bar{l, l.Resource, l.Amount(l.Usage, l.Limit), ages[l.Resource]})
+		b := bar{LimitReading: l, Name: l.Resource, Amount: l.Amount(l.Usage, l.Limit), Age: ages[l.Resource]}
+		if at := slices.IndexFunc(p.Log, func(n collector.Note) bool { return slices.Contains(n.Resources, l.Resource) }); at >= 0 && time.Since(p.Log[at].At) < recently {
+			b.Said = &p.Log[at]
+		}
+		p.Limits = append(p.Limits, b)
 		levels[l.Level()]++
 	}
 	for level, n := range slices.Backward(levels[:]) {
@@ -216,6 +229,26 @@ func (p *view) Failed() []string {
 		}
 	}
 	return names
+}
+
+// recently is how long what the kernel logged stands beside its limit.
+const recently = 24 * time.Hour
+
+// since writes for people how long ago a time is.
+func since(at time.Time) string {
+	d := max(time.Since(at), 0)
+	for _, unit := range []struct {
+		size time.Duration
+		name string
+	}{{24 * time.Hour, "day"}, {time.Hour, "hour"}, {time.Minute, "minute"}} {
+		if n := int(d / unit.size); n > 0 {
+			if n > 1 {
+				unit.name += "s"
+			}
+			return strconv.Itoa(n) + " " + unit.name + " ago"
+		}
+	}
+	return strconv.Itoa(int(d/time.Second)) + " s ago"
 }
 
 // seconds writes a duration for people.
