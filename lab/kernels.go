@@ -107,7 +107,7 @@ func (k kernel) lacks(metric string) bool {
 	switch metric {
 	case "udp_memory_errors_total", "udp6_memory_errors_total":
 		return k.before("5.11")
-	case "memory_zfs_arc_bytes":
+	case "memory_zfs_arc_bytes", "kernel_message_last_timestamp_seconds":
 		return true
 	case "memory_hugetlb_bytes":
 		return k.noHugePages

@@ -125,21 +125,32 @@ func judge(o *outcome, r *recording.Recording) verdict {
 		if o.image.lacks(counter) {
 			continue
 		}
-		values := r.Get("sockpressure_" + counter)
-		if values == nil || !(values[len(values)-1] > values[0]) {
+		if !rose(r, "sockpressure_"+counter) {
 			fail("%s did not rise", counter)
 			continue
 		}
+		values := r.Get("sockpressure_" + counter)
 		v.moved = append(v.moved, fmt.Sprintf("%s +%.0f", counter, values[len(values)-1]-values[0]))
 	}
 	if lines := s.LogLines(); len(lines) > 0 && !slices.ContainsFunc(r.Log, func(l recording.Line) bool { return matchesAny(l.Text, lines) }) {
 		fail("the kernel did not log %q", lines)
+	} else if len(lines) > 0 && !slices.ContainsFunc(lines, func(l collector.LogLine) bool { return rose(r, counterOf(l)) }) {
+		fail("what the kernel logged was not counted: %q", lines)
 	}
 	if s.Name == "low_memory" && v.refusal >= 0 {
 		judgeLowMemory(r, fail)
 	}
 	judgeContract(o, r, fail)
 	return v
+}
+
+func counterOf(l collector.LogLine) string {
+	return fmt.Sprintf("sockpressure_kernel_messages_total{message=%q}", l.Message)
+}
+
+func rose(r *recording.Recording, series string) bool {
+	values := r.Get(series)
+	return values != nil && values[len(values)-1] > values[0]
 }
 
 func matchesAny(text string, lines []collector.LogLine) bool {

@@ -7,11 +7,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kmsg"
 )
 
 // startExporter runs the exporter with its default flags, as its service does: the
@@ -19,6 +22,13 @@ import (
 func (g *guest) startExporter(args ...string) error {
 	g.exporter = exec.Command("/exporter", args...)
 	g.exporter.Stderr = &g.said
+	// With the kernel's log, for the one without capabilities.
+	log, err := os.Open(kmsg.Path)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	g.exporter.Stdin = log
 	if g.Unprivileged {
 		g.exporter.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	}
