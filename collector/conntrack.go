@@ -89,19 +89,22 @@ func conntrackSpec() Spec {
 				Resource: "conntrack_entries", Unit: Entries, WarningRatio: 0.75, CriticalRatio: 0.9,
 				Effect: "Packets of new connections are dropped: \"nf_conntrack: table full, dropping packet\".",
 				Usage:  series("conntrack_entries"), Max: series("conntrack_entries_limit"),
+				// A packet that could not be tracked, or an entry that made room for it.
+				Proofs: []Proof{
+					{Counter: series("conntrack_drops_total"), Less: series("conntrack_insert_failures_total")},
+					{Counter: series("conntrack_early_drops_total")},
+				},
 				// Set in the first network namespace for all, each of which may have as many.
-				Sysctls: []Sysctl{{"net.netfilter.nf_conntrack_max", Entries, false}},
-				LogLines: []LogLine{{
-					Message: "conntrack_table_full",
-					Pattern: `(nf_conntrack: ){1,2}table full(?: in netns (?P<netns>\d+))?, dropping packet`,
-				}},
+				Sysctls:   []Sysctl{{"net.netfilter.nf_conntrack_max", Entries, false}},
+				LogLines:  []LogLine{{Message: "conntrack_table_full", Pattern: `(nf_conntrack: ){1,2}table full, dropping packet`}},
 				UnitBytes: 256 + 128 + 8, // nf_conntrack, its extensions, a bucket
 			},
 		}},
-		LogLines: []LogLine{{
-			Message: "conntrack_expectation_table_full",
-			Pattern: `(nf_conntrack: ){1,2}expectation table full`,
-		}},
+		LogLines: []LogLine{
+			{Message: "conntrack_expectation_table_full", Pattern: `(nf_conntrack: ){1,2}expectation table full`},
+			// Of any network namespace but the first one. Older kernels do not tell them apart.
+			{Message: "conntrack_table_full_in_netns", Pattern: `(nf_conntrack: ){1,2}table full in netns (?P<netns>\d+), dropping packet`},
+		},
 	})
 }
 

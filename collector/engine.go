@@ -22,8 +22,11 @@ type Config struct {
 	// take, at most 1. 0 is no bound: they run at every scrape.
 	MaxCPU float64
 	// Top bounds every list.
-	Top    int
-	Logger *slog.Logger
+	Top int
+	// SampleInterval is how often limits are read between scrapes for their peaks, 0
+	// for never.
+	SampleInterval time.Duration
+	Logger         *slog.Logger
 }
 
 // Set is the collectors that are enabled, ready to be read.
@@ -31,12 +34,14 @@ type Set struct {
 	machine *kernel.Machine
 	health  *health
 	runners []*runner
+	sampler *sampler
 }
 
 // NewSet prepares the given collectors. It keeps nothing open yet: the first read
 // does.
 func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
-	s := &Set{machine: m, health: healthRows()}
+	s := &Set{machine: m, health: healthRows(), sampler: newSampler(c.SampleInterval)}
+	peaks := newPeaks(specs)
 	walks := &budget{maxCPU: c.MaxCPU, took: map[string]time.Duration{}}
 	for _, spec := range specs {
 		logger := c.Logger.With("collector", spec.Name)
@@ -44,6 +49,15 @@ func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 		r.read = spec.open(r.scope)
 		if spec.Walk {
 			r.budget = walks
+		}
+		if spec.sample != nil {
+			r.sample = spec.sample(r.scope)
+		} else if !spec.Walk {
+			r.sample = r.read
+		}
+		if r.sample != nil && peaks.of(spec) {
+			r.peaks = peaks
+			s.sampler.runners = append(s.sampler.runners, r)
 		}
 		s.runners = append(s.runners, r)
 	}
@@ -54,7 +68,10 @@ func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 // with their names, where some still read when ctx ends: those it leaves as they
 // are.
 func (s *Set) Close(ctx context.Context) error {
-	var errs []error
+	errs := []error{s.sampler.end(ctx)}
+	if errs[0] != nil {
+		return errs[0]
+	}
 	for _, r := range s.runners {
 		if !r.idle(ctx) {
 			errs = append(errs, fmt.Errorf("collector %s still reads: %w", r.spec.Name, ctx.Err()))
@@ -117,12 +134,15 @@ type Reading struct {
 	View kernel.View
 
 	health *health
+	// skipped is how many samples for peaks were not taken, absent without sampling.
+	skipped Number
 }
 
 // Read reads the collectors that are asked for, all at once, and returns when each
 // has given its result or the context's deadline has come.
 func (s *Set) Read(ctx context.Context, q Query) *Reading {
 	asked := time.Now()
+	s.sampler.begin()
 	var tickets []ticket
 	for _, r := range s.runners {
 		if q.Choose == nil || q.Choose(r.spec.Name) {
@@ -132,6 +152,9 @@ func (s *Set) Read(ctx context.Context, q Query) *Reading {
 	reading := &Reading{Results: make([]Result, len(tickets)), View: s.machine.View(), health: s.health}
 	for i, t := range tickets {
 		reading.Results[i] = t.wait(ctx, asked)
+	}
+	if s.sampler.interval > 0 {
+		reading.skipped = number(s.sampler.skipped.Load())
 	}
 	return reading
 }
@@ -161,8 +184,14 @@ type runner struct {
 	spec   Spec
 	read   func(context.Context) (reading, error)
 	budget *budget // nil: read at every scrape
-	logger *slog.Logger
-	scope  *Scope
+	// sample reads what the limits depend on, nil if that cannot be read between
+	// scrapes. peaks is where readings are taken note of.
+	sample func(context.Context) (reading, error)
+	peaks  *peaks
+	// reading is held by what reads: a scrape or a sample.
+	reading sync.Mutex
+	logger  *slog.Logger
+	scope   *Scope
 
 	mu      sync.Mutex
 	running *run
@@ -274,8 +303,13 @@ func (r *runner) start(ctx context.Context, run *run) {
 		r.mu.Unlock()
 		close(run.done)
 	}()
+	r.reading.Lock()
+	defer r.reading.Unlock()
 	if run.err = r.scope.err(); run.err == nil {
 		run.reading, run.err = r.read(ctx)
+	}
+	if r.peaks != nil {
+		r.peaks.observe(run.reading)
 	}
 }
 
@@ -340,6 +374,12 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 		Notes:     t.run.notes,
 		samples:   t.run.samples,
 		run:       t.run,
+	}
+	if t.peaks != nil {
+		res.Limits = slices.Clone(res.Limits)
+		for i := range res.Limits {
+			res.Limits[i].Peak = t.peaks.peak(res.Limits[i].Resource)
+		}
 	}
 	if t.run.ended().Before(asked) {
 		res.Age = asked.Sub(t.run.began)

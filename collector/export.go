@@ -8,7 +8,7 @@ import (
 
 // health is the metrics of the set itself, the same for every collector.
 type health struct {
-	duration, success, supported, age, saturation, hostNetwork, hostView MetricInfo
+	duration, success, supported, age, saturation, peak, skipped, hostNetwork, hostView MetricInfo
 }
 
 // healthRows describes what is exported beside the collectors' own rows.
@@ -39,6 +39,15 @@ func healthRows() *health {
 			Help:   "Usage of a kernel limit divided by the limit, one series for each limit that this kernel has and enforces. At 1 the kernel refuses, drops or kills.",
 			Labels: []string{"resource"},
 		},
+		peak: MetricInfo{
+			Name:   "saturation_peak_ratio",
+			Help:   "The highest saturation_ratio of the last 60 seconds, of samples between scrapes too (--collector.sample-interval), and at least 1 where a counter or a message of the kernel tells that the limit was reached.",
+			Labels: []string{"resource"},
+		},
+		skipped: MetricInfo{
+			Name: "saturation_samples_skipped_total",
+			Help: "Samples for saturation_peak_ratio that were not taken because the one before took too long, as on a host that is short of CPU.",
+		},
 		hostNetwork: MetricInfo{
 			Name: "host_network_namespace",
 			Help: "1 if every number is of the host's network namespace. 0 if the exporter is outside of it and may not enter it, when sysctls and sockets of the host are not exported; or if what it takes for the host is a container.",
@@ -56,7 +65,7 @@ func healthRows() *health {
 }
 
 func (h *health) rows() []*MetricInfo {
-	return []*MetricInfo{&h.saturation, &h.hostNetwork, &h.hostView, &h.success, &h.supported, &h.duration, &h.age}
+	return []*MetricInfo{&h.saturation, &h.peak, &h.skipped, &h.hostNetwork, &h.hostView, &h.success, &h.supported, &h.duration, &h.age}
 }
 
 // scrape is a reading as a prometheus.Collector. It is unchecked (it
@@ -78,6 +87,9 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 	for part, err := range c.View.All() {
 		send(&h.hostView, ratio(err == nil), part)
 	}
+	if c.skipped.Present {
+		send(&h.skipped, c.skipped.Value)
+	}
 	for _, r := range c.Results {
 		send(&h.success, ratio(r.Err == nil), r.Collector)
 		send(&h.supported, ratio(r.Unsupported == nil), r.Collector)
@@ -85,6 +97,9 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 		send(&h.age, r.Age.Seconds(), r.Collector)
 		for _, l := range r.Limits {
 			send(&h.saturation, l.Saturation(), l.Resource)
+			if l.Peak.Present {
+				send(&h.peak, l.Peak.Value, l.Resource)
+			}
 		}
 		for _, s := range r.samples {
 			send(s.metric, s.value, s.labels...)

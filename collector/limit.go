@@ -63,6 +63,8 @@ type LimitInfo struct {
 	// one.
 	List *ListInfo
 
+	// Proofs are counters that tell that it was reached, besides the messages of LogLines.
+	Proofs []Proof
 	// Sysctls move the limit; Moves is what does so besides, in words.
 	Sysctls []Sysctl
 	Moves   string
@@ -225,7 +227,10 @@ type LimitReading struct {
 	Usage, Limit float64
 	// Items are the first of those that have this limit each for itself.
 	Items []Item
-	soft  Number
+	// Peak is the highest saturation of the last minute, absent where the limit is not
+	// read between scrapes.
+	Peak Number
+	soft Number
 }
 
 // Saturation is usage / limit.

@@ -63,6 +63,7 @@ func neighbourLimit(family, sysctl, table string) LimitInfo {
 		Resource: "neighbours_" + family, Unit: Entries, WarningRatio: 0.8, CriticalRatio: 0.95,
 		Effect: "Packets to hosts of the local network without an entry are dropped: \"neighbor table overflow!\".",
 		Usage:  series("neighbour_entries", "family", family), Max: series("neighbour_entries_limit", "family", family),
+		Proofs:  []Proof{{Counter: series("neighbour_table_full_total", "family", family)}},
 		Sysctls: []Sysctl{{sysctl, Entries, false}},
 		LogLines: []LogLine{{
 			Message: "neighbour_" + family + "_table_overflow",

@@ -24,7 +24,9 @@ type Spec struct {
 	Privilege string
 	// Walk marks a collector whose cost grows with the host's load. It is read
 	// no more often than its share of a core allows (Config.MaxCPU).
-	Walk    bool
+	Walk bool
+	// Often marks a collector of which samples are taken more often than of others.
+	Often   bool
 	Metrics []MetricInfo
 	Limits  []LimitInfo
 	// LogLines are what the kernel logs of what the collector reads, besides those of
@@ -33,6 +35,8 @@ type Spec struct {
 
 	// open prepares the collector's sources. What it returns reads them once.
 	open func(*Scope) func(context.Context) (reading, error)
+	// sample prepares the sources of what its limits need, nil if that is the same.
+	sample func(*Scope) func(context.Context) (reading, error)
 }
 
 // MetricInfo describes a metric, the same for every scrape.
@@ -122,7 +126,12 @@ type Definition[S any] struct {
 	// all zero at first, from them. It is called from one goroutine at a time. What
 	// it could read is exported beside its error, unless that is a NotSupportedError:
 	// a number that it could not read stays absent.
-	Open    func(*Scope) func(context.Context, *S) error
+	Open func(*Scope) func(context.Context, *S) error
+	// Sample is Open for what the limits need, in a time that does not grow with the
+	// host's load. Between scrapes that is read. A collector without it is sampled by
+	// Open if it is no Walk, and not at all if it is.
+	Sample  func(*Scope) func(context.Context, *S) error
+	Often   bool
 	Metrics []Metric[S]
 	Lists   []Lister[S]
 	Limits  []Limit[S]
@@ -146,7 +155,7 @@ type tabulator[S any] func(s *S, t *table)
 // define makes a Spec of a definition: the type of the snapshot ends here. It
 // panics where a row is wrong.
 func define[S any](d Definition[S]) Spec {
-	spec := Spec{Name: d.Name, Help: d.Help, Privilege: d.Privilege, Walk: d.Walk}
+	spec := Spec{Name: d.Name, Help: d.Help, Privilege: d.Privilege, Walk: d.Walk, Often: d.Often}
 	var rows []tabulator[S]
 	for _, m := range d.Metrics {
 		rows = append(rows, m.define(&spec))
@@ -164,24 +173,30 @@ func define[S any](d Definition[S]) Spec {
 	for i := range spec.Metrics { // all are there, and none moves any more
 		spec.Metrics[i].describe()
 	}
-	spec.open = func(k *Scope) func(context.Context) (reading, error) {
-		read := d.Open(k)
-		return func(ctx context.Context) (reading, error) {
-			s := new(S)
-			err := read(ctx, s)
-			if isNotSupported(err) {
-				return reading{}, err
+	prepare := func(open func(*Scope) func(context.Context, *S) error) func(*Scope) func(context.Context) (reading, error) {
+		return func(k *Scope) func(context.Context) (reading, error) {
+			read := open(k)
+			return func(ctx context.Context) (reading, error) {
+				s := new(S)
+				err := read(ctx, s)
+				if isNotSupported(err) {
+					return reading{}, err
+				}
+				t := table{spec: &spec, top: k.Top}
+				t.Add(err)
+				for _, row := range rows {
+					row(s, &t)
+				}
+				if d.Notes != nil {
+					t.notes = d.Notes(s)
+				}
+				return t.reading, t.Err()
 			}
-			t := table{spec: &spec, top: k.Top}
-			t.Add(err)
-			for _, row := range rows {
-				row(s, &t)
-			}
-			if d.Notes != nil {
-				t.notes = d.Notes(s)
-			}
-			return t.reading, t.Err()
 		}
+	}
+	spec.open = prepare(d.Open)
+	if d.Sample != nil {
+		spec.sample = prepare(d.Sample)
 	}
 	return spec
 }

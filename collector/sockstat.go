@@ -159,6 +159,7 @@ func sockstatSpec() Spec {
 					// Not the last one: UDP has no state of memory pressure, and without that
 					// __sk_mem_raise_allocated refuses all that is above the first.
 					Max:     series("udp_memory_threshold_bytes", "threshold", "low"),
+					Proofs:  []Proof{{Counter: series("udp_memory_errors_total")}, {Counter: series("udp6_memory_errors_total")}},
 					Sysctls: []Sysctl{{"net.ipv4.udp_mem", Pages, false}},
 				},
 			},
@@ -177,6 +178,7 @@ func sockstatSpec() Spec {
 					Resource: "tcp_time_wait", Unit: Sockets, WarningRatio: 0.8, CriticalRatio: 0.95,
 					Effect: "Connections are closed without TIME_WAIT, so that late segments can reach their successors; nothing is logged.",
 					Usage:  series("tcp_time_wait"), Max: series("tcp_time_wait_limit"),
+					Proofs:    []Proof{{Counter: series("tcp_time_wait_overflows_total")}},
 					Sysctls:   []Sysctl{{"net.ipv4.tcp_max_tw_buckets", Sockets, true}},
 					LogLines:  []LogLine{{Message: "tcp_time_wait_overflow", Pattern: `TCP: time wait bucket table overflow`, Before: "4.1"}},
 					UnitBytes: 256, // tw_sock_TCP

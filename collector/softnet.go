@@ -69,6 +69,7 @@ func softnetSpec() Spec {
 				Resource: "netdev_backlog", Unit: Packets, WarningRatio: 0.5, CriticalRatio: 0.9,
 				Effect: "Received packets are dropped before any protocol sees them.",
 				Usage:  series("netdev_backlog_length"), Max: series("netdev_backlog_limit"),
+				Proofs:    []Proof{{Counter: series("netdev_backlog_drops_total")}},
 				Sysctls:   []Sysctl{{"net.core.netdev_max_backlog", Packets, false}},
 				UnitBytes: 256 + 704, // skbuff_head_cache, skbuff_small_head
 			},

@@ -18,6 +18,15 @@ type sample struct {
 	labels []string
 }
 
+// series names the series of a sample.
+func (s sample) series() Series {
+	named := Series{Metric: s.metric.Name}
+	for i, label := range s.metric.Labels {
+		named.Labels = append(named.Labels, label, s.labels[i])
+	}
+	return named
+}
+
 // reading is what one read of a collector gave.
 type reading struct {
 	samples []sample

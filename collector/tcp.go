@@ -50,10 +50,12 @@ func (q acceptQueue) before(o acceptQueue) bool {
 
 func tcpSpec() Spec {
 	return define(Definition[tcp]{
-		Name: "tcp",
-		Help: "TCP sockets by state and accept queues, by one walk of netlink sock_diag; established and time_wait from constant-time counters.",
-		Walk: true,
-		Open: openTCP,
+		Name:   "tcp",
+		Help:   "TCP sockets by state and accept queues, by one walk of netlink sock_diag; established and time_wait from constant-time counters.",
+		Walk:   true,
+		Open:   openTCP,
+		Sample: openListeners,
+		Often:  true,
 		Metrics: []Metric[tcp]{
 			{
 				Name:   "tcp_sockets",
@@ -107,6 +109,7 @@ func tcpSpec() Spec {
 						Title: "Listeners with the fullest accept queue", Column: "listener",
 						Note: "The connections of a SO_REUSEPORT group are added up; bar and share are those of its fullest socket, because the kernel fills each by itself.",
 					},
+					Proofs:    []Proof{{Counter: series("tcp_listen_overflows_total")}},
 					Moves:     "net.core.somaxconn and the program's backlog",
 					Sysctls:   []Sysctl{{"net.core.somaxconn", Connections, true}},
 					UnitBytes: 2432, // TCP
@@ -158,6 +161,21 @@ func openTCP(k *Scope) func(context.Context, *tcp) error {
 		}
 		v.fill(s, ipv4.TCP.Plus(ipv6.TCP.OrZero()), ipv4.TimeWait)
 		return p.Err()
+	}
+}
+
+// openListeners prepares a walk of the listeners alone, which spares the kernel the
+// large table.
+func openListeners(k *Scope) func(context.Context, *tcp) error {
+	client := k.Host.SockDiag()
+	request := sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen)}
+	v := newTCPVisitor(k.Top)
+	return func(ctx context.Context, s *tcp) error {
+		if err := walk(ctx, client, request, v); err != nil {
+			return err
+		}
+		s.queues = v.all()
+		return nil
 	}
 }
 
@@ -245,7 +263,12 @@ func (v *tcpVisitor) fill(s *tcp, inuse, timeWait Number) {
 	s.states[sockdiag.TimeWait] = notNegative(timeWait.Minus(number(v.finWait2)))
 
 	s.listeners, s.crowded = number(uint64(len(v.queues))+v.crowded), number(v.crowded)
-	s.queues = func(yield func(acceptQueue) bool) {
+	s.queues = v.all()
+}
+
+// all yields the accept queues.
+func (v *tcpVisitor) all() iter.Seq[acceptQueue] {
+	return func(yield func(acceptQueue) bool) {
 		for _, q := range v.queues {
 			if !yield(q) {
 				return

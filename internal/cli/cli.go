@@ -94,7 +94,7 @@ func (c *config) open(stdin io.Reader, logger *slog.Logger) (*kernel.Machine, *c
 	if err != nil {
 		return nil, nil, err
 	}
-	return machine, collector.NewSet(machine, c.specs, collector.Config{MaxCPU: c.maxCPU, Top: c.top, Logger: logger}), nil
+	return machine, collector.NewSet(machine, c.specs, collector.Config{MaxCPU: c.maxCPU, Top: c.top, SampleInterval: c.sampleInterval, Logger: logger}), nil
 }
 
 // lastReadings bounds the readings that are under way at the end.

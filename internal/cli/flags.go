@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/common/promslog"
@@ -31,6 +32,7 @@ type config struct {
 	sysPathSet        bool // by the user
 	top               int
 	maxCPU            float64
+	sampleInterval    time.Duration
 
 	web                    *toolkit.FlagConfig
 	telemetryPath          string
@@ -87,6 +89,7 @@ func parseFlags(table []command, args []string, stdout io.Writer) (c *config, ex
 	app.Flag("path.sysfs", "Mount point of sysfs. Only the default may be absent.").Default("/sys").IsSetByUser(&c.sysPathSet).StringVar(&c.sysPath)
 	app.Flag("collector.top", "Series of each list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
 	app.Flag("collector.max-cpu", "Share of one core that walks over all sockets and processes may take together: when they took t, they are repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
+	app.Flag("collector.sample-interval", "How often limits are read between scrapes for their peaks, those of listeners four times as often; 0s turns it off.").Default("1s").DurationVar(&c.sampleInterval)
 	var disableDefaults bool
 	app.Flag("collector.disable-defaults", "Disable all collectors but those that are enabled by a flag.").BoolVar(&disableDefaults)
 	specs := collector.Specs()
@@ -118,6 +121,12 @@ func parseFlags(table []command, args []string, stdout io.Writer) (c *config, ex
 	return c, false, c.validate()
 }
 
+// Between these samples are cheap, and a minute has some.
+const (
+	minSampleInterval = 100 * time.Millisecond
+	maxSampleInterval = 15 * time.Second
+)
+
 func (c *config) validate() error {
 	switch {
 	case len(c.specs) == 0:
@@ -131,6 +140,9 @@ func (c *config) validate() error {
 		return fmt.Errorf("--collector.top=%d is not between 1 and 100", c.top)
 	case !(c.maxCPU >= 0 && c.maxCPU <= 1):
 		return fmt.Errorf("--collector.max-cpu=%v is not between 0 and 1", c.maxCPU)
+	}
+	if c.sampleInterval != 0 && (c.sampleInterval < minSampleInterval || c.sampleInterval > maxSampleInterval) {
+		return fmt.Errorf("--collector.sample-interval=%v is neither 0s nor between %v and %v", c.sampleInterval, minSampleInterval, maxSampleInterval)
 	}
 	// A container may have no /sys, and does without it.
 	if c.sysPathSet {

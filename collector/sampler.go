@@ -1,0 +1,111 @@
+package collector
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// often is how many samples are taken of a collector marked Often where others get
+// one.
+const often = 4
+
+// idleShare is how much of the time is left without samples, whatever one takes: a
+// host that is short of CPU, or has more listeners than can be read in a moment,
+// gets fewer of them.
+const idleShare = 99
+
+// sampler reads between scrapes what limits depend on, as far as that takes the same
+// time under any load, for their peaks.
+type sampler struct {
+	interval time.Duration
+	runners  []*runner
+	skipped  atomic.Uint64
+
+	start  sync.Once
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func newSampler(interval time.Duration) *sampler {
+	return &sampler{interval: interval, cancel: func() {}, done: make(chan struct{})}
+}
+
+// begin starts it, unless it runs or is turned off.
+func (s *sampler) begin() {
+	if s.interval <= 0 {
+		return
+	}
+	s.start.Do(func() {
+		var ctx context.Context
+		ctx, s.cancel = context.WithCancel(context.Background())
+		go s.run(ctx)
+	})
+}
+
+// end ends it, and waits until it has ended or ctx has.
+func (s *sampler) end(ctx context.Context) error {
+	started := true
+	s.start.Do(func() { started = false })
+	if !started || s.interval <= 0 {
+		return nil
+	}
+	s.cancel()
+	select {
+	case <-s.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the sampler still reads: %w", ctx.Err())
+	}
+}
+
+func (s *sampler) run(ctx context.Context) {
+	defer close(s.done)
+	step := s.interval / often
+	timer := time.NewTimer(step)
+	defer timer.Stop()
+	due := time.Now().Add(step)
+	for n := 0; ; n++ {
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		began := time.Now()
+		for _, r := range s.runners {
+			if r.spec.Often || n%often == 0 {
+				r.takeSample(ctx, s.interval)
+			}
+		}
+		due = due.Add(step)
+		next := time.Now().Add(idleShare * time.Since(began))
+		for ; due.Before(next); due = due.Add(step) {
+			s.skipped.Add(1)
+		}
+		timer.Reset(time.Until(due))
+	}
+}
+
+// takeSample reads what the limits of a collector depend on, unless it is being read.
+func (r *runner) takeSample(ctx context.Context, patience time.Duration) {
+	if !r.reading.TryLock() {
+		return
+	}
+	defer r.reading.Unlock()
+	defer func() {
+		if p := recover(); p != nil {
+			r.logger.Debug("panic", "sample", p, "stack", string(debug.Stack()))
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	reading, err := r.sample(ctx)
+	r.peaks.observe(reading)
+	if err != nil {
+		r.logger.Log(ctx, slog.LevelDebug, "sample failed", "err", err)
+	}
+}
