@@ -3,6 +3,7 @@ package collector
 import (
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -35,6 +36,22 @@ func BenchmarkCollector(b *testing.B) {
 				if _, err := read(b.Context()); err != nil {
 					b.Fatal(err)
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkSample takes a sample of each collector of this machine alone, as between
+// scrapes.
+func BenchmarkSample(b *testing.B) {
+	set := NewSet(machine(b, running()), Specs(), Config{Top: 10, SampleInterval: time.Hour, Logger: slog.New(slog.DiscardHandler)})
+	defer closeSet(b, set)
+	set.Read(b.Context(), Query{})
+	for _, r := range set.sampler.runners {
+		b.Run(r.spec.Name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				r.takeSample(b.Context(), time.Second)
 			}
 		})
 	}

@@ -45,7 +45,7 @@ func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 	walks := &budget{maxCPU: c.MaxCPU, took: map[string]time.Duration{}}
 	for _, spec := range specs {
 		logger := c.Logger.With("collector", spec.Name)
-		r := &runner{spec: spec, logger: logger, scope: NewScope(m, c.Top, logger)}
+		r := &runner{spec: spec, logger: logger, scope: NewScope(m, c.Top, logger), reading: make(chan struct{}, 1)}
 		r.read = spec.open(r.scope)
 		if spec.Walk {
 			r.budget = walks
@@ -55,7 +55,7 @@ func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 		} else if !spec.Walk {
 			r.sample = r.read
 		}
-		if r.sample != nil && peaks.of(spec) {
+		if r.sample != nil && peaks.of(spec) && c.SampleInterval > 0 {
 			r.peaks = peaks
 			s.sampler.runners = append(s.sampler.runners, r)
 		}
@@ -188,8 +188,8 @@ type runner struct {
 	// scrapes. peaks is where readings are taken note of.
 	sample func(context.Context) (reading, error)
 	peaks  *peaks
-	// reading is held by what reads: a scrape or a sample.
-	reading sync.Mutex
+	// reading has room for one: what reads, be it a scrape or a sample.
+	reading chan struct{}
 	logger  *slog.Logger
 	scope   *Scope
 
@@ -303,8 +303,8 @@ func (r *runner) start(ctx context.Context, run *run) {
 		r.mu.Unlock()
 		close(run.done)
 	}()
-	r.reading.Lock()
-	defer r.reading.Unlock()
+	r.reading <- struct{}{}
+	defer func() { <-r.reading }()
 	if run.err = r.scope.err(); run.err == nil {
 		run.reading, run.err = r.read(ctx)
 	}

@@ -31,7 +31,8 @@ func memorySpec() Spec {
 		Name:      "memory",
 		Help:      "Memory as far as it ends in a refused allocation or an OOM kill, low memory of 32-bit kernels included, from /proc/meminfo, /proc/zoneinfo, /proc/vmstat, /proc/pressure/memory and /sys/kernel/slab.",
 		Privilege: "memory_slab_bytes needs root: the kernel shows its caches to no one else.",
-		Open:      openMemory,
+		Open:      func(k *Scope) func(context.Context, *memory) error { return openMemory(k, true) },
+		Sample:    func(k *Scope) func(context.Context, *memory) error { return openMemory(k, false) },
 		Metrics: []Metric[memory]{
 			{
 				Name:  "memory_total_bytes",
@@ -227,7 +228,8 @@ func (s *memory) sized() iter.Seq[parse.Zone] {
 // enforces the commit limit.
 const overcommitNever = 2
 
-func openMemory(k *Scope) func(context.Context, *memory) error {
+// openMemory prepares to read everything, or what the limits need.
+func openMemory(k *Scope, everything bool) func(context.Context, *memory) error {
 	info, zoneinfo, vmstat := k.Proc("meminfo"), k.Proc("zoneinfo"), k.Proc("vmstat")
 	pressure, overcommit := k.Proc("pressure/memory"), k.Proc("sys/vm/overcommit_memory")
 	arcstats := k.Proc("spl/kstat/zfs/arcstats")
@@ -246,26 +248,30 @@ func openMemory(k *Scope) func(context.Context, *memory) error {
 			p.Add(err)
 		}
 		for _, f := range []struct {
-			file  kernel.File
-			parse func(b []byte, path string) error
+			file   kernel.File
+			needed bool
+			parse  func(b []byte, path string) error
 		}{
-			{zoneinfo, func(b []byte, path string) (err error) {
+			{zoneinfo, everything || s.LowTotal.Present, func(b []byte, path string) (err error) {
 				s.zones, err = parse.Zoneinfo(b, path, k.PageSize)
 				return err
 			}},
-			{vmstat, func(b []byte, path string) (err error) {
+			{vmstat, everything, func(b []byte, path string) (err error) {
 				s.oomKills, err = parse.OOMKills(b, path)
 				return err
 			}},
-			{pressure, func(b []byte, path string) (err error) {
+			{pressure, everything, func(b []byte, path string) (err error) {
 				s.pressure, err = parse.Pressure(b, path)
 				return err
 			}},
-			{arcstats, func(b []byte, path string) (err error) {
+			{arcstats, true, func(b []byte, path string) (err error) {
 				s.arc, err = parse.Arcstats(b, path)
 				return err
 			}},
 		} {
+			if !f.needed {
+				continue
+			}
 			b, err := optional(f.file)
 			p.Add(err)
 			if b != nil {
@@ -287,8 +293,10 @@ func openMemory(k *Scope) func(context.Context, *memory) error {
 			}
 			p.Add(s.setLow(sockets.Allocated, zoneinfo.Path()))
 		}
-		s.slabs, err = slabs.read()
-		p.Add(err)
+		if everything {
+			s.slabs, err = slabs.read()
+			p.Add(err)
+		}
 		return p.Err()
 	}
 }

@@ -92,10 +92,12 @@ func (s *sampler) run(ctx context.Context) {
 
 // takeSample reads what the limits of a collector depend on, unless it is being read.
 func (r *runner) takeSample(ctx context.Context, patience time.Duration) {
-	if !r.reading.TryLock() {
+	select {
+	case r.reading <- struct{}{}:
+	default:
 		return
 	}
-	defer r.reading.Unlock()
+	defer func() { <-r.reading }()
 	defer func() {
 		if p := recover(); p != nil {
 			r.logger.Debug("panic", "sample", p, "stack", string(debug.Stack()))

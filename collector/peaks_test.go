@@ -1,0 +1,157 @@
+package collector
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+)
+
+// sampledSet is a set that takes a sample every second.
+func sampledSet(specs ...Spec) *Set {
+	return NewSet(new(kernel.Machine), specs, Config{SampleInterval: time.Second, Top: 10, Logger: slog.New(slog.DiscardHandler)})
+}
+
+// peak returns the peak of a set's first limit.
+func peak(t *testing.T, set *Set) Number {
+	t.Helper()
+	limits := set.Read(t.Context(), Query{}).Limits()
+	if len(limits) == 0 {
+		t.Fatal("no limit")
+	}
+	return limits[0].Peak
+}
+
+// TestPeaks expects what was high between two scrapes to be seen for a minute, and
+// then no more.
+func TestPeaks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		set := sampledSet(fake("limit", false, func(context.Context) (float64, error) {
+			if d := time.Since(began); d > 20*time.Second && d < 23*time.Second {
+				return 9, nil
+			}
+			return 1, nil
+		}))
+		defer closeSet(t, set)
+		if p := peak(t, set); p.Value != 0.1 {
+			t.Errorf("a peak of %v at the start", p)
+		}
+		for _, c := range []struct {
+			at   time.Duration
+			want float64
+		}{{19 * time.Second, 0.1}, {30 * time.Second, 0.9}, {60 * time.Second, 0.9}, {80 * time.Second, 0.9}, {90 * time.Second, 0.1}} {
+			time.Sleep(c.at - time.Since(began))
+			if p := peak(t, set); p.Value != c.want {
+				t.Errorf("a peak of %v after %v, want %v", p, c.at, c.want)
+			}
+		}
+	})
+}
+
+// TestPeaksOff expects no peak, rather than one of scrapes alone, without samples.
+func TestPeaksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := fakeSet(nil, fake("limit", false, always(5)))
+		defer closeSet(t, set)
+		if p := peak(t, set); p.Present {
+			t.Errorf("a peak of %v", p)
+		}
+		set = sampledSet(fake("walk", true, always(5)))
+		defer closeSet(t, set)
+		if p := peak(t, set); p.Present {
+			t.Errorf("a peak of %v of a walk", p)
+		}
+	})
+}
+
+// TestProofs expects a counter that moved between two samples to be a limit that was
+// reached, unless all of it had another cause.
+func TestProofs(t *testing.T) {
+	type counters struct{ usage, drops, clashes Number }
+	synctest.Test(t, func(t *testing.T) {
+		now := counters{number(1), number(100), number(40)}
+		set := sampledSet(define(Definition[counters]{
+			Name: "table",
+			Open: func(*Scope) func(context.Context, *counters) error {
+				return func(_ context.Context, s *counters) error {
+					*s = now
+					return nil
+				}
+			},
+			Metrics: []Metric[counters]{
+				{Name: "usage", Help: "Usage.", Value: func(s *counters) Number { return s.usage }},
+				{Name: "drops_total", Help: "Drops.", Value: func(s *counters) Number { return s.drops }},
+				{Name: "clashes_total", Help: "Clashes.", Value: func(s *counters) Number { return s.clashes }},
+			},
+			Limits: []Limit[counters]{{
+				LimitInfo: LimitInfo{
+					Resource: "limit", Unit: Entries, Effect: "It ends.", Moves: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
+					Usage: series("usage"), Proofs: []Proof{{Counter: series("drops_total"), Less: series("clashes_total")}},
+				},
+				Most: func(*counters) Number { return number(10) },
+			}},
+		}))
+		defer closeSet(t, set)
+		for _, c := range []struct {
+			drops, clashes float64
+			want           float64
+		}{{0, 0, 0.1}, {3, 3, 0.1}, {2, 0, 1}} {
+			now.drops.Value += c.drops
+			now.clashes.Value += c.clashes
+			time.Sleep(2 * time.Second)
+			if p := peak(t, set); p.Value != c.want {
+				t.Errorf("a peak of %v, want %v", p, c.want)
+			}
+		}
+	})
+}
+
+// TestSampler expects four samples a second of what is sampled often, none beside a
+// scrape, few of what takes long, and the others to be counted.
+func TestSampler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		samples, atOnce, cost := 0, 0, time.Duration(0)
+		read := func(context.Context, *Number) error {
+			samples++
+			if atOnce++; atOnce > 1 {
+				t.Error("two at the same time")
+			}
+			time.Sleep(cost)
+			atOnce--
+			return nil
+		}
+		open := func(*Scope) func(context.Context, *Number) error { return read }
+		spec := define(Definition[Number]{
+			Name: "often", Walk: true, Open: open, Sample: open, Often: true,
+			Metrics: []Metric[Number]{{Name: "value", Help: "A value.", Value: func(s *Number) Number { return *s }}},
+			Limits: []Limit[Number]{{
+				LimitInfo: LimitInfo{
+					Resource: "often", Unit: Entries, Effect: "It ends.", Moves: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
+					Usage: series("value"),
+				},
+				Most: func(*Number) Number { return number(10) },
+			}},
+		})
+		set := sampledSet(spec)
+		defer closeSet(t, set)
+		skipped := func() float64 { return set.Read(t.Context(), Query{}).skipped.Value }
+		skipped()
+		samples = 0
+		time.Sleep(10*time.Second + time.Millisecond)
+		if samples != 40 || skipped() != 0 {
+			t.Errorf("%d samples, %v skipped", samples, skipped())
+		}
+		samples, cost = 0, 50*time.Millisecond
+		time.Sleep(100 * time.Second)
+		if samples < 18 || samples > 21 {
+			t.Errorf("%d samples that take 50 ms in 100 s", samples)
+		}
+		if n := skipped(); n < 360 || n > 400 {
+			t.Errorf("%v skipped", n)
+		}
+	})
+}
