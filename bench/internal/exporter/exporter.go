@@ -161,6 +161,28 @@ func (e *Exporter) CPU() (CPU, error) {
 	return CPU{time.Duration(s.UTime) * tick, time.Duration(s.STime) * tick}, err
 }
 
+// Ran returns for how long threads of the exporter have run since it was started, to
+// the nanosecond (/proc/<pid>/task/<tid>/schedstat). Threads that have ended are not
+// in it.
+func (e *Exporter) Ran() (sum time.Duration, err error) {
+	p, err := procfs.NewProc(e.cmd.Process.Pid)
+	if err != nil {
+		return 0, err
+	}
+	threads, err := procfs.AllThreads(p.PID)
+	if err != nil {
+		return 0, err
+	}
+	for _, t := range threads {
+		s, err := t.Schedstat()
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(s.RunningNanoseconds)
+	}
+	return sum, nil
+}
+
 // PeakMemory returns the most resident memory that the exporter had so far, in
 // bytes.
 func (e *Exporter) PeakMemory() (uint64, error) {
