@@ -356,8 +356,10 @@ unless ` + seen,
 					met: []Rule{
 						{
 							Alert: "SockPressureOOMKill", Severity: Critical,
-							Comment: "The counter includes kills inside a memory cgroup that met its own limit. The machine\nitself is out of memory only if that was seen: at its critical level, or high and not\nas it always is, and without plenty of memory left.",
-							Expr: `increase(sockpressure_oom_kills_total[5m]) > 0
+							Comment: "The counter includes kills inside a memory cgroup that met its own limit. The machine\nitself is out of memory if the kernel logged that, or if it was seen: at its critical level, or high and not\nas it always is, and without plenty of memory left.",
+							Expr: `max without (message) (increase(sockpressure_kernel_messages_total{message="oom_kill"}[5m])) > 0
+or
+increase(sockpressure_oom_kills_total[5m]) > 0
 and ignoring (resource) (
   max_over_time(` + saturation + `[5m]) >= ${critical}
   or

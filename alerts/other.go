@@ -1,11 +1,17 @@
 package alerts
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
 
 // otherGroups are the rules that no single limit has: sockets and packets below the
 // limits, the exporter itself, and what is recorded for fleets and forecasts.
 func otherGroups() []Group {
-	return []Group{drops(), exporter(), fleet(), history()}
+	return []Group{drops(), kernelLog(), exporter(), fleet(), history()}
 }
 
 // drops are counters of losses that are of a program or of a CPU, and of no limit of
@@ -39,6 +45,74 @@ func drops() Group {
 				`had packets left at the end of {{ $value | printf "%.0f" }} rounds a second (net.core.netdev_budget, netdev_budget_usecs).`),
 		},
 	}
+}
+
+// kernelLog are the kernel's own words, and what is seen of a limit between scrapes.
+func kernelLog() Group {
+	said := func(messages string) string {
+		return `increase(sockpressure_kernel_messages_total{message=~"` + messages + `"}[5m])`
+	}
+	return Group{
+		Name: "sockpressure-kernel", file: "kernel",
+		Comment: "What the kernel logged (collector kmsg), and limits that were reached between two scrapes (--collector.sample-interval).",
+		Rules: []Rule{
+			{
+				Alert: "SockPressureFileMaxReached", Severity: Critical, Labels: map[string]string{"stage": met, "resource": "file_descriptors"},
+				Comment: "No counter tells of it, and the kernel logs it at each new high only.",
+				Expr:    said("file_max_reached") + " > 0",
+				Summary: "The machine ran out of open files.",
+				Description: `The kernel of {{ $labels.instance }} logged {{ $value | printf "%.0f" }} times in the last 5 minutes that
+					fs.file-max was reached: open, socket and accept fail with ENFILE for every process without CAP_SYS_ADMIN.`,
+			},
+			{
+				Alert: "SockPressureKernelLoggedLimit", Severity: Warning, Labels: map[string]string{"stage": met},
+				Comment: "The messages of the other limits: nearly all have counters as well, with alerts that know\nhow bad it is.",
+				Expr:    said(strings.Join(limitMessages("file_max_reached", "oom_kill"), "|")) + " > 0",
+				Summary: "The kernel logged that a limit was reached.",
+				Description: `The kernel of {{ $labels.instance }} logged {{ $labels.message }} {{ $value | printf "%.0f" }} times in the last 5
+					minutes. Its rate limits keep most lines of this kind from the log.`,
+			},
+			{
+				Alert: "SockPressureKernelAllocationFailing", Severity: Warning,
+				Comment: "A few failures of large or hurried allocations are part of life: their callers try again.",
+				Expr:    said("(page|slab|vmap)_allocation_failure") + " > ${count}", Params: map[string]string{"count": "10"},
+				Summary: "The kernel does not get the memory that it asks for.",
+				Description: `The kernel of {{ $labels.instance }} logged {{ $labels.message }} {{ $value | printf "%.0f" }} times in the last 5
+					minutes: packets may be dropped, or calls fail with ENOMEM.`,
+			},
+			{
+				Alert: "SockPressureHungTask", Severity: Warning,
+				Expr:    said("hung_task") + " > 0",
+				Summary: "Tasks wait in the kernel and do not come back.",
+				Description: `The kernel of {{ $labels.instance }} logged {{ $value | printf "%.0f" }} times in the last 5 minutes that a task was
+					blocked for longer than kernel.hung_task_timeout_secs, as while memory is reclaimed or a disk does not answer.`,
+			},
+			{
+				Alert: "SockPressureReachedBetweenScrapes", Severity: Warning, Labels: map[string]string{"stage": met},
+				Comment: "Accept queues and the backlogs of CPUs are full for moments on many a healthy host, and so\nare TIME_WAIT and fragments by design: those are left out.",
+				Expr: `sockpressure_saturation_peak_ratio{resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|udp_memory"} >= 1
+unless max_over_time(sockpressure_saturation_ratio[2m]) >= 0.9`,
+				Summary: "A limit was reached between two scrapes.",
+				Description: `{{ $labels.instance }}: {{ $labels.resource }} was at {{ $value | humanizePercentage }} of its limit within the last
+					minute, and no scrape saw it there.`,
+			},
+		},
+	}
+}
+
+// limitMessages are what the kernel logs of limits, but for some.
+func limitMessages(except ...string) []string {
+	var messages []string
+	for _, s := range collector.Specs() {
+		for _, l := range s.Limits {
+			for _, line := range l.LogLines {
+				if !slices.Contains(except, line.Message) && !slices.Contains(messages, line.Message) {
+					messages = append(messages, line.Message)
+				}
+			}
+		}
+	}
+	return messages
 }
 
 // same are the labels that an exporter is known by, and alive is what it has as long
