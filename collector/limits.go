@@ -35,9 +35,19 @@ func (l LimitReading) Percent() float64 { return 100 * l.Saturation() }
 
 // Share writes the percentage for people. How many times over a limit is passed
 // tells them nothing more.
-func (l LimitReading) Share() string {
-	if p := l.Percent(); p < 1000 {
-		return strconv.FormatFloat(p, 'f', 1, 64)
+func (l LimitReading) Share() string { return share(l.Percent()) }
+
+// PeakShare is Share of the peak, empty where that is no higher.
+func (l LimitReading) PeakShare() string {
+	if peak := share(100 * l.Peak.Value); l.Peak.Present && l.Peak.Value > l.Saturation() && peak != l.Share() {
+		return peak
+	}
+	return ""
+}
+
+func share(percent float64) string {
+	if percent < 1000 {
+		return strconv.FormatFloat(percent, 'f', 1, 64)
 	}
 	return ">999"
 }

@@ -174,6 +174,36 @@ func TestStatusWords(t *testing.T) {
 	}
 }
 
+// TestStatusLog expects what the kernel said beside its limit for a day, and in its
+// own list for longer, and a peak where it is above what is now.
+func TestStatusLog(t *testing.T) {
+	conntrack := limitsOf(t, "conntrack")[0]
+	at := func(d time.Duration, text string, resources ...string) collector.Note {
+		return collector.Note{Message: "conntrack_table_full", Resources: resources, Text: text, At: time.Now().Add(-d)}
+	}
+	show := func(peak float64, notes ...collector.Note) string {
+		var b strings.Builder
+		if err := parse().Execute(&b, newView(&collector.Reading{Results: []collector.Result{
+			{Collector: "conntrack", Limits: []collector.LimitReading{{LimitInfo: &conntrack, Usage: 50, Limit: 100, Peak: collector.Number{Value: peak, Present: true}}}},
+			{Collector: "kmsg", Notes: notes},
+		}})); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	page := show(0.993, at(3*time.Minute, "<b>table full", "conntrack_entries"), at(25*time.Hour, "of something else"))
+	for _, want := range []string{
+		"The kernel said 3 minutes ago: <q>&lt;b&gt;table full</q>", "peak of the last minute 99.3 %", "What the kernel said", "1 day ago</time>: <q>of something else</q>",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	if page := show(0.5, at(25*time.Hour, "table full", "conntrack_entries")); strings.Contains(page, "The kernel said") || strings.Contains(page, "peak of") {
+		t.Error("what is long ago, or no higher, stands beside the limit")
+	}
+}
+
 // limitsOf returns the limits of a collector.
 func limitsOf(t *testing.T, name string) []collector.LimitInfo {
 	t.Helper()
