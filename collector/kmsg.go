@@ -70,7 +70,7 @@ func kmsgSpec(specs []Spec) Spec {
 	return define(Definition[kernelLog]{
 		Name:      "kmsg",
 		Help:      "What the kernel logs when a limit is reached or memory runs out, from /dev/kmsg.",
-		Privilege: "While kernel.dmesg_restrict is 1 the log needs CAP_SYSLOG, and a container needs the device /dev/kmsg.",
+		Privilege: "While kernel.dmesg_restrict is 1 the log needs CAP_SYSLOG, or to be given open: by systemd (OpenFile=), or as standard input.",
 		Open:      func(k *Scope) func(context.Context, *kernelLog) error { return openKmsg(k, specs) },
 		Metrics: []Metric[kernelLog]{
 			{
@@ -284,9 +284,9 @@ func (l *logReader) read(ctx context.Context, s *kernelLog) error {
 	defer l.mu.Unlock()
 	switch {
 	case errors.Is(l.err, fs.ErrNotExist), errors.Is(l.err, unix.ENXIO), errors.Is(l.err, unix.ENODEV):
-		return &NotSupportedError{Feature: kmsg.Path + " (a container has to be given the device)", Err: l.err}
+		return &NotSupportedError{Feature: kmsg.Path + " (a container needs CAP_SYSLOG, or the device)", Err: l.err}
 	case errors.Is(l.err, fs.ErrPermission):
-		return &NotSupportedError{Feature: kmsg.Path + " without CAP_SYSLOG while kernel.dmesg_restrict is 1, or in a container that was not given the device", Err: l.err}
+		return &NotSupportedError{Feature: kmsg.Path + " without CAP_SYSLOG while kernel.dmesg_restrict is 1", Err: l.err}
 	case l.err != nil:
 		return l.err
 	}

@@ -104,7 +104,7 @@ func TestKernelMessages(t *testing.T) {
 	for text, want := range map[string]string{
 		// Linux 5.10 to 7.2, from the lab's guests.
 		"nf_conntrack: nf_conntrack: table full, dropping packet":                                                                                 "conntrack_table_full",
-		"nf_conntrack: nf_conntrack: table full in netns 4026532265, dropping packet":                                                             "conntrack_table_full",
+		"nf_conntrack: nf_conntrack: table full in netns 4026532265, dropping packet":                                                             "conntrack_table_full_in_netns",
 		"nf_conntrack: expectation table full":                                                                                                    "conntrack_expectation_table_full",
 		"TCP: out of memory -- consider tuning tcp_mem":                                                                                           "tcp_out_of_memory",
 		"TCP: too many orphaned sockets":                                                                                                          "tcp_too_many_orphans",
@@ -177,7 +177,7 @@ func TestKernelLog(t *testing.T) {
 		for labels := range r.Samples("kernel_message_last_timestamp_seconds") {
 			found = slices.Equal(labels, []string{"tcp_too_many_orphans"})
 		}
-		if series != 16 || !found {
+		if series != 17 || !found {
 			t.Errorf("%d series, its time: %v", series, found)
 		}
 		for range 3 {

@@ -76,15 +76,18 @@ func TestImage(t *testing.T) {
 		expectHostProcesses(t, inside.scrape(t))
 	})
 	t.Run("all metrics", func(t *testing.T) {
-		pod := newPod(t, image, 0, "CAP_DAC_READ_SEARCH")
+		pod := newPod(t, image, 0, "CAP_DAC_READ_SEARCH", "CAP_SYSLOG")
 		e := start(t, pod.wrap)
-		pod.expectConfined(1 << unix.CAP_DAC_READ_SEARCH)
+		pod.expectConfined(1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_SYSLOG)
 		p := e.scrape("")
 		expectHost(t, p, host)
 		compareSeries(t, p.stable(), host.stable())
 		expectSuccess(t, p)
 		if n := p.value(t, "sockpressure_processes_unreadable"); n != 0 {
 			t.Errorf("%v processes cannot be read", n)
+		}
+		if p.value(t, `sockpressure_scrape_collector_supported{collector="kmsg"}`) != 1 {
+			t.Error("no kernel messages")
 		}
 		if len(p.with("sockpressure_memory_slab_bytes{")) == 0 {
 			t.Error("no memory_slab_bytes")

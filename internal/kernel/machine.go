@@ -98,7 +98,14 @@ func find(o Options) (*Machine, error) {
 				// The log of the machine that it was copied to is not its own.
 				return nil, &fs.PathError{Op: "open", Path: kmsg.Path, Err: fs.ErrNotExist}
 			}
-			return kmsg.Open(kmsg.Path)
+			log, err := kmsg.Open(kmsg.Path)
+			if err != nil {
+				// A container that may read the log need not have the device.
+				if log, e := kmsg.OpenSyslog(); e == nil {
+					return log, nil
+				}
+			}
+			return log, err
 		}
 	}
 	m := &Machine{Options: o, mount: mount, host: host, netPath: filepath.Join(o.ProcPath, "1/net")}

@@ -1,0 +1,159 @@
+package kmsg
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The actions of syslog(2).
+const (
+	syslogReadAll    = 3
+	syslogSizeBuffer = 10
+)
+
+const (
+	// syslogInterval is how often the log is read by syslog(2), which cannot be waited
+	// for and gives all of it each time.
+	syslogInterval = time.Second
+	// maxSyslog bounds how much of its end is looked at.
+	maxSyslog = 1 << 20
+)
+
+// syslog is the log as syslog(2) shows it: as text, without sequence numbers.
+type syslog struct {
+	read    func(b []byte) (int, error)
+	buf     []byte
+	pending []byte // what of buf is to be visited
+	due     bool   // it may be read again
+	last    []byte // the last line that was visited
+	number  uint64 // of the last record
+
+	closed chan struct{}
+	once   sync.Once
+}
+
+// OpenSyslog opens the log through syslog(2). It needs CAP_SYSLOG while
+// kernel.dmesg_restrict is 1, but no device. Kernels that do not note the time of
+// records (printk.time=0) are not supported.
+func OpenSyslog() (Log, error) {
+	size, err := unix.Klogctl(syslogSizeBuffer, nil)
+	if err != nil {
+		return nil, &fs.PathError{Op: "syslog", Path: "the kernel's log", Err: err}
+	}
+	return newSyslog(min(size, maxSyslog), func(b []byte) (int, error) { return unix.Klogctl(syslogReadAll, b) })
+}
+
+func newSyslog(size int, read func([]byte) (int, error)) (Log, error) {
+	s := &syslog{read: read, buf: make([]byte, size), due: true, closed: make(chan struct{})}
+	if err := s.fill(); err != nil {
+		return nil, err
+	}
+	for line := range bytes.Lines(s.pending) {
+		if _, ok := record(line, 0); ok {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("the log has no line with a time: %w", errors.ErrUnsupported)
+}
+
+// fill reads the log and leaves in pending what is new of it.
+func (s *syslog) fill() error {
+	n, err := s.read(s.buf)
+	if err != nil {
+		return &fs.PathError{Op: "syslog", Path: "the kernel's log", Err: err}
+	}
+	s.due = false
+	s.pending = s.buf[:n]
+	if len(s.last) == 0 {
+		return nil
+	}
+	if at := bytes.LastIndex(s.pending, s.last); at >= 0 {
+		s.pending = s.pending[at+len(s.last):]
+	} else {
+		s.number++ // at least one was overwritten
+	}
+	return nil
+}
+
+func (s *syslog) Next(b []byte) (int, error) {
+	for {
+		if len(s.pending) == 0 && s.due {
+			if err := s.fill(); err != nil {
+				return 0, err
+			}
+		}
+		if len(s.pending) == 0 {
+			return 0, unix.EAGAIN
+		}
+		end := bytes.IndexByte(s.pending, '\n') + 1
+		if end == 0 {
+			end = len(s.pending)
+		}
+		line := s.pending[:end]
+		s.pending = s.pending[end:]
+		s.last = append(s.last[:0], line...)
+		if r, ok := record(line, s.number+1); ok {
+			s.number++
+			return copy(b, r), nil
+		}
+	}
+}
+
+// record makes of a line, "<4>[   12.345678] text", what /dev/kmsg would give. After
+// the time may stand which task or CPU it is of.
+func record(line []byte, number uint64) (r []byte, ok bool) {
+	rest, ok := bytes.CutPrefix(line, []byte{'<'})
+	if !ok {
+		return nil, false
+	}
+	priority, rest, _ := bytes.Cut(rest, []byte(">["))
+	at, text, ok := bytes.Cut(rest, []byte{']'})
+	if !ok {
+		return nil, false
+	}
+	seconds, fraction, _ := bytes.Cut(bytes.TrimLeft(at, " "), []byte{'.'})
+	sec, err := strconv.ParseUint(string(seconds), 10, 63)
+	usec, err2 := strconv.ParseUint(string(fraction), 10, 63)
+	_, err3 := strconv.ParseUint(string(priority), 10, 31)
+	if errors.Join(err, err2, err3) != nil || len(fraction) != 6 {
+		return nil, false
+	}
+	if caller, after, ok := bytes.Cut(text, []byte("] ")); ok && bytes.HasPrefix(caller, []byte{'['}) && isCaller(caller[1:]) {
+		text = after
+	} else {
+		text = bytes.TrimPrefix(text, []byte{' '})
+	}
+	return fmt.Appendf(nil, "%s,%d,%d,-;%s", priority, number, sec*1_000_000+usec, text), true
+}
+
+// isCaller reports whether a text is a task or a CPU: "  T12", " C0".
+func isCaller(b []byte) bool {
+	b = bytes.TrimLeft(b, " ")
+	if len(b) < 2 || b[0] != 'T' && b[0] != 'C' {
+		return false
+	}
+	_, err := strconv.ParseUint(string(b[1:]), 10, 31)
+	return err == nil
+}
+
+func (s *syslog) Wait() error {
+	select {
+	case <-time.After(syslogInterval):
+		s.due = true
+		return nil
+	case <-s.closed:
+		return fs.ErrClosed
+	}
+}
+
+func (s *syslog) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
