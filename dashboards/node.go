@@ -59,6 +59,19 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				overrides: []object{named("Alert", links("Runbook", docs+"runbooks.md#${__value.raw}"))},
 			},
 		}},
+		{"Between scrapes", []panel{
+			{
+				kind: lines, title: "Peaks", unit: share, width: 12, height: 8,
+				about:   "The highest share of each limit within a minute, by samples between scrapes; 100% also where a counter or a message of the kernel tells that the limit was reached. Limits whose usage takes a walk have none.",
+				queries: []query{{"{{resource}} {{instance}}", "sockpressure_saturation_peak_ratio"}},
+			},
+			{
+				kind: lines, title: "What the kernel logged", unit: number, width: 12, height: 8,
+				about:   "Lines of the kernel's log about limits and memory, by what they say; its rate limits keep most of many from the log.",
+				empty:   "where the exporter may not read the log: kernel.dmesg_restrict without CAP_SYSLOG",
+				queries: []query{{"{{message}} {{instance}}", "increase(sockpressure_kernel_messages_total[$__rate_interval])"}},
+			},
+		}},
 		{"Sockets and states", []panel{
 			limit("tcp_orphans"),
 			limit("tcp_time_wait"),

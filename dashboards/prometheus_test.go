@@ -29,6 +29,7 @@ func mayBeEmpty() []string {
 		"sockpressure-fleet: Nodes that refuse",
 		"sockpressure-node: Refusals now",
 		"sockpressure-node: Alerts that fire",
+		"sockpressure-node: What the kernel logged",
 		"sockpressure-node: conntrack_entries",
 		"sockpressure-node: Connection tracking drops",
 		"sockpressure-node: Invalid packets",
