@@ -22,7 +22,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -76,30 +75,12 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if namespaces.Inside() {
 		return experiment(ctx, s, out)
 	}
-	if os.Geteuid() != 0 {
-		return errors.New("needs root, to make namespaces")
-	}
-	if s.program == "" {
-		dir, err := os.MkdirTemp("", "burst-")
-		if err != nil {
-			return err
-		}
-		defer func() { _ = os.RemoveAll(dir) }()
-		s.program = filepath.Join(dir, "sockpressure_exporter")
-		if err := exporter.GoTool(ctx, dir, "build", "-o", s.program, exporter.Ours); err != nil {
-			return err
-		}
-	}
-	return namespaces.Run(ctx, 0, append(args, "--program="+s.program)...)
+	return exporter.Apart(ctx, s.program, args)
 }
 
 func experiment(ctx context.Context, s settings, out io.Writer) error {
-	if err := namespaces.Prepare(); err != nil {
+	if err := exporter.PrepareApart(); err != nil {
 		return err
-	}
-	// The exporter sees the machine's processes, and this one's network as the host's.
-	if err := unix.Mount("/proc/"+strconv.Itoa(os.Getpid()), "/proc/1", "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount /proc/1: %w", err)
 	}
 	machine, err := exporter.Machine()
 	if err != nil {

@@ -25,7 +25,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,7 +32,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/exporter"
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/namespaces"
@@ -69,21 +67,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	if namespaces.Inside() {
 		return soak(ctx, *program, *lasts, *every, stdout)
 	}
-	if os.Geteuid() != 0 {
-		return errors.New("needs root, to make namespaces")
-	}
-	if *program == "" {
-		dir, err := os.MkdirTemp("", "soak-")
-		if err != nil {
-			return err
-		}
-		defer func() { _ = os.RemoveAll(dir) }()
-		*program = filepath.Join(dir, "sockpressure_exporter")
-		if err := exporter.GoTool(ctx, dir, "build", "-o", *program, exporter.Ours); err != nil {
-			return err
-		}
-	}
-	return namespaces.Run(ctx, 0, append(args, "--program="+*program)...)
+	return exporter.Apart(ctx, *program, args)
 }
 
 // sample is what the exporter holds at one moment.
@@ -94,13 +78,8 @@ type sample struct {
 
 // soak loads and samples the exporter, and returns an error for what grew.
 func soak(ctx context.Context, program string, lasts, every time.Duration, out io.Writer) (err error) {
-	if err := namespaces.Prepare(); err != nil {
+	if err := exporter.PrepareApart(); err != nil {
 		return err
-	}
-	// In a process namespace the exporter would not read processes at all. So it sees
-	// the machine's, and this one as process 1, whose network it takes for the host's.
-	if err := unix.Mount("/proc/"+strconv.Itoa(os.Getpid()), "/proc/1", "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount /proc/1: %w", err)
 	}
 	machine, err := exporter.Machine()
 	if err != nil {
