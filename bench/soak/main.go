@@ -32,7 +32,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/exporter"
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/namespaces"
 	"github.com/sockpressure/sockpressure_exporter/collector"
