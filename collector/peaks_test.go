@@ -115,16 +115,17 @@ func TestProofs(t *testing.T) {
 func TestSampler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		samples, atOnce, cost := 0, 0, time.Duration(0)
-		read := func(context.Context, *Number) error {
-			samples++
-			if atOnce++; atOnce > 1 {
-				t.Error("two at the same time")
+		open := func(*Scope) func(context.Context, *Number) error {
+			return func(context.Context, *Number) error {
+				samples++
+				if atOnce++; atOnce > 1 {
+					t.Error("two at the same time")
+				}
+				time.Sleep(cost)
+				atOnce--
+				return nil
 			}
-			time.Sleep(cost)
-			atOnce--
-			return nil
 		}
-		open := func(*Scope) func(context.Context, *Number) error { return read }
 		spec := define(Definition[Number]{
 			Name: "often", Walk: true, Open: open, Sample: open, Often: true,
 			Metrics: []Metric[Number]{{Name: "value", Help: "A value.", Value: func(s *Number) Number { return *s }}},

@@ -77,7 +77,7 @@ func Is(f *os.File) bool {
 	}
 	const major, minor = 1, 11
 	sys, ok := st.Sys().(*syscall.Stat_t)
-	return ok && st.Mode()&fs.ModeCharDevice != 0 && uint64(sys.Rdev) == unix.Mkdev(major, minor)
+	return ok && st.Mode()&fs.ModeCharDevice != 0 && sys.Rdev == unix.Mkdev(major, minor)
 }
 
 func newDevice(f *os.File) (Log, error) {
