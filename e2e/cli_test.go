@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
 // TestBadInput expects one clear line on standard error and a status that is not
@@ -44,6 +46,7 @@ func TestBadInput(t *testing.T) {
 		"max-cpu of 2":       {[]string{"--collector.max-cpu=2"}, "not between 0 and 1"},
 		"max-cpu is NaN":     {[]string{"--collector.max-cpu=NaN"}, "not between 0 and 1"},
 		"top of 0":           {[]string{"--collector.top=0"}, "not between 1 and 100"},
+		"sample interval":    {[]string{"--collector.sample-interval=1ms"}, "--collector.sample-interval=1ms is neither 0s nor between 100ms and 15s"},
 		"no collector":       {[]string{"--collector.disable-defaults"}, "no collector is enabled"},
 		"bad log level":      {[]string{"--log.level=loud"}, "unrecognized log level loud"},
 	} {
@@ -80,7 +83,7 @@ func TestSelection(t *testing.T) {
 		}
 	}
 	_, body := e.get("/metrics?collect[]=nonsense")
-	for _, name := range []string{"sockstat", "tcp", "ports", "netstat", "conntrack", "filefd", "process", "memory", "softnet", "neighbour"} {
+	for _, name := range []string{"sockstat", "tcp", "ports", "netstat", "conntrack", "filefd", "process", "memory", "softnet", "neighbour", "kmsg"} {
 		if !strings.Contains(body, name) {
 			t.Errorf("%q does not name %s", body, name)
 		}
@@ -90,7 +93,7 @@ func TestSelection(t *testing.T) {
 		t.Errorf("collect[] gave %v", got)
 	}
 	p = e.scrape("?exclude[]=tcp")
-	if got := p.with("sockpressure_scrape_collector_success"); len(got) != 9 {
+	if got := p.with("sockpressure_scrape_collector_success"); len(got) != len(collector.Specs())-1 {
 		t.Errorf("exclude[] gave %v", got)
 	}
 
