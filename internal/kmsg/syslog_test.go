@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,13 +18,19 @@ import (
 // are gone to be noticed.
 func TestSyslog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var text string
-		log, err := newSyslog(1<<10, func(b []byte) (int, error) { return copy(b, text), nil })
+		read := func(b []byte) (int, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return copy(b, text), nil
+		}
+		log, err := newSyslog(1<<10, read)
 		if !errors.Is(err, errors.ErrUnsupported) || log != nil {
 			t.Errorf("an empty log: %v", err)
 		}
 		text = "<6>[    0.000000] Linux version\n<14>[    1.500000][    T1] of a program\n"
-		log, err = newSyslog(1<<10, func(b []byte) (int, error) { return copy(b, text), nil })
+		log, err = newSyslog(1<<10, read)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,7 +55,9 @@ func TestSyslog(t *testing.T) {
 		show := func(more string) {
 			time.Sleep(2 * time.Second)
 			synctest.Wait()
+			mu.Lock()
 			text = more
+			mu.Unlock()
 			time.Sleep(2 * time.Second)
 			synctest.Wait()
 		}
