@@ -22,32 +22,27 @@ import (
 type fakeLog struct {
 	mu      sync.Mutex
 	records []string
-	changed chan struct{} // closed and made anew at each record
-	err     error         // of opening
+	err     error // of opening
 }
 
-func newLog() *fakeLog { return &fakeLog{changed: make(chan struct{})} }
+func newLog() *fakeLog { return &fakeLog{} }
 
 // write adds a record of a facility, which is 0 for the kernel.
 func (l *fakeLog) write(facility int, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.records = append(l.records, fmt.Sprintf("%d,%d,%d,-;%s\n", facility<<3|4, len(l.records)+1, 1000*len(l.records), text))
-	close(l.changed)
-	l.changed = make(chan struct{})
 }
 
 func (l *fakeLog) open() (kmsg.Log, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return &openLog{fakeLog: l, closed: make(chan struct{})}, l.err
+	return &openLog{fakeLog: l}, l.err
 }
 
 type openLog struct {
 	*fakeLog
-	next   int
-	closed chan struct{}
-	once   sync.Once
+	next int
 }
 
 func (o *openLog) Next(b []byte) (int, error) {
@@ -60,26 +55,7 @@ func (o *openLog) Next(b []byte) (int, error) {
 	return copy(b, o.records[o.next-1]), nil
 }
 
-func (o *openLog) Wait() error {
-	for {
-		o.mu.Lock()
-		there, changed := o.next < len(o.records), o.changed
-		o.mu.Unlock()
-		if there {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-o.closed:
-			return fs.ErrClosed
-		}
-	}
-}
-
-func (o *openLog) Close() error {
-	o.once.Do(func() { close(o.closed) })
-	return nil
-}
+func (*openLog) Close() error { return nil }
 
 // kmsgSet is a set of the collector of a log alone.
 func kmsgSet(l *fakeLog) *Set {

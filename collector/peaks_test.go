@@ -3,6 +3,7 @@ package collector
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,11 +74,14 @@ func TestPeaksOff(t *testing.T) {
 func TestProofs(t *testing.T) {
 	type counters struct{ usage, drops, clashes Number }
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		now := counters{number(1), number(100), number(40)}
 		set := sampledSet(define(Definition[counters]{
 			Name: "table",
 			Open: func(*Scope) func(context.Context, *counters) error {
 				return func(_ context.Context, s *counters) error {
+					mu.Lock()
+					defer mu.Unlock()
 					*s = now
 					return nil
 				}
@@ -100,8 +104,10 @@ func TestProofs(t *testing.T) {
 			drops, clashes float64
 			want           float64
 		}{{0, 0, 0.1}, {3, 3, 0.1}, {2, 0, 1}} {
+			mu.Lock()
 			now.drops.Value += c.drops
 			now.clashes.Value += c.clashes
+			mu.Unlock()
 			time.Sleep(2 * time.Second)
 			if p := peak(t, set); p.Value != c.want {
 				t.Errorf("a peak of %v, want %v", p, c.want)
@@ -114,15 +120,30 @@ func TestProofs(t *testing.T) {
 // scrape, few of what takes long, and the others to be counted.
 func TestSampler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		samples, atOnce, cost := 0, 0, time.Duration(0)
+		// counted returns the samples so far, and begins anew with those that take so long.
+		counted := func(next time.Duration) int {
+			mu.Lock()
+			defer mu.Unlock()
+			n := samples
+			samples, cost = 0, next
+			return n
+		}
 		open := func(*Scope) func(context.Context, *Number) error {
 			return func(context.Context, *Number) error {
+				mu.Lock()
 				samples++
-				if atOnce++; atOnce > 1 {
+				atOnce++
+				if atOnce > 1 {
 					t.Error("two at the same time")
 				}
-				time.Sleep(cost)
+				takes := cost
+				mu.Unlock()
+				time.Sleep(takes)
+				mu.Lock()
 				atOnce--
+				mu.Unlock()
 				return nil
 			}
 		}
@@ -141,15 +162,14 @@ func TestSampler(t *testing.T) {
 		defer closeSet(t, set)
 		skipped := func() float64 { return set.Read(t.Context(), Query{}).skipped.Value }
 		skipped()
-		samples = 0
+		counted(0)
 		time.Sleep(10*time.Second + time.Millisecond)
-		if samples != 40 || skipped() != 0 {
-			t.Errorf("%d samples, %v skipped", samples, skipped())
+		if n := counted(50 * time.Millisecond); n != 40 || skipped() != 0 {
+			t.Errorf("%d samples, %v skipped", n, skipped())
 		}
-		samples, cost = 0, 50*time.Millisecond
 		time.Sleep(100 * time.Second)
-		if samples < 18 || samples > 21 {
-			t.Errorf("%d samples that take 50 ms in 100 s", samples)
+		if n := counted(0); n < 18 || n > 22 {
+			t.Errorf("%d samples that take 50 ms in 100 s", n)
 		}
 		if n := skipped(); n < 360 || n > 400 {
 			t.Errorf("%v skipped", n)

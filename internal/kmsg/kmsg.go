@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,29 +26,25 @@ type Log interface {
 	// with EPIPE where some were overwritten before they were read: the next one is the
 	// oldest that is left.
 	Next(b []byte) (int, error)
-	// Wait returns nil when there may be a record, and an error when the log is closed.
-	Wait() error
 	Close() error
 }
 
-// device is /dev/kmsg.
-type device struct {
-	file *os.File
-	conn syscall.RawConn
-}
+// device is the descriptor of /dev/kmsg. Go's poller is not told of it: it would wake
+// up for each record, which in a flood costs more than to read them.
+type device int
 
 // Open opens the device at its oldest record.
 func Open(path string) (Log, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	if !Is(f) {
+	if !isDevice(fd) {
 		// Containers have all kinds of things in its place.
-		_ = f.Close()
+		_ = unix.Close(fd)
 		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 	}
-	return newDevice(f)
+	return device(fd), nil
 }
 
 // Given returns the log that an open file is, which stays open when the log is closed.
@@ -66,54 +61,35 @@ func Given(f *os.File) (Log, error) {
 	}); e != nil || err != nil {
 		return nil, errors.Join(e, err)
 	}
-	return newDevice(os.NewFile(uintptr(own), Path))
+	return device(own), nil
 }
 
 // Is reports whether a file is the device of the kernel's log. nil is not.
 func Is(f *os.File) bool {
-	st, err := f.Stat()
+	conn, err := f.SyscallConn()
 	if err != nil {
 		return false
 	}
+	is := false
+	return conn.Control(func(fd uintptr) { is = isDevice(int(fd)) }) == nil && is
+}
+
+func isDevice(fd int) bool {
 	const major, minor = 1, 11
-	sys, ok := st.Sys().(*syscall.Stat_t)
-	return ok && st.Mode()&fs.ModeCharDevice != 0 && sys.Rdev == unix.Mkdev(major, minor)
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(major, minor)
 }
 
-func newDevice(f *os.File) (Log, error) {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return &device{f, conn}, nil
-}
+func (d device) Next(b []byte) (int, error) { return unix.Read(int(d), b) }
 
-func (d *device) Next(b []byte) (n int, err error) {
-	if e := d.conn.Read(func(fd uintptr) bool {
-		n, err = unix.Read(int(fd), b)
-		return true
-	}); e != nil {
-		return 0, e
-	}
-	return n, err
-}
-
-func (d *device) Wait() error {
-	return d.conn.Read(func(fd uintptr) bool {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		return n > 0 || err != nil
-	})
-}
-
-func (d *device) Close() error { return d.file.Close() }
+func (d device) Close() error { return unix.Close(int(d)) }
 
 const (
 	// A flood of records must not cost more than a twentieth of a core. After each
 	// burst the reader rests for nineteen times as long, and pause at least.
 	burst = 10 * time.Millisecond
 	rest  = 19
-	pause = 100 * time.Millisecond
+	pause = 250 * time.Millisecond
 	// history bounds how many of the records from before are read, should others come
 	// as fast as they are.
 	history = 1 << 18
@@ -143,12 +119,11 @@ func (f *Follower) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { _ = log.Close() })()
 	defer func() { _ = log.Close() }()
-	for seen := 0; seen < history; {
+	for seen := 0; seen < history && ctx.Err() == nil; {
 		n, more, err := f.read(log, true)
 		if err != nil {
-			return ended(ctx, err)
+			return err
 		}
 		if !more {
 			break
@@ -156,16 +131,14 @@ func (f *Follower) Run(ctx context.Context) error {
 		seen += n
 	}
 	f.Ready()
-	for {
-		if err := log.Wait(); err != nil {
-			return ended(ctx, err)
-		}
+	for sleep(ctx, pause); ctx.Err() == nil; {
 		began := time.Now()
 		if _, _, err := f.read(log, false); err != nil {
-			return ended(ctx, err)
+			return err
 		}
 		sleep(ctx, max(rest*time.Since(began), pause))
 	}
+	return nil
 }
 
 // read visits the records that there are, for the time of a burst at most, and
@@ -192,14 +165,6 @@ func (f *Follower) read(log Log, old bool) (seen int, more bool, err error) {
 		f.Visit(r, old)
 	}
 	return seen, true, nil
-}
-
-// ended is the error of a log, unless it was closed because ctx ended.
-func ended(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 func sleep(ctx context.Context, d time.Duration) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strconv"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,8 +18,8 @@ const (
 )
 
 const (
-	// syslogInterval is how often the log is read by syslog(2), which cannot be waited
-	// for and gives all of it each time.
+	// syslogInterval is how often the log is read by syslog(2), which gives all of it
+	// each time.
 	syslogInterval = time.Second
 	// maxSyslog bounds how much of its end is looked at.
 	maxSyslog = 1 << 20
@@ -31,12 +30,9 @@ type syslog struct {
 	read    func(b []byte) (int, error)
 	buf     []byte
 	pending []byte // what of buf is to be visited
-	due     bool   // it may be read again
+	filled  time.Time
 	last    []byte // the last line that was visited
 	number  uint64 // of the last record
-
-	closed chan struct{}
-	once   sync.Once
 }
 
 // OpenSyslog opens the log through syslog(2). It needs CAP_SYSLOG while
@@ -51,7 +47,7 @@ func OpenSyslog() (Log, error) {
 }
 
 func newSyslog(size int, read func([]byte) (int, error)) (Log, error) {
-	s := &syslog{read: read, buf: make([]byte, size), due: true, closed: make(chan struct{})}
+	s := &syslog{read: read, buf: make([]byte, size)}
 	if err := s.fill(); err != nil {
 		return nil, err
 	}
@@ -69,7 +65,7 @@ func (s *syslog) fill() error {
 	if err != nil {
 		return &fs.PathError{Op: "syslog", Path: "the kernel's log", Err: err}
 	}
-	s.due = false
+	s.filled = time.Now()
 	s.pending = s.buf[:n]
 	if len(s.last) == 0 {
 		return nil
@@ -84,7 +80,7 @@ func (s *syslog) fill() error {
 
 func (s *syslog) Next(b []byte) (int, error) {
 	for {
-		if len(s.pending) == 0 && s.due {
+		if len(s.pending) == 0 && time.Since(s.filled) >= syslogInterval {
 			if err := s.fill(); err != nil {
 				return 0, err
 			}
@@ -143,17 +139,4 @@ func isCaller(b []byte) bool {
 	return err == nil
 }
 
-func (s *syslog) Wait() error {
-	select {
-	case <-time.After(syslogInterval):
-		s.due = true
-		return nil
-	case <-s.closed:
-		return fs.ErrClosed
-	}
-}
-
-func (s *syslog) Close() error {
-	s.once.Do(func() { close(s.closed) })
-	return nil
-}
+func (*syslog) Close() error { return nil }
