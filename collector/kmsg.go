@@ -23,9 +23,9 @@ type LogLine struct {
 	// Message is what it says, the label value of kernel_messages_total. Wordings that
 	// say the same have the same one.
 	Message string
-	// Pattern is a regular expression of how the line begins. Names of processes and
-	// files stand in many lines of the kernel, so nothing else is sure to be its own
-	// word. The groups netns, port, process, pid are for people.
+	// Pattern is a regular expression of how the line begins. Elsewhere a line may have
+	// the name of a process or a file, which anybody can choose, so a match there proves
+	// nothing. The groups process and pid name the victim of the OOM killer.
 	Pattern string
 	// Constraint is a regular expression of what the report of the OOM killer before the
 	// line has to say ran out; empty if it does not matter.
@@ -190,7 +190,7 @@ type logReader struct {
 	report     parse.OOMReport // the last one
 }
 
-// set says whether the log can be read.
+// set records whether the log can be read: err is the reason why not, or nil.
 func (l *logReader) set(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -37,7 +37,8 @@ func (l LimitReading) Percent() float64 { return 100 * l.Saturation() }
 // tells them nothing more.
 func (l LimitReading) Share() string { return share(l.Percent()) }
 
-// PeakShare is Share of the peak, empty where that is no higher.
+// PeakShare writes the peak in percent, for people. It is empty unless the peak is
+// higher than the present share.
 func (l LimitReading) PeakShare() string {
 	if peak := share(100 * l.Peak.Value); l.Peak.Present && l.Peak.Value > l.Saturation() && peak != l.Share() {
 		return peak

@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -37,7 +38,7 @@ func newPeaks(specs []Spec) *peaks {
 	}
 	for _, spec := range specs {
 		for _, l := range spec.Limits {
-			all := l.Proofs
+			all := slices.Clone(l.Proofs)
 			for _, line := range l.LogLines {
 				all = append(all, Proof{Counter: series("kernel_messages_total", "message", line.Message)})
 			}

@@ -137,8 +137,7 @@ type Definition[S any] struct {
 	Limits  []Limit[S]
 	// LogLines are what the kernel logs of it, besides those of the limits.
 	LogLines []LogLine
-	// Notes are for people what a snapshot has besides its numbers; nil if there are
-	// none.
+	// Notes returns what a snapshot has for people besides its numbers. It may be nil.
 	Notes func(*S) []Note
 }
 

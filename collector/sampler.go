@@ -14,13 +14,13 @@ import (
 // one.
 const often = 4
 
-// idleShare is how much of the time is left without samples, whatever one takes: a
-// host that is short of CPU, or has more listeners than can be read in a moment,
-// gets fewer of them.
+// idleShare is how many times as long as a round of samples took the sampler rests
+// after it: a host that is short of CPU, or has more listeners than can be read in a
+// moment, gets fewer samples.
 const idleShare = 99
 
-// sampler reads between scrapes what limits depend on, as far as that takes the same
-// time under any load, for their peaks.
+// sampler reads limits between scrapes for their peaks, those whose reading takes the
+// same time under any load.
 type sampler struct {
 	interval time.Duration
 	runners  []*runner

@@ -162,7 +162,7 @@ func render(t *testing.T, name string) []byte {
 	t.Helper()
 	how := renderings(t)[name]
 	if how == nil {
-		t.Fatalf("there is no rendering %s", name)
+		t.Fatalf("%s was not rendered", name)
 	}
 	return how(t)
 }

@@ -66,7 +66,7 @@ func run(out string) error {
 
 // download returns the directory of a module in the module cache.
 func download(module string) (string, error) {
-	// Where there is no go.mod, none is changed.
+	// Run outside any module, so that no go.mod is changed.
 	nowhere, err := os.MkdirTemp("", "schemas")
 	if err != nil {
 		return "", err
