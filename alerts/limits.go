@@ -356,7 +356,7 @@ unless ` + seen,
 					met: []Rule{
 						{
 							Alert: "SockPressureOOMKill", Severity: Critical,
-							Comment: "The counter includes kills inside a memory cgroup that met its own limit. The machine\nitself is out of memory if the kernel logged that, or if it was seen: at its critical level, or high and not\nas it always is, and without plenty of memory left.",
+							Comment: "The counter includes kills inside a memory cgroup that reached its own limit. The\nmachine itself is out of memory if the kernel logged that, or if it was seen: at its\ncritical level, or high and not as it always is, and without plenty of memory left.",
 							Expr: `max without (message) (increase(sockpressure_kernel_messages_total{message="oom_kill"}[5m])) > 0
 or
 increase(sockpressure_oom_kills_total[5m]) > 0
