@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -60,6 +62,14 @@ func (e *exporter) kept(proc string) []string {
 // a signal ends it.
 func TestHang(t *testing.T) {
 	t.Parallel() // it does little but wait
+	var mu sync.Mutex
+	var wrong []error
+	// Below the logs of all exporters.
+	t.Cleanup(func() {
+		for _, err := range wrong {
+			t.Error(err)
+		}
+	})
 	proc, sys := copyProc(t)
 	files := start(t, nil, "--path.procfs="+proc, "--path.sysfs="+sys).kept(proc)
 	if len(files) < 30 {
@@ -72,67 +82,72 @@ func TestHang(t *testing.T) {
 	}
 	// All at once.
 	var all sync.WaitGroup
-	defer all.Wait()
 	for _, file := range files {
-		all.Go(func() { hang(t, file) })
+		proc, sys := copyProc(t)
+		all.Go(func() {
+			errs := hang(t, file, proc, sys)
+			mu.Lock()
+			defer mu.Unlock()
+			for _, err := range errs {
+				wrong = append(wrong, fmt.Errorf("%s: %w", file, err))
+			}
+		})
+	}
+	all.Wait()
+	if len(wrong) > 0 {
+		t.Fail()
 	}
 }
 
-func hang(t *testing.T, file string) {
-	proc, sys := copyProc(t)
+// hang runs check and an exporter where opening the file blocks for ever, and
+// returns what it finds wrong.
+func hang(t *testing.T, file, proc, sys string) (wrong []error) {
+	errorf := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
 	path := filepath.Join(proc, file)
-	if err := os.Remove(path); err != nil {
-		t.Error(err)
-		return
-	}
-	if err := unix.Mkfifo(path, 0o644); err != nil {
-		t.Error(err)
-		return
+	if err := errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)); err != nil {
+		return []error{err}
 	}
 
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	began := time.Now()
 	out, err := exec.CommandContext(ctx, binary, "check", "--path.procfs="+proc, "--path.sysfs="+sys).CombinedOutput()
 	exit := new(exec.ExitError)
-	if took := time.Since(began); !errors.As(err, &exit) || exit.ExitCode() != 3 || took > 20*time.Second {
-		t.Errorf("%s: check took %v: %v\n%s", file, took, err, out)
+	if !errors.As(err, &exit) || exit.ExitCode() != 3 {
+		errorf("check: %v\n%s", err, out)
 	}
 	if file != "version" && !strings.Contains(string(out), path+" does not answer") {
-		t.Errorf("%s: check does not say that it hangs:\n%s", file, out)
+		errorf("check does not say that it hangs:\n%s", out)
 	}
 
-	began = time.Now()
 	e := start(t, nil, "--path.procfs="+proc, "--path.sysfs="+sys)
-	if took := time.Since(began); took > 15*time.Second {
-		t.Errorf("%s: it listens after %v", file, took)
-	}
 	e.scrape("")
-	began = time.Now()
-	p := e.scrape("")
-	// Forty exporters on two processors answer later than one, which takes some
-	// milliseconds, but much sooner than after a deadline.
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("%s: the second scrape took %v", file, took)
+	// What is known to hang is not waited for: a scrape that may take a minute
+	// answers at once, however busy this machine is.
+	began := time.Now()
+	p := parsePage(t, e.metrics(http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {"60"}}).body)
+	if took := time.Since(began); took > 20*time.Second {
+		errorf("the second scrape took %v", took)
 	}
+	collectors := p.with("sockpressure_scrape_collector_success")
 	failed := 0
-	for _, s := range p.with("sockpressure_scrape_collector_success") {
+	for _, s := range collectors {
 		if p[s] == 0 {
 			failed++
 		}
 	}
 	// In a copy of a procfs tcp and ports have no sockets to ask for.
 	if failed < 2 || failed > 5 {
-		t.Errorf("%s: %d collectors failed: %v", file, failed, p.with("sockpressure_scrape_collector_success"))
+		errorf("%d collectors failed: %v", failed, collectors)
 	}
 	began = time.Now()
 	if err := e.cmd.Process.Signal(unix.SIGTERM); err != nil {
-		t.Error(err)
+		errorf("%w", err)
 	}
 	if err := e.cmd.Wait(); err != nil {
-		t.Errorf("%s: %v", file, err)
+		errorf("%w", err)
 	}
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("%s: SIGTERM was obeyed after %v", file, took)
+	if took := time.Since(began); took > 20*time.Second {
+		errorf("SIGTERM was obeyed after %v", took)
 	}
+	return wrong
 }
