@@ -40,8 +40,11 @@ func (l elsewhere) Accept() (net.Conn, error) {
 
 type moved struct{ net.Conn }
 
-func (m moved) RemoteAddr() net.Addr {
-	a := *m.Conn.RemoteAddr().(*net.TCPAddr)
+func (m moved) RemoteAddr() net.Addr { return elsewhereAddr(m.Conn.RemoteAddr()) }
+
+// elsewhereAddr is the address that stands for one of 127.0.0.0/8.
+func elsewhereAddr(addr net.Addr) net.Addr {
+	a := *addr.(*net.TCPAddr)
 	a.IP = a.IP.To4()
 	a.IP = net.IPv4(192, a.IP[1], a.IP[2], a.IP[3])
 	return &a
@@ -137,8 +140,10 @@ func (f *few) current(conn net.Conn) http.ConnState {
 
 // state is what the server has the connection for.
 func (f *few) state(conn net.Conn) http.ConnState {
+	// Connections of two addresses may have the same port.
+	remote := elsewhereAddr(conn.LocalAddr())
 	for c, o := range f.all.open {
-		if c.RemoteAddr().(*net.TCPAddr).Port == conn.LocalAddr().(*net.TCPAddr).Port {
+		if c.RemoteAddr().String() == remote.String() {
 			return o.state
 		}
 	}
