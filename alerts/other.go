@@ -315,12 +315,23 @@ func fleet() Group {
 			about:  "each node: collectors that fail",
 			Expr:   "sum without (collector) (sockpressure_scrape_collector_success == bool 0)",
 		},
+		Rule{
+			Record: "job_resource:sockpressure_saturation_peak:max",
+			about:  "each limit: the highest peak of all nodes",
+			Expr:   "max by (cluster, job, resource) (sockpressure_saturation_peak_ratio)",
+		},
+		Rule{
+			Record: "job_message:sockpressure_kernel_messages:increase5m",
+			about:  "each message of the kernel: all nodes",
+			Expr:   "sum by (cluster, job, message) (increase(sockpressure_kernel_messages_total[5m]))",
+		},
 	)
 	return Group{
 		Name: "sockpressure-fleet", Interval: "30s", Rules: rules,
 		Comment: `Recording rules for fleets: of some 300 series a node, those that a dashboard over ten thousand nodes needs. It reads these and no others.
 
   job_resource:...       the worst of all nodes of a job, 17 series for each
+  job_message:...        what the kernels of a job logged, 17 series for each
   instance:...           one series a node
   instance_resource:...  one series for each node and limit; for the nodes chosen`,
 	}

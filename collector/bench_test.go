@@ -28,12 +28,12 @@ func BenchmarkCollector(b *testing.B) {
 	for _, spec := range Specs() {
 		b.Run(spec.Name, func(b *testing.B) {
 			read := spec.open(scope(b, running()))
-			if _, err := read(b.Context()); err != nil {
+			if _, err := read(b.Context(), nil); err != nil {
 				b.Skip(err)
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := read(b.Context()); err != nil {
+				if _, err := read(b.Context(), nil); err != nil {
 					b.Fatal(err)
 				}
 			}

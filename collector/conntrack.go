@@ -109,7 +109,7 @@ func conntrackSpec() Spec {
 }
 
 func openConntrack(k *Scope) func(context.Context, *conntrack) error {
-	count := k.Host.Sysctl("net.netfilter.nf_conntrack_count")
+	count := k.Host.SysctlUsage("net.netfilter.nf_conntrack_count")
 	// One value for all namespaces, so any namespace's file will do.
 	limit := k.GlobalSysctl("net.netfilter.nf_conntrack_max")
 	buckets := k.GlobalSysctl("net.netfilter.nf_conntrack_buckets")

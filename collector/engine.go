@@ -50,12 +50,14 @@ func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 		if spec.Walk {
 			r.budget = walks
 		}
-		if spec.sample != nil {
+		switch {
+		case !peaks.of(spec) || c.SampleInterval <= 0:
+		case spec.sample != nil:
 			r.sample = spec.sample(r.scope)
-		} else if !spec.Walk {
+		case !spec.Walk:
 			r.sample = r.read
 		}
-		if r.sample != nil && peaks.of(spec) && c.SampleInterval > 0 {
+		if r.sample != nil {
 			r.peaks = peaks
 			s.sampler.runners = append(s.sampler.runners, r)
 		}
@@ -182,11 +184,11 @@ func (r *Reading) Notes() []Note {
 // A runner reads one collector, never twice at the same time.
 type runner struct {
 	spec   Spec
-	read   func(context.Context) (reading, error)
+	read   reader
 	budget *budget // nil: read at every scrape
-	// sample reads what the limits depend on, nil if that cannot be read between
-	// scrapes. peaks is where readings are taken note of.
-	sample func(context.Context) (reading, error)
+	// sample reads what the limits depend on, nil if that is not read between scrapes.
+	// peaks is where readings are taken note of.
+	sample reader
 	peaks  *peaks
 	// reading has room for one: what reads, be it a scrape or a sample.
 	reading chan struct{}
@@ -306,7 +308,7 @@ func (r *runner) start(ctx context.Context, run *run) {
 	r.reading <- struct{}{}
 	defer func() { <-r.reading }()
 	if run.err = r.scope.err(); run.err == nil {
-		run.reading, run.err = r.read(ctx)
+		run.reading, run.err = r.read(ctx, nil)
 	}
 	if r.peaks != nil {
 		r.peaks.observe(run.reading)

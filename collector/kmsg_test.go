@@ -55,6 +55,19 @@ func (o *openLog) Next(b []byte) (int, error) {
 	return copy(b, o.records[o.next-1]), nil
 }
 
+func (o *openLog) Wait(ctx context.Context) error {
+	for there := false; !there && ctx.Err() == nil; {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+		}
+		o.mu.Lock()
+		there = o.next < len(o.records)
+		o.mu.Unlock()
+	}
+	return nil
+}
+
 func (*openLog) Close() error { return nil }
 
 // kmsgSet is a set of the collector of a log alone.

@@ -186,6 +186,7 @@ func find(spec *Spec, resource string, s Series, keys []string) term {
 		wrong(spec, "limit %s refers to %v, which this collector does not have", resource, s)
 	}
 	m := &spec.Metrics[at]
+	m.limit = true
 	t := term{metric: at}
 	var names []string
 	for pair := range slices.Chunk(s.Labels, 2) {

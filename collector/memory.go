@@ -231,7 +231,7 @@ const overcommitNever = 2
 // openMemory prepares to read everything, or what the limits need.
 func openMemory(k *Scope, everything bool) func(context.Context, *memory) error {
 	info, zoneinfo, vmstat := k.Proc("meminfo"), k.Proc("zoneinfo"), k.Proc("vmstat")
-	pressure, overcommit := k.Proc("pressure/memory"), k.Proc("sys/vm/overcommit_memory")
+	pressure, overcommit := k.Proc("pressure/memory"), k.GlobalSysctl("vm.overcommit_memory")
 	arcstats := k.Proc("spl/kstat/zfs/arcstats")
 	slabs := newSlabReader(k)
 	stat := k.Host.File("sockstat")

@@ -33,11 +33,14 @@ type Spec struct {
 	// its limits.
 	LogLines []LogLine
 
-	// open prepares the collector's sources. What it returns reads them once.
-	open func(*Scope) func(context.Context) (reading, error)
-	// sample prepares the sources of what its limits need, nil if that is the same.
-	sample func(*Scope) func(context.Context) (reading, error)
+	// open prepares the collector's sources, sample those of what its limits need, nil
+	// if that is the same.
+	open, sample func(*Scope) reader
 }
+
+// A reader reads the sources of a collector once. Given metrics it makes no others
+// but those of the limits.
+type reader func(_ context.Context, metrics map[string]bool) (reading, error)
 
 // MetricInfo describes a metric, the same for every scrape.
 type MetricInfo struct {
@@ -48,7 +51,9 @@ type MetricInfo struct {
 	// values are the values of the labels that the row itself has, as far as they are
 	// the same in every snapshot.
 	values [][]string
-	desc   *prometheus.Desc
+	// limit is set where a limit refers to it.
+	limit bool
+	desc  *prometheus.Desc
 }
 
 // FullName returns the name as Prometheus sees it.
@@ -172,16 +177,16 @@ func define[S any](d Definition[S]) Spec {
 	for i := range spec.Metrics { // all are there, and none moves any more
 		spec.Metrics[i].describe()
 	}
-	prepare := func(open func(*Scope) func(context.Context, *S) error) func(*Scope) func(context.Context) (reading, error) {
-		return func(k *Scope) func(context.Context) (reading, error) {
+	prepare := func(open func(*Scope) func(context.Context, *S) error) func(*Scope) reader {
+		return func(k *Scope) reader {
 			read := open(k)
-			return func(ctx context.Context) (reading, error) {
+			return func(ctx context.Context, metrics map[string]bool) (reading, error) {
 				s := new(S)
 				err := read(ctx, s)
 				if isNotSupported(err) {
 					return reading{}, err
 				}
-				t := table{spec: &spec, top: k.Top}
+				t := table{spec: &spec, top: k.Top, only: metrics}
 				t.Add(err)
 				for _, row := range rows {
 					row(s, &t)
@@ -219,7 +224,11 @@ func addMetric(spec *Spec, m MetricInfo) int {
 
 func (m Metric[S]) define(spec *Spec) tabulator[S] {
 	at := addMetric(spec, MetricInfo{Name: m.Name, Help: m.Help, Labels: m.Labels, values: m.check(spec)})
-	return func(s *S, t *table) { m.each(s, t.emit(at)) }
+	return func(s *S, t *table) {
+		if t.has(at) {
+			m.each(s, t.emit(at))
+		}
+	}
 }
 
 // check panics unless the row has what it is made by, and as many values as labels.

@@ -124,7 +124,7 @@ func TestList(t *testing.T) {
 			}},
 		}},
 	})
-	r, err := spec.open(&Scope{Top: 3})(t.Context())
+	r, err := spec.open(&Scope{Top: 3})(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,7 +105,9 @@ func (r *runner) takeSample(ctx context.Context, patience time.Duration) {
 	}()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	reading, err := r.sample(ctx)
+	r.scope.sampling = true
+	defer func() { r.scope.sampling = false }()
+	reading, err := r.sample(ctx, r.peaks.counts)
 	r.peaks.observe(reading)
 	if err != nil {
 		r.logger.Log(ctx, slog.LevelDebug, "sample failed", "err", err)

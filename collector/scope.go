@@ -22,10 +22,11 @@ type Scope struct {
 	Top int
 	Log *slog.Logger
 
-	place  procfile.Place // what is being read
-	ctx    context.Context
-	cancel context.CancelFunc
-	wait   sync.WaitGroup
+	place    procfile.Place // what is being read
+	sampling bool           // it is being sampled
+	ctx      context.Context
+	cancel   context.CancelFunc
+	wait     sync.WaitGroup
 
 	mu       sync.Mutex
 	deferred []func()
@@ -36,7 +37,7 @@ type Scope struct {
 func NewScope(m *kernel.Machine, top int, log *slog.Logger) *Scope {
 	s := &Scope{Top: top, Log: log}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.Files = &kernel.Files{Machine: m, Place: &s.place, Defer: s.Defer}
+	s.Files = &kernel.Files{Machine: m, Place: &s.place, Sampling: &s.sampling, Defer: s.Defer}
 	s.Host = s.Files.Host()
 	return s
 }

@@ -51,6 +51,14 @@ type table struct {
 	parse.Problems
 	spec *Spec
 	top  int // bounds every list
+	// only names the metrics that are made besides those of limits, nil for all.
+	only map[string]bool
+}
+
+// has reports whether the metric at a place of the spec is made.
+func (t *table) has(metric int) bool {
+	info := &t.spec.Metrics[metric]
+	return t.only == nil || info.limit || t.only[info.Name]
 }
 
 // emit returns what adds series to the metric at a place of the spec.

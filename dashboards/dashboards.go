@@ -161,7 +161,7 @@ func selecting(expr string, labels ...string) string {
 		}
 		for _, l := range labels {
 			// What is recorded of all nodes together has no label of one.
-			if l != "instance" || !strings.HasPrefix(parts[1], "job_resource:") {
+			if l != "instance" || !strings.HasPrefix(parts[1], "job_") {
 				matchers = append(matchers, fmt.Sprintf(`%s=~"$%s"`, l, l))
 			}
 		}

@@ -203,7 +203,7 @@ func lintTarget(t *testing.T, where string, target targetJSON) {
 	lintSource(t, where, target.Datasource)
 	for _, s := range selectors(target.Expr) {
 		// Recorded over all nodes of a job: there is no node to choose.
-		if node := strings.Contains(s.matchers, `instance=~"$instance"`); node == strings.HasPrefix(s.metric, "job_resource:") || !strings.Contains(s.matchers, `cluster=~"$cluster",job=~"$job"`) {
+		if node := strings.Contains(s.matchers, `instance=~"$instance"`); node == strings.HasPrefix(s.metric, "job_") || !strings.Contains(s.matchers, `cluster=~"$cluster",job=~"$job"`) {
 			t.Errorf("%s: %s{%s} does not select cluster, job and instance", where, s.metric, s.matchers)
 		}
 		if strings.HasSuffix(s.before, "max_over_time(") && strings.HasPrefix(s.after, "[$__range] @ end()") {

@@ -87,6 +87,19 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					queries: []query{{"{{instance}}", "instance:sockpressure_saturation:max5m and topk(10, max_over_time(instance:sockpressure_saturation:max5m[$__range] @ end()))"}},
 				},
 			}},
+			{"Between scrapes", []panel{
+				{
+					kind: lines, title: "Peaks", unit: share, width: 12, height: 10, cut: beyond,
+					about:   "Of each limit, the highest peak of any node: the highest share within a minute, by samples between scrapes; 100% also where a counter or a message of the kernel tells that the limit was reached. Over all nodes of the job, whatever is chosen as Instance.",
+					queries: []query{{"{{resource}}", `max by (resource) (job_resource:sockpressure_saturation_peak:max{resource=~"$resource"})`}},
+				},
+				{
+					kind: lines, title: "What the kernels logged", unit: number, width: 12, height: 10,
+					about:   "Lines of the kernels' logs about limits and memory within 5 minutes, by what they say, of all nodes of the job together. The alerts above name the nodes.",
+					empty:   "where no exporter may read the log: kernel.dmesg_restrict without CAP_SYSLOG",
+					queries: []query{{"{{message}}", "sum by (message) (job_message:sockpressure_kernel_messages:increase5m)"}},
+				},
+			}},
 			{"Top of each limit", []panel{
 				nodes(panel{
 					title: "Top nodes of each limit", width: 24, base: "blue", sorted: []string{"Limit"},

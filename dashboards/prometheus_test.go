@@ -27,6 +27,7 @@ func mayBeEmpty() []string {
 	return []string{
 		"sockpressure-fleet: Alerts that fire",
 		"sockpressure-fleet: Nodes that refuse",
+		"sockpressure-fleet: What the kernels logged",
 		"sockpressure-node: Refusals now",
 		"sockpressure-node: Alerts that fire",
 		"sockpressure-node: What the kernel logged",

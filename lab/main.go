@@ -82,7 +82,7 @@ func run(args []string, out io.Writer) error {
 	printKernels(out, verdicts)
 	fmt.Fprintf(out, "%d guests in %v\n", len(verdicts), time.Since(began).Round(time.Second))
 	if *record {
-		if err := writeKernels("docs/kernels.md", verdicts); err != nil {
+		if err := writeKernels("docs/kernels.md", "lab/recordings", verdicts); err != nil {
 			return err
 		}
 	}

@@ -88,8 +88,9 @@ func passed(verdicts []verdict) (n int) {
 }
 
 // writeKernels replaces the rows and sections of these verdicts' kernels in
-// docs/kernels.md, and keeps those of the lab's other kernels.
-func writeKernels(path string, verdicts []verdict) error {
+// docs/kernels.md, and keeps those of the lab's other kernels. The messages of all
+// kernels are those of the recordings below dir.
+func writeKernels(path, dir string, verdicts []verdict) error {
 	old, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -99,7 +100,11 @@ func writeKernels(path string, verdicts []verdict) error {
 		name := vs[0].image.name()
 		rows[name], sections[name] = kernelRow(vs), kernelSection(vs)
 	}
-	doc, err := kernelsDocument(rows, sections)
+	logged, err := readMessages(dir)
+	if err != nil {
+		return err
+	}
+	doc, err := kernelsDocument(rows, sections, logged)
 	if err != nil {
 		return err
 	}
@@ -110,12 +115,15 @@ func writeKernels(path string, verdicts []verdict) error {
 var kernelsTemplate string
 
 // kernelsDocument returns docs/kernels.md with what there is of each kernel.
-func kernelsDocument(rows, sections map[string]string) ([]byte, error) {
+func kernelsDocument(rows, sections map[string]string, logged messages) ([]byte, error) {
 	doc, err := template.New("kernels.md.tmpl").Parse(kernelsTemplate)
 	if err != nil {
 		return nil, err
 	}
-	var parts struct{ Rows, Sections []string }
+	parts := struct {
+		Rows, Sections []string
+		Messages       messages
+	}{Messages: logged}
 	for _, k := range kernels() {
 		parts.Rows = append(parts.Rows, rows[k.name()])
 		parts.Sections = append(parts.Sections, sections[k.name()])

@@ -21,6 +21,9 @@ type Files struct {
 	*Machine
 	// Place is where the owner is at, for somebody else to see; nil is nowhere.
 	Place *procfile.Place
+	// Sampling is set while settings need not be read again: what they were at the last
+	// reading will do. nil is never.
+	Sampling *bool
 	// Defer is given what closes each kept file, to be called when none is read any
 	// more.
 	Defer func(func())
@@ -37,11 +40,32 @@ func (f *Files) Sys(name string, open procfile.Opener) File {
 	return f.keep(filepath.Join(f.SysPath, name), procfile.Options{Open: open})
 }
 
-// GlobalSysctl returns a sysctl, by its dotted name, that has the same value in
+// GlobalSysctl returns a setting, by its dotted name, that has the same value in
 // every network namespace.
 func (f *Files) GlobalSysctl(name string) File {
 	path := f.sysctlPath(name)
-	return f.keep(path, f.procFile(path, procfile.Open))
+	return f.setting(f.keep(path, f.procFile(path, procfile.Open)))
+}
+
+// setting returns a file that only people change.
+func (f *Files) setting(file File) File { return &setting{File: file, sampling: f.Sampling} }
+
+// A setting is not read while samples are taken, if it ever was.
+type setting struct {
+	File
+	sampling *bool
+	content  []byte // of the last reading, nil if that failed
+}
+
+func (s *setting) Read() ([]byte, error) {
+	if s.content != nil && s.sampling != nil && *s.sampling {
+		return s.content, nil
+	}
+	var err error
+	if s.content, err = s.File.Read(); err != nil {
+		s.content = nil
+	}
+	return s.content, err
 }
 
 // keep returns a file that stays open once it was read.

@@ -51,10 +51,13 @@ func (n *Netns) File(name string) File {
 	return n.file(path, n.files.procFile(path, procfile.Open))
 }
 
-// Sysctl returns a sysctl by its dotted name. A file below <procfs>/sys/net
-// belongs to the network namespace of the thread that opens it, so it is opened
-// on one in this namespace.
-func (n *Netns) Sysctl(name string) File {
+// Sysctl returns a setting by its dotted name.
+func (n *Netns) Sysctl(name string) File { return n.files.setting(n.SysctlUsage(name)) }
+
+// SysctlUsage returns a sysctl, by its dotted name, that the kernel itself changes. A
+// file below <procfs>/sys/net belongs to the network namespace of the thread that
+// opens it, so it is opened on one in this namespace.
+func (n *Netns) SysctlUsage(name string) File {
 	path := n.files.sysctlPath(name)
 	return n.file(path, n.files.procFile(path, func(path string) (fd int, err error) {
 		err = n.host.Do(func() error {

@@ -26,12 +26,26 @@ type Log interface {
 	// with EPIPE where some were overwritten before they were read: the next one is the
 	// oldest that is left.
 	Next(b []byte) (int, error)
+	// Wait waits until there is a record, or ctx ends.
+	Wait(ctx context.Context) error
 	Close() error
 }
 
-// device is the descriptor of /dev/kmsg. Go's poller is not told of it: it would wake
-// up for each record, which in a flood costs more than to read them.
-type device int
+// device is /dev/kmsg. Go's poller is not told of it: it would wake up for each
+// record, which in a flood costs more than to read them.
+type device struct {
+	fd   int
+	wake int // an eventfd that ends Wait
+}
+
+func newDevice(fd int) (Log, error) {
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	return device{fd, wake}, nil
+}
 
 // Open opens the device at its oldest record.
 func Open(path string) (Log, error) {
@@ -44,7 +58,7 @@ func Open(path string) (Log, error) {
 		_ = unix.Close(fd)
 		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 	}
-	return device(fd), nil
+	return newDevice(fd)
 }
 
 // Given returns the log that an open file is, which stays open when the log is closed.
@@ -61,7 +75,7 @@ func Given(f *os.File) (Log, error) {
 	}); e != nil || err != nil {
 		return nil, errors.Join(e, err)
 	}
-	return device(own), nil
+	return newDevice(own)
 }
 
 // Is reports whether a file is the device of the kernel's log. nil is not.
@@ -80,13 +94,33 @@ func isDevice(fd int) bool {
 	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(major, minor)
 }
 
-func (d device) Next(b []byte) (int, error) { return unix.Read(int(d), b) }
+func (d device) Next(b []byte) (int, error) { return unix.Read(d.fd, b) }
 
-func (d device) Close() error { return unix.Close(int(d)) }
+func (d device) Wait(ctx context.Context) error {
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		_, _ = unix.Write(d.wake, []byte{7: 1}) // not 0 in any byte order
+	})
+	defer func() {
+		if !stop() {
+			<-woken
+		}
+	}()
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}, {Fd: int32(d.wake), Events: unix.POLLIN}}, -1)
+		if !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("poll", err)
+		}
+	}
+}
+
+func (d device) Close() error { return errors.Join(unix.Close(d.fd), unix.Close(d.wake)) }
 
 const (
 	// A flood of records must not cost more than a twentieth of a core. After each
-	// burst the reader rests for nineteen times as long, and pause at least.
+	// burst the reader rests for nineteen times as long, and pause at least, and then
+	// waits for the next record.
 	burst = 10 * time.Millisecond
 	rest  = 19
 	pause = 250 * time.Millisecond
@@ -132,6 +166,9 @@ func (f *Follower) Run(ctx context.Context) error {
 	}
 	f.Ready()
 	for sleep(ctx, pause); ctx.Err() == nil; {
+		if err := log.Wait(ctx); err != nil {
+			return err
+		}
 		began := time.Now()
 		if _, _, err := f.read(log, false); err != nil {
 			return err

@@ -60,6 +60,19 @@ func (r *reader) Next(b []byte) (int, error) {
 	return copy(b, fmt.Sprintf("4,%d,0,-;text\n", r.next)), nil
 }
 
+func (r *reader) Wait(ctx context.Context) error {
+	for ctx.Err() == nil {
+		r.mu.Lock()
+		there := r.flood || r.next < r.written
+		r.mu.Unlock()
+		if there {
+			return nil
+		}
+		sleep(ctx, time.Millisecond)
+	}
+	return nil
+}
+
 func (r *reader) Close() error { return nil }
 
 // follow runs a follower of a ring and returns what it counts, and what ends it.
@@ -138,5 +151,34 @@ func TestOpen(t *testing.T) {
 		if _, err := Open(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+}
+
+// TestWait expects to wait until there is something to read, or the context ends.
+func TestWait(t *testing.T) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(pipe[1]) }()
+	log, err := newDevice(pipe[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+
+	began := time.Now()
+	time.AfterFunc(100*time.Millisecond, func() { _, _ = unix.Write(pipe[1], []byte("4,1,0,-;text\n")) })
+	if err := log.Wait(t.Context()); err != nil || time.Since(began) < 100*time.Millisecond {
+		t.Errorf("it waited %v for a record: %v", time.Since(began), err)
+	}
+	b := make([]byte, 100)
+	if n, err := log.Next(b); err != nil || n == 0 {
+		t.Errorf("%q: %v", b[:n], err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := log.Wait(ctx); err != nil || ctx.Err() == nil {
+		t.Errorf("it did not wait for the end: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package kmsg
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -74,6 +75,14 @@ func (s *syslog) fill() error {
 		s.pending = s.pending[at+len(s.last):]
 	} else {
 		s.number++ // at least one was overwritten
+	}
+	return nil
+}
+
+// Wait cannot know of a record before the next look at the log.
+func (s *syslog) Wait(ctx context.Context) error {
+	if len(s.pending) == 0 {
+		sleep(ctx, syslogInterval-time.Since(s.filled))
 	}
 	return nil
 }
