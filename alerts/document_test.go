@@ -19,7 +19,7 @@ import (
 
 var (
 	update = flag.Bool("update", false, "write docs/alerts.md anew")
-	anew   = flag.String("simulate", "", "with -update, simulate anew what docs/alerts.md has of \"recordings\", \"ramps\" or \"hosts\"; up to an hour")
+	anew   = flag.String("simulate", "", "with -update, simulate anew what docs/alerts.md has of \"recordings\", \"ramps\", \"spikes\" or \"hosts\"; up to an hour")
 )
 
 // TestDocument holds docs/alerts.md to the rules and to the recordings.
@@ -58,11 +58,12 @@ func document(t *testing.T) string {
 		Alerts     []documentedAlert
 		Recorded   []documentedSeries
 		Ramps      []documentedRamps
+		Spikes     documentedRamps
 		Hosts      [][]string
 		Recordings documentedRecordings
 	}{
 		strings.TrimSpace(read(t, "../VERSION")), documentAlerts(readRules(t)), documentSeries(t),
-		documentRamps(s), documentHosts(s), documentRecordings(judged(t, failures)),
+		documentRamps(s), documentSpikes(s), documentHosts(s), documentRecordings(judged(t, failures)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -74,6 +75,8 @@ func document(t *testing.T) string {
 type simulated struct {
 	// Leads are by resource, duration of the ramp and scrape interval.
 	Leads map[string]leads
+	// Spikes are by limit and scrape interval: when the first alert came, as a lead.
+	Spikes map[string]time.Duration
 	// Weeks are by host: how many alerts of each severity began to fire in a week.
 	Weeks map[string]map[string]int
 	// Recorded are by recording: when the ticket, the page and what tells of the refusal first
@@ -156,6 +159,10 @@ func leadKey(resource string, fill, scrape time.Duration) string {
 	return fmt.Sprintf("%s, %s, %s", resource, short(fill), short(scrape))
 }
 
+func spikeKey(resource string, scrape time.Duration) string {
+	return fmt.Sprintf("%s, %s", resource, short(scrape))
+}
+
 // readSimulated reads what was simulated, or simulates it anew.
 func readSimulated(t *testing.T) simulated {
 	t.Helper()
@@ -171,6 +178,13 @@ func readSimulated(t *testing.T) simulated {
 				}
 			}
 		}
+	case "spikes":
+		s.Spikes = map[string]time.Duration{}
+		for _, scrape := range scrapes() {
+			for resource, lead := range simulateSpikes(t, scrape) {
+				s.Spikes[spikeKey(resource, scrape)] = lead
+			}
+		}
 	case "hosts":
 		s.Weeks = map[string]map[string]int{}
 		for _, f := range simulateHosts(t, 7*24*time.Hour, 5*time.Minute) {
@@ -180,7 +194,7 @@ func readSimulated(t *testing.T) simulated {
 			s.Weeks[f.instance][f.severity] += f.times
 		}
 	default:
-		t.Fatalf("-simulate=%s: want recordings, ramps or hosts", *anew)
+		t.Fatalf("-simulate=%s: want recordings, ramps, spikes or hosts", *anew)
 	}
 	s.keep(t)
 	return s
@@ -258,6 +272,29 @@ func documentRamps(s simulated) []documentedRamps {
 		all = append(all, ramps)
 	}
 	return all
+}
+
+// documentSpikes has how long after the refusal of a spike the first alert came, a column
+// for each scrape interval, and why none did.
+func documentSpikes(s simulated) documentedRamps {
+	spikes := documentedRamps{Scrape: short(spike)}
+	for _, scrape := range scrapes() {
+		spikes.Fills = append(spikes.Fills, short(scrape))
+	}
+	for _, limit := range limits() {
+		row := []string{limit.Resource}
+		for _, scrape := range scrapes() {
+			cell := "not simulated"
+			if lead, ok := s.Spikes[spikeKey(limit.Resource, scrape)]; ok && lead != never {
+				cell = short(-lead)
+			} else if ok {
+				cell = "never"
+			}
+			row = append(row, cell)
+		}
+		spikes.Leads = append(spikes.Leads, append(row, untold(limit.Resource)))
+	}
+	return spikes
 }
 
 func documentHosts(s simulated) [][]string {

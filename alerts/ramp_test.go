@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sockpressure/sockpressure_exporter/collector"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
@@ -30,10 +31,11 @@ func counters() map[string]string {
 }
 
 // ramp is a limit that fills evenly from 20 percent, and refuses ten times a second
-// from then on. Before it is idle for a while.
+// from then on, or for as long as hold if that is not 0. Before and after it is idle for
+// a while.
 type ramp struct {
-	resource string
-	fill     time.Duration
+	resource   string
+	fill, hold time.Duration
 	// scrape is the time between scrapes; the first is at phase. The ramp begins at
 	// begin.
 	scrape, phase, begin time.Duration
@@ -43,21 +45,57 @@ func (r ramp) refusal() time.Duration { return r.begin + r.fill }
 
 func (r ramp) node(tick time.Duration) node {
 	n := node{instance: fmt.Sprintf("%s/%s/%s/%s/%s", r.resource, r.fill, r.scrape, r.phase, r.begin)}
-	ticks := int((r.refusal() + 2*time.Minute) / tick)
-	saturation, count := make([]float64, ticks), make([]float64, ticks)
+	ticks := int((r.refusal() + r.hold + 2*time.Minute) / tick)
+	saturation, peak, count := make([]float64, ticks), make([]float64, ticks), make([]float64, ticks)
 	for i := range ticks {
 		at := time.Duration(i) * tick
-		saturation[i], count[i] = math.NaN(), math.NaN()
+		saturation[i], peak[i], count[i] = math.NaN(), math.NaN(), math.NaN()
 		if at >= r.phase && (at-r.phase)%r.scrape == 0 {
-			saturation[i] = 0.2 + 0.8*min(max((at-r.begin).Seconds()/r.fill.Seconds(), 0), 1)
-			count[i] = math.Floor(10 * max((at-r.refusal()).Seconds(), 0))
+			saturation[i] = r.saturation(at)
+			for sample := max(at-time.Minute, 0); sample <= at; sample += time.Second {
+				if s := r.saturation(sample); !(peak[i] >= s) {
+					peak[i] = s
+				}
+			}
+			count[i] = r.refusals(at)
 		}
 	}
 	n.series = []recording.Series{{Name: fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", r.resource), Values: saturation}}
+	if sampled(r.resource) {
+		n.series = append(n.series, recording.Series{Name: fmt.Sprintf("sockpressure_saturation_peak_ratio{resource=%q}", r.resource), Values: peak})
+	}
 	if c := counters()[r.resource]; c != "" {
 		n.series = append(n.series, recording.Series{Name: c, Values: count})
 	}
 	return n
+}
+
+func (r ramp) saturation(at time.Duration) float64 {
+	if r.hold > 0 && at >= r.refusal()+r.hold {
+		return 0.2
+	}
+	return 0.2 + 0.8*min(max((at-r.begin).Seconds()/r.fill.Seconds(), 0), 1)
+}
+
+// refusals is how often the kernel has refused.
+func (r ramp) refusals(at time.Duration) float64 {
+	refusing := max(at-r.refusal(), 0)
+	if r.hold > 0 {
+		refusing = min(refusing, r.hold)
+	}
+	return math.Floor(10 * refusing.Seconds())
+}
+
+// sampled reports whether the exporter reads the limit between scrapes.
+func sampled(resource string) bool {
+	for _, spec := range collector.Specs() {
+		for _, l := range spec.Limits {
+			if l.Resource == resource {
+				return spec.Sampled()
+			}
+		}
+	}
+	return false
 }
 
 // leads are how long before the refusal the first page and the first ticket came, and
@@ -99,7 +137,7 @@ func simulateRamps(t *testing.T, fill, scrape time.Duration) map[string]leads {
 	for _, l := range limits() {
 		for _, phase := range phases {
 			for _, begin := range begins {
-				ramp := ramp{l.Resource, fill, scrape, phase, 4*time.Minute + begin}
+				ramp := ramp{resource: l.Resource, fill: fill, scrape: scrape, phase: phase, begin: 4*time.Minute + begin}
 				n := ramp.node(r.tick)
 				ramps[n.instance], first[n.instance] = ramp, leads{never, never, never}
 				r.nodes = append(r.nodes, n)
@@ -132,6 +170,64 @@ func simulateRamps(t *testing.T, fill, scrape time.Duration) map[string]leads {
 		worst[resource] = l
 	}
 	return worst
+}
+
+// spike is how long a limit is full that is looked at too seldom to be seen so.
+const spike = 10 * time.Second
+
+// simulateSpikes fills every limit within 5 seconds, for the time of a spike, and returns
+// how long after the refusal the first alert came, at the worst phase.
+func simulateSpikes(t *testing.T, scrape time.Duration) map[string]time.Duration {
+	t.Helper()
+	const grain = 5 * time.Second
+	r := run{tick: grain, interval: 15 * time.Second}
+	ramps, first := map[string]ramp{}, map[string]time.Duration{}
+	for _, l := range limits() {
+		for phase := time.Duration(0); phase < scrape; phase += grain {
+			ramp := ramp{resource: l.Resource, fill: grain, hold: spike, scrape: scrape, phase: phase, begin: 4 * time.Minute}
+			n := ramp.node(r.tick)
+			ramps[n.instance], first[n.instance] = ramp, never
+			r.nodes = append(r.nodes, n)
+		}
+	}
+	for _, f := range r.evaluate(t) {
+		first[f.instance] = max(first[f.instance], ramps[f.instance].refusal()-f.first)
+	}
+	worst := map[string]time.Duration{}
+	for instance, lead := range first {
+		resource := ramps[instance].resource
+		if w, ok := worst[resource]; ok {
+			lead = min(lead, w)
+		}
+		worst[resource] = lead
+	}
+	return worst
+}
+
+// untold says why nothing tells of a limit that was full between two scrapes, if so.
+func untold(resource string) string {
+	switch resource {
+	case "ephemeral_ports", "process_file_descriptors":
+		return "no counter, and found by a walk, which is not made between scrapes"
+	case "ip_fragments_ipv4", "ip_fragments_ipv6":
+		return "its counter has other causes, and anybody who sends fragments can fill it for a moment"
+	case "committed_memory":
+		return "no counter, and harmless unless somebody asks for memory meanwhile"
+	}
+	return ""
+}
+
+// TestSpikes expects to be told of a limit that was full between two scrapes, with the
+// first scrape and the first evaluation that can know.
+func TestSpikes(t *testing.T) {
+	t.Parallel()
+	for _, scrape := range []time.Duration{15 * time.Second, time.Minute} {
+		for resource, lead := range simulateSpikes(t, scrape) {
+			if untold(resource) == "" && lead < -(scrape+15*time.Second) {
+				t.Errorf("%s, full for %s and scraped every %s: told %s before", resource, short(spike), short(scrape), show(lead))
+			}
+		}
+	}
 }
 
 // TestRamps holds the rules to their promise on every limit that fills evenly: a page a

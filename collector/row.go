@@ -38,6 +38,9 @@ type Spec struct {
 	open, sample func(*Scope) reader
 }
 
+// Sampled reports whether the collector's limits are read between scrapes.
+func (s Spec) Sampled() bool { return s.sample != nil || !s.Walk }
+
 // A reader reads the sources of a collector once. Given metrics it makes no others
 // but those of the limits.
 type reader func(_ context.Context, metrics map[string]bool) (reading, error)

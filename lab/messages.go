@@ -1,11 +1,11 @@
 package main
 
 import (
-	"fmt"
 	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
@@ -107,7 +107,7 @@ func wording(text string) string {
 func (r messageRow) Counts() string {
 	cells := make([]string, len(r.Scenarios))
 	for i, n := range r.Scenarios {
-		if cells[i] = fmt.Sprint(n); n == 0 {
+		if cells[i] = strconv.Itoa(n); n == 0 {
 			cells[i] = "-"
 		}
 	}
