@@ -58,7 +58,8 @@ func TestManyListeners(t *testing.T) {
 
 	e := start(t, nil)
 	p := e.scrape("?collect[]=tcp")
-	if got := p.value(t, "sockpressure_tcp_listeners"); got < listeners || got > listeners+200 {
+	if got := p.value(t, "sockpressure_tcp_listeners"); got < listeners || got >= 2*listeners {
+		// Other tests and programs of this machine listen too.
 		t.Errorf("%v listeners", got)
 	}
 	for _, name := range []string{"sockpressure_accept_queue_length", "sockpressure_accept_queue_limit", "sockpressure_accept_queue_saturation_ratio"} {
