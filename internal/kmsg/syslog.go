@@ -124,9 +124,9 @@ func record(line []byte, number uint64) (r []byte, ok bool) {
 		return nil, false
 	}
 	seconds, fraction, _ := bytes.Cut(bytes.TrimLeft(at, " "), []byte{'.'})
-	sec, err := strconv.ParseUint(string(seconds), 10, 63)
+	sec, err := strconv.ParseUint(string(seconds), 10, 32)
 	usec, err2 := strconv.ParseUint(string(fraction), 10, 63)
-	_, err3 := strconv.ParseUint(string(priority), 10, 31)
+	level, err3 := strconv.ParseUint(string(priority), 10, 31)
 	if errors.Join(err, err2, err3) != nil || len(fraction) != 6 {
 		return nil, false
 	}
@@ -135,7 +135,7 @@ func record(line []byte, number uint64) (r []byte, ok bool) {
 	} else {
 		text = bytes.TrimPrefix(text, []byte{' '})
 	}
-	return fmt.Appendf(nil, "%s,%d,%d,-;%s", priority, number, sec*1_000_000+usec, text), true
+	return fmt.Appendf(nil, "%d,%d,%d,-;%s", level, number, sec*1_000_000+usec, text), true
 }
 
 // isCaller reports whether a text is a task or a CPU: "  T12", " C0".
