@@ -51,10 +51,10 @@ func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 			r.budget = walks
 		}
 		switch {
-		case !peaks.of(spec) || c.SampleInterval <= 0:
+		case !spec.Sampled() || !peaks.of(spec) || c.SampleInterval <= 0:
 		case spec.sample != nil:
 			r.sample = spec.sample(r.scope)
-		case !spec.Walk:
+		default:
 			r.sample = r.read
 		}
 		if r.sample != nil {

@@ -17,7 +17,7 @@ type messages struct {
 	// Kernels are those of which every scenario is recorded.
 	Kernels []string
 	Rows    []messageRow
-	// Unmet are the messages that no scenario brings about.
+	// Unmet are the messages that no kernel logged.
 	Unmet []string
 }
 

@@ -42,7 +42,7 @@ type moved struct{ net.Conn }
 
 func (m moved) RemoteAddr() net.Addr { return elsewhereAddr(m.Conn.RemoteAddr()) }
 
-// elsewhereAddr is the address that stands for one of 127.0.0.0/8.
+// elsewhereAddr maps an address of 127.0.0.0/8 to one of 192.0.0.0/8.
 func elsewhereAddr(addr net.Addr) net.Addr {
 	a := *addr.(*net.TCPAddr)
 	a.IP = a.IP.To4()
