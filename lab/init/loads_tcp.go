@@ -95,6 +95,12 @@ func abandon(client, server int) (lost string, err error) {
 	if err := unix.Close(client); err != nil {
 		return "", err
 	}
+	return reset(server)
+}
+
+// reset returns what a connection gets whose other side was closed, if the kernel did
+// not keep the data for it.
+func reset(server int) (lost string, err error) {
 	events, err := poll(server, 0, 0)
 	if err != nil || events&unix.POLLERR == 0 {
 		return "", err
@@ -123,7 +129,15 @@ func tcpOrphans(*guest) (*load, error) {
 				if err != nil {
 					return "", err
 				}
-				lost, err := abandon(client, open.keep(server))
+				open.keep(server)
+				if err := unix.Close(client); err != nil {
+					return "", err
+				}
+			}
+			// It is any orphan that the kernel kills: the new one, or an old one whose
+			// turn it is to ask whether the other side takes its data now.
+			for _, server := range open {
+				lost, err := reset(server)
 				if err != nil {
 					return "", err
 				}
