@@ -32,7 +32,7 @@ func readMessages(dir string) (messages, error) {
 	var m messages
 	count := map[[2]string][]int{} // by message and wording
 	for _, k := range kernels() {
-		if k.ci == everything {
+		if k.whole() {
 			m.Kernels = append(m.Kernels, k.name())
 		}
 	}
