@@ -116,12 +116,13 @@ func TestProofs(t *testing.T) {
 	})
 }
 
-// TestSampler expects four samples a second of what is sampled often, none beside a
-// scrape, few of what takes long, and the others to be counted.
+// TestSampler expects a sample a second, four of what is sampled often once its limit
+// is a quarter used, none beside a scrape, few of what takes long, and the others to
+// be counted.
 func TestSampler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
-		samples, atOnce, cost := 0, 0, time.Duration(0)
+		samples, atOnce, cost, usage := 0, 0, time.Duration(0), 2.0
 		// counted returns the samples so far, and begins anew with those that take so long.
 		counted := func(next time.Duration) int {
 			mu.Lock()
@@ -131,10 +132,11 @@ func TestSampler(t *testing.T) {
 			return n
 		}
 		open := func(*Scope) func(context.Context, *Number) error {
-			return func(context.Context, *Number) error {
+			return func(_ context.Context, s *Number) error {
 				mu.Lock()
 				samples++
 				atOnce++
+				*s = number(usage)
 				if atOnce > 1 {
 					t.Error("two at the same time")
 				}
@@ -164,6 +166,15 @@ func TestSampler(t *testing.T) {
 		skipped()
 		counted(0)
 		time.Sleep(10*time.Second + time.Millisecond)
+		if n := counted(0); n != 10 || skipped() != 0 {
+			t.Errorf("%d samples of what is calm, %v skipped", n, skipped())
+		}
+		mu.Lock()
+		usage = 2.5
+		mu.Unlock()
+		time.Sleep(time.Second)
+		counted(0)
+		time.Sleep(10 * time.Second)
 		if n := counted(50 * time.Millisecond); n != 40 || skipped() != 0 {
 			t.Errorf("%d samples, %v skipped", n, skipped())
 		}

@@ -25,7 +25,8 @@ type Spec struct {
 	// Walk marks a collector whose cost grows with the host's load. It is read
 	// no more often than its share of a core allows (Config.MaxCPU).
 	Walk bool
-	// Often marks a collector of which samples are taken more often than of others.
+	// Often marks a collector of which samples are taken more often than of others once
+	// the peak of a limit of it says that there are bursts.
 	Often   bool
 	Metrics []MetricInfo
 	Limits  []LimitInfo

@@ -5,14 +5,19 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// often is how many samples are taken of a collector marked Often where others get
-// one.
-const often = 4
+// Of a collector marked Often, as many samples as often says are taken where others
+// get one, while the peak of one of its limits is at least restless: there bursts
+// come. Elsewhere nobody pays for it: waking up costs more than the sample itself.
+const (
+	often    = 4
+	restless = 0.25
+)
 
 // idleShare is how many times as long as a round of samples took the sampler rests
 // after it: a host that is short of CPU, or has more listeners than can be read in a
@@ -69,7 +74,7 @@ func (s *sampler) run(ctx context.Context) {
 	timer := time.NewTimer(step)
 	defer timer.Stop()
 	due := time.Now().Add(step)
-	for n := 0; ; n++ {
+	for n := 0; ; {
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -77,17 +82,31 @@ func (s *sampler) run(ctx context.Context) {
 		}
 		began := time.Now()
 		for _, r := range s.runners {
-			if r.spec.Often || n%often == 0 {
+			if n%often == 0 || r.restless() {
 				r.takeSample(ctx, s.interval)
 			}
 		}
-		due = due.Add(step)
 		next := time.Now().Add(idleShare * time.Since(began))
-		for ; due.Before(next); due = due.Add(step) {
+		for {
+			n++
+			due = due.Add(step)
+			if n%often != 0 && !slices.ContainsFunc(s.runners, (*runner).restless) {
+				continue
+			}
+			if !due.Before(next) {
+				break
+			}
 			s.skipped.Add(1)
 		}
 		timer.Reset(time.Until(due))
 	}
+}
+
+// restless reports whether more samples are taken of it than of others.
+func (r *runner) restless() bool {
+	return r.spec.Often && slices.ContainsFunc(r.spec.Limits, func(l LimitInfo) bool {
+		return r.peaks.peak(l.Resource).Value >= restless
+	})
 }
 
 // takeSample reads what the limits of a collector depend on, unless it is being read.

@@ -6,7 +6,8 @@
 // listener --tries times, at a random moment and for --burst, and empties it again
 // before the exporter is scraped. Each time it fills it a little more than the last
 // time, so that saturation_peak_ratio tells whether this burst was seen. Then it
-// leaves the exporter alone for --idle and prints the CPU time that it took.
+// leaves the exporter alone, and prints the CPU time that it took while it remembered
+// a burst, when it reads listeners more often, and for --idle after that.
 //
 // It needs root: all sockets are in a network namespace of its own.
 package main
@@ -58,8 +59,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("burst", flag.ExitOnError)
 	flags.IntVar(&s.tries, "tries", 100, "bursts for each interval, 250 at most")
 	flags.DurationVar(&s.burst, "burst", 300*time.Millisecond, "how long the queue stays full")
-	flags.DurationVar(&s.idle, "idle", time.Minute, "how long the cost is measured for")
-	intervals := flags.String("intervals", "0s,4s,2s,1s,400ms", "values of --collector.sample-interval; listeners are read four times as often")
+	flags.DurationVar(&s.idle, "idle", time.Minute, "how long the cost is measured for once bursts are forgotten")
+	intervals := flags.String("intervals", "0s,4s,2s,1s,400ms", "values of --collector.sample-interval; after a burst listeners are read four times as often")
 	flags.StringVar(&s.program, "program", "", "path of the exporter, to be built if empty")
 	_ = flags.Parse(args) // exits by itself
 	for text := range strings.SplitSeq(*intervals, ",") {
@@ -88,58 +89,71 @@ func experiment(ctx context.Context, s settings, out io.Writer) error {
 	}
 	fmt.Fprintf(out, "%d bursts of %v; %s\n\n", s.tries, s.burst, machine)
 	w := tabwriter.NewWriter(out, 0, 0, 1, ' ', tabwriter.Debug)
-	fmt.Fprintln(w, "sample interval\tlisteners\tbursts seen\tCPU, % of a core, without scrapes\t")
-	fmt.Fprintln(w, "---\t---\t---:\t---:\t")
+	fmt.Fprintln(w, "sample interval\tafter a burst\tbursts seen\tCPU, % of a core, without scrapes\tafter a burst\t")
+	fmt.Fprintln(w, "---\t---\t---:\t---:\t---:\t")
 	for _, interval := range s.intervals {
-		seen, cpu, err := try(ctx, s, interval)
+		seen, calm, restless, err := try(ctx, s, interval)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "%v\t%v\t%d\t%.3f\t\n", interval, interval/4, seen, 100*cpu)
+		fmt.Fprintf(w, "%v\t%v\t%d\t%.3f\t%.3f\t\n", interval, interval/4, seen, 100*calm, 100*restless)
 	}
 	return w.Flush()
 }
 
+// remembered is how long a burst stays in the peaks.
+const remembered = time.Minute
+
 // try returns how many bursts the exporter saw at an interval, and the share of a
-// core that it took while nobody asked it anything.
-func try(ctx context.Context, s settings, interval time.Duration) (seen int, cpu float64, err error) {
+// core that it took while nobody asked it anything, without bursts and after some.
+func try(ctx context.Context, s settings, interval time.Duration) (seen int, calm, restless float64, err error) {
 	e, err := exporter.Start(ctx, s.program, "--collector.sample-interval="+interval.String())
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	defer func() { err = errors.Join(err, e.Stop()) }()
 	q, err := listen()
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	defer q.Close()
 	for n := range s.tries {
 		time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
 		// The queue of this listener is above that of the last burst by one part in 250.
-		length := (n + 1) * backlog / 250
+		length := (250 - s.tries + n + 1) * backlog / 250
 		if err := q.fill(length); err != nil {
-			return 0, 0, err
+			return 0, 0, 0, err
 		}
 		time.Sleep(s.burst)
 		if err := q.empty(); err != nil {
-			return 0, 0, err
+			return 0, 0, 0, err
 		}
 		peak, err := peak(ctx, e)
 		if err != nil {
-			return 0, 0, err
+			return 0, 0, 0, err
 		}
 		if peak*backlog > float64(length)-0.5 {
 			seen++
 		}
 	}
+	if restless, err = ran(e, remembered*9/10); err != nil {
+		return 0, 0, 0, err
+	}
+	time.Sleep(remembered / 5)
+	calm, err = ran(e, s.idle)
+	return seen, calm, restless, err
+}
+
+// ran returns the share of a core that the exporter takes for some time.
+func ran(e *exporter.Exporter, during time.Duration) (float64, error) {
 	before, err := e.Ran()
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	began := time.Now()
-	time.Sleep(s.idle)
+	time.Sleep(during)
 	after, err := e.Ran()
-	return seen, float64(after-before) / float64(time.Since(began)), err
+	return float64(after-before) / float64(time.Since(began)), err
 }
 
 // peak scrapes the peak of the accept queues, 0 if there is none.

@@ -89,7 +89,7 @@ func parseFlags(table []command, args []string, stdout io.Writer) (c *config, ex
 	app.Flag("path.sysfs", "Mount point of sysfs. Only the default may be absent.").Default("/sys").IsSetByUser(&c.sysPathSet).StringVar(&c.sysPath)
 	app.Flag("collector.top", "Series of each list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
 	app.Flag("collector.max-cpu", "Share of one core that walks over all sockets and processes may take together: when they took t, they are repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
-	app.Flag("collector.sample-interval", "How often limits are read between scrapes for their peaks, those of listeners four times as often; 0s turns it off.").Default("1s").DurationVar(&c.sampleInterval)
+	app.Flag("collector.sample-interval", "How often limits are read between scrapes for their peaks, those of listeners four times as often while there are bursts; 0s turns it off.").Default("1s").DurationVar(&c.sampleInterval)
 	var disableDefaults bool
 	app.Flag("collector.disable-defaults", "Disable all collectors but those that are enabled by a flag.").BoolVar(&disableDefaults)
 	specs := collector.Specs()
