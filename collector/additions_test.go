@@ -2,7 +2,6 @@ package collector
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -38,26 +37,27 @@ func netnsSpec(pids ...int) Spec {
 		Name: "netns", Help: "Sockets of every network namespace.", Walk: true,
 		Open: func(k *Scope) func(context.Context, *snapshot) error {
 			return func(_ context.Context, s *snapshot) error {
-				var p parse.Problems
-				for _, pid := range pids {
-					n, err := k.Netns(pid)
-					if errors.Is(err, fs.ErrNotExist) {
-						continue // it has ended
+				return k.Tour(func(tour *kernel.Tour) error {
+					file := tour.File("sockstat")
+					for _, pid := range pids {
+						err := tour.Visit(pid, func(error) error {
+							b, err := required(file, "IPv4")
+							if isNotSupported(err) {
+								return nil // it has ended
+							}
+							if err != nil {
+								return err
+							}
+							counts, err := parse.Sockstat(b, file.Path(), 0)
+							s.namespaces = append(s.namespaces, namespace{pid, counts.TCP})
+							return err
+						})
+						if err != nil {
+							return err
+						}
 					}
-					p.Add(err)
-					if err != nil {
-						continue
-					}
-					file := n.File("sockstat")
-					b, err := optional(file)
-					p.Add(err)
-					if b != nil {
-						counts, err := parse.Sockstat(b, file.Path(), 0)
-						p.Add(err)
-						s.namespaces = append(s.namespaces, namespace{pid, counts.TCP})
-					}
-				}
-				return p.Err()
+					return nil
+				})
 			}
 		},
 		Lists: []Lister[snapshot]{List[snapshot, namespace]{

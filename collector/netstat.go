@@ -84,7 +84,7 @@ func netstatSpec() Spec {
 	return define(Definition[netstat]{
 		Name:    "netstat",
 		Help:    "Counters of drops, refusals and pressure in TCP, UDP and IP, from /proc/net/netstat, /proc/net/snmp and /proc/net/snmp6.",
-		Open:    openNetstat,
+		Open:    func(k *Scope) func(context.Context, *netstat) error { return netstatOf(k.Host) },
 		Metrics: metrics,
 	})
 }
@@ -101,7 +101,8 @@ func (x netstatIndex) sections(names ...string) netstatIndex {
 	return part
 }
 
-func openNetstat(k *Scope) func(context.Context, *netstat) error {
+// netstatOf returns what reads the counters of a network namespace.
+func netstatOf(n *kernel.Netns) func(context.Context, *netstat) error {
 	counters := netstatCounters()
 	index := netstatIndex{}
 	for i, c := range counters {
@@ -115,10 +116,10 @@ func openNetstat(k *Scope) func(context.Context, *netstat) error {
 		index netstatIndex
 	}
 	sources := []source{
-		{k.Host.File("snmp"), index.sections("Ip:", "Tcp:", "Udp:")},
-		{k.Host.File("netstat"), index.sections("TcpExt:")},
+		{n.File("snmp"), index.sections("Ip:", "Tcp:", "Udp:")},
+		{n.File("netstat"), index.sections("TcpExt:")},
 	}
-	snmp6 := k.Host.File("snmp6")
+	snmp6 := n.File("snmp6")
 	return func(_ context.Context, s *netstat) error {
 		var p parse.Problems
 		*s = make(netstat, len(counters))

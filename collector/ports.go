@@ -6,6 +6,7 @@ import (
 	"iter"
 	"net/netip"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
@@ -68,7 +69,7 @@ func portsSpec() Spec {
 		Name: "ports",
 		Help: "Ephemeral ports in use by outbound connections, by a walk of netlink sock_diag over the ports of net.ipv4.ip_local_port_range.",
 		Walk: true,
-		Open: openPorts,
+		Open: func(k *Scope) func(context.Context, *ports) error { return portsOf(k.Host) },
 		Metrics: []Metric[ports]{{
 			Name:  "ephemeral_ports_limit",
 			Help:  "Ports that connections from one address to one destination can hold. From net.ipv4.ip_local_port_range less net.ipv4.ip_local_reserved_ports and the ports that are listened on.",
@@ -96,10 +97,11 @@ func portsSpec() Spec {
 	})
 }
 
-func openPorts(k *Scope) func(context.Context, *ports) error {
-	client := k.Host.SockDiag()
-	portRange := k.Host.Sysctl("net.ipv4.ip_local_port_range")
-	reserved := k.Host.Sysctl("net.ipv4.ip_local_reserved_ports")
+// portsOf returns what reads the ephemeral ports of a network namespace.
+func portsOf(n *kernel.Netns) func(context.Context, *ports) error {
+	client := n.SockDiag()
+	portRange := n.Sysctl("net.ipv4.ip_local_port_range")
+	reserved := n.Sysctl("net.ipv4.ip_local_reserved_ports")
 	outbound := new(portSet)
 	listening := &listenVisitor{wildcard: outbound, addresses: map[localAddr]bool{}}
 	v := &portsVisitor{outbound: outbound, listening: listening, tuples: newFrequent[tuple](maxTuples)}

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"net/netip"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
@@ -54,7 +55,7 @@ func tcpSpec() Spec {
 		Help:   "TCP sockets by state and accept queues, by one walk of netlink sock_diag; established and time_wait from constant-time counters.",
 		Walk:   true,
 		Open:   openTCP,
-		Sample: openListeners,
+		Sample: func(k *Scope) func(context.Context, *tcp) error { return listenersOf(k.Host, k.Top) },
 		Often:  true,
 		Metrics: []Metric[tcp]{
 			{
@@ -164,12 +165,12 @@ func openTCP(k *Scope) func(context.Context, *tcp) error {
 	}
 }
 
-// openListeners prepares a walk of the listeners alone, which spares the kernel the
-// large table.
-func openListeners(k *Scope) func(context.Context, *tcp) error {
-	client := k.Host.SockDiag()
+// listenersOf returns what walks the listeners of a network namespace alone, which
+// spares the kernel the large table. top bounds what is kept of a crowd.
+func listenersOf(n *kernel.Netns, top int) func(context.Context, *tcp) error {
+	client := n.SockDiag()
 	request := sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen)}
-	v := newTCPVisitor(k.Top)
+	v := newTCPVisitor(top)
 	return func(ctx context.Context, s *tcp) error {
 		if err := walk(ctx, client, request, v); err != nil {
 			return err

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,12 +51,8 @@ func Unreachable(why error) *Host { return &Host{view: Foreign, why: why} }
 // Two processes share a network namespace exactly when <pid>/net/sockstat has
 // the same inode number for both; looking at it needs no privilege, unlike the
 // link <pid>/ns/net.
-func Find(proc string) (*Host, error) { return Of(proc, 1) }
-
-// Of is Find for any process of the procfs: the Host that it returns is the network
-// namespace of that process.
-func Of(proc string, pid int) (*Host, error) {
-	process := filepath.Join(proc, strconv.Itoa(pid))
+func Find(proc string) (*Host, error) {
+	process := filepath.Join(proc, "1")
 	own, err := inode(filepath.Join(proc, "self/net/sockstat"))
 	if errors.Is(err, os.ErrNotExist) {
 		// proc is of a PID namespace in which this process does not exist.
@@ -67,9 +62,6 @@ func Of(proc string, pid int) (*Host, error) {
 		return nil, fmt.Errorf("procfs: %w", err)
 	}
 	host, err := inode(filepath.Join(process, "net/sockstat"))
-	if err != nil && pid != 1 {
-		return nil, err
-	}
 	if err != nil {
 		// Process 1 is hidden (mount option hidepid). tcp_mem exists in the
 		// initial network namespace only, so it tells where we are.
@@ -110,35 +102,50 @@ func (h *Host) Do(fn func() error) error {
 	}
 }
 
-// enter runs fn on a thread that enters the namespace. The goroutine has to end
-// with it: a goroutine that ends while it is locked to its thread takes the
-// thread along, so none comes back to the others in the wrong namespace. A panic
-// of fn becomes an error, for there is nobody else to recover it.
-func (h *Host) enter(fn func() error) (err error) {
+// enter runs fn on a thread that enters the namespace, and ends.
+func (h *Host) enter(fn func() error) error {
+	return onThread(func() error {
+		if err := setns(h.path); err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
+// onThread runs fn on a thread of its own. The goroutine has to end with it: a
+// goroutine that ends while it is locked to its thread takes the thread along, so none
+// comes back to the others in the wrong namespace. A panic of fn becomes an error, for
+// there is nobody else to recover it.
+func onThread(fn func() error) (err error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		// The main thread cannot end, and would stay in the namespace. While this
 		// goroutine holds it, another one gets another thread.
 		defer runtime.UnlockOSThread()
 		done := make(chan error, 1)
-		go func() { done <- h.enter(fn) }()
+		go func() { done <- onThread(fn) }()
 		return <-done
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("panic in the host's network namespace: %v", p)
+			err = fmt.Errorf("panic in another network namespace: %v", p)
 		}
 	}()
-	fd, err := unix.Open(h.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	return fn()
+}
+
+// setns takes this thread into the network namespace of a file. It keeps nothing open.
+func setns(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: h.path, Err: err}
+		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	err = unix.Setns(fd, unix.CLONE_NEWNET)
 	_ = unix.Close(fd)
 	if err != nil {
-		return &os.PathError{Op: "setns", Path: h.path, Err: err}
+		return &os.PathError{Op: "setns", Path: path, Err: err}
 	}
-	return fn()
+	return nil
 }
 
 func inode(path string) (uint64, error) {

@@ -75,9 +75,3 @@ func (f *Files) keep(path string, o procfile.Options) File {
 	f.Defer(file.Close)
 	return file
 }
-
-// once returns a file that is opened for each reading.
-func (f *Files) once(path string, o procfile.Options) File {
-	o.Place = f.Place
-	return procfile.NewOnce(path, o)
-}

@@ -3,7 +3,6 @@ package kernel
 import (
 	"fmt"
 	"path/filepath"
-	"strconv"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
@@ -17,55 +16,75 @@ type Netns struct {
 	files   *Files
 	host    *hostns.Host // how it is entered
 	netPath string       // of its files; empty where they are out of reach
-	// file opens a file of it: kept for the host's, once for any other.
-	file func(path string, o procfile.Options) File
-	// kept is set where netlink sockets stay open between readings.
+	// kept is set for the host's: its files and netlink sockets stay open between
+	// readings. Of any other namespace nothing does.
 	kept bool
 }
 
 // Host returns the host's network namespace, that of process 1. Its files and its
 // socket are kept open.
 func (f *Files) Host() *Netns {
-	return &Netns{files: f, host: f.host, netPath: f.netPath, file: f.keep, kept: true}
-}
-
-// Netns returns the network namespace of a process of the procfs. Nothing of it
-// stays open, so it ends with its last process. It fails where this process cannot
-// see its own.
-func (f *Files) Netns(pid int) (*Netns, error) {
-	host, err := hostns.Of(f.ProcPath, pid)
-	if err != nil {
-		return nil, err
-	}
-	return &Netns{files: f, host: host, netPath: filepath.Join(f.ProcPath, strconv.Itoa(pid), "net"), file: f.once}, nil
+	return &Netns{files: f, host: f.host, netPath: f.netPath, kept: true}
 }
 
 // File returns a file below <procfs>/<pid>/net, which follows the process and so
 // belongs to the namespace whoever reads it.
 func (n *Netns) File(name string) File {
+	if !n.kept {
+		return n.once(func() string { return filepath.Join(n.netPath, name) }, false, procfile.Open)
+	}
 	if n.netPath == "" {
 		path := filepath.Join(n.files.ProcPath, "1/net", name)
-		return n.file(path, n.files.procFile(path, func(string) (int, error) { return -1, hostns.ErrForeign }))
+		return n.files.keep(path, n.files.procFile(path, func(string) (int, error) { return -1, hostns.ErrForeign }))
 	}
 	path := filepath.Join(n.netPath, name)
-	return n.file(path, n.files.procFile(path, procfile.Open))
+	return n.files.keep(path, n.files.procFile(path, procfile.Open))
 }
 
 // Sysctl returns a setting by its dotted name.
-func (n *Netns) Sysctl(name string) File { return n.files.setting(n.SysctlUsage(name)) }
+func (n *Netns) Sysctl(name string) File {
+	if !n.kept {
+		return n.SysctlUsage(name) // each namespace has its own
+	}
+	return n.files.setting(n.SysctlUsage(name))
+}
 
 // SysctlUsage returns a sysctl, by its dotted name, that the kernel itself changes. A
 // file below <procfs>/sys/net belongs to the network namespace of the thread that
 // opens it, so it is opened on one in this namespace.
 func (n *Netns) SysctlUsage(name string) File {
 	path := n.files.sysctlPath(name)
-	return n.file(path, n.files.procFile(path, func(path string) (fd int, err error) {
+	inside := func(path string) (fd int, err error) {
 		err = n.host.Do(func() error {
 			fd, err = procfile.Open(path)
 			return err
 		})
 		return fd, err
-	}))
+	}
+	if !n.kept {
+		return n.once(func() string { return path }, true, inside)
+	}
+	return n.files.keep(path, n.files.procFile(path, inside))
+}
+
+// once returns a file that is opened for each reading, at where its path is then.
+func (n *Netns) once(path func() string, sysctl bool, open procfile.Opener) File {
+	o := n.files.procFile("", open)
+	o.Sysctl, o.Place = sysctl, n.files.Place
+	return &visited{procfile.NewOnce("", o), path}
+}
+
+// A visited file is one of the namespace that is being visited.
+type visited struct {
+	file *procfile.Once
+	path func() string
+}
+
+func (v *visited) Path() string { return v.path() }
+
+func (v *visited) Read() ([]byte, error) {
+	v.file.At(v.path())
+	return v.file.Read()
 }
 
 // SockDiag returns a client for the sockets of the namespace.

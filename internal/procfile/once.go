@@ -13,8 +13,11 @@ type Once struct{ f File }
 // NewOnce returns the file at path.
 func NewOnce(path string, o Options) *Once { return &Once{*New(path, o)} }
 
-// Path returns the path given to NewOnce.
+// Path returns the path given to NewOnce, or to At.
 func (o *Once) Path() string { return o.f.path }
+
+// At makes it the file at another path.
+func (o *Once) At(path string) { o.f.path = path }
 
 // Read returns the whole content of the file as it is now, and leaves nothing
 // open. Every error names the path.

@@ -1,0 +1,71 @@
+package hostns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Guest is a thread that goes into one network namespace after another, and home
+// after each. Only functions that run on it may use it.
+type Guest struct {
+	home   int // a descriptor of this process's namespace
+	inside bool
+	lost   error // why it cannot go home
+}
+
+// Travel runs fn on a thread of its own, which ends with it.
+func Travel(fn func(*Guest) error) error {
+	done := make(chan error, 1)
+	go func() {
+		done <- onThread(func() error {
+			const own = "/proc/thread-self/ns/net"
+			home, err := unix.Open(own, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return fn(&Guest{lost: &os.PathError{Op: "open", Path: own, Err: err}})
+			}
+			defer unix.Close(home)
+			return fn(&Guest{home: home})
+		})
+	}()
+	return <-done
+}
+
+// Enter goes into the network namespace of a file, such as /proc/<pid>/ns/net, from
+// home. That needs CAP_SYS_ADMIN, and CAP_SYS_PTRACE for the namespace of another
+// user's process.
+func (g *Guest) Enter(path string) error {
+	if g.lost != nil {
+		return g.lost
+	}
+	if g.inside {
+		return errors.New("it is a guest already")
+	}
+	if err := setns(path); err != nil {
+		return err
+	}
+	g.inside = true
+	return nil
+}
+
+// Leave goes home. If that fails it fails for good, and so does Enter.
+func (g *Guest) Leave() error {
+	if !g.inside {
+		return g.lost
+	}
+	if err := unix.Setns(g.home, unix.CLONE_NEWNET); err != nil {
+		g.lost = fmt.Errorf("setns to the network namespace of this process: %w", err)
+	}
+	g.inside = false
+	return g.lost
+}
+
+// Inside reports whether it is in another namespace.
+func (g *Guest) Inside() bool { return g.inside }
+
+// FileID returns what tells a network namespace from others: the inode number of
+// sockstat in its folder of files, such as /proc/<pid>/net, which needs no privilege to
+// look at. A namespace that has ended leaves its number to a new one.
+func FileID(folder string) (uint64, error) { return inode(folder + "/sockstat") }

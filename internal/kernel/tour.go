@@ -1,0 +1,71 @@
+package kernel
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
+)
+
+// A Tour visits network namespaces other than the host's, one after another. Its Netns
+// is the one that is being visited, so that what reads it is made once.
+type Tour struct {
+	*Netns
+	guest *hostns.Guest
+}
+
+// Tour runs fn with a tour, on a thread of its own that ends with it. The tour, and
+// what was made of its Netns, belongs to that thread.
+func (f *Files) Tour(fn func(*Tour) error) error {
+	return hostns.Travel(func(g *hostns.Guest) error {
+		return fn(&Tour{&Netns{files: f, host: hostns.Unreachable(hostns.ErrForeign)}, g})
+	})
+}
+
+// Visit runs fn while the tour is at the network namespace of a process of the procfs.
+// Then its files can be read; its sysctls and its sockets too if entered is nil, which
+// is the error otherwise. Nothing of it is open when fn has returned. The error of
+// Visit is fn's, or that the tour cannot go on.
+//
+// If the process ends meanwhile and its number is given to another one, the files are
+// those of that one's namespace: see ID.
+func (t *Tour) Visit(pid int, fn func(entered error) error) error {
+	process := filepath.Join(t.files.ProcPath, strconv.Itoa(pid))
+	return t.visit(process+"/net", process+"/ns/net", fn)
+}
+
+// VisitName is Visit for a namespace that a file is bound to, such as those below
+// /run/netns. It can only be entered, so fn is not run if that fails.
+func (t *Tour) VisitName(path string, fn func() error) error {
+	return t.visit(filepath.Join(t.files.ProcPath, "thread-self/net"), path, func(entered error) error {
+		if entered != nil {
+			return entered
+		}
+		return fn()
+	})
+}
+
+func (t *Tour) visit(netPath, nsPath string, fn func(entered error) error) (err error) {
+	defer func() {
+		if e := t.guest.Leave(); e != nil && err == nil {
+			err = fmt.Errorf("cannot go on: %w", e)
+		}
+	}()
+	entered := t.guest.Enter(nsPath)
+	t.netPath, t.host = netPath, new(hostns.Host)
+	if entered != nil {
+		t.host = hostns.Unreachable(entered)
+	}
+	defer func() { t.netPath, t.host = "", hostns.Unreachable(hostns.ErrForeign) }()
+	return fn(entered)
+}
+
+// ID returns what tells the namespace that is being visited from others.
+func (t *Tour) ID() (uint64, error) { return hostns.FileID(t.netPath) }
+
+// ID returns what tells the network namespace of a process from others. It needs no
+// privilege. A namespace that has ended leaves its ID to a new one.
+func (m *Machine) ID(pid int) (uint64, error) {
+	return hostns.FileID(m.ProcPath + "/" + strconv.Itoa(pid) + "/net")
+}
