@@ -25,16 +25,16 @@ import (
 // What is in this file is what a newcomer writes for each kind of addition that
 // docs/architecture.md describes. It is tested so that it stays true.
 
-// netnsSpec is a collector of every network namespace: those of the given
+// visitSpec is a collector of every network namespace: those of the given
 // processes here.
-func netnsSpec(pids ...int) Spec {
+func visitSpec(pids ...int) Spec {
 	type namespace struct {
 		pid   int
 		inuse Number
 	}
 	type snapshot struct{ namespaces []namespace }
 	return define(Definition[snapshot]{
-		Name: "netns", Help: "Sockets of every network namespace.", Walk: true,
+		Name: "visit", Help: "Sockets of every network namespace.", Walk: true,
 		Open: func(k *Scope) func(context.Context, *snapshot) error {
 			return func(_ context.Context, s *snapshot) error {
 				return k.Tour(func(tour *kernel.Tour) error {
@@ -66,7 +66,7 @@ func netnsSpec(pids ...int) Spec {
 			Labels: []string{"netns"},
 			Key:    func(n namespace) []string { return []string{strconv.Itoa(n.pid)} },
 			Columns: []Metric[namespace]{{
-				Name: "netns_tcp_sockets_inuse", Help: "TCP sockets of a network namespace.",
+				Name: "visit_tcp_sockets", Help: "TCP sockets of a network namespace.",
 				Value: func(n *namespace) Number { return n.inuse },
 			}},
 		}},
@@ -86,7 +86,7 @@ func TestAddNetns(t *testing.T) {
 		_ = child.Process.Kill()
 		_ = child.Wait()
 	}()
-	set := NewSet(machine(t, running()), []Spec{netnsSpec(child.Process.Pid, 1<<30)}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
+	set := NewSet(machine(t, running()), []Spec{visitSpec(child.Process.Pid, 1<<30)}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
 	defer closeSet(t, set)
 	r := set.Read(t.Context(), Query{}).Results[0]
 	if r.Err != nil || len(r.samples) != 1 || r.samples[0].value != 0 || r.samples[0].labels[0] != strconv.Itoa(child.Process.Pid) {

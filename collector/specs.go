@@ -22,6 +22,7 @@ func Specs() []Spec {
 		memorySpec(),
 		softnetSpec(),
 		neighbourSpec(),
+		netnsSpec(),
 	}
 	return append(specs, kmsgSpec(specs))
 }

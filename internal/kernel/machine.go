@@ -33,6 +33,9 @@ type Options struct {
 	// ProcPath and SysPath are where procfs and sysfs are mounted. Process 1 of the
 	// procfs is the host's.
 	ProcPath, SysPath string
+	// PodsPath is the folder of the logs of the pods that run here, by which they are
+	// named.
+	PodsPath string
 	// PageSize is the unit of what the kernel counts in pages, in bytes.
 	PageSize int
 	// MemoryUnit returns the unit in which the kernel counts socket memory, in bytes.

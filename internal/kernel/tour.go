@@ -29,7 +29,7 @@ func (f *Files) Tour(fn func(*Tour) error) error {
 // Visit is fn's, or that the tour cannot go on.
 //
 // If the process ends meanwhile and its number is given to another one, the files are
-// those of that one's namespace: see ID.
+// those of that one's namespace: ask At.
 func (t *Tour) Visit(pid int, fn func(entered error) error) error {
 	process := filepath.Join(t.files.ProcPath, strconv.Itoa(pid))
 	return t.visit(process+"/net", process+"/ns/net", fn)
@@ -38,7 +38,7 @@ func (t *Tour) Visit(pid int, fn func(entered error) error) error {
 // VisitName is Visit for a namespace that a file is bound to, such as those below
 // /run/netns. It can only be entered, so fn is not run if that fails.
 func (t *Tour) VisitName(path string, fn func() error) error {
-	return t.visit(filepath.Join(t.files.ProcPath, "thread-self/net"), path, func(entered error) error {
+	return t.visit(t.thread(), path, func(entered error) error {
 		if entered != nil {
 			return entered
 		}
@@ -61,8 +61,23 @@ func (t *Tour) visit(netPath, nsPath string, fn func(entered error) error) (err 
 	return fn(entered)
 }
 
-// ID returns what tells the namespace that is being visited from others.
-func (t *Tour) ID() (uint64, error) { return hostns.FileID(t.netPath) }
+// At reports whether the namespace that is being visited has an ID: its files and, if
+// it was entered, the thread. Before and after a reading it tells whose that is.
+func (t *Tour) At(id uint64) bool {
+	folders := []string{t.netPath}
+	if t.guest.Inside() {
+		folders = append(folders, t.thread())
+	}
+	for _, folder := range folders {
+		if now, err := hostns.FileID(folder); err != nil || now != id {
+			return false
+		}
+	}
+	return true
+}
+
+// thread is the folder of the files of the namespace that this thread is in.
+func (t *Tour) thread() string { return filepath.Join(t.files.ProcPath, "thread-self/net") }
 
 // ID returns what tells the network namespace of a process from others. It needs no
 // privilege. A namespace that has ended leaves its ID to a new one.

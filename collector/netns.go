@@ -1,0 +1,260 @@
+package collector
+
+import (
+	"cmp"
+	"context"
+	"iter"
+	"slices"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+)
+
+// namespaces is one reading of the network namespaces besides the host's.
+type namespaces struct {
+	// count is how many there are, unreadable how many of them could not be read.
+	count, unreadable Number
+	all               []netnsReading
+	// refused is what the kernel refused in them since the first reading, by the place
+	// of the counter.
+	refused [netnsCounterCount]Number
+	top     int
+}
+
+// netnsReading is one namespace.
+type netnsReading struct {
+	id    uint64
+	owner owner.Owner // its name is that of no other one
+	// inuse counts TCP sockets of both address families, timeWait mini-sockets.
+	inuse, timeWait, conntrack Number
+	saturation                 [netnsLimitCount]Number
+	// queues are the fullest accept queues. Their limits are known if limited is set.
+	queues  []acceptQueue
+	limited bool
+	counters                   [netnsCounterCount]Number
+	// clashes is the part of the connection tracking's drops that did not want for room.
+	clashes Number
+	cgroup  []byte // of the process by which it was found
+	// rose is the reading in which a counter rose last, rise by how much all did then.
+	rose int
+	rise float64
+}
+
+// The limits that each namespace has for itself.
+const (
+	netnsConntrack = iota
+	netnsTimeWait
+	netnsAcceptQueue
+	netnsPorts
+	netnsLimitCount
+)
+
+// netnsLimits names them as the host's.
+func netnsLimits() [netnsLimitCount]string {
+	return [netnsLimitCount]string{"conntrack_entries", "tcp_time_wait", "accept_queue", "ephemeral_ports"}
+}
+
+// netnsCounter is a row: a counter of each namespace.
+type netnsCounter struct {
+	// name is without "netns_", of the counters of the host that it is the sum of.
+	name string
+	of   []string
+	// resource is what was refused for want of, empty where the counter moves for other
+	// reasons too.
+	resource string
+	help     string
+}
+
+const (
+	netnsCounterCount = 8
+	// netnsConntrackDrops is the place of the one that is no netstat.
+	netnsConntrackDrops = netnsCounterCount - 1
+)
+
+func netnsCounters() [netnsCounterCount]netnsCounter {
+	return [netnsCounterCount]netnsCounter{
+		{"tcp_listen_overflows_total", []string{"tcp_listen_overflows_total"}, "accept_queue", "Connections dropped because the accept queue of their listener was full"},
+		{"tcp_listen_drops_total", []string{"tcp_listen_drops_total"}, "", "Connections that a listener dropped for any reason, overflows included"},
+		{"tcp_request_queue_full_drops_total", []string{"tcp_request_queue_full_drops_total"}, "request_queue", "Connection requests dropped because the queue was full and SYN cookies were off"},
+		{"tcp_time_wait_overflows_total", []string{"tcp_time_wait_overflows_total"}, "tcp_time_wait", "Connections closed without TIME_WAIT because there were tcp_max_tw_buckets already"},
+		{"tcp_aborts_on_memory_total", []string{"tcp_aborts_on_memory_total"}, "tcp_memory", "Connections reset for want of TCP memory or because of too many orphans"},
+		{"tcp_receive_queue_drops_total", []string{"tcp_receive_queue_drops_total"}, "", "Segments dropped because the receive queue could not be grown"},
+		{"udp_receive_buffer_errors_total", []string{"udp_receive_buffer_errors_total", "udp6_receive_buffer_errors_total"}, "udp_receive_queue", "Datagrams of both address families dropped because the socket's receive buffer was full"},
+		netnsConntrackDrops: {"conntrack_drops_total", nil, "conntrack_entries", "Packets dropped because a new connection could not be tracked"},
+	}
+}
+
+func netnsSpec() Spec {
+	const privileged = " Needs CAP_SYS_ADMIN and CAP_SYS_PTRACE."
+	labels := []string{"netns", "namespace", "pod"}
+	key := func(n *netnsReading) []string {
+		if n == nil { // when the rows are checked
+			return make([]string, len(labels))
+		}
+		return []string{n.owner.Name, n.owner.Namespace, n.owner.Pod}
+	}
+	// most is a list of the namespaces that have the most of something.
+	most := func(name, help string, of func(*netnsReading) Number) Lister[namespaces] {
+		return List[namespaces, *netnsReading]{
+			Items: func(s *namespaces) iter.Seq[*netnsReading] {
+				return s.those(func(n *netnsReading) bool { return of(n).Value > 0 })
+			},
+			Before: func(a, b *netnsReading) bool {
+				return cmp.Or(cmp.Compare(of(b).Value, of(a).Value), cmp.Compare(a.id, b.id)) < 0
+			},
+			Labels: labels,
+			Key:    key,
+			Columns: []Metric[*netnsReading]{{
+				Name: name, Help: help,
+				Value: func(n **netnsReading) Number { return of(*n) },
+			}},
+		}
+	}
+	var counters []Metric[*netnsReading]
+	for i, c := range netnsCounters() {
+		counters = append(counters, Metric[*netnsReading]{
+			Name:  "netns_" + c.name,
+			Help:  c.help + ", of the network namespaces where such a counter moved last.",
+			Value: func(n **netnsReading) Number { return (*n).counters[i] },
+		})
+	}
+	return define(Definition[namespaces]{
+		Name:      "netns",
+		Help:      "Every network namespace but the host's, such as those of pods: sockets, refusals and how near each is to its own limits.",
+		Privilege: "The limits of accept queues, of TIME_WAIT and of ephemeral ports, and namespaces without a process, need CAP_SYS_ADMIN and CAP_SYS_PTRACE. Without them accept queues are looked at in turns.",
+		Walk:      true,
+		Open: func(k *Scope) func(context.Context, *namespaces) error {
+			return newNetnsReader(k).read
+		},
+		Metrics: []Metric[namespaces]{
+			{
+				Name:  "netns_namespaces",
+				Help:  "Network namespaces besides the host's: those with a process and, where they may be entered, those that are mounted.",
+				Value: func(s *namespaces) Number { return s.count },
+			},
+			{
+				Name:  "netns_unreadable",
+				Help:  "Those of them that could not be read.",
+				Value: func(s *namespaces) Number { return s.unreadable },
+			},
+			{
+				Name:   "netns_saturation_ratio",
+				Help:   "Usage of a limit that each network namespace has for itself divided by the limit, of the namespaces nearest to it. All but conntrack_entries:" + privileged,
+				Labels: slices.Concat([]string{"resource"}, labels),
+				Values: (*namespaces).saturations,
+			},
+			{
+				Name:   "netns_refusals_total",
+				Help:   "What the kernel refused in all network namespaces but the host's since the exporter was started, those that have ended included, by the resource that it wanted for.",
+				Labels: []string{"resource"},
+				Values: func(s *namespaces, emit Emit) {
+					for i, c := range netnsCounters() {
+						if c.resource != "" {
+							emit(s.refused[i], c.resource)
+						}
+					}
+				},
+			},
+		},
+		Lists: []Lister[namespaces]{
+			most("netns_tcp_sockets_inuse", "TCP sockets in use, of the network namespaces with the most. From /proc/<pid>/net/sockstat and sockstat6.",
+				func(n *netnsReading) Number { return n.inuse }),
+			most("netns_tcp_time_wait", "TIME_WAIT mini-sockets, of the network namespaces with the most. From /proc/<pid>/net/sockstat.",
+				func(n *netnsReading) Number { return n.timeWait }),
+			most("netns_conntrack_entries", "Connections tracked, of the network namespaces with the most. From /proc/<pid>/net/stat/nf_conntrack.",
+				func(n *netnsReading) Number { return n.conntrack }),
+			List[namespaces, netnsQueue]{
+				Items:  (*namespaces).queues,
+				Before: netnsQueue.before,
+				Labels: append(slices.Clone(labels), "listener"),
+				Key:    func(q netnsQueue) []string { return append(key(q.netnsReading), q.listener.String()) },
+				Columns: []Metric[netnsQueue]{
+					{
+						Name:  "netns_accept_queue_length",
+						Help:  "Connections that wait to be accepted, of the listeners nearest to their limit in all network namespaces but the host's. From sock_diag, or /proc/<pid>/net/tcp and tcp6.",
+						Value: func(q *netnsQueue) Number { return number(q.length) },
+					},
+					{
+						Name: "netns_accept_queue_limit",
+						Help: "Connections that may wait there. From sock_diag." + privileged,
+						Value: func(q *netnsQueue) Number {
+							if !q.limited {
+								return Number{}
+							}
+							return number(q.limit)
+						},
+					},
+				},
+			},
+			List[namespaces, *netnsReading]{
+				Items: func(s *namespaces) iter.Seq[*netnsReading] {
+					return s.those((*netnsReading).refused)
+				},
+				// The last to refuse something is first, so that an old scar does not hide a
+				// new wound.
+				Before: func(a, b *netnsReading) bool {
+					return cmp.Or(cmp.Compare(b.rose, a.rose), cmp.Compare(b.rise, a.rise), cmp.Compare(a.id, b.id)) < 0
+				},
+				Labels:  labels,
+				Key:     key,
+				Columns: counters,
+			},
+		},
+	})
+}
+
+// those yields the namespaces that are wanted, nil where none could be read.
+func (s *namespaces) those(wanted func(*netnsReading) bool) iter.Seq[*netnsReading] {
+	return func(yield func(*netnsReading) bool) {
+		for i := range s.all {
+			if n := &s.all[i]; wanted(n) && !yield(n) {
+				return
+			}
+		}
+	}
+}
+
+// refused reports whether the kernel ever refused something in the namespace.
+func (n *netnsReading) refused() bool {
+	return slices.ContainsFunc(n.counters[:], func(c Number) bool { return c.Value > 0 })
+}
+
+// saturations emits, of each limit, the namespaces nearest to it.
+func (s *namespaces) saturations(emit Emit) {
+	for limit, resource := range netnsLimits() {
+		nearest := top[*netnsReading]{n: s.top, before: func(a, b *netnsReading) bool {
+			return cmp.Or(cmp.Compare(b.saturation[limit].Value, a.saturation[limit].Value), cmp.Compare(a.id, b.id)) < 0
+		}}
+		for n := range s.those(func(n *netnsReading) bool { return n.saturation[limit].Value > 0 }) {
+			nearest.offer(n)
+		}
+		for _, n := range nearest.items {
+			emit(n.saturation[limit], resource, n.owner.Name, n.owner.Namespace, n.owner.Pod)
+		}
+	}
+}
+
+// queues yields the accept queues of all namespaces in which connections wait.
+func (s *namespaces) queues() iter.Seq[netnsQueue] {
+	return func(yield func(netnsQueue) bool) {
+		for i := range s.all {
+			for _, q := range s.all[i].queues {
+				if q.length > 0 && !yield(netnsQueue{&s.all[i], q}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// netnsQueue is an accept queue of a namespace.
+type netnsQueue struct {
+	*netnsReading
+	acceptQueue
+}
+
+func (q netnsQueue) before(o netnsQueue) bool {
+	if a, b := q.acceptQueue.saturation(), o.acceptQueue.saturation(); a != b {
+		return a > b
+	}
+	return cmp.Or(cmp.Compare(o.length, q.length), cmp.Compare(q.id, o.id), q.listener.Compare(o.listener)) < 0
+}

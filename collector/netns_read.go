@@ -1,0 +1,320 @@
+package collector
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+)
+
+const (
+	// maxNamespaces bounds how many namespaces are looked at and remembered: any user
+	// may make some.
+	maxNamespaces = 16384
+	// maxWitnesses is by how many of its processes a namespace is looked for: the first
+	// may end, or leave it.
+	maxWitnesses = 3
+	// netnsPatience is how long a namespace may take until the others go on without it.
+	netnsPatience = time.Second
+)
+
+// errMoved means that what was to lead to a namespace does not any more: the process
+// has ended, or is elsewhere.
+var errMoved = errors.New("no process is in it any more")
+
+// A netnsPlace is where a namespace was found.
+type netnsPlace struct {
+	id   uint64
+	pids []int
+	path string // of a mount, where there is no process
+}
+
+// netnsReader looks at every network namespace but the host's. It keeps nothing of
+// them open.
+type netnsReader struct {
+	*Scope
+	conntrackMax kernel.File // one value for all, each of which may have as many
+	pods         *owner.Pods
+	history      netnsHistory
+
+	mu sync.Mutex
+	// hanging are the namespaces from which a visit has not come back.
+	hanging map[uint64]bool
+}
+
+func newNetnsReader(k *Scope) *netnsReader {
+	return &netnsReader{
+		Scope:        k,
+		conntrackMax: k.GlobalSysctl("net.netfilter.nf_conntrack_max"),
+		pods:         owner.NewPods(k.PodsPath),
+		history:      netnsHistory{of: map[uint64]*netnsPast{}},
+		hanging:      map[uint64]bool{},
+	}
+}
+
+func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
+	if err := r.View().Processes; err != nil {
+		return err
+	}
+	places, crowded, err := r.find(ctx)
+	if err != nil {
+		return err
+	}
+	var p parse.Problems
+	conntrackMax, err := sysctlNumber(r.conntrackMax)
+	p.Add(err)
+
+	there, missed := crowded, crowded
+	var failed, unnamed error // the first one's
+	r.history.begin()
+	err = r.visit(ctx, places, func(at netnsPlace, n netnsReading, err error) {
+		if errors.Is(err, errMoved) {
+			return
+		}
+		there++
+		if err != nil {
+			missed++
+			failed = cmp.Or(failed, err)
+			r.history.keep(at.id)
+			return
+		}
+		if n.conntrack.Present && conntrackMax.Value > 0 {
+			n.saturation[netnsConntrack] = number(n.conntrack.Value / conntrackMax.Value)
+		}
+		n.owner, err = r.pods.Owner(n.cgroup)
+		unnamed = cmp.Or(unnamed, err)
+		r.history.note(&n)
+		s.all = append(s.all, n)
+	})
+	if err != nil {
+		return err
+	}
+	p.Add(unnamed)
+	r.history.end()
+	distinguish(s.all)
+	s.count, s.unreadable, s.top, s.refused = number(there), number(missed), r.Top, r.history.refused
+	if float64(missed) > maxUnreadable*float64(there) {
+		if failed == nil {
+			failed = fmt.Errorf("more than %d are not looked at", maxNamespaces)
+		}
+		p.Add(fmt.Errorf("%d of %d network namespaces cannot be read, the first: %w", missed, there, failed))
+	}
+	return p.Err()
+}
+
+// find finds the namespaces that have a process, and returns how many more processes
+// were in none of them because there are so many.
+func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded int, err error) {
+	defer r.Place.Leave()
+	host, err := r.ID(1)
+	if err != nil {
+		return nil, 0, err
+	}
+	at := map[uint64]int{}
+	err = eachProcess(r.ProcPath, func(pid int) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		id, err := r.ID(pid)
+		if err != nil || id == host {
+			return nil // it has ended, or is in the host's
+		}
+		i, known := at[id]
+		switch {
+		case known && len(places[i].pids) < maxWitnesses:
+			places[i].pids = append(places[i].pids, pid)
+		case known:
+		case len(places) == maxNamespaces:
+			crowded++
+		default:
+			at[id] = len(places)
+			places = append(places, netnsPlace{id: id, pids: []int{pid}})
+		}
+		return nil
+	})
+	return places, crowded, err
+}
+
+// visit has each namespace looked at, and calls took with what came of it. A visit that
+// does not come back is left behind with its thread, and the others get another one.
+func (r *netnsReader) visit(ctx context.Context, places []netnsPlace, took func(netnsPlace, netnsReading, error)) error {
+	var open []netnsPlace
+	for _, at := range places {
+		if r.hangs(at.id) {
+			took(at, netnsReading{}, errDeadline)
+		} else {
+			open = append(open, at)
+		}
+	}
+	for len(open) > 0 {
+		n, err := r.travel(ctx, open, took)
+		if err != nil {
+			return err
+		}
+		open = open[n:]
+	}
+	return nil
+}
+
+// travel is visit up to the first that does not come back. It returns how many were
+// dealt with.
+func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func(netnsPlace, netnsReading, error)) (int, error) {
+	type result struct {
+		reading netnsReading
+		err     error
+	}
+	results, left := make(chan result), make(chan struct{})
+	defer close(left)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- r.Tour(func(t *kernel.Tour) error {
+			v := newNetnsVisitor(r.Scope, t)
+			for _, at := range places {
+				var res result
+				res.reading, res.err = v.look(ctx, at)
+				select {
+				case results <- res:
+				case <-left:
+					r.hang(at.id, false)
+					return nil
+				}
+				if v.lost != nil {
+					return v.lost
+				}
+			}
+			return nil
+		})
+	}()
+	patience := time.NewTimer(netnsPatience)
+	defer patience.Stop()
+	for i, at := range places {
+		patience.Reset(netnsPatience)
+		select {
+		case res := <-results:
+			took(at, res.reading, res.err)
+		case err := <-ended:
+			return i, err
+		case <-ctx.Done():
+			r.hang(at.id, true)
+			return i, ctx.Err()
+		case <-patience.C:
+			r.hang(at.id, true)
+			took(at, netnsReading{}, fmt.Errorf("of process %d: %w", at.pids[0], errDeadline))
+			return i + 1, nil
+		}
+	}
+	return len(places), nil
+}
+
+// hang notes whether a visit to a namespace is under way that nobody waits for.
+func (r *netnsReader) hang(id uint64, hangs bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if hangs {
+		r.hanging[id] = true
+	} else {
+		delete(r.hanging, id)
+	}
+}
+
+func (r *netnsReader) hangs(id uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.hanging[id]
+}
+
+// distinguish gives each namespace a name of its own. Of those that have the same, such
+// as a pod in which somebody made another one, the first keeps it.
+func distinguish(all []netnsReading) {
+	taken := map[string]bool{}
+	for i := range all {
+		name := &all[i].owner.Name
+		if *name = printable(*name); *name == "" || taken[*name] {
+			*name = "inode/" + strconv.FormatUint(all[i].id, 10)
+		}
+		taken[*name] = true
+	}
+}
+
+// netnsHistory remembers the counters of each namespace.
+type netnsHistory struct {
+	of      map[uint64]*netnsPast
+	reading int // counts them
+	refused [netnsCounterCount]Number
+}
+
+// netnsPast is a namespace as it was.
+type netnsPast struct {
+	counters [netnsCounterCount]Number
+	clashes  Number
+	rose     int
+	rise     float64
+	reading  int // the last in which it was there
+}
+
+func (h *netnsHistory) begin() {
+	h.reading++
+	for i := range h.refused {
+		h.refused[i] = h.refused[i].OrZero()
+	}
+}
+
+// end forgets the namespaces that have ended.
+func (h *netnsHistory) end() {
+	for id, past := range h.of {
+		if past.reading != h.reading {
+			delete(h.of, id)
+		}
+	}
+}
+
+// keep remembers a namespace that is there and could not be read.
+func (h *netnsHistory) keep(id uint64) {
+	if past := h.of[id]; past != nil {
+		past.reading = h.reading
+	}
+}
+
+// note compares a namespace with what it was. All that one has counted that is new has
+// happened since the last reading; at the first reading nobody knows when.
+func (h *netnsHistory) note(n *netnsReading) {
+	past := h.of[n.id]
+	if past == nil {
+		past = new(netnsPast)
+		h.of[n.id] = past
+	}
+	grown := func(now Number, before *Number) (by float64) {
+		if now.Present {
+			// A number that is less than it was is of another namespace, which began at 0.
+			if by = now.Value; now.Value >= before.Value {
+				by -= before.Value
+			}
+			*before = now
+		}
+		return by
+	}
+	rise := 0.0
+	var grew [netnsCounterCount]float64
+	for i, now := range n.counters {
+		grew[i] = grown(now, &past.counters[i])
+		rise += grew[i]
+	}
+	grew[netnsConntrackDrops] = max(grew[netnsConntrackDrops]-grown(n.clashes, &past.clashes), 0)
+	if h.reading > 1 {
+		for i := range grew {
+			h.refused[i].Value += grew[i]
+		}
+	}
+	if rise > 0 {
+		past.rose, past.rise = h.reading, rise
+	}
+	n.rose, n.rise = past.rose, past.rise
+	past.reading = h.reading
+}
