@@ -11,6 +11,7 @@ import (
 // A Kind is what sort of owner a cgroup names. It is the first part of Owner.Name.
 type Kind string
 
+// The kinds, with what the id of a Claim is.
 const (
 	Pod    Kind = "pod"    // of Kubernetes; the id is its uid, with dashes as the API server writes it
 	Docker Kind = "docker" // the id is the first 12 hex digits of the container's

@@ -43,7 +43,7 @@ func layouts() []struct{ from, cgroup, want string } {
 		{"a uid elsewhere", "0::/home/pod<uid>/<id>", ""},
 		{"not Kubernetes", "0::/my-pod<u_id>.slice/x.service", "unit/x.service"},
 
-		// Docker: daemon/oci_linux.go, withCgroups.
+		// Docker: daemon/oci_linux.go, WithCgroups.
 		{"docker, systemd driver", "0::/system.slice/docker-<id>.scope", "docker/7dea796eb5d6"},
 		{"docker, rootless (docker/docs issue 14545)", "0::/user.slice/user-1000.slice/user@1000.service/user.slice/docker-<id>.scope", "docker/7dea796eb5d6"},
 		{"docker, cgroupfs driver, hybrid", "12:pids:/docker/<id>\n1:name=systemd:/docker/<id>\n0::/system.slice/containerd.service", "docker/7dea796eb5d6"},
@@ -71,7 +71,7 @@ func layouts() []struct{ from, cgroup, want string } {
 		{"no name", "0::/lxc.payload./x", ""},
 		{"a name that is no text", "0::/lxc.payload.\xff\n1:name=systemd:/lxc/a b", ""},
 
-		// systemd: docs/CGROUP_DELEGATION.md, src/machine/machine-dbus.c, src/nspawn/nspawn-register.c.
+		// systemd: docs/CGROUP_DELEGATION.md, src/machine/machine.c, src/nspawn/nspawn-register.c.
 		{"nspawn (systemd issue 18104)", "0::/machine.slice/machine-box.scope/payload/system.slice/x.service", "nspawn/box"},
 		{"nspawn, escaped", `0::/machine.slice/machine-my\x2dbox.scope/payload`, "nspawn/my-box"},
 		{"nspawn, escaped badly", `0::/machine-a\x2.scope`, `nspawn/a\x2`},
