@@ -24,9 +24,10 @@ type namespaces struct {
 type netnsReading struct {
 	id    uint64
 	owner owner.Owner // its name is that of no other one
-	// inuse counts TCP sockets of both address families, timeWait mini-sockets.
-	inuse, timeWait, conntrack Number
-	saturation                 [netnsLimitCount]Number
+	// inuse counts TCP sockets of both address families, udp UDP sockets, timeWait
+	// mini-sockets.
+	inuse, udp, timeWait, conntrack Number
+	saturation                      [netnsLimitCount]Number
 	// queues are the fullest accept queues. Their limits are known if limited is set.
 	queues  []acceptQueue
 	limited bool
@@ -34,6 +35,8 @@ type netnsReading struct {
 	// clashes is the part of the connection tracking's drops that did not want for room.
 	clashes Number
 	cgroup  []byte // of the process by which it was found
+	// settings are those that the saturation is of.
+	settings netnsSettings
 	// rose is the reading in which a counter rose last, rise by how much all did then.
 	rose int
 	rise float64
@@ -66,8 +69,10 @@ type netnsCounter struct {
 
 const (
 	netnsCounterCount = 8
-	// netnsConntrackDrops is the place of the one that is no netstat.
+	// netnsConntrackDrops is the place of the one that is no netstat, netnsUDPErrors that
+	// of the one that is read only where there are UDP sockets.
 	netnsConntrackDrops = netnsCounterCount - 1
+	netnsUDPErrors      = netnsCounterCount - 2
 )
 
 func netnsCounters() [netnsCounterCount]netnsCounter {
@@ -78,7 +83,7 @@ func netnsCounters() [netnsCounterCount]netnsCounter {
 		{"tcp_time_wait_overflows_total", []string{"tcp_time_wait_overflows_total"}, "tcp_time_wait", "Connections closed without TIME_WAIT because there were tcp_max_tw_buckets already"},
 		{"tcp_aborts_on_memory_total", []string{"tcp_aborts_on_memory_total"}, "tcp_memory", "Connections reset for want of TCP memory or because of too many orphans"},
 		{"tcp_receive_queue_drops_total", []string{"tcp_receive_queue_drops_total"}, "", "Segments dropped because the receive queue could not be grown"},
-		{"udp_receive_buffer_errors_total", []string{"udp_receive_buffer_errors_total", "udp6_receive_buffer_errors_total"}, "udp_receive_queue", "Datagrams of both address families dropped because the socket's receive buffer was full"},
+		netnsUDPErrors:      {"udp_receive_buffer_errors_total", []string{"udp_receive_buffer_errors_total", "udp6_receive_buffer_errors_total"}, "udp_receive_queue", "Datagrams of both address families dropped because the socket's receive buffer was full"},
 		netnsConntrackDrops: {"conntrack_drops_total", nil, "conntrack_entries", "Packets dropped because a new connection could not be tracked"},
 	}
 }

@@ -33,7 +33,17 @@ var errMoved = errors.New("no process is in it any more")
 type netnsPlace struct {
 	id   uint64
 	pids []int
-	path string // of a mount, where there is no process
+	// past is what the namespace was when it was last read.
+	past netnsPast
+	// fresh is set where what seldom changes is to be read again.
+	fresh bool
+}
+
+// netnsSettings are the settings of a namespace.
+type netnsSettings struct {
+	timeWaitMax Number
+	// ports counts the range that connect hands out.
+	ports Number
 }
 
 // netnsReader looks at every network namespace but the host's. It keeps nothing of
@@ -135,7 +145,8 @@ func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded in
 			crowded++
 		default:
 			at[id] = len(places)
-			places = append(places, netnsPlace{id: id, pids: []int{pid}})
+			past, fresh := r.history.last(id)
+			places = append(places, netnsPlace{id, []int{pid}, past, fresh})
 		}
 		return nil
 	})
@@ -170,8 +181,9 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 		reading netnsReading
 		err     error
 	}
-	results, left := make(chan result), make(chan struct{})
-	defer close(left)
+	// Handed over one by one they would cost a change of threads each.
+	var mu sync.Mutex
+	results, left := make([]result, 0, len(places)), false
 	ended := make(chan error, 1)
 	go func() {
 		ended <- r.Tour(func(t *kernel.Tour) error {
@@ -179,38 +191,60 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 			for _, at := range places {
 				var res result
 				res.reading, res.err = v.look(ctx, at)
-				select {
-				case results <- res:
-				case <-left:
-					r.hang(at.id, false)
-					return nil
-				}
 				if v.lost != nil {
 					return v.lost
+				}
+				mu.Lock()
+				gone := left
+				if !gone {
+					results = append(results, res)
+				}
+				mu.Unlock()
+				if gone {
+					r.hang(at.id, false)
+					return nil
 				}
 			}
 			return nil
 		})
 	}()
-	patience := time.NewTimer(netnsPatience)
-	defer patience.Stop()
-	for i, at := range places {
-		patience.Reset(netnsPatience)
+	// leave takes what there is. A visit that is under way goes on without us.
+	leave := func(underWay bool) int {
+		mu.Lock()
+		defer mu.Unlock()
+		left = true
+		for i, res := range results {
+			took(places[i], res.reading, res.err)
+		}
+		if n := len(results); underWay && n < len(places) {
+			r.hang(places[n].id, true)
+		}
+		return len(results)
+	}
+	progress := time.NewTicker(netnsPatience)
+	defer progress.Stop()
+	for before := -1; ; {
 		select {
-		case res := <-results:
-			took(at, res.reading, res.err)
 		case err := <-ended:
-			return i, err
+			return leave(false), err
 		case <-ctx.Done():
-			r.hang(at.id, true)
-			return i, ctx.Err()
-		case <-patience.C:
-			r.hang(at.id, true)
-			took(at, netnsReading{}, fmt.Errorf("of process %d: %w", at.pids[0], errDeadline))
-			return i + 1, nil
+			return leave(true), ctx.Err()
+		case <-progress.C:
+			mu.Lock()
+			n := len(results)
+			mu.Unlock()
+			if n > before {
+				before = n
+				continue
+			}
+			if n = leave(true); n < len(places) {
+				at := places[n]
+				took(at, netnsReading{}, fmt.Errorf("of process %d: %w", at.pids[0], errDeadline))
+				n++
+			}
+			return n, nil
 		}
 	}
-	return len(places), nil
 }
 
 // hang notes whether a visit to a namespace is under way that nobody waits for.
@@ -254,6 +288,8 @@ type netnsHistory struct {
 type netnsPast struct {
 	counters [netnsCounterCount]Number
 	clashes  Number
+	udp      Number // sockets
+	settings netnsSettings
 	rose     int
 	rise     float64
 	reading  int // the last in which it was there
@@ -280,6 +316,20 @@ func (h *netnsHistory) keep(id uint64) {
 	if past := h.of[id]; past != nil {
 		past.reading = h.reading
 	}
+}
+
+// freshEvery is how many readings what seldom changes is believed for. The kernel looks
+// for a sysctl of a namespace among those of all, so reading them each time would take a
+// time that grows with the square of the namespaces.
+const freshEvery = 8
+
+// last returns what a namespace was, and whether what seldom changes is to be read again.
+func (h *netnsHistory) last(id uint64) (past netnsPast, fresh bool) {
+	known := h.of[id]
+	if known == nil {
+		return netnsPast{}, true
+	}
+	return *known, (uint64(h.reading)+id)%freshEvery == 0
 }
 
 // note compares a namespace with what it was. All that one has counted that is new has
@@ -316,5 +366,5 @@ func (h *netnsHistory) note(n *netnsReading) {
 		past.rose, past.rise = h.reading, rise
 	}
 	n.rose, n.rise = past.rose, past.rise
-	past.reading = h.reading
+	past.udp, past.settings, past.reading = n.udp, n.settings, h.reading
 }

@@ -18,7 +18,7 @@ type netnsVisitor struct {
 	tour                           *kernel.Tour
 	sockstat, sockstat6, conntrack kernel.File
 	timeWaitMax, portRange         kernel.File
-	counters                       func(context.Context, *netstat) error
+	tcpCounters, udpCounters       func(context.Context, *netstat) error
 	listeners                      func(context.Context, *tcp) error
 	ports                          func(context.Context, *ports) error
 	// places are those of the counters of the host that each counter is the sum of.
@@ -32,7 +32,7 @@ func newNetnsVisitor(k *Scope, t *kernel.Tour) *netnsVisitor {
 		Scope: k, tour: t,
 		sockstat: t.File("sockstat"), sockstat6: t.File("sockstat6"), conntrack: t.File("stat/nf_conntrack"),
 		timeWaitMax: t.Sysctl("net.ipv4.tcp_max_tw_buckets"), portRange: t.Sysctl("net.ipv4.ip_local_port_range"),
-		counters:  netstatOf(t.Netns),
+		tcpCounters: netstatOf(t.Netns, "netstat"), udpCounters: netstatOf(t.Netns, "snmp", "snmp6"),
 		listeners: listenersOf(t.Netns, k.Top),
 		buf:       make([]byte, 4096),
 	}
@@ -52,7 +52,7 @@ func newNetnsVisitor(k *Scope, t *kernel.Tour) *netnsVisitor {
 func (v *netnsVisitor) look(ctx context.Context, at netnsPlace) (n netnsReading, err error) {
 	err = errMoved
 	for _, pid := range at.pids {
-		if n, err = v.lookBy(ctx, at.id, pid); !errors.Is(err, errMoved) || v.lost != nil {
+		if n, err = v.lookBy(ctx, at, pid); !errors.Is(err, errMoved) || v.lost != nil {
 			break
 		}
 	}
@@ -61,15 +61,15 @@ func (v *netnsVisitor) look(ctx context.Context, at netnsPlace) (n netnsReading,
 
 // lookBy reads a namespace by a process. What it read is of that namespace if the
 // process was there before and after.
-func (v *netnsVisitor) lookBy(ctx context.Context, id uint64, pid int) (n netnsReading, err error) {
+func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, pid int) (n netnsReading, err error) {
 	v.lost = v.tour.Visit(pid, func(entered error) error {
-		if !v.tour.At(id) {
+		if !v.tour.At(at.id) {
 			err = errMoved
 			return nil
 		}
-		n = netnsReading{id: id, limited: entered == nil}
-		err = v.read(ctx, pid, &n)
-		if !v.tour.At(id) {
+		n = netnsReading{id: at.id, limited: entered == nil, settings: at.past.settings}
+		err = v.read(ctx, pid, at, &n)
+		if !v.tour.At(at.id) {
 			err = errMoved
 		}
 		return nil
@@ -79,16 +79,32 @@ func (v *netnsVisitor) lookBy(ctx context.Context, id uint64, pid int) (n netnsR
 
 // read reads the namespace that the tour is at. What it cannot read is named in the
 // error, and the namespace is left out.
-func (v *netnsVisitor) read(ctx context.Context, pid int, n *netnsReading) error {
+func (v *netnsVisitor) read(ctx context.Context, pid int, at netnsPlace, n *netnsReading) error {
 	var p parse.Problems
 	b, err := v.file(strconv.Itoa(pid) + "/cgroup")
 	p.Add(err)
 	n.cgroup = slices.Clone(b)
 
 	v.readSockstat(n, &p)
+	p.Add(v.count(ctx, v.tcpCounters, n))
+	if n.udp.Value > 0 || at.past.udp.Value > 0 || at.fresh {
+		p.Add(v.count(ctx, v.udpCounters, n))
+	} else {
+		n.counters[netnsUDPErrors] = at.past.counters[netnsUDPErrors]
+	}
+	v.readConntrack(n, &p)
+	if n.limited {
+		v.readInside(ctx, at.fresh, n, &p)
+	}
+	return p.Err()
+}
+
+// count reads counters of a network namespace.
+func (v *netnsVisitor) count(ctx context.Context, read func(context.Context, *netstat) error, n *netnsReading) error {
 	var counters netstat
-	if err := v.counters(ctx, &counters); !isNotSupported(err) {
-		p.Add(err)
+	err := read(ctx, &counters)
+	if isNotSupported(err) {
+		return nil
 	}
 	for i, places := range v.places {
 		for _, place := range places {
@@ -97,11 +113,7 @@ func (v *netnsVisitor) read(ctx context.Context, pid int, n *netnsReading) error
 			}
 		}
 	}
-	v.readConntrack(n, &p)
-	if n.limited {
-		v.readInside(ctx, n, &p)
-	}
-	return p.Err()
+	return err
 }
 
 // file reads a small file of procfs, valid until the next one.
@@ -128,6 +140,7 @@ func (v *netnsVisitor) readSockstat(n *netnsReading, p *parse.Problems) {
 		p.Add(err)
 	}
 	n.inuse, n.timeWait = ipv4.TCP.Plus(ipv6.TCP.OrZero()), ipv4.TimeWait
+	n.udp = ipv4.UDP.Plus(ipv6.UDP.OrZero())
 }
 
 func (v *netnsVisitor) readConntrack(n *netnsReading, p *parse.Problems) {
@@ -153,10 +166,14 @@ func (v *netnsVisitor) readConntrack(n *netnsReading, p *parse.Problems) {
 }
 
 // readInside reads what only a thread in the namespace sees.
-func (v *netnsVisitor) readInside(ctx context.Context, n *netnsReading, p *parse.Problems) {
-	most, err := sysctlNumber(v.timeWaitMax)
-	p.Add(err)
-	if most.Value > 0 && n.timeWait.Present {
+func (v *netnsVisitor) readInside(ctx context.Context, fresh bool, n *netnsReading, p *parse.Problems) {
+	if n.inuse.Value+n.timeWait.Value == 0 {
+		return // nothing that a limit could be set for
+	}
+	if fresh || n.settings == (netnsSettings{}) {
+		p.Add(v.readSettings(&n.settings))
+	}
+	if most := n.settings.timeWaitMax; most.Value > 0 && n.timeWait.Present {
 		n.saturation[netnsTimeWait] = number(n.timeWait.Value / most.Value)
 	}
 
@@ -174,36 +191,46 @@ func (v *netnsVisitor) readInside(ctx context.Context, n *netnsReading, p *parse
 			n.saturation[netnsAcceptQueue] = number(n.queues[0].saturation())
 		}
 	}
-	v.readPorts(ctx, n, p)
+
+	// The kernel's table of connections is that of all namespaces, and a walk goes
+	// through all of it. So there is none where they are too few for one destination to
+	// hold half of the ports.
+	if ports := n.settings.ports; ports.Present && n.inuse.Value+n.timeWait.Value >= ports.Value/2 {
+		var err error
+		n.saturation[netnsPorts], err = v.readPorts(ctx)
+		p.Add(err)
+	}
 }
 
-// readPorts walks the connections of the namespace if there are enough of them for a
-// destination to hold half of the ports. The kernel's table of them is that of all
-// namespaces, and the walk goes through all of it.
-func (v *netnsVisitor) readPorts(ctx context.Context, n *netnsReading, p *parse.Problems) {
+func (v *netnsVisitor) readSettings(s *netnsSettings) (err error) {
+	var p parse.Problems
+	s.timeWaitMax, err = sysctlNumber(v.timeWaitMax)
+	p.Add(err)
 	b, err := optional(v.portRange)
 	p.Add(err)
-	if b == nil {
-		return
+	if b != nil {
+		low, high, err := parse.PortRange(b, v.portRange.Path())
+		p.Add(err)
+		if err == nil {
+			s.ports = number(int(high) - int(low) + 1)
+		}
 	}
-	low, high, err := parse.PortRange(b, v.portRange.Path())
-	p.Add(err)
-	if err != nil || n.inuse.Value+n.timeWait.Value < float64(high-low+1)/2 {
-		return
-	}
+	return p.Err()
+}
+
+// readPorts returns the share of the ephemeral ports that the worst pair of address and
+// destination holds.
+func (v *netnsVisitor) readPorts(ctx context.Context) (Number, error) {
 	if v.ports == nil {
 		v.ports = portsOf(v.tour.Netns)
 	}
 	var held ports
-	if err := v.ports(ctx, &held); err != nil {
-		p.Add(err)
-		return
+	if err := v.ports(ctx, &held); err != nil || held.limit.Value == 0 {
+		return Number{}, err
 	}
-	used := uint32(0)
-	for _, n := range held.tuples {
-		used = max(used, n)
+	most := uint32(0)
+	for _, used := range held.tuples {
+		most = max(most, used)
 	}
-	if held.limit.Value > 0 {
-		n.saturation[netnsPorts] = number(float64(used) / held.limit.Value)
-	}
+	return number(float64(most) / held.limit.Value), nil
 }

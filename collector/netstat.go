@@ -84,7 +84,7 @@ func netstatSpec() Spec {
 	return define(Definition[netstat]{
 		Name:    "netstat",
 		Help:    "Counters of drops, refusals and pressure in TCP, UDP and IP, from /proc/net/netstat, /proc/net/snmp and /proc/net/snmp6.",
-		Open:    func(k *Scope) func(context.Context, *netstat) error { return netstatOf(k.Host) },
+		Open:    func(k *Scope) func(context.Context, *netstat) error { return netstatOf(k.Host, "snmp", "netstat", "snmp6") },
 		Metrics: metrics,
 	})
 }
@@ -101,8 +101,9 @@ func (x netstatIndex) sections(names ...string) netstatIndex {
 	return part
 }
 
-// netstatOf returns what reads the counters of a network namespace.
-func netstatOf(n *kernel.Netns) func(context.Context, *netstat) error {
+// netstatOf returns what reads the counters of a network namespace that are in the given
+// files: netstat, snmp and snmp6.
+func netstatOf(n *kernel.Netns, files ...string) func(context.Context, *netstat) error {
 	counters := netstatCounters()
 	index := netstatIndex{}
 	for i, c := range counters {
@@ -112,30 +113,40 @@ func netstatOf(n *kernel.Netns) func(context.Context, *netstat) error {
 		index[c.section][c.field] = i
 	}
 	type source struct {
-		file  kernel.File
-		index netstatIndex
+		kernel.File
+		parse func(b []byte, path string, s netstat) error
 	}
-	sources := []source{
-		{n.File("snmp"), index.sections("Ip:", "Tcp:", "Udp:")},
-		{n.File("netstat"), index.sections("TcpExt:")},
+	var sources []source
+	for _, name := range files {
+		f := source{File: n.File(name)}
+		switch name {
+		case "snmp6":
+			f.parse = func(b []byte, path string, s netstat) error { return parse.SNMP6(b, path, index["snmp6"], s) }
+		default:
+			sections := index.sections("TcpExt:")
+			if name == "snmp" {
+				sections = index.sections("Ip:", "Tcp:", "Udp:")
+			}
+			f.parse = func(b []byte, path string, s netstat) error { return parse.SNMP(b, path, sections, s) }
+		}
+		sources = append(sources, f)
 	}
-	snmp6 := n.File("snmp6")
 	return func(_ context.Context, s *netstat) error {
 		var p parse.Problems
 		*s = make(netstat, len(counters))
-		for _, f := range sources {
-			b, err := required(f.file, "IPv4 (CONFIG_INET)")
+		for i, f := range sources {
+			b, err := required(f.File, "IPv4 (CONFIG_INET)")
+			if isNotSupported(err) && files[i] == "snmp6" {
+				err = nil // no IPv6
+			}
 			if isNotSupported(err) {
 				return err
 			}
 			p.Add(err)
 			if b != nil {
-				p.Add(parse.SNMP(b, f.file.Path(), f.index, *s))
+				p.Add(f.parse(b, f.Path(), *s))
 			}
 		}
-		b, err := optional(snmp6)
-		p.Add(err)
-		p.Add(parse.SNMP6(b, snmp6.Path(), index["snmp6"], *s))
 		for i, c := range counters {
 			if c.scale != 0 {
 				(*s)[i] = (*s)[i].Times(c.scale)

@@ -89,27 +89,29 @@ func (v *visited) Read() ([]byte, error) {
 
 // SockDiag returns a client for the sockets of the namespace.
 func (n *Netns) SockDiag() *sockdiag.Client {
-	return client(n, n.files.DialSockDiag, sockdiag.Dial, sockdiag.New, sockdiag.NewOnce)
+	if !n.kept {
+		return sockdiag.NewOnce(func() (sockdiag.Transport, error) { return Dial(n, sockdiag.DialBlocking) })
+	}
+	return kept(n, n.files.DialSockDiag, sockdiag.Dial, sockdiag.New)
 }
 
 // CTNetlink returns a client for the statistics of the namespace's connection
 // tracking.
 func (n *Netns) CTNetlink() *ctnetlink.Client {
-	return client(n, n.files.DialCTNetlink, ctnetlink.Dial, ctnetlink.New, ctnetlink.NewOnce)
+	if !n.kept {
+		return ctnetlink.NewOnce(func() (ctnetlink.Conn, error) { return Dial(n, ctnetlink.Dial) })
+	}
+	return kept(n, n.files.DialCTNetlink, ctnetlink.Dial, ctnetlink.New)
 }
 
-// client returns a client over sockets that are opened with dial in a namespace:
-// for the host's, one that keeps its socket, over recorded instead of dial if that
-// is not nil; for any other, one that keeps none.
-func client[C interface{ Close() }, T any](n *Netns, recorded, dial func() (T, error), kept, once func(func() (T, error)) C) C {
-	inside := func() (T, error) { return Dial(n, dial) }
-	if !n.kept {
-		return once(inside)
+// kept returns a client of the host's namespace, which keeps its socket. It is over
+// recorded instead of dial if that is not nil.
+func kept[C interface{ Close() }, T any](n *Netns, recorded, dial func() (T, error), client func(func() (T, error)) C) C {
+	inside := recorded
+	if inside == nil {
+		inside = func() (T, error) { return Dial(n, dial) }
 	}
-	if recorded != nil {
-		inside = recorded
-	}
-	c := kept(inside)
+	c := client(inside)
 	n.files.Defer(c.Close)
 	return c
 }

@@ -12,14 +12,15 @@ import (
 // is the one that is being visited, so that what reads it is made once.
 type Tour struct {
 	*Netns
-	guest *hostns.Guest
+	guest  *hostns.Guest
+	inside uint64 // the ID of the namespace that the thread has entered, 0 if not known
 }
 
 // Tour runs fn with a tour, on a thread of its own that ends with it. The tour, and
 // what was made of its Netns, belongs to that thread.
 func (f *Files) Tour(fn func(*Tour) error) error {
 	return hostns.Travel(func(g *hostns.Guest) error {
-		return fn(&Tour{&Netns{files: f, host: hostns.Unreachable(hostns.ErrForeign)}, g})
+		return fn(&Tour{Netns: &Netns{files: f, host: hostns.Unreachable(hostns.ErrForeign)}, guest: g})
 	})
 }
 
@@ -53,7 +54,7 @@ func (t *Tour) visit(netPath, nsPath string, fn func(entered error) error) (err 
 		}
 	}()
 	entered := t.guest.Enter(nsPath)
-	t.netPath, t.host = netPath, new(hostns.Host)
+	t.netPath, t.host, t.inside = netPath, new(hostns.Host), 0
 	if entered != nil {
 		t.host = hostns.Unreachable(entered)
 	}
@@ -61,19 +62,20 @@ func (t *Tour) visit(netPath, nsPath string, fn func(entered error) error) (err 
 	return fn(entered)
 }
 
-// At reports whether the namespace that is being visited has an ID: its files and, if
-// it was entered, the thread. Before and after a reading it tells whose that is.
+// At reports whether the namespace that is being visited has an ID: the process's and,
+// if it was entered, the thread's. The process's before and after a reading tells whose
+// that is.
 func (t *Tour) At(id uint64) bool {
-	folders := []string{t.netPath}
-	if t.guest.Inside() {
-		folders = append(folders, t.thread())
+	now, err := hostns.FileID(t.netPath)
+	if err != nil || now != id {
+		return false
 	}
-	for _, folder := range folders {
-		if now, err := hostns.FileID(folder); err != nil || now != id {
+	if t.guest.Inside() && t.inside == 0 {
+		if t.inside, err = hostns.FileID(t.thread()); err != nil {
 			return false
 		}
 	}
-	return true
+	return t.inside == 0 || t.inside == id
 }
 
 // thread is the folder of the files of the namespace that this thread is in.

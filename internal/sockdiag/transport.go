@@ -78,3 +78,63 @@ func deadline(err error) error {
 func (s *socket) SetDeadline(t time.Time) error { return s.conn.SetDeadline(t) }
 
 func (s *socket) Close() error { return s.conn.Close() }
+
+// DialBlocking opens a sock_diag socket in the network namespace of the calling thread,
+// for a walk or two: the runtime's poller does not know of it, which would be woken for
+// each. The kernel has the answer to a request ready when that is sent, so nothing
+// blocks but for a lock in the kernel, and then up to the deadline.
+func DialBlocking() (Transport, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, os.NewSyscallError("socket netlink", err)
+	}
+	return &blocking{fd: fd}, nil
+}
+
+// blocking is a socket whose system calls block.
+type blocking struct {
+	fd  int
+	seq uint32
+}
+
+func (s *blocking) Send(m netlink.Message) (netlink.Message, error) {
+	s.seq++
+	m.Header.Sequence, m.Header.Length = s.seq, uint32(unix.NLMSG_HDRLEN+len(m.Data))
+	b, err := m.MarshalBinary()
+	if err != nil {
+		return m, err
+	}
+	err = retry(func() error { return unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) })
+	return m, os.NewSyscallError("send netlink", err)
+}
+
+func (s *blocking) Receive(b []byte) (n int, err error) {
+	err = retry(func() error {
+		n, err = unix.Read(s.fd, b)
+		return err
+	})
+	if errors.Is(err, unix.EAGAIN) {
+		return 0, context.DeadlineExceeded
+	}
+	return n, os.NewSyscallError("read netlink", err)
+}
+
+// SetDeadline bounds each Receive from now on by the time that is left now.
+func (s *blocking) SetDeadline(t time.Time) error {
+	left := unix.Timeval{} // none
+	if !t.IsZero() {
+		left = unix.NsecToTimeval(max(int64(time.Until(t)), int64(time.Millisecond)))
+	}
+	return os.NewSyscallError("setsockopt SO_RCVTIMEO", unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &left))
+}
+
+func (s *blocking) Close() error { return unix.Close(s.fd) }
+
+// retry calls a system call again that was interrupted.
+func retry(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
