@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 	"sync"
 	"time"
@@ -124,6 +125,9 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded int, err error) {
 	defer r.Place.Leave()
 	host, err := r.ID(1)
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrNotExist) {
+		return nil, 0, &NotSupportedError{Feature: "network namespaces", Err: err}
+	}
 	if err != nil {
 		return nil, 0, err
 	}

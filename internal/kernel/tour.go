@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -82,7 +83,11 @@ func (t *Tour) At(id uint64) bool {
 func (t *Tour) thread() string { return filepath.Join(t.files.ProcPath, "thread-self/net") }
 
 // ID returns what tells the network namespace of a process from others. It needs no
-// privilege. A namespace that has ended leaves its ID to a new one.
+// privilege. A namespace that has ended leaves its ID to a new one. In a copy of a procfs
+// nothing tells, which is an error for which errors.Is(err, errors.ErrUnsupported) holds.
 func (m *Machine) ID(pid int) (uint64, error) {
+	if m.mount.Copied() {
+		return 0, fmt.Errorf("network namespaces of a copied procfs: %w", errors.ErrUnsupported)
+	}
 	return hostns.FileID(m.ProcPath + "/" + strconv.Itoa(pid) + "/net")
 }
