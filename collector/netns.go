@@ -37,6 +37,8 @@ type netnsReading struct {
 	cgroup  []byte // of the process by which it was found
 	// settings are those that the saturation is of.
 	settings netnsSettings
+	// mount is the inode number that its mounts have, 0 where it cannot be entered.
+	mount uint64
 	// rose is the reading in which a counter rose last, rise by how much all did then.
 	rose int
 	rise float64

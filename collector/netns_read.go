@@ -1,11 +1,15 @@
 package collector
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -30,10 +34,12 @@ const (
 // has ended, or is elsewhere.
 var errMoved = errors.New("no process is in it any more")
 
-// A netnsPlace is where a namespace was found.
+// A netnsPlace is where a namespace was found: at processes, or at a mount.
 type netnsPlace struct {
+	// id is that of the namespace; at a mount it is the inode number of that.
 	id   uint64
 	pids []int
+	path string
 	// past is what the namespace was when it was last read.
 	past netnsPast
 	// fresh is set where what seldom changes is to be read again.
@@ -52,8 +58,10 @@ type netnsSettings struct {
 type netnsReader struct {
 	*Scope
 	conntrackMax kernel.File // one value for all, each of which may have as many
+	mountinfo    kernel.File // of the host's mount namespace
 	pods         *owner.Pods
 	history      netnsHistory
+	host         uint64 // the ID of the host's namespace
 
 	mu sync.Mutex
 	// hanging are the namespaces from which a visit has not come back.
@@ -64,6 +72,7 @@ func newNetnsReader(k *Scope) *netnsReader {
 	return &netnsReader{
 		Scope:        k,
 		conntrackMax: k.GlobalSysctl("net.netfilter.nf_conntrack_max"),
+		mountinfo:    k.Proc("1/mountinfo"),
 		pods:         owner.NewPods(k.PodsPath),
 		history:      netnsHistory{of: map[uint64]*netnsPast{}},
 		hanging:      map[uint64]bool{},
@@ -85,7 +94,7 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 	there, missed := crowded, crowded
 	var failed, unnamed error // the first one's
 	r.history.begin()
-	err = r.visit(ctx, places, func(at netnsPlace, n netnsReading, err error) {
+	took := func(at netnsPlace, n netnsReading, err error) {
 		if errors.Is(err, errMoved) {
 			return
 		}
@@ -103,10 +112,20 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 		unnamed = cmp.Or(unnamed, err)
 		r.history.note(&n)
 		s.all = append(s.all, n)
-	})
-	if err != nil {
+	}
+	if err := r.visit(ctx, places, took); err != nil {
 		return err
 	}
+	mounts := r.mounts()
+	if err := r.visit(ctx, r.unseen(mounts, s.all), func(at netnsPlace, n netnsReading, err error) {
+		known := n.id == r.host || slices.ContainsFunc(s.all, func(o netnsReading) bool { return o.id == n.id })
+		if !known && !errors.Is(err, fs.ErrPermission) {
+			took(at, n, err)
+		}
+	}); err != nil {
+		return err
+	}
+	name(s.all, mounts)
 	p.Add(unnamed)
 	r.history.end()
 	distinguish(s.all)
@@ -124,7 +143,7 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 // were in none of them because there are so many.
 func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded int, err error) {
 	defer r.Place.Leave()
-	host, err := r.ID(1)
+	r.host, err = r.ID(1)
 	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, &NotSupportedError{Feature: "network namespaces", Err: err}
 	}
@@ -137,7 +156,7 @@ func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded in
 			return err
 		}
 		id, err := r.ID(pid)
-		if err != nil || id == host {
+		if err != nil || id == r.host {
 			return nil // it has ended, or is in the host's
 		}
 		i, known := at[id]
@@ -150,11 +169,64 @@ func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded in
 		default:
 			at[id] = len(places)
 			past, fresh := r.history.last(id)
-			places = append(places, netnsPlace{id, []int{pid}, past, fresh})
+			places = append(places, netnsPlace{id: id, pids: []int{pid}, past: past, fresh: fresh})
 		}
 		return nil
 	})
 	return places, crowded, err
+}
+
+// mounts returns where namespaces are bound to files in the host's mount namespace, as
+// this process reaches them. Who may not see that may not enter them either.
+func (r *netnsReader) mounts() []parse.NetnsMount {
+	b, err := r.mountinfo.Read()
+	if err != nil {
+		return nil
+	}
+	mounts := parse.NetnsMounts(b, maxNamespaces)
+	if len(mounts) == 0 {
+		return nil
+	}
+	// A mount has a number that no other one has in any mount namespace.
+	first, _, _ := bytes.Cut(b, []byte("\n"))
+	if own, err := os.ReadFile("/proc/self/mountinfo"); err == nil && bytes.HasPrefix(own, append(first, '\n')) {
+		return mounts
+	}
+	for i := range mounts {
+		mounts[i].Path = filepath.Join(r.ProcPath, "1/root", mounts[i].Path)
+	}
+	return mounts
+}
+
+// unseen returns the mounts of namespaces that were not seen at a process. Without the
+// privilege to enter namespaces there are none, for it cannot be told which those are.
+func (r *netnsReader) unseen(mounts []parse.NetnsMount, all []netnsReading) (places []netnsPlace) {
+	seen := map[uint64]bool{}
+	for i := range all {
+		seen[all[i].mount] = true
+		if !all[i].limited {
+			return nil
+		}
+	}
+	for _, m := range mounts {
+		if !seen[m.Inode] {
+			places = append(places, netnsPlace{id: m.Inode, path: m.Path})
+		}
+	}
+	return places
+}
+
+// name names the namespaces that nobody owns by the file that they are bound to.
+func name(all []netnsReading, mounts []parse.NetnsMount) {
+	names := map[uint64]string{}
+	for _, m := range mounts {
+		names[m.Inode] = "name/" + filepath.Base(m.Path)
+	}
+	for i := range all {
+		if n := &all[i]; n.owner.Name == "" && n.mount != 0 {
+			n.owner.Name = names[n.mount]
+		}
+	}
 }
 
 // visit has each namespace looked at, and calls took with what came of it. A visit that
@@ -243,7 +315,7 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 			}
 			if n = leave(true); n < len(places) {
 				at := places[n]
-				took(at, netnsReading{}, fmt.Errorf("of process %d: %w", at.pids[0], errDeadline))
+				took(at, netnsReading{}, fmt.Errorf("that of %v: %w", cmp.Or(at.path, fmt.Sprint("processes ", at.pids)), errDeadline))
 				n++
 			}
 			return n, nil

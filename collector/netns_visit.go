@@ -1,8 +1,10 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -50,6 +52,9 @@ func newNetnsVisitor(k *Scope, t *kernel.Tour) *netnsVisitor {
 
 // look reads a namespace by the first of its processes that is still there.
 func (v *netnsVisitor) look(ctx context.Context, at netnsPlace) (n netnsReading, err error) {
+	if at.path != "" {
+		return v.lookMounted(ctx, at)
+	}
 	err = errMoved
 	for _, pid := range at.pids {
 		if n, err = v.lookBy(ctx, at, pid); !errors.Is(err, errMoved) || v.lost != nil {
@@ -68,7 +73,12 @@ func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, pid int) (n ne
 			return nil
 		}
 		n = netnsReading{id: at.id, limited: entered == nil, settings: at.past.settings}
-		err = v.read(ctx, pid, at, &n)
+		if n.limited {
+			n.mount, _ = v.MountID(pid)
+		}
+		n.cgroup, err = v.file(strconv.Itoa(pid) + "/cgroup")
+		n.cgroup = slices.Clone(n.cgroup)
+		err = errors.Join(err, v.read(ctx, at, &n))
 		if !v.tour.At(at.id) {
 			err = errMoved
 		}
@@ -77,14 +87,26 @@ func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, pid int) (n ne
 	return n, err
 }
 
+// lookMounted reads a namespace that is bound to a file.
+func (v *netnsVisitor) lookMounted(ctx context.Context, at netnsPlace) (n netnsReading, err error) {
+	var here error
+	err = v.tour.VisitName(at.path, func() error {
+		n = netnsReading{limited: true, mount: at.id}
+		if n.id, here = v.tour.ID(); here == nil {
+			here = v.read(ctx, at, &n)
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) { // it is mounted no more
+		err = errMoved
+	}
+	return n, cmp.Or(err, here)
+}
+
 // read reads the namespace that the tour is at. What it cannot read is named in the
 // error, and the namespace is left out.
-func (v *netnsVisitor) read(ctx context.Context, pid int, at netnsPlace, n *netnsReading) error {
+func (v *netnsVisitor) read(ctx context.Context, at netnsPlace, n *netnsReading) error {
 	var p parse.Problems
-	b, err := v.file(strconv.Itoa(pid) + "/cgroup")
-	p.Add(err)
-	n.cgroup = slices.Clone(b)
-
 	v.readSockstat(n, &p)
 	p.Add(v.count(ctx, v.tcpCounters, n))
 	if n.udp.Value > 0 || at.past.udp.Value > 0 || at.fresh {

@@ -69,3 +69,7 @@ func (g *Guest) Inside() bool { return g.inside }
 // sockstat in its folder of files, such as /proc/<pid>/net, which needs no privilege to
 // look at. A namespace that has ended leaves its number to a new one.
 func FileID(folder string) (uint64, error) { return inode(folder + "/sockstat") }
+
+// MountID returns the inode number of a network namespace, given a file that is bound to
+// it or /proc/<pid>/ns/net.
+func MountID(path string) (uint64, error) { return inode(path) }

@@ -91,3 +91,12 @@ func (m *Machine) ID(pid int) (uint64, error) {
 	}
 	return hostns.FileID(m.ProcPath + "/" + strconv.Itoa(pid) + "/net")
 }
+
+// MountID returns what tells mounts of the network namespace of a process from those of
+// others. It needs CAP_SYS_PTRACE for another user's process.
+func (m *Machine) MountID(pid int) (uint64, error) {
+	return hostns.MountID(m.ProcPath + "/" + strconv.Itoa(pid) + "/ns/net")
+}
+
+// ID returns what tells the namespace that was entered from others.
+func (t *Tour) ID() (uint64, error) { return hostns.FileID(t.thread()) }
