@@ -112,6 +112,7 @@ type Result struct {
 	Duration, Age time.Duration
 
 	samples []sample
+	netns   []NetnsLimit
 	run     *run // nil where none ended in time
 }
 
@@ -161,13 +162,21 @@ func (s *Set) Read(ctx context.Context, q Query) *Reading {
 	return reading
 }
 
-// Limits returns the limits of all results, the most saturated first.
+// Limits returns the limits of all results, each with the network namespace that is the
+// nearest to one of its own, the most saturated first.
 func (r *Reading) Limits() []LimitReading {
 	var limits []LimitReading
+	netns := map[string]*NetnsLimit{}
 	for _, r := range r.Results {
 		limits = append(limits, r.Limits...)
+		for i, n := range r.netns {
+			netns[n.Resource] = &r.netns[i]
+		}
 	}
-	slices.SortStableFunc(limits, func(a, b LimitReading) int { return cmp.Compare(b.Saturation(), a.Saturation()) })
+	for i := range limits {
+		limits[i].Netns = netns[limits[i].Resource]
+	}
+	slices.SortStableFunc(limits, func(a, b LimitReading) int { return cmp.Compare(b.Worst(), a.Worst()) })
 	return limits
 }
 
@@ -375,6 +384,7 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 		Limits:    t.run.limits,
 		Notes:     t.run.notes,
 		samples:   t.run.samples,
+		netns:     t.run.netns,
 		run:       t.run,
 	}
 	if t.peaks != nil {

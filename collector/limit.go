@@ -231,11 +231,33 @@ type LimitReading struct {
 	// Peak is the highest saturation of the last minute, absent where the limit is not
 	// read between scrapes.
 	Peak Number
-	soft Number
+	// Netns is the network namespace besides the host's that is nearest to a limit of
+	// this kind of its own; nil where there is none, or its limit cannot be known.
+	Netns *NetnsLimit
+	soft  Number
 }
+
+// NetnsLimit is a limit of a network namespace besides the host's.
+type NetnsLimit struct {
+	Resource string
+	// Name is the label netns of the namespace, Namespace and Pod those of a pod.
+	Name, Namespace, Pod string
+	Saturation           float64
+}
+
+// Share writes the saturation in percent, for people.
+func (l NetnsLimit) Share() string { return share(100 * l.Saturation) }
 
 // Saturation is usage / limit.
 func (l LimitReading) Saturation() float64 { return l.Usage / l.Limit }
+
+// Worst is the saturation of the host or of another network namespace, the higher.
+func (l LimitReading) Worst() float64 {
+	if l.Netns != nil {
+		return max(l.Saturation(), l.Netns.Saturation)
+	}
+	return l.Saturation()
+}
 
 // Warning is the saturation from which a person should look at it: WarningRatio, or
 // that of Soft if that is less.

@@ -18,9 +18,10 @@ const (
 // String returns the level's name in lower case.
 func (l Level) String() string { return [...]string{"ok", "warning", "critical"}[l] }
 
-// Level compares the saturation with the thresholds of the limit.
+// Level compares the saturation, be it that of a network namespace besides the host's,
+// with the thresholds of the limit.
 func (l LimitReading) Level() Level {
-	switch s := l.Saturation(); {
+	switch s := l.Worst(); {
 	case s >= l.CriticalRatio:
 		return Critical
 	case s >= l.Warning():

@@ -29,9 +29,9 @@ type netnsReading struct {
 	inuse, udp, timeWait, conntrack Number
 	saturation                      [netnsLimitCount]Number
 	// queues are the fullest accept queues. Their limits are known if limited is set.
-	queues  []acceptQueue
-	limited bool
-	counters                   [netnsCounterCount]Number
+	queues   []acceptQueue
+	limited  bool
+	counters [netnsCounterCount]Number
 	// clashes is the part of the connection tracking's drops that did not want for room.
 	clashes Number
 	cgroup  []byte // of the process by which it was found
@@ -196,16 +196,13 @@ func netnsSpec() Spec {
 				Items: func(s *namespaces) iter.Seq[*netnsReading] {
 					return s.those((*netnsReading).refused)
 				},
-				// The last to refuse something is first, so that an old scar does not hide a
-				// new wound.
-				Before: func(a, b *netnsReading) bool {
-					return cmp.Or(cmp.Compare(b.rose, a.rose), cmp.Compare(b.rise, a.rise), cmp.Compare(a.id, b.id)) < 0
-				},
+				Before:  (*netnsReading).wounded,
 				Labels:  labels,
 				Key:     key,
 				Columns: counters,
 			},
 		},
+		Netns: (*namespaces).worst,
 	})
 }
 
@@ -225,19 +222,42 @@ func (n *netnsReading) refused() bool {
 	return slices.ContainsFunc(n.counters[:], func(c Number) bool { return c.Value > 0 })
 }
 
+// wounded reports whether a namespace refused something after another one did, so that
+// an old scar does not hide a new wound; or more, at the same reading.
+func (n *netnsReading) wounded(o *netnsReading) bool {
+	return cmp.Or(cmp.Compare(o.rose, n.rose), cmp.Compare(o.rise, n.rise), cmp.Compare(n.id, o.id)) < 0
+}
+
 // saturations emits, of each limit, the namespaces nearest to it.
 func (s *namespaces) saturations(emit Emit) {
 	for limit, resource := range netnsLimits() {
-		nearest := top[*netnsReading]{n: s.top, before: func(a, b *netnsReading) bool {
-			return cmp.Or(cmp.Compare(b.saturation[limit].Value, a.saturation[limit].Value), cmp.Compare(a.id, b.id)) < 0
-		}}
-		for n := range s.those(func(n *netnsReading) bool { return n.saturation[limit].Value > 0 }) {
-			nearest.offer(n)
-		}
-		for _, n := range nearest.items {
+		for _, n := range s.nearest(limit, s.top) {
 			emit(n.saturation[limit], resource, n.owner.Name, n.owner.Namespace, n.owner.Pod)
 		}
 	}
+}
+
+// worst returns, of each limit, the namespace nearest to it.
+func (s *namespaces) worst() (worst []NetnsLimit) {
+	for limit, resource := range netnsLimits() {
+		for _, n := range s.nearest(limit, 1) {
+			worst = append(worst, NetnsLimit{
+				resource, n.owner.Name, printable(n.owner.Namespace), printable(n.owner.Pod), n.saturation[limit].Value,
+			})
+		}
+	}
+	return worst
+}
+
+// nearest returns the most namespaces that are near to a limit, the nearest first.
+func (s *namespaces) nearest(limit, most int) []*netnsReading {
+	nearest := top[*netnsReading]{n: most, before: func(a, b *netnsReading) bool {
+		return cmp.Or(cmp.Compare(b.saturation[limit].Value, a.saturation[limit].Value), cmp.Compare(a.id, b.id)) < 0
+	}}
+	for n := range s.those(func(n *netnsReading) bool { return n.saturation[limit].Value > 0 }) {
+		nearest.offer(n)
+	}
+	return nearest.items
 }
 
 // queues yields the accept queues of all namespaces in which connections wait.

@@ -34,6 +34,10 @@ const (
 // has ended, or is elsewhere.
 var errMoved = errors.New("no process is in it any more")
 
+// A looker reads a namespace. Its error is errMoved where there is none any more, and
+// kernel.ErrLost where the tour is at its end.
+type looker func(context.Context, netnsPlace) (netnsReading, error)
+
 // A netnsPlace is where a namespace was found: at processes, or at a mount.
 type netnsPlace struct {
 	// id is that of the namespace; at a mount it is the inode number of that.
@@ -60,8 +64,10 @@ type netnsReader struct {
 	conntrackMax kernel.File // one value for all, each of which may have as many
 	mountinfo    kernel.File // of the host's mount namespace
 	pods         *owner.Pods
-	history      netnsHistory
-	host         uint64 // the ID of the host's namespace
+	// looker returns what looks at namespaces on a tour.
+	looker  func(*Scope, *kernel.Tour) looker
+	history netnsHistory
+	host    uint64 // the ID of the host's namespace
 
 	mu sync.Mutex
 	// hanging are the namespaces from which a visit has not come back.
@@ -74,6 +80,7 @@ func newNetnsReader(k *Scope) *netnsReader {
 		conntrackMax: k.GlobalSysctl("net.netfilter.nf_conntrack_max"),
 		mountinfo:    k.Proc("1/mountinfo"),
 		pods:         owner.NewPods(k.PodsPath),
+		looker:       func(k *Scope, t *kernel.Tour) looker { return newNetnsVisitor(k, t).look },
 		history:      netnsHistory{of: map[uint64]*netnsPast{}},
 		hanging:      map[uint64]bool{},
 	}
@@ -263,12 +270,11 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 	ended := make(chan error, 1)
 	go func() {
 		ended <- r.Tour(func(t *kernel.Tour) error {
-			v := newNetnsVisitor(r.Scope, t)
+			look := r.looker(r.Scope, t)
 			for _, at := range places {
 				var res result
-				res.reading, res.err = v.look(ctx, at)
-				if v.lost != nil {
-					return v.lost
+				if res.reading, res.err = look(ctx, at); errors.Is(res.err, kernel.ErrLost) {
+					return res.err
 				}
 				mu.Lock()
 				gone := left

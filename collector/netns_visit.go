@@ -25,7 +25,6 @@ type netnsVisitor struct {
 	ports                          func(context.Context, *ports) error
 	// places are those of the counters of the host that each counter is the sum of.
 	places [netnsCounterCount][]int
-	lost   error // why it cannot go on
 	buf    []byte
 }
 
@@ -57,7 +56,7 @@ func (v *netnsVisitor) look(ctx context.Context, at netnsPlace) (n netnsReading,
 	}
 	err = errMoved
 	for _, pid := range at.pids {
-		if n, err = v.lookBy(ctx, at, pid); !errors.Is(err, errMoved) || v.lost != nil {
+		if n, err = v.lookBy(ctx, at, pid); !errors.Is(err, errMoved) {
 			break
 		}
 	}
@@ -67,7 +66,7 @@ func (v *netnsVisitor) look(ctx context.Context, at netnsPlace) (n netnsReading,
 // lookBy reads a namespace by a process. What it read is of that namespace if the
 // process was there before and after.
 func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, pid int) (n netnsReading, err error) {
-	v.lost = v.tour.Visit(pid, func(entered error) error {
+	lost := v.tour.Visit(pid, func(entered error) error {
 		if !v.tour.At(at.id) {
 			err = errMoved
 			return nil
@@ -84,7 +83,7 @@ func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, pid int) (n ne
 		}
 		return nil
 	})
-	return n, err
+	return n, cmp.Or(lost, err)
 }
 
 // lookMounted reads a namespace that is bound to a file.

@@ -82,9 +82,11 @@ func netstatSpec() Spec {
 		}
 	}
 	return define(Definition[netstat]{
-		Name:    "netstat",
-		Help:    "Counters of drops, refusals and pressure in TCP, UDP and IP, from /proc/net/netstat, /proc/net/snmp and /proc/net/snmp6.",
-		Open:    func(k *Scope) func(context.Context, *netstat) error { return netstatOf(k.Host, "snmp", "netstat", "snmp6") },
+		Name: "netstat",
+		Help: "Counters of drops, refusals and pressure in TCP, UDP and IP, from /proc/net/netstat, /proc/net/snmp and /proc/net/snmp6.",
+		Open: func(k *Scope) func(context.Context, *netstat) error {
+			return netstatOf(k.Host, "snmp", "netstat", "snmp6")
+		},
 		Metrics: metrics,
 	})
 }

@@ -148,6 +148,9 @@ type Definition[S any] struct {
 	LogLines []LogLine
 	// Notes returns what a snapshot has for people besides its numbers. It may be nil.
 	Notes func(*S) []Note
+	// Netns returns the network namespaces besides the host's that are the nearest to
+	// limits of their own, one of each limit. It may be nil.
+	Netns func(*S) []NetnsLimit
 }
 
 // A Lister is a List of items of any type.
@@ -197,6 +200,9 @@ func define[S any](d Definition[S]) Spec {
 				}
 				if d.Notes != nil {
 					t.notes = d.Notes(s)
+				}
+				if d.Netns != nil {
+					t.netns = d.Netns(s)
 				}
 				return t.reading, t.Err()
 			}

@@ -32,6 +32,7 @@ type reading struct {
 	samples []sample
 	limits  []LimitReading
 	notes   []Note
+	netns   []NetnsLimit
 }
 
 // Note is a message of the kernel, for people.

@@ -144,6 +144,9 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 			if at := slices.IndexFunc(r.notes, func(n collector.Note) bool { return slices.Contains(n.Resources, l.Resource) }); at >= 0 {
 				fmt.Fprintf(out, "  the kernel said at %s: %s\n", r.notes[at].At.Format(time.DateTime), r.notes[at].Text)
 			}
+			if l.Netns != nil {
+				fmt.Fprintf(out, "  in the network namespace %s: %s%%\n", l.Netns.Name, l.Netns.Share())
+			}
 			for _, item := range l.Items[:min(shownItems, len(l.Items))] {
 				fmt.Fprintf(out, "  %s: %s\n", item.Name(), l.Amount(item.Usage, item.Limit))
 			}
@@ -180,6 +183,13 @@ type (
 		Effect     string         `json:"effect"`
 		Thresholds jsonThresholds `json:"thresholds"`
 		Items      []jsonItem     `json:"items"`
+		WorstNetns *jsonNetns     `json:"worst_netns"`
+	}
+	jsonNetns struct {
+		Netns      string  `json:"netns"`
+		Namespace  string  `json:"namespace"`
+		Pod        string  `json:"pod"`
+		Saturation float64 `json:"saturation"`
 	}
 	jsonItem struct {
 		Labels     map[string]string `json:"labels"`
@@ -229,6 +239,10 @@ func (r report) writeJSON(out io.Writer) error {
 		doc.HostView[part] = err == nil
 	}
 	for _, l := range r.limits {
+		var worst *jsonNetns
+		if n := l.Netns; n != nil {
+			worst = &jsonNetns{n.Name, n.Namespace, n.Pod, n.Saturation}
+		}
 		doc.Limits = append(doc.Limits, jsonLimit{
 			Resource:   l.Resource,
 			State:      l.Level().String(),
@@ -240,6 +254,7 @@ func (r report) writeJSON(out io.Writer) error {
 			Effect:     l.Effect,
 			Thresholds: jsonThresholds{Warning: l.Warning(), Critical: l.CriticalRatio},
 			Items:      jsonItems(l),
+			WorstNetns: worst,
 		})
 	}
 	for _, f := range r.failed {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -30,6 +31,8 @@ type config struct {
 
 	procPath, sysPath string
 	sysPathSet        bool // by the user
+	podLogs           string
+	podLogsSet        bool // by the user
 	top               int
 	maxCPU            float64
 	sampleInterval    time.Duration
@@ -87,6 +90,7 @@ func parseFlags(table []command, args []string, stdout io.Writer) (c *config, ex
 	app.Flag("web.disable-exporter-metrics", "Leave out metrics of the exporter itself (go_*, process_*, promhttp_*).").BoolVar(&c.disableExporterMetrics)
 	app.Flag("path.procfs", "Mount point of the procfs whose process 1 is the host's.").Default("/proc").StringVar(&c.procPath)
 	app.Flag("path.sysfs", "Mount point of sysfs. Only the default may be absent.").Default("/sys").IsSetByUser(&c.sysPathSet).StringVar(&c.sysPath)
+	app.Flag("path.pod-logs", "Folder of the logs of the host's pods, by which network namespaces are named after pods. Only the default may be absent.").Default("/var/log/pods").IsSetByUser(&c.podLogsSet).StringVar(&c.podLogs)
 	app.Flag("collector.top", "Series of each list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
 	app.Flag("collector.max-cpu", "Share of one core that walks over all sockets and processes may take together: when they took t, they are repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
 	app.Flag("collector.sample-interval", "How often limits are read between scrapes for their peaks, those of listeners four times as often while there are bursts; 0s turns it off.").Default("1s").DurationVar(&c.sampleInterval)
@@ -148,6 +152,16 @@ func (c *config) validate() error {
 	if c.sysPathSet {
 		if err := checkSysfs(c.sysPath); err != nil {
 			return fmt.Errorf("--path.sysfs=%s: %w", c.sysPath, err)
+		}
+	}
+	if c.podLogsSet {
+		dir, err := os.Open(c.podLogs)
+		if err == nil {
+			_, err = dir.Readdirnames(1)
+			_ = dir.Close()
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("--path.pod-logs=%s: %w", c.podLogs, err)
 		}
 	}
 	if file := *c.web.WebConfigFile; file != "" {

@@ -50,16 +50,17 @@ func (g *Guest) Enter(path string) error {
 	return nil
 }
 
-// Leave goes home. If that fails it fails for good, and so does Enter.
+// Leave goes home. If that fails it is inside for good, and the thread has to end.
 func (g *Guest) Leave() error {
 	if !g.inside {
-		return g.lost
+		return nil
 	}
 	if err := unix.Setns(g.home, unix.CLONE_NEWNET); err != nil {
 		g.lost = fmt.Errorf("setns to the network namespace of this process: %w", err)
+		return g.lost
 	}
 	g.inside = false
-	return g.lost
+	return nil
 }
 
 // Inside reports whether it is in another namespace.

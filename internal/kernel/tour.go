@@ -9,6 +9,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
 )
 
+// ErrLost means that a tour is in a network namespace that it cannot leave, and has to
+// end.
+var ErrLost = errors.New("cannot go on to the next network namespace")
+
 // A Tour visits network namespaces other than the host's, one after another. Its Netns
 // is the one that is being visited, so that what reads it is made once.
 type Tour struct {
@@ -50,8 +54,8 @@ func (t *Tour) VisitName(path string, fn func() error) error {
 
 func (t *Tour) visit(netPath, nsPath string, fn func(entered error) error) (err error) {
 	defer func() {
-		if e := t.guest.Leave(); e != nil && err == nil {
-			err = fmt.Errorf("cannot go on: %w", e)
+		if e := t.guest.Leave(); e != nil {
+			err = fmt.Errorf("%w: %w", ErrLost, e)
 		}
 	}()
 	entered := t.guest.Enter(nsPath)

@@ -192,6 +192,7 @@ func lists(r collector.Result) []list {
 // them, as long as they are near to it.
 func bars(l collector.LimitReading) []bar {
 	var all []bar
+	l.Netns = nil // that has no bar here
 	for _, item := range l.Items {
 		b := bar{LimitReading: l, Name: item.Name()}
 		// Where the limit is 0, as the backlog of a listener may be, one still passes.

@@ -1,0 +1,473 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+)
+
+// aNamespace is a network namespace of a test's own, with a process in it.
+type aNamespace struct {
+	t    *testing.T
+	pid  int
+	name string // the label that it has, as long as nobody owns it
+	end  func()
+}
+
+// newNamespace makes a namespace that ends with the test, or by its end.
+func newNamespace(t *testing.T) *aNamespace {
+	t.Helper()
+	needs.Check(t, needs.Root)
+	child := exec.Command("sleep", "300")
+	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	end := make(chan struct{})
+	go func() { // Pdeathsig is for the end of the thread that started it
+		runtime.LockOSThread()
+		started <- child.Start()
+		<-end
+		_ = child.Process.Kill()
+		_ = child.Wait()
+		started <- nil
+	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	n := &aNamespace{t: t, pid: child.Process.Pid, end: sync.OnceFunc(func() {
+		close(end)
+		<-started
+	})}
+	t.Cleanup(n.end)
+	id, err := machine(t, running()).ID(n.pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.name = fmt.Sprintf("inode/%d", id)
+	return n
+}
+
+// inside runs fn on a thread in the namespace.
+func (n *aNamespace) inside(fn func() error) {
+	n.t.Helper()
+	s := scope(n.t, running())
+	err := s.Tour(func(tour *kernel.Tour) error {
+		var inner error
+		err := tour.Visit(n.pid, func(entered error) error {
+			if inner = entered; inner == nil {
+				inner = fn()
+			}
+			return nil
+		})
+		return errors.Join(err, inner)
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// sockets are descriptors that are closed together.
+type sockets []int
+
+func (s *sockets) close() {
+	for _, fd := range *s {
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		_ = unix.Close(fd)
+	}
+	*s = nil
+}
+
+// listen opens a listener on loopback, which is brought up, and dials it so often
+// without accepting.
+func (n *aNamespace) listen(backlog, dials int) *sockets {
+	n.t.Helper()
+	open := new(sockets)
+	n.t.Cleanup(open.close)
+	n.inside(func() error {
+		if err := up(); err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		*open = append(*open, fd)
+		at := &unix.SockaddrInet4{Port: 8080, Addr: [4]byte{127, 0, 0, 1}}
+		if err := errors.Join(unix.Bind(fd, at), unix.Listen(fd, backlog)); err != nil {
+			return err
+		}
+		for range dials {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+			if err != nil {
+				return err
+			}
+			*open = append(*open, fd)
+			if err := unix.Connect(fd, at); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+				return err
+			}
+		}
+		return nil
+	})
+	return open
+}
+
+// up brings loopback up.
+func up() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+}
+
+// netnsSet returns a set of the collector alone.
+func netnsSet(t *testing.T) *Set {
+	t.Helper()
+	o := running()
+	o.PodsPath = t.TempDir()
+	set := NewSet(machine(t, o), []Spec{netnsSpec()}, Config{Top: 100, Logger: slog.New(slog.DiscardHandler)})
+	t.Cleanup(func() { closeSet(t, set) })
+	return set
+}
+
+// readNetns reads the set, which must succeed, and returns its series.
+func readNetns(t *testing.T, set *Set) map[string]float64 {
+	t.Helper()
+	r := set.Read(t.Context(), Query{}).Results[0]
+	if r.Err != nil || r.Unsupported != nil {
+		t.Fatal(r.Err, r.Unsupported)
+	}
+	all := map[string]float64{}
+	for _, s := range r.samples {
+		key := s.metric.Name
+		for i, name := range s.metric.Labels {
+			if s.labels[i] != "" {
+				key += " " + name + "=" + s.labels[i]
+			}
+		}
+		all[key] = s.value
+	}
+	return all
+}
+
+// TestNetns expects the numbers of namespaces under their names, each of its own.
+func TestNetns(t *testing.T) {
+	full, calm, empty := newNamespace(t), newNamespace(t), newNamespace(t)
+	full.listen(1, 5)
+	calm.listen(8, 2)
+	set := netnsSet(t)
+	got := readNetns(t, set)
+	for key, want := range map[string]float64{
+		"netns_tcp_sockets_inuse netns=" + calm.name:                                5, // a listener, two ends each
+		"netns_accept_queue_length netns=" + full.name + " listener=127.0.0.1:8080": 2,
+		"netns_accept_queue_limit netns=" + full.name + " listener=127.0.0.1:8080":  1,
+		"netns_accept_queue_length netns=" + calm.name + " listener=127.0.0.1:8080": 2,
+		"netns_accept_queue_limit netns=" + calm.name + " listener=127.0.0.1:8080":  8,
+		"netns_saturation_ratio resource=accept_queue netns=" + full.name:           2,
+		"netns_saturation_ratio resource=accept_queue netns=" + calm.name:           0.25,
+		"netns_refusals_total resource=accept_queue":                                0, // nobody knows when they were
+	} {
+		if v, ok := got[key]; !ok || v != want {
+			t.Errorf("%s is %v (%v), want %v", key, v, ok, want)
+		}
+	}
+	if got["netns_tcp_listen_overflows_total netns="+full.name] < 1 {
+		t.Error("the namespace that refused has no counter")
+	}
+	for key := range got {
+		if strings.Contains(key, empty.name) || strings.Contains(key, "overflows_total netns="+calm.name) {
+			t.Errorf("%s says nothing", key)
+		}
+	}
+	if got["netns_namespaces"] < 3 || got["netns_unreadable"] != 0 {
+		t.Errorf("%v namespaces, %v unreadable", got["netns_namespaces"], got["netns_unreadable"])
+	}
+	limits := set.Read(t.Context(), Query{}).Results[0].netns
+	if len(limits) == 0 || limits[0].Resource != "accept_queue" || limits[0].Name != full.name || limits[0].Saturation != 2 {
+		t.Errorf("the worst are %+v", limits)
+	}
+}
+
+// TestNetnsLimits expects TIME_WAIT and the ephemeral ports of a namespace against its
+// own sysctls.
+func TestNetnsLimits(t *testing.T) {
+	n := newNamespace(t)
+	sysctl := func(name, value string) {
+		n.inside(func() error {
+			return os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0)
+		})
+	}
+	sysctl("ip_local_port_range", "40000 40099")
+	sysctl("tcp_max_tw_buckets", "50")
+	n.listen(100, 60)
+	got := readNetns(t, netnsSet(t))
+	if v := got["netns_saturation_ratio resource=ephemeral_ports netns="+n.name]; v != 0.6 {
+		t.Errorf("60 of 100 ports are %v", v)
+	}
+	if v, ok := got["netns_saturation_ratio resource=tcp_time_wait netns="+n.name]; ok {
+		t.Errorf("TIME_WAIT is at %v without any", v)
+	}
+}
+
+// TestNetnsRefusals expects what was refused in namespaces to be counted once, over
+// those that end and those that are new.
+func TestNetnsRefusals(t *testing.T) {
+	old := newNamespace(t)
+	old.listen(1, 5)
+	set := netnsSet(t)
+	const key = "netns_refusals_total resource=accept_queue"
+	if got := readNetns(t, set)[key]; got != 0 {
+		t.Fatalf("%v before the first reading", got)
+	}
+	young := newNamespace(t)
+	young.listen(1, 6)
+	series := readNetns(t, set)
+	first := series[key]
+	if overflows := series["netns_tcp_listen_overflows_total netns="+young.name]; first < overflows || overflows < 1 {
+		t.Errorf("%v refusals, of which %v in a new namespace", first, overflows)
+	}
+	old.end()
+	young.end()
+	for range 3 {
+		if got := readNetns(t, set)[key]; got != first {
+			t.Errorf("%v refusals after %v, when the namespaces have ended", got, first)
+		}
+	}
+}
+
+// TestNetnsNames expects a namespace with no process, which is bound to a file, and its
+// name.
+func TestNetnsNames(t *testing.T) {
+	needs.Check(t, needs.Root, "ip")
+	name := fmt.Sprintf("a b%d", os.Getpid())
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("ip", "netns", "del", name).CombinedOutput(); err != nil && t.Context().Err() == nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	set := netnsSet(t)
+	readNetns(t, set)
+	const refuse = `import socket
+s = socket.socket(); s.bind(("127.0.0.1", 8080)); s.listen(0)
+k = [socket.socket() for _ in range(4)]
+for c in k:
+    c.setblocking(False)
+    c.connect_ex(("127.0.0.1", 8080))
+`
+	for _, args := range [][]string{{"ip", "link", "set", "lo", "up"}, {"python3", "-c", refuse}} {
+		if out, err := exec.Command("ip", append([]string{"netns", "exec", name}, args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	got := readNetns(t, set)
+	if v := got["netns_tcp_listen_overflows_total netns=name/"+name]; v < 1 {
+		t.Errorf("%v overflows: %v", v, got)
+	}
+}
+
+// TestNetnsLeavesNothing expects a namespace to end with its last process while it is
+// read as fast as that goes, every time: the other end of its veth goes with it.
+func TestNetnsLeavesNothing(t *testing.T) {
+	needs.Check(t, needs.Root, "ip")
+	set := netnsSet(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for ctx.Err() == nil {
+			set.Read(ctx, Query{})
+		}
+	})
+	defer reading.Wait()
+	defer cancel()
+	for i := range 20 {
+		n := newNamespace(t)
+		veth := fmt.Sprintf("sp%d-%d", os.Getpid()%100000, i)
+		if out, err := exec.Command("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(n.pid)).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		time.Sleep(time.Duration(i) * time.Millisecond)
+		n.end()
+		for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+			if _, err := os.Stat("/sys/class/net/" + veth); errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			if time.Since(begin) > 20*time.Second {
+				t.Fatalf("%s is still there", veth)
+			}
+		}
+	}
+}
+
+// TestNetnsHangs expects a namespace that does not answer to cost the others nothing
+// but a moment, and not to be asked again before it has.
+func TestNetnsHangs(t *testing.T) {
+	release := make(chan struct{})
+	looked := make(chan uint64, 100)
+	r := &netnsReader{
+		Scope: scope(t, kernel.Options{ProcPath: "/proc", SysPath: "/sys"}), hanging: map[uint64]bool{},
+		looker: func(*Scope, *kernel.Tour) looker {
+			return func(_ context.Context, at netnsPlace) (netnsReading, error) {
+				looked <- at.id
+				if at.id == 2 {
+					<-release
+				}
+				return netnsReading{id: at.id}, nil
+			}
+		},
+	}
+	places := []netnsPlace{{id: 1}, {id: 2, pids: []int{22}}, {id: 3}, {id: 4}}
+	visit := func() (read []uint64, failed []error) {
+		err := r.visit(t.Context(), places, func(_ netnsPlace, n netnsReading, err error) {
+			if err != nil {
+				failed = append(failed, err)
+			} else {
+				read = append(read, n.id)
+			}
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return read, failed
+	}
+	for round := range 2 {
+		read, failed := visit()
+		if fmt.Sprint(read) != "[1 3 4]" || len(failed) != 1 || !errors.Is(failed[0], errDeadline) {
+			t.Errorf("round %d: %v, %v", round, read, failed)
+		}
+	}
+	if n := len(looked); n != 7 { // four, then three
+		t.Errorf("looked %d times", n)
+	}
+	close(release)
+	for end := time.Now().Add(20 * time.Second); r.hangs(2) && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if read, failed := visit(); len(read) != 4 || len(failed) != 0 {
+		t.Errorf("after it has come back: %v, %v", read, failed)
+	}
+}
+
+// TestNetnsMoved expects a reading to be dropped when its process is in another
+// namespace by then.
+func TestNetnsMoved(t *testing.T) {
+	n := newNamespace(t)
+	s := scope(t, running())
+	id, err := s.ID(n.pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Tour(func(tour *kernel.Tour) error {
+		look := newNetnsVisitor(s, tour).look
+		for _, c := range []struct {
+			at   netnsPlace
+			want error
+		}{
+			{netnsPlace{id: id, pids: []int{n.pid}}, nil},
+			{netnsPlace{id: id + 1, pids: []int{n.pid}}, errMoved},
+			{netnsPlace{id: id, pids: []int{os.Getpid()}}, errMoved},
+			{netnsPlace{id: id, pids: []int{1 << 30, n.pid}}, nil},
+			{netnsPlace{id: id, pids: []int{1 << 30}}, errMoved},
+			{netnsPlace{id: id, path: filepath.Join(t.TempDir(), "gone")}, errMoved},
+		} {
+			if got, err := look(t.Context(), c.at); !errors.Is(err, c.want) || err == nil && got.id != id {
+				t.Errorf("%+v: %d, %v", c.at, got.id, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDistinguish expects every namespace to have a name of its own that people can
+// read.
+func TestDistinguish(t *testing.T) {
+	var all []netnsReading
+	for i, name := range []string{"pod/a/b", "", "pod/a/b", "name/x\n", "name/x\r", "docker/0"} {
+		all = append(all, netnsReading{id: uint64(i), owner: owner.Owner{Name: name}})
+	}
+	distinguish(all)
+	var names []string
+	for _, n := range all {
+		names = append(names, n.owner.Name)
+	}
+	if got := strings.Join(names, " "); got != "pod/a/b inode/1 inode/2 name/x? inode/4 docker/0" {
+		t.Error(got)
+	}
+}
+
+// TestNetnsHistory expects counters to be compared with those of the same namespace, a
+// new one to count whole, one that begins anew under an old ID too, and clashes of
+// connection tracking not to count as refusals.
+func TestNetnsHistory(t *testing.T) {
+	h := netnsHistory{of: map[uint64]*netnsPast{}}
+	const overflows = 0
+	for i, step := range []struct {
+		id                      uint64
+		overflow, drop, clashes float64
+		refused, dropped        float64 // in all, since the first reading
+		rose                    int
+	}{
+		{1, 5, 3, 1, 0, 0, 1},
+		{1, 5, 3, 1, 0, 0, 1},
+		{1, 7, 6, 3, 2, 1, 3},
+		{2, 4, 0, 0, 6, 1, 4}, // 1 has ended
+		{2, 4, 0, 0, 6, 1, 4},
+		{2, 1, 0, 0, 7, 1, 6}, // another one
+		{1, 1, 0, 0, 8, 1, 7}, // as if it had never been there
+	} {
+		n := netnsReading{id: step.id, clashes: number(step.clashes)}
+		n.counters[overflows], n.counters[netnsConntrackDrops] = number(step.overflow), number(step.drop)
+		h.begin()
+		h.note(&n)
+		h.end()
+		if got := h.refused; got[overflows].Value != step.refused || got[netnsConntrackDrops].Value != step.dropped || n.rose != step.rose {
+			t.Errorf("step %d: %v, %v, rose in %d", i, got[overflows], got[netnsConntrackDrops], n.rose)
+		}
+	}
+	if len(h.of) != 1 {
+		t.Errorf("%d namespaces are remembered", len(h.of))
+	}
+}
+
+// TestNewWounds expects the namespaces that refused something last to be listed, not
+// those that once refused the most.
+func TestNewWounds(t *testing.T) {
+	first := top[*netnsReading]{n: 2, before: (*netnsReading).wounded}
+	for id := range uint64(50) {
+		n := &netnsReading{id: id, rose: 1, rise: float64(id)}
+		if id == 40 {
+			n.rose, n.rise = 2, 1
+		}
+		first.offer(n)
+	}
+	if first.items[0].id != 40 || first.items[1].id != 49 {
+		t.Errorf("the first are %d and %d", first.items[0].id, first.items[1].id)
+	}
+}
