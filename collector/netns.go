@@ -127,7 +127,7 @@ func netnsSpec() Spec {
 	return define(Definition[namespaces]{
 		Name:      "netns",
 		Help:      "Every network namespace but the host's, such as those of pods: sockets, refusals and how near each is to its own limits.",
-		Privilege: "The limits of accept queues, of TIME_WAIT and of ephemeral ports, and namespaces without a process, need CAP_SYS_ADMIN and CAP_SYS_PTRACE. Without them accept queues are looked at in turns.",
+		Privilege: "Accept queues, the limits of TIME_WAIT and of ephemeral ports, and namespaces without a process, need CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
 		Walk:      true,
 		Open: func(k *Scope) func(context.Context, *namespaces) error {
 			return newNetnsReader(k).read
@@ -145,7 +145,7 @@ func netnsSpec() Spec {
 			},
 			{
 				Name:   "netns_saturation_ratio",
-				Help:   "Usage of a limit that each network namespace has for itself divided by the limit, of the namespaces nearest to it. All but conntrack_entries:" + privileged,
+				Help:   "Usage of a limit that each network namespace has for itself divided by the limit, of the namespaces nearest to it. All but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
 				Labels: slices.Concat([]string{"resource"}, labels),
 				Values: (*namespaces).saturations,
 			},
@@ -177,7 +177,7 @@ func netnsSpec() Spec {
 				Columns: []Metric[netnsQueue]{
 					{
 						Name:  "netns_accept_queue_length",
-						Help:  "Connections that wait to be accepted, of the listeners nearest to their limit in all network namespaces but the host's. From sock_diag, or /proc/<pid>/net/tcp and tcp6.",
+						Help:  "Connections that wait to be accepted, of the listeners nearest to their limit in all network namespaces but the host's. From sock_diag." + privileged,
 						Value: func(q *netnsQueue) Number { return number(q.length) },
 					},
 					{
