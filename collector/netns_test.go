@@ -9,137 +9,29 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 )
 
-// aNamespace is a network namespace of a test's own, with a process in it.
-type aNamespace struct {
-	t    *testing.T
-	pid  int
-	name string // the label that it has, as long as nobody owns it
-	end  func()
-}
-
-// newNamespace makes a namespace that ends with the test, or by its end.
-func newNamespace(t *testing.T) *aNamespace {
+// newNamespace makes a network namespace that ends with the test, or by its End, and
+// returns it with the label that it has, as long as nobody owns it.
+func newNamespace(t *testing.T) (n *nettest.Namespace, name string) {
 	t.Helper()
 	needs.Check(t, needs.Root)
-	child := exec.Command("sleep", "300")
-	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	end := make(chan struct{})
-	go func() { // Pdeathsig is for the end of the thread that started it
-		runtime.LockOSThread()
-		started <- child.Start()
-		<-end
-		_ = child.Process.Kill()
-		_ = child.Wait()
-		started <- nil
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
-	n := &aNamespace{t: t, pid: child.Process.Pid, end: sync.OnceFunc(func() {
-		close(end)
-		<-started
-	})}
-	t.Cleanup(n.end)
-	id, err := machine(t, running()).ID(n.pid)
+	n = nettest.New(t)
+	id, err := machine(t, running()).ID(n.PID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.name = fmt.Sprintf("inode/%d", id)
-	return n
-}
-
-// inside runs fn on a thread in the namespace.
-func (n *aNamespace) inside(fn func() error) {
-	n.t.Helper()
-	s := scope(n.t, running())
-	err := s.Tour(func(tour *kernel.Tour) error {
-		var inner error
-		err := tour.Visit(n.pid, func(entered error) error {
-			if inner = entered; inner == nil {
-				inner = fn()
-			}
-			return nil
-		})
-		return errors.Join(err, inner)
-	})
-	if err != nil {
-		n.t.Fatal(err)
-	}
-}
-
-// sockets are descriptors that are closed together.
-type sockets []int
-
-func (s *sockets) close() {
-	for _, fd := range *s {
-		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-		_ = unix.Close(fd)
-	}
-	*s = nil
-}
-
-// listen opens a listener on loopback, which is brought up, and dials it so often
-// without accepting.
-func (n *aNamespace) listen(backlog, dials int) *sockets {
-	n.t.Helper()
-	open := new(sockets)
-	n.t.Cleanup(open.close)
-	n.inside(func() error {
-		if err := up(); err != nil {
-			return err
-		}
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		*open = append(*open, fd)
-		at := &unix.SockaddrInet4{Port: 8080, Addr: [4]byte{127, 0, 0, 1}}
-		if err := errors.Join(unix.Bind(fd, at), unix.Listen(fd, backlog)); err != nil {
-			return err
-		}
-		for range dials {
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-			if err != nil {
-				return err
-			}
-			*open = append(*open, fd)
-			if err := unix.Connect(fd, at); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-				return err
-			}
-		}
-		return nil
-	})
-	return open
-}
-
-// up brings loopback up.
-func up() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+	return n, fmt.Sprintf("inode/%d", id)
 }
 
 // netnsSet returns a set of the collector alone.
@@ -161,43 +53,45 @@ func readNetns(t *testing.T, set *Set) map[string]float64 {
 	}
 	all := map[string]float64{}
 	for _, s := range r.samples {
-		key := s.metric.Name
+		key := []string{s.metric.Name}
 		for i, name := range s.metric.Labels {
 			if s.labels[i] != "" {
-				key += " " + name + "=" + s.labels[i]
+				key = append(key, name+"="+s.labels[i])
 			}
 		}
-		all[key] = s.value
+		all[strings.Join(key, " ")] = s.value
 	}
 	return all
 }
 
 // TestNetns expects the numbers of namespaces under their names, each of its own.
 func TestNetns(t *testing.T) {
-	full, calm, empty := newNamespace(t), newNamespace(t), newNamespace(t)
-	full.listen(1, 5)
-	calm.listen(8, 2)
+	full, fullName := newNamespace(t)
+	calm, calmName := newNamespace(t)
+	_, emptyName := newNamespace(t)
+	full.Listen(1, 5)
+	calm.Listen(8, 2)
 	set := netnsSet(t)
 	got := readNetns(t, set)
 	for key, want := range map[string]float64{
-		"netns_tcp_sockets_inuse netns=" + calm.name:                                5, // a listener, two ends each
-		"netns_accept_queue_length netns=" + full.name + " listener=127.0.0.1:8080": 2,
-		"netns_accept_queue_limit netns=" + full.name + " listener=127.0.0.1:8080":  1,
-		"netns_accept_queue_length netns=" + calm.name + " listener=127.0.0.1:8080": 2,
-		"netns_accept_queue_limit netns=" + calm.name + " listener=127.0.0.1:8080":  8,
-		"netns_saturation_ratio resource=accept_queue netns=" + full.name:           2,
-		"netns_saturation_ratio resource=accept_queue netns=" + calm.name:           0.25,
-		"netns_refusals_total resource=accept_queue":                                0, // nobody knows when they were
+		"netns_tcp_sockets_inuse netns=" + calmName:                                5, // a listener, two ends each
+		"netns_accept_queue_length netns=" + fullName + " listener=127.0.0.1:8080": 2,
+		"netns_accept_queue_limit netns=" + fullName + " listener=127.0.0.1:8080":  1,
+		"netns_accept_queue_length netns=" + calmName + " listener=127.0.0.1:8080": 2,
+		"netns_accept_queue_limit netns=" + calmName + " listener=127.0.0.1:8080":  8,
+		"netns_saturation_ratio resource=accept_queue netns=" + fullName:           2,
+		"netns_saturation_ratio resource=accept_queue netns=" + calmName:           0.25,
+		"netns_refusals_total resource=accept_queue":                               0, // nobody knows when they were
 	} {
 		if v, ok := got[key]; !ok || v != want {
 			t.Errorf("%s is %v (%v), want %v", key, v, ok, want)
 		}
 	}
-	if got["netns_tcp_listen_overflows_total netns="+full.name] < 1 {
+	if got["netns_tcp_listen_overflows_total netns="+fullName] < 1 {
 		t.Error("the namespace that refused has no counter")
 	}
 	for key := range got {
-		if strings.Contains(key, empty.name) || strings.Contains(key, "overflows_total netns="+calm.name) {
+		if strings.Contains(key, emptyName) || strings.Contains(key, "overflows_total netns="+calmName) {
 			t.Errorf("%s says nothing", key)
 		}
 	}
@@ -205,7 +99,7 @@ func TestNetns(t *testing.T) {
 		t.Errorf("%v namespaces, %v unreadable", got["netns_namespaces"], got["netns_unreadable"])
 	}
 	limits := set.Read(t.Context(), Query{}).Results[0].netns
-	if len(limits) == 0 || limits[0].Resource != "accept_queue" || limits[0].Name != full.name || limits[0].Saturation != 2 {
+	if len(limits) == 0 || limits[0].Resource != "accept_queue" || limits[0].Name != fullName || limits[0].Saturation != 2 {
 		t.Errorf("the worst are %+v", limits)
 	}
 }
@@ -213,20 +107,20 @@ func TestNetns(t *testing.T) {
 // TestNetnsLimits expects TIME_WAIT and the ephemeral ports of a namespace against its
 // own sysctls.
 func TestNetnsLimits(t *testing.T) {
-	n := newNamespace(t)
+	n, label := newNamespace(t)
 	sysctl := func(name, value string) {
-		n.inside(func() error {
+		n.Inside(func() error {
 			return os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0)
 		})
 	}
 	sysctl("ip_local_port_range", "40000 40099")
 	sysctl("tcp_max_tw_buckets", "50")
-	n.listen(100, 60)
+	n.Listen(100, 60)
 	got := readNetns(t, netnsSet(t))
-	if v := got["netns_saturation_ratio resource=ephemeral_ports netns="+n.name]; v != 0.6 {
+	if v := got["netns_saturation_ratio resource=ephemeral_ports netns="+label]; v != 0.6 {
 		t.Errorf("60 of 100 ports are %v", v)
 	}
-	if v, ok := got["netns_saturation_ratio resource=tcp_time_wait netns="+n.name]; ok {
+	if v, ok := got["netns_saturation_ratio resource=tcp_time_wait netns="+label]; ok {
 		t.Errorf("TIME_WAIT is at %v without any", v)
 	}
 }
@@ -234,22 +128,22 @@ func TestNetnsLimits(t *testing.T) {
 // TestNetnsRefusals expects what was refused in namespaces to be counted once, over
 // those that end and those that are new.
 func TestNetnsRefusals(t *testing.T) {
-	old := newNamespace(t)
-	old.listen(1, 5)
+	old, _ := newNamespace(t)
+	old.Listen(1, 5)
 	set := netnsSet(t)
 	const key = "netns_refusals_total resource=accept_queue"
 	if got := readNetns(t, set)[key]; got != 0 {
 		t.Fatalf("%v before the first reading", got)
 	}
-	young := newNamespace(t)
-	young.listen(1, 6)
+	young, youngName := newNamespace(t)
+	young.Listen(1, 6)
 	series := readNetns(t, set)
 	first := series[key]
-	if overflows := series["netns_tcp_listen_overflows_total netns="+young.name]; first < overflows || overflows < 1 {
+	if overflows := series["netns_tcp_listen_overflows_total netns="+youngName]; first < overflows || overflows < 1 {
 		t.Errorf("%v refusals, of which %v in a new namespace", first, overflows)
 	}
-	old.end()
-	young.end()
+	old.End()
+	young.End()
 	for range 3 {
 		if got := readNetns(t, set)[key]; got != first {
 			t.Errorf("%v refusals after %v, when the namespaces have ended", got, first)
@@ -272,18 +166,7 @@ func TestNetnsNames(t *testing.T) {
 	})
 	set := netnsSet(t)
 	readNetns(t, set)
-	const refuse = `import socket
-s = socket.socket(); s.bind(("127.0.0.1", 8080)); s.listen(0)
-k = [socket.socket() for _ in range(4)]
-for c in k:
-    c.setblocking(False)
-    c.connect_ex(("127.0.0.1", 8080))
-`
-	for _, args := range [][]string{{"ip", "link", "set", "lo", "up"}, {"python3", "-c", refuse}} {
-		if out, err := exec.Command("ip", append([]string{"netns", "exec", name}, args...)...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
+	nettest.At(t, "/run/netns/"+name).Listen(0, 4)
 	got := readNetns(t, set)
 	if v := got["netns_tcp_listen_overflows_total netns=name/"+name]; v < 1 {
 		t.Errorf("%v overflows: %v", v, got)
@@ -305,13 +188,13 @@ func TestNetnsLeavesNothing(t *testing.T) {
 	defer reading.Wait()
 	defer cancel()
 	for i := range 20 {
-		n := newNamespace(t)
+		n, _ := newNamespace(t)
 		veth := fmt.Sprintf("sp%d-%d", os.Getpid()%100000, i)
-		if out, err := exec.Command("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(n.pid)).CombinedOutput(); err != nil {
+		if out, err := exec.Command("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(n.PID)).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 		time.Sleep(time.Duration(i) * time.Millisecond)
-		n.end()
+		n.End()
 		for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 			if _, err := os.Stat("/sys/class/net/" + veth); errors.Is(err, fs.ErrNotExist) {
 				break
@@ -375,9 +258,9 @@ func TestNetnsHangs(t *testing.T) {
 // TestNetnsMoved expects a reading to be dropped when its process is in another
 // namespace by then.
 func TestNetnsMoved(t *testing.T) {
-	n := newNamespace(t)
+	n, _ := newNamespace(t)
 	s := scope(t, running())
-	id, err := s.ID(n.pid)
+	id, err := s.ID(n.PID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,10 +270,10 @@ func TestNetnsMoved(t *testing.T) {
 			at   netnsPlace
 			want error
 		}{
-			{netnsPlace{id: id, pids: []int{n.pid}}, nil},
-			{netnsPlace{id: id + 1, pids: []int{n.pid}}, errMoved},
+			{netnsPlace{id: id, pids: []int{n.PID}}, nil},
+			{netnsPlace{id: id + 1, pids: []int{n.PID}}, errMoved},
 			{netnsPlace{id: id, pids: []int{os.Getpid()}}, errMoved},
-			{netnsPlace{id: id, pids: []int{1 << 30, n.pid}}, nil},
+			{netnsPlace{id: id, pids: []int{1 << 30, n.PID}}, nil},
 			{netnsPlace{id: id, pids: []int{1 << 30}}, errMoved},
 			{netnsPlace{id: id, path: filepath.Join(t.TempDir(), "gone")}, errMoved},
 		} {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
 // rootfs is given by .ci/image.
@@ -76,9 +77,9 @@ func TestImage(t *testing.T) {
 		expectHostProcesses(t, inside.scrape(t))
 	})
 	t.Run("all metrics", func(t *testing.T) {
-		pod := newPod(t, image, 0, "CAP_DAC_READ_SEARCH", "CAP_SYSLOG")
+		pod := newPod(t, image, 0, "CAP_DAC_READ_SEARCH", "CAP_SYSLOG", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 		e := start(t, pod.wrap)
-		pod.expectConfined(1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_SYSLOG)
+		pod.expectConfined(1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_SYSLOG | 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SYS_PTRACE)
 		p := e.scrape("")
 		expectHost(t, p, host)
 		compareSeries(t, p.stable(), host.stable())
@@ -93,6 +94,11 @@ func TestImage(t *testing.T) {
 			t.Error("no memory_slab_bytes")
 		}
 		load.find(t, p)
+		// It may enter the network namespaces of others, under the runtime's seccomp profile.
+		nettest.New(t).Listen(3, 2)
+		if limits := e.scrape("").with("sockpressure_netns_accept_queue_limit{"); len(limits) == 0 {
+			t.Error("no limit of an accept queue in another network namespace")
+		}
 		expectQuiet(t, e)
 	})
 }

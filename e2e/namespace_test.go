@@ -122,7 +122,7 @@ func TestNetworkNamespace(t *testing.T) {
 				p.value(t, "sockpressure_accept_queue_limit"+series) != load.backlog {
 				t.Errorf("accept queues: %v", p.with("sockpressure_accept_queue"))
 			}
-			if log := inside.logged(); strings.Count(log, "level=WARN") != 2 || strings.Count(log, "PID namespace") != 2 {
+			if log := inside.logged(); strings.Count(log, "level=WARN") != 3 || strings.Count(log, "PID namespace") != 3 {
 				t.Errorf("it complained of more than the processes:\n%s", log)
 			}
 		})
@@ -153,10 +153,12 @@ func TestHiddenProcesses(t *testing.T) {
 		compareSeries(t, p.withoutProcesses().stable(), want)
 		compareNumbers(t, p, host)
 		load.find(t, p)
-		if p.value(t, success("process")) != 0 {
-			t.Error("collector process does not say that it failed")
+		for _, name := range ofProcesses() {
+			if p.value(t, success(name)) != 0 {
+				t.Errorf("collector %s does not say that it failed", name)
+			}
 		}
-		if log := e.logged(); strings.Count(log, "level=WARN") != 2 || !strings.Contains(log, "hidepid") {
+		if log := e.logged(); strings.Count(log, "level=WARN") != 3 || !strings.Contains(log, "hidepid") {
 			t.Errorf("it said:\n%s", log)
 		}
 	})
@@ -225,7 +227,8 @@ func compareNumbers(t *testing.T, now, earlier page) {
 		moves := strings.HasPrefix(f, "sockpressure_process_") || strings.HasPrefix(f, "sockpressure_accept_queue_") ||
 			f == "sockpressure_ephemeral_ports_limit"
 		// Counted from an exporter's own start.
-		own := strings.HasPrefix(f, "sockpressure_kernel_message") || strings.HasPrefix(f, "sockpressure_saturation_samples")
+		own := strings.HasPrefix(f, "sockpressure_kernel_message") || strings.HasPrefix(f, "sockpressure_saturation_samples") ||
+			strings.HasPrefix(f, "sockpressure_netns_")
 		if limit && !moves && after != before || strings.HasSuffix(f, "_total") && !own && after < before {
 			t.Errorf("%s is %v, and %v on the host", series, after, before)
 		}
@@ -391,7 +394,7 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	i.findNothing(t, p)
 	for _, s := range collector.Specs() {
 		want := 1.0
-		if s.Name == "tcp" || s.Name == "ports" || s.Name == "process" && p.value(t, processView) == 0 {
+		if s.Name == "tcp" || s.Name == "ports" || slices.Contains(ofProcesses(), s.Name) && p.value(t, processView) == 0 {
 			want = 0
 		}
 		if got := p.value(t, success(s.Name)); got != want {
@@ -403,7 +406,7 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	log := i.logged()
 	warnings := 3
 	if p.value(t, processView) == 0 {
-		warnings = 5
+		warnings = 6
 	}
 	for want, n := range map[string]int{"cannot enter the host's network namespace": 1, "collector=tcp": 1, "collector=ports": 1, "level=WARN": warnings} {
 		if strings.Count(log, want) != n {
@@ -415,13 +418,16 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 // processView is the series that says whether the host's processes are seen.
 const processView = `sockpressure_host_view{view="processes"}`
 
+// ofProcesses are the collectors that look at every process.
+func ofProcesses() []string { return []string{"process", "netns"} }
+
 // withoutProcesses is a page without what is about processes: in a process
 // namespace of its own, as place has one, an exporter shows none.
 func (p page) withoutProcesses() page {
 	rest := maps.Clone(p)
 	maps.DeleteFunc(rest, func(s string, _ float64) bool {
 		return strings.HasPrefix(s, "sockpressure_process") || s == `sockpressure_saturation_ratio{resource="process_file_descriptors"}` ||
-			s == success("process") || s == processView
+			s == success("process") || s == success("netns") || s == processView
 	})
 	return rest
 }

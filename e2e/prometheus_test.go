@@ -66,6 +66,10 @@ func contract(p page) []string {
 			}
 		}
 	}
+	// There are these where some other namespace has connections.
+	maps.DeleteFunc(names, func(name string, _ bool) bool {
+		return strings.HasPrefix(name, "sockpressure_netns_") && len(p.with(name)) == 0
+	})
 	// Not every kernel has these.
 	for _, name := range []string{
 		"sockpressure_kernel_message_last_timestamp_seconds",                        // a log without such messages

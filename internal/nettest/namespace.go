@@ -1,0 +1,143 @@
+package nettest
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Namespace is a network namespace that others can find.
+type Namespace struct {
+	// PID is a process in it, 0 for one that is bound to a file.
+	PID  int
+	t    testing.TB
+	path string
+	end  func()
+}
+
+// New makes a namespace with a process in it, which ends with the test or by End. It
+// needs root.
+func New(t testing.TB) *Namespace {
+	t.Helper()
+	child := exec.Command("sleep", "300")
+	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	started, end, ended := make(chan error), make(chan struct{}), make(chan struct{})
+	go func() { // the process ends with the thread that started it
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := child.Start()
+		started <- err
+		if err == nil {
+			<-end
+			_ = child.Process.Kill()
+			_ = child.Wait()
+			close(ended)
+		}
+	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	n := &Namespace{PID: child.Process.Pid, t: t, path: fmt.Sprintf("/proc/%d/ns/net", child.Process.Pid)}
+	n.end = sync.OnceFunc(func() {
+		close(end)
+		<-ended
+	})
+	t.Cleanup(n.end)
+	return n
+}
+
+// At returns the namespace that a file is bound to.
+func At(t testing.TB, path string) *Namespace {
+	return &Namespace{t: t, path: path, end: func() {}}
+}
+
+// End ends its process.
+func (n *Namespace) End() { n.end() }
+
+// Inside runs fn on a thread in the namespace, which ends with it.
+func (n *Namespace) Inside(fn func() error) {
+	n.t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread cannot end. While this goroutine holds it, another one gets
+			// another thread.
+			defer runtime.UnlockOSThread()
+			inner := make(chan error, 1)
+			go func() {
+				runtime.LockOSThread()
+				inner <- n.enter(fn)
+			}()
+			done <- <-inner
+			return
+		}
+		done <- n.enter(fn)
+	}()
+	if err := <-done; err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *Namespace) enter(fn func() error) error {
+	fd, err := unix.Open(n.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("setns: %w", err)
+	}
+	return fn()
+}
+
+// Port is where Listen listens, on 127.0.0.1.
+const Port = 8080
+
+// Listen brings loopback up, opens a listener with a backlog, and dials it so often
+// that nobody accepts. All of it is closed when the test ends.
+func (n *Namespace) Listen(backlog, dials int) {
+	n.t.Helper()
+	var open []int
+	n.t.Cleanup(func() {
+		for _, fd := range open {
+			_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			_ = unix.Close(fd)
+		}
+	})
+	socket := func(flags int) (int, error) {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|flags, 0)
+		if err == nil {
+			open = append(open, fd)
+		}
+		return fd, err
+	}
+	n.Inside(func() error {
+		if err := up(); err != nil {
+			return err
+		}
+		at := &unix.SockaddrInet4{Port: Port, Addr: [4]byte{127, 0, 0, 1}}
+		fd, err := socket(0)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(unix.Bind(fd, at), unix.Listen(fd, backlog)); err != nil {
+			return err
+		}
+		for range dials {
+			if fd, err = socket(unix.SOCK_NONBLOCK); err != nil {
+				return err
+			}
+			if err := unix.Connect(fd, at); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+				return err
+			}
+		}
+		return nil
+	})
+}
