@@ -176,6 +176,11 @@ func TestInhibition(t *testing.T) {
 		}
 		return labels
 	}
+	ofPod := func(name, severity, instance, pod string) map[string]string {
+		labels := alert(name, severity, near, "", instance, "ephemeral_ports")
+		labels["netns"] = "pod/" + pod
+		return labels
+	}
 	m.send(t,
 		alert("ConntrackNearlyFull", Critical, near, "eu", "node-a", "conntrack_entries"),
 		alert("ConntrackNearlyFull", Warning, near, "eu", "node-a", "conntrack_entries"),
@@ -185,11 +190,23 @@ func TestInhibition(t *testing.T) {
 		alert("ConntrackNearlyFull", Warning, near, "eu", "node-b", "conntrack_entries"),
 		alert("TCPMemoryNearlyFull", Critical, near, "", "node-c", "tcp_memory"),
 		alert("TCPMemoryNearlyFull", Warning, near, "", "node-c", "tcp_memory"),
-		alert("TCPMemoryNearlyFull", Warning, near, "", "node-d", "tcp_memory"))
+		alert("TCPMemoryNearlyFull", Warning, near, "", "node-d", "tcp_memory"),
+		// Of pods: the page silences the ticket of the same pod, and nothing else.
+		ofPod("NetnsNearLimit", Critical, "node-e", "shop/a"),
+		ofPod("NetnsNearLimit", Warning, "node-e", "shop/a"),
+		ofPod("NetnsNearLimit", Warning, "node-e", "shop/b"),
+		alert("PortsNearlyExhausted", Warning, near, "", "node-e", "ephemeral_ports"),
+		// The node's page silences those of its pods for the same limit.
+		alert("PortsNearlyExhausted", Critical, near, "", "node-f", "ephemeral_ports"),
+		ofPod("NetnsNearLimit", Warning, "node-f", "shop/c"))
 	want := []string{
 		"page  node-c SockPressureTCPMemoryNearlyFull",
+		"page  node-e SockPressureNetnsNearLimit",
+		"page  node-f SockPressurePortsNearlyExhausted",
 		"page eu node-a SockPressureConntrackNearlyFull",
 		"ticket  node-d SockPressureTCPMemoryNearlyFull",
+		"ticket  node-e SockPressureNetnsNearLimit",
+		"ticket  node-e SockPressurePortsNearlyExhausted",
 		"ticket eu node-a SockPressureFillingUp",
 		"ticket eu node-b SockPressureConntrackNearlyFull",
 		"ticket us node-a SockPressureConntrackNearlyFull",

@@ -107,6 +107,24 @@ func loudHosts() []loud {
 			host: host{name: "conntrack peak seen", gauges: merged(of(at(0.95), "conntrack_entries"), series{`sockpressure_saturation_peak_ratio{resource="conntrack_entries"}`: at(1)})},
 			not:  []string{"SockPressureReachedBetweenScrapes" + note},
 		},
+		rate("pods refused", `sockpressure_netns_refusals_total{resource="accept_queue"}`, 0.5, 7*time.Minute, "SockPressureNetnsRefusing"+note),
+		rate("pods dropped", `sockpressure_netns_refusals_total{resource="conntrack_entries"}`, 0.05, 7*time.Minute, "SockPressureNetnsRefusing"+note),
+		{
+			host: host{
+				name:   "a pod starts",
+				rates:  map[string]func(time.Duration) float64{`sockpressure_netns_refusals_total{resource="accept_queue"}`: until(5, 0, 0.05)},
+				gauges: series{`sockpressure_netns_saturation_ratio{resource="accept_queue",netns="pod/shop/a",namespace="shop",pod="a"}`: until(5, 0, 0.7)},
+			},
+			not: []string{"SockPressureNetnsRefusing" + note, "SockPressureNetnsNearLimit" + note},
+		},
+		{
+			host: host{name: "ports of a pod", gauges: series{`sockpressure_netns_saturation_ratio{resource="ephemeral_ports",netns="pod/shop/a",namespace="shop",pod="a"}`: until(5, 0, 0.97)}},
+			want: []string{"SockPressureNetnsNearLimit" + note, "SockPressureNetnsNearLimit" + page}, within: 11 * time.Minute,
+		},
+		{
+			host: host{name: "a pod does not accept", gauges: series{`sockpressure_netns_saturation_ratio{resource="accept_queue",netns="pod/shop/a",namespace="shop",pod="a"}`: until(5, 0, 1.02)}},
+			want: []string{"SockPressureNetnsNearLimit" + note}, within: 11 * time.Minute, not: []string{"SockPressureNetnsNearLimit" + page},
+		},
 		rate("early drop", "sockpressure_conntrack_early_drops_total", 1, 7*time.Minute, "SockPressureConntrackEarlyDrop"+note),
 		rate("udp errors", "sockpressure_udp_receive_buffer_errors_total", 1000, 12*time.Minute, "SockPressureUDPReceiveErrors"+note),
 		rate("pruned", "sockpressure_tcp_receive_pruned_total", 100, 12*time.Minute, "SockPressureTCPReceivePruned"+note),

@@ -11,7 +11,7 @@ import (
 // otherGroups are the rules that no single limit has: sockets and packets below the
 // limits, the exporter itself, and what is recorded for fleets and forecasts.
 func otherGroups() []Group {
-	return []Group{drops(), kernelLog(), exporter(), fleet(), history()}
+	return []Group{drops(), kernelLog(), namespaces(), exporter(), fleet(), history()}
 }
 
 // drops are counters of losses that are of a program or of a CPU, and of no limit of
@@ -100,6 +100,47 @@ unless max_over_time(sockpressure_saturation_ratio[2m]) >= 0.9`,
 	}
 }
 
+// namespaces are the network namespaces besides the host's, such as those of pods. Their
+// names are in the labels netns, namespace and pod.
+func namespaces() Group {
+	const (
+		ratio    = "sockpressure_netns_saturation_ratio"
+		refusals = "increase(sockpressure_netns_refusals_total"
+		where    = `{{ with $labels.pod }}pod {{ $labels.namespace }}/{{ . }}{{ else }}{{ $labels.netns }}{{ end }} on {{ $labels.instance }}`
+	)
+	near := Rule{
+		Alert: "SockPressureNetnsNearLimit", Labels: map[string]string{"stage": near},
+		Summary: "A pod, or another network namespace, is close to a limit of its own.",
+		Description: `{{ $labels.resource }} of ` + where + ` is at {{ $value | humanizePercentage }} of the limit
+			that its network namespace has for itself.`,
+	}
+	ticket, page := near, near
+	ticket.Severity, ticket.For, ticket.Params = Warning, "5m", map[string]string{"warning": "0.8"}
+	ticket.Comment = "An accept queue that is full for moments is no news, nor is TIME_WAIT, which is full by\ndesign: of a program that does not accept, for minutes, is."
+	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports"} >= ${warning}`
+	page.Severity, page.For, page.Params = Critical, "2m", map[string]string{"critical": "0.95"}
+	page.Comment = "Connections of the pod fail, or are about to."
+	page.Expr = ratio + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`
+	return Group{
+		Name: "sockpressure-netns", file: "netns",
+		Comment: "Network namespaces besides the host's, such as those of pods (collector netns).",
+		Rules: []Rule{
+			ticket, page,
+			{
+				Alert: "SockPressureNetnsRefusing", Severity: Warning, For: "1m", Labels: map[string]string{"stage": met},
+				Comment: "Of all namespaces of a node together, those that have ended too: a pod that dies of it within\na minute is in. A few overflows come with every start and every burst.",
+				Expr: refusals + `{resource=~"accept_queue|request_queue|tcp_memory"}[5m]) > ${count}
+or
+` + refusals + `{resource="conntrack_entries"}[5m]) > 0`,
+				Params:  map[string]string{"count": "20"},
+				Summary: "The kernel refuses connections of pods, or of other network namespaces.",
+				Description: `The kernel of {{ $labels.instance }} refused {{ $value | printf "%.0f" }} times in the last 5 minutes for want of
+					{{ $labels.resource }} in network namespaces besides the host's. sockpressure_netns_* has the pods where it did last.`,
+			},
+		},
+	}
+}
+
 // limitMessages are what the kernel logs of limits, but for some.
 func limitMessages(except ...string) []string {
 	var messages []string
@@ -133,10 +174,10 @@ func exporter() Group {
 		Rules: []Rule{
 			{
 				Alert: "SockPressureLostNearLimit", Severity: Critical, For: "2m", KeepFiringFor: "5m",
-				Comment: "A node that died of its limit answers no scrape, and its page would resolve. So one that\nhad a page, pending or firing, takes this one along until it answers again, for a day at\nmost: by then somebody removed it.",
+				Comment: "A node that died of its limit answers no scrape, and its page would resolve. So one that\nhad a page, pending or firing, takes this one along until it answers again, for a day at\nmost: by then somebody removed it. A pod at its limit takes no node along.",
 				Expr: `(
   group by (cluster, job, instance) (
-    max_over_time(ALERTS{alertname=~"SockPressure.+",alertname!="SockPressureLostNearLimit",instance!="",severity="${page}",stage=~"near|forecast|met"}[10m])
+    max_over_time(ALERTS{alertname=~"SockPressure.+",alertname!~"SockPressure(LostNearLimit|Netns.+)",instance!="",severity="${page}",stage=~"near|forecast|met"}[10m])
   )
   or
   group by (cluster, job, instance) (` + firing("SockPressureLostNearLimit", "10m") + `)
