@@ -269,7 +269,7 @@ func TestCommands(t *testing.T) {
 
 // TestRecordingRules holds their names to level:metric:operations.
 func TestRecordingRules(t *testing.T) {
-	name := regexp.MustCompile(`^(instance|instance_resource|job_message|job_resource):sockpressure_[a-z_]+:[a-z0-9]+$`)
+	name := regexp.MustCompile(`^(instance|instance_resource|job_message|job_resource|job_resource_netns):sockpressure_[a-z_]+:[a-z0-9]+$`)
 	for _, r := range readRules(t) {
 		if r.Record != "" && !name.MatchString(r.Record) {
 			t.Errorf("%s: name", r)

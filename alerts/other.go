@@ -366,6 +366,16 @@ func fleet() Group {
 			about:  "each message of the kernel: all nodes",
 			Expr:   "sum by (cluster, job, message) (increase(sockpressure_kernel_messages_total[5m]))",
 		},
+		Rule{
+			Record: "job_resource_netns:sockpressure_netns_saturation:top20",
+			about:  "each limit that a network namespace has for itself: the 20 pods or other namespaces nearest to it",
+			Expr:   "topk by (cluster, job, resource) (20, sockpressure_netns_saturation_ratio)",
+		},
+		Rule{
+			Record: "job_resource:sockpressure_netns_refusals:rate5m",
+			about:  "each limit: what the kernels refused a second in network namespaces besides the hosts'",
+			Expr:   "sum by (cluster, job, resource) (rate(sockpressure_netns_refusals_total[5m]))",
+		},
 	)
 	return Group{
 		Name: "sockpressure-fleet", Interval: "30s", Rules: rules,
@@ -373,6 +383,7 @@ func fleet() Group {
 
   job_resource:...       the worst of all nodes of a job, 17 series for each
   job_message:...        what the kernels of a job logged, 17 series for each
+  job_resource_netns:... the worst 20 pods of a job, 80 series for each
   instance:...           one series a node
   instance_resource:...  one series for each node and limit; for the nodes chosen`,
 	}

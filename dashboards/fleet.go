@@ -100,6 +100,25 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					queries: []query{{"{{message}}", "sum by (message) (job_message:sockpressure_kernel_messages:increase5m)"}},
 				},
 			}},
+			{"Pods", []panel{
+				{
+					kind: table, title: "Worst pods", unit: share, width: 12, height: 10,
+					about:   "Pods, containers and other network namespaces that are nearest to a limit that each has for itself, of all nodes. A click on the node leads to its dashboard.",
+					empty:   "where there are none; all but conntrack_entries needs exporters with CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+					queries: []query{{"", `max by (netns, resource, namespace, pod, instance, cluster, job) (topk(20, job_resource_netns:sockpressure_netns_saturation:top20{resource=~"$resource"}))`}},
+					columns: []column{
+						{"netns", "Network namespace"}, {"resource", "Limit"}, {"namespace", "Namespace"}, {"pod", "Pod"},
+						{"instance", "Node"}, {"cluster", "Cluster"}, {"job", "Job"}, {"Value", "Share"},
+					},
+					sorted:    []string{"Share"},
+					overrides: []object{named("Node", links("The node", toNode))},
+				},
+				{
+					kind: lines, title: "Refused in pods", unit: perSecond, width: 12, height: 10, stacked: true,
+					about:   "What the kernels refused a second in network namespaces besides the hosts', by what they wanted for. Over all nodes of the job, whatever is chosen as Instance.",
+					queries: []query{{"{{resource}}", `sum by (resource) (job_resource:sockpressure_netns_refusals:rate5m)`}},
+				},
+			}},
 			{"Top of each limit", []panel{
 				nodes(panel{
 					title: "Top nodes of each limit", width: 24, base: "blue", sorted: []string{"Limit"},

@@ -144,6 +144,51 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			},
 			limit("ephemeral_ports"),
 		}},
+		{"Network namespaces: pods, containers", []panel{
+			{
+				kind: table, title: "Namespaces nearest to their own limits", unit: share, width: 12, height: 9,
+				about:   "Pods, containers and other network namespaces besides the host's, against limits that each has for itself.",
+				empty:   "where there are no others; all but conntrack_entries needs CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+				queries: []query{{"", "max by (resource, netns, namespace, pod, instance) (sockpressure_netns_saturation_ratio)"}},
+				columns: []column{{"netns", "Network namespace"}, {"resource", "Limit"}, {"namespace", "Namespace"}, {"pod", "Pod"}, {"instance", "Node"}, {"Value", "Share"}},
+				sorted:  []string{"Share"},
+			},
+			{
+				kind: lines, title: "Refused in network namespaces", unit: perSecond, width: 12, height: 9, stacked: true,
+				about:   "What the kernel refused a second in all network namespaces besides the host's, those that have ended since included.",
+				empty:   "where the exporter does not see the processes of the host",
+				queries: []query{{"{{resource}} {{instance}}", rate("netns_refusals_total")}},
+			},
+			{
+				kind: table, title: "Where the kernel refuses", unit: perSecond, width: 12, height: 9,
+				about: "The network namespaces whose counters moved last: connections that a full accept queue dropped, packets that could not be tracked, connections that were closed without TIME_WAIT, datagrams dropped at a full buffer, each a second.",
+				empty: "where the kernel never refused anything in any",
+				queries: []query{
+					{"", "max by (netns, instance) (rate(sockpressure_netns_tcp_listen_overflows_total[$__rate_interval]))"},
+					{"", "max by (netns, instance) (rate(sockpressure_netns_conntrack_drops_total[$__rate_interval]))"},
+					{"", "max by (netns, instance) (rate(sockpressure_netns_tcp_time_wait_overflows_total[$__rate_interval]))"},
+					{"", "max by (netns, instance) (rate(sockpressure_netns_udp_receive_buffer_errors_total[$__rate_interval]))"},
+				},
+				columns: []column{
+					{"netns", "Network namespace"}, {"instance", "Node"}, {"Value #A", "Accept queue"}, {"Value #B", "Conntrack"},
+					{"Value #C", "TIME_WAIT"}, {"Value #D", "UDP"},
+				},
+				sorted: []string{"Accept queue"},
+			},
+			{
+				kind: table, title: "Accept queues of network namespaces", unit: number, width: 12, height: 9,
+				about: "Connections that wait to be accepted, and how many may, of the listeners nearest to their limit.",
+				empty: "where none wait, or the exporter may not enter (CAP_SYS_ADMIN and CAP_SYS_PTRACE)",
+				queries: []query{
+					{"", "max by (netns, listener, instance) (sockpressure_netns_accept_queue_length)"},
+					{"", "max by (netns, listener, instance) (sockpressure_netns_accept_queue_limit)"},
+				},
+				columns: []column{
+					{"netns", "Network namespace"}, {"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"},
+				},
+				sorted: []string{"Waiting"},
+			},
+		}},
 		{"Packets: backlog, neighbours, fragments", []panel{
 			limit("netdev_backlog"),
 			limit("neighbours_ipv4"),
