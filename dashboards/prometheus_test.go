@@ -98,6 +98,9 @@ func TestPrometheus(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(recorded, "proc/sys/vm/overcommit_memory"), []byte("2\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	if os.Geteuid() == 0 {
+		nettest.New(t).Listen(1, 5)
+	}
 	here := serve(t, binary, "--web.listen-address=127.0.0.1:0", "--collector.max-cpu=0")
 	there := serve(t, binary, "--web.listen-address=127.0.0.1:0", "--path.procfs="+filepath.Join(recorded, "proc"))
 	rules, err := filepath.Abs("../alerts/*.rules.yml")
@@ -148,9 +151,6 @@ scrape_configs:
 	}
 	all := len(waiting)
 	knock := overflow(t)
-	if os.Geteuid() == 0 {
-		nettest.New(t).Listen(1, 5)
-	}
 	for end := time.Now().Add(60 * time.Second); len(waiting) > 0 && time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		knock()
 		waiting = slices.DeleteFunc(waiting, func(q asked) bool { return ask(t, prometheus, q.expr) > 0 })

@@ -60,41 +60,33 @@ func At(t testing.TB, path string) *Namespace {
 // End ends its process.
 func (n *Namespace) End() { n.end() }
 
-// Inside runs fn on a thread in the namespace, which ends with it.
+// Inside runs fn on a thread in the namespace, which comes back after it: its end would
+// be that of the processes that it started and that are to end with it (Pdeathsig).
 func (n *Namespace) Inside(fn func() error) {
 	n.t.Helper()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good
-		if unix.Gettid() == unix.Getpid() {
-			// The first thread cannot end. While this goroutine holds it, another one gets
-			// another thread.
-			defer runtime.UnlockOSThread()
-			inner := make(chan error, 1)
-			go func() {
-				runtime.LockOSThread()
-				inner <- n.enter(fn)
-			}()
-			done <- <-inner
-			return
-		}
-		done <- n.enter(fn)
-	}()
-	if err := <-done; err != nil {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
 		n.t.Fatal(err)
 	}
-}
-
-func (n *Namespace) enter(fn func() error) error {
-	fd, err := unix.Open(n.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	defer unix.Close(home)
+	there, err := unix.Open(n.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("%s: %w", n.path, err)
+		n.t.Fatalf("%s: %v", n.path, err)
 	}
-	defer unix.Close(fd)
-	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("setns: %w", err)
+	err = unix.Setns(there, unix.CLONE_NEWNET)
+	_ = unix.Close(there)
+	if err != nil {
+		n.t.Fatalf("setns: %v", err)
 	}
-	return fn()
+	err = fn()
+	if e := unix.Setns(home, unix.CLONE_NEWNET); e != nil {
+		panic(fmt.Sprintf("a thread cannot come back from %s: %v", n.path, e))
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 // Port is where Listen listens, on 127.0.0.1.
