@@ -23,6 +23,9 @@ import (
 // unknown is the exit status of a monitoring plugin that could not see all.
 const unknown = 3
 
+// maxWatch is how far back peaks look.
+const maxWatch = time.Minute
+
 // checkTime is how long check takes at most. Monitoring gives up on a plugin after
 // ten seconds.
 const checkTime = 8 * time.Second
@@ -35,6 +38,7 @@ const (
 
 func checkCommand() command {
 	var format string
+	var during time.Duration
 	return command{
 		name:   "check",
 		help:   "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.",
@@ -44,23 +48,37 @@ func checkCommand() command {
 			flag := cmd.Flag("format", "What to print: text, or json, an object with state, exit_status, host_view, limits, failed_collectors and kernel_messages.").Default(formatText)
 			flag.EnumVar(&format, formatText, formatJSON)
 			offer(flag, formatText, formatJSON)
+			cmd.Flag("for", "Watch for so long before, a minute at most, and print the highest saturation meanwhile too.").Default("0s").DurationVar(&during)
 		},
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
+			if during < 0 || during > maxWatch {
+				return unknown, fmt.Errorf("--for=%v is not between 0s and %v", during, maxWatch)
+			}
 			// What fails stands below the table, once.
 			_, set, err := c.open(std.in, slog.New(slog.DiscardHandler))
 			if err != nil {
 				return unknown, err
 			}
 			defer closeSet(set)
-			return check(ctx, set, format, std.out, std.err)
+			if during > 0 {
+				// The first reading starts the samples.
+				readReport(ctx, set)
+				select {
+				case <-time.After(during):
+				case <-ctx.Done():
+				}
+			}
+			return check(ctx, set, format, during > 0, std.out, std.err)
 		},
 	}
 }
 
-// check reads every limit once, prints them in the given format, and returns the
-// exit status of a monitoring plugin: that of the worst limit.
-func check(ctx context.Context, set *collector.Set, format string, stdout, stderr io.Writer) (int, error) {
+// check reads every limit once, prints them in the given format, with their peaks if
+// they were watched, and returns the exit status of a monitoring plugin: that of the
+// worst limit.
+func check(ctx context.Context, set *collector.Set, format string, watched bool, stdout, stderr io.Writer) (int, error) {
 	r := readReport(ctx, set)
+	r.watched = watched
 	var out bytes.Buffer
 	var err error
 	if format == formatJSON {
@@ -100,6 +118,8 @@ type report struct {
 	failed []collector.Result       // those with an error
 	view   kernel.View
 	notes  []collector.Note // the latest first
+	// watched is set where peaks are more than the present.
+	watched bool
 }
 
 func readReport(ctx context.Context, set *collector.Set) report {
@@ -130,10 +150,20 @@ func (r report) status() int {
 // writeText writes a table for people.
 func (r report) writeText(out io.Writer, paint func(colour int, text string) string) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "RESOURCE\t%s\tUSED\tUSAGE\tLIMIT\tMOVED BY\n", paint(plain, "STATE"))
+	peak := func(of string) string {
+		if r.watched {
+			return of + "\t"
+		}
+		return ""
+	}
+	fmt.Fprintf(w, "RESOURCE\t%s\tUSED\t%sUSAGE\tLIMIT\tMOVED BY\n", paint(plain, "STATE"), peak("PEAK"))
 	for _, l := range r.limits {
-		fmt.Fprintf(w, "%s\t%s\t%s%%\t%s\t%s\t%s\n",
-			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Share(), l.Format(l.Usage), l.Format(l.Limit), l.MovedBy())
+		highest := l.Share() + "%"
+		if higher := l.PeakShare(); higher != "" {
+			highest = higher + "%"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s%%\t%s%s\t%s\t%s\n",
+			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Share(), peak(highest), l.Format(l.Usage), l.Format(l.Limit), l.MovedBy())
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -176,6 +206,7 @@ type (
 		Resource   string         `json:"resource"`
 		State      string         `json:"state"`
 		Saturation float64        `json:"saturation"`
+		Peak       float64        `json:"peak"`
 		Usage      float64        `json:"usage"`
 		Limit      float64        `json:"limit"`
 		Unit       string         `json:"unit"`
@@ -247,6 +278,7 @@ func (r report) writeJSON(out io.Writer) error {
 			Resource:   l.Resource,
 			State:      l.Level().String(),
 			Saturation: l.Saturation(),
+			Peak:       max(l.Saturation(), l.Peak.Value),
 			Usage:      l.Usage,
 			Limit:      l.Limit,
 			Unit:       string(l.Unit),

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
@@ -68,7 +69,7 @@ func TestCheckJSON(t *testing.T) {
 		}
 		for i, v := range limits {
 			l := v.(map[string]any)
-			if got := names(l); got != "effect items limit resource saturation state sysctl thresholds unit usage worst_netns" {
+			if got := names(l); got != "effect items limit peak resource saturation state sysctl thresholds unit usage worst_netns" {
 				t.Fatalf("a limit has %s", got)
 			}
 			if row := strings.Fields(rows[i]); row[0] != l["resource"] || row[1] != l["state"] || !strings.HasSuffix(rows[i], l["sysctl"].(string)) {
@@ -186,5 +187,39 @@ func TestCheckUnwritten(t *testing.T) {
 		if got := Run(t.Context(), args, nil, full, &stderr); got != unknown || strings.Count(stderr.String(), "\n") != 1 {
 			t.Errorf("%s: status %d, %q", format, got, stderr.String())
 		}
+	}
+}
+
+// TestCheckFor expects the highest saturation while check watched beside the present.
+func TestCheckFor(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
+		t.Fatal(err)
+	}
+	entries := func(n string) {
+		if err := os.WriteFile(filepath.Join(dir, "sys/net/netfilter/nf_conntrack_count"), []byte(n+"\n"), 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	args := []string{"check", "--path.procfs=" + dir, "--collector.disable-defaults", "--collector.conntrack", "--collector.sample-interval=100ms", "--for"}
+	var stdout, stderr bytes.Buffer
+	ended := make(chan int)
+	entries("65536")
+	go func() { ended <- Run(t.Context(), append(args, "3s"), nil, &stdout, &stderr) }()
+	time.Sleep(1500 * time.Millisecond)
+	entries("6553") // a tenth of it
+	if status := <-ended; status != 0 || stderr.Len() > 0 {
+		t.Errorf("status %d: %s", status, stderr.String())
+	}
+	rows := strings.Split(stdout.String(), "\n")
+	if got := strings.Fields(rows[0])[3]; got != "PEAK" {
+		t.Errorf("the header has %s", got)
+	}
+	if got := strings.Fields(rows[1]); got[2] != "10.0%" || got[3] != "100.0%" {
+		t.Errorf("%q", got)
+	}
+	stderr.Reset()
+	if status := Run(t.Context(), append(args, "2m"), nil, io.Discard, &stderr); status != unknown || !strings.Contains(stderr.String(), "--for=2m0s is not between") {
+		t.Errorf("status %d: %s", status, stderr.String())
 	}
 }
