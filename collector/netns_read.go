@@ -237,7 +237,8 @@ func name(all []netnsReading, mounts []parse.NetnsMount) {
 }
 
 // visit has each namespace looked at, and calls took with what came of it. A visit that
-// does not come back is left behind with its thread, and the others get another one.
+// does not come back, or ends its thread, is left behind with it, and the others get
+// another one. It fails at the context's end alone.
 func (r *netnsReader) visit(ctx context.Context, places []netnsPlace, took func(netnsPlace, netnsReading, error)) error {
 	var open []netnsPlace
 	for _, at := range places {
@@ -249,8 +250,12 @@ func (r *netnsReader) visit(ctx context.Context, places []netnsPlace, took func(
 	}
 	for len(open) > 0 {
 		n, err := r.travel(ctx, open, took)
-		if err != nil {
-			return err
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil && n < len(open) {
+			took(open[n], netnsReading{}, err)
+			n++
 		}
 		open = open[n:]
 	}

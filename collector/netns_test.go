@@ -206,8 +206,8 @@ func TestNetnsLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestNetnsHangs expects a namespace that does not answer to cost the others nothing
-// but a moment, and not to be asked again before it has.
+// TestNetnsHangs expects a namespace that does not answer, or ends its thread, to cost
+// the others nothing but a moment, and not to be asked again before it has answered.
 func TestNetnsHangs(t *testing.T) {
 	release := make(chan struct{})
 	looked := make(chan uint64, 100)
@@ -216,14 +216,19 @@ func TestNetnsHangs(t *testing.T) {
 		looker: func(*Scope, *kernel.Tour) looker {
 			return func(_ context.Context, at netnsPlace) (netnsReading, error) {
 				looked <- at.id
-				if at.id == 2 {
+				switch at.id {
+				case 2:
 					<-release
+				case 3:
+					panic("oops")
+				case 4:
+					return netnsReading{}, kernel.ErrLost
 				}
 				return netnsReading{id: at.id}, nil
 			}
 		},
 	}
-	places := []netnsPlace{{id: 1}, {id: 2, pids: []int{22}}, {id: 3}, {id: 4}}
+	places := []netnsPlace{{id: 1}, {id: 2, pids: []int{22}}, {id: 3}, {id: 4}, {id: 5}}
 	visit := func() (read []uint64, failed []error) {
 		err := r.visit(t.Context(), places, func(_ netnsPlace, n netnsReading, err error) {
 			if err != nil {
@@ -239,18 +244,19 @@ func TestNetnsHangs(t *testing.T) {
 	}
 	for round := range 2 {
 		read, failed := visit()
-		if fmt.Sprint(read) != "[1 3 4]" || len(failed) != 1 || !errors.Is(failed[0], errDeadline) {
+		if fmt.Sprint(read) != "[1 5]" || len(failed) != 3 || !errors.Is(failed[0], errDeadline) ||
+			!strings.Contains(failed[1].Error(), "oops") || !errors.Is(failed[2], kernel.ErrLost) {
 			t.Errorf("round %d: %v, %v", round, read, failed)
 		}
 	}
-	if n := len(looked); n != 7 { // four, then three
+	if n := len(looked); n != 9 { // five, then four
 		t.Errorf("looked %d times", n)
 	}
 	close(release)
 	for end := time.Now().Add(20 * time.Second); r.hangs(2) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
-	if read, failed := visit(); len(read) != 4 || len(failed) != 0 {
+	if read, failed := visit(); len(read) != 3 || len(failed) != 2 {
 		t.Errorf("after it has come back: %v, %v", read, failed)
 	}
 }
