@@ -6,8 +6,10 @@ import (
 )
 
 // budget bounds the share of one core that walks take, all together. If each is
-// repeated after the time that all of them took, divided by the share, then in
-// that time each runs once, and the share is kept. A share of 0 is no bound.
+// repeated after the time that all of them took, divided by the share, then in that
+// time each runs once, and the share is kept. Where one takes more than all others, it
+// and the others get half of the share each: the others wait for it no longer than
+// twice as long as they would without it. A share of 0 is no bound.
 type budget struct {
 	maxCPU float64
 
@@ -15,16 +17,23 @@ type budget struct {
 	took map[string]time.Duration // the last walk of each collector
 }
 
-// interval is how long after its beginning a walk may be repeated.
-func (b *budget) interval() time.Duration {
+// interval is how long after its beginning a collector's walk may be repeated.
+func (b *budget) interval(collector string) time.Duration {
 	if b.maxCPU == 0 {
 		return 0
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var sum time.Duration
+	var sum, longest time.Duration
 	for _, t := range b.took {
 		sum += t
+		longest = max(longest, t)
+	}
+	if rest := sum - longest; rest > 0 && longest > rest {
+		sum = 2 * rest
+		if b.took[collector] == longest {
+			sum = 2 * longest
+		}
 	}
 	return time.Duration(float64(sum) / b.maxCPU)
 }

@@ -283,9 +283,9 @@ func (r *runner) pause() time.Duration {
 		return 0
 	}
 	if r.last.err != nil {
-		return min(r.budget.interval(), failurePause)
+		return min(r.budget.interval(r.spec.Name), failurePause)
 	}
-	return r.budget.interval()
+	return r.budget.interval(r.spec.Name)
 }
 
 // patience is how long a reading may take. It is not the deadline of the scrape

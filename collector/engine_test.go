@@ -296,6 +296,38 @@ func TestBudget(t *testing.T) {
 	})
 }
 
+// TestFairBudget expects a walk that takes more than all others, as of namespaces that
+// somebody makes by the thousand, to have half of the share, and the others to be
+// repeated as if they had the other half to themselves.
+func TestFairBudget(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		took []time.Duration // a, b, c
+		want []time.Duration
+	}{
+		{[]time.Duration{100 * ms}, []time.Duration{5000 * ms}},
+		{[]time.Duration{10 * ms, 10 * ms, 20 * ms}, []time.Duration{2000 * ms, 2000 * ms, 2000 * ms}},
+		{[]time.Duration{1 * ms, 2 * ms, 4000 * ms}, []time.Duration{300 * ms, 300 * ms, 400000 * ms}},
+	} {
+		b := budget{maxCPU: 0.02, took: map[string]time.Duration{}}
+		names := []string{"a", "b", "c"}
+		for i, took := range c.took {
+			b.spend(names[i], took)
+		}
+		share := 0.0
+		for i, want := range c.want {
+			got := b.interval(names[i])
+			if got != want {
+				t.Errorf("%v: %s is repeated after %v, want %v", c.took, names[i], got, want)
+			}
+			share += c.took[i].Seconds() / got.Seconds()
+		}
+		if share < 0.0199 || share > 0.0201 {
+			t.Errorf("%v: they take %v of a core", c.took, share)
+		}
+	}
+}
+
 // TestFailedWalk expects a walk that failed after long to be tried again within
 // about a minute, not when its whole time is worked off.
 func TestFailedWalk(t *testing.T) {

@@ -22,7 +22,7 @@ import (
 const (
 	// maxNamespaces bounds how many namespaces are looked at and remembered: any user
 	// may make some.
-	maxNamespaces = 16384
+	maxNamespaces = 4096
 	// maxWitnesses is by how many of its processes a namespace is looked for: the first
 	// may end, or leave it.
 	maxWitnesses = 3
