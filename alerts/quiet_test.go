@@ -204,6 +204,34 @@ func quietHosts() []host {
 			},
 		},
 		{
+			name: "pods", about: "Pods that scale up and down, and some that crash and start again, each with a few overflows of its accept queue at its start",
+			gauges: series{
+				pod("accept_queue", "a"):      every(6*time.Minute, through([2]float64{1, 0}, [2]float64{1.25, 1.2}, [2]float64{2.5, 1.1}, [2]float64{2.75, 0})),
+				pod("accept_queue", "b"):      every(11*time.Minute, through([2]float64{3, 0.1}, [2]float64{3.25, 0.9}, [2]float64{6, 0.9}, [2]float64{6.25, 0.1})),
+				pod("ephemeral_ports", "a"):   noise(0.5, 0.2),
+				pod("conntrack_entries", "c"): noise(0.6, 0.1),
+				pod("tcp_time_wait", "c"):     at(1),
+			},
+			rates: series{
+				`sockpressure_netns_refusals_total{resource="accept_queue"}`:      every(6*time.Minute, through([2]float64{1, 0}, [2]float64{1.25, 0.1}, [2]float64{2.25, 0.1}, [2]float64{2.5, 0})),
+				`sockpressure_netns_refusals_total{resource="tcp_time_wait"}`:     at(20),
+				`sockpressure_netns_refusals_total{resource="udp_receive_queue"}`: at(1),
+			},
+		},
+		{
+			name: "spikes", about: "Accept queues and backlogs that are full for a moment between scrapes, and lines of the kernel about memory that came in pieces",
+			gauges: merged(of(noise(0.19, 0.05), everyLimit()...), series{
+				`sockpressure_saturation_peak_ratio{resource="accept_queue"}`:      every(9*time.Minute, through([2]float64{1, 0.3}, [2]float64{1.25, 1}, [2]float64{2.25, 1}, [2]float64{2.5, 0.3})),
+				`sockpressure_saturation_peak_ratio{resource="netdev_backlog"}`:    noise(0.8, 0.25),
+				`sockpressure_saturation_peak_ratio{resource="tcp_time_wait"}`:     at(1),
+				`sockpressure_saturation_peak_ratio{resource="conntrack_entries"}`: noise(0.8, 0.15),
+			}),
+			rates: series{
+				`sockpressure_kernel_messages_total{message="page_allocation_failure"}`: once(time.Hour),
+				`sockpressure_kernel_messages_total{message="tcp_syn_flooding"}`:        once(7 * time.Hour),
+			},
+		},
+		{
 			name: "steady", about: "0.82 of the fragments and 0.91 of conntrack, time-outs and clashes now and then", ticket: "both are above their warning levels",
 			gauges: merged(of(at(0.82), "ip_fragments_ipv4"), of(noise(0.88, 0.01), "conntrack_entries")),
 			rates: series{
@@ -213,6 +241,11 @@ func quietHosts() []host {
 			},
 		},
 	}
+}
+
+// pod is how near a pod is to a limit of its own.
+func pod(resource, name string) string {
+	return fmt.Sprintf("sockpressure_netns_saturation_ratio{resource=%q,netns=%q,namespace=\"shop\",pod=%[3]q}", resource, "pod/shop/"+name, name)
 }
 
 func merged(all ...series) series {
