@@ -40,7 +40,7 @@ func visitSpec(pids ...int) Spec {
 				return k.Tour(func(tour *kernel.Tour) error {
 					file := tour.File("sockstat")
 					for _, pid := range pids {
-						err := tour.Visit(pid, func(error) error {
+						err := tour.Visit(strconv.Itoa(pid), func(error) error {
 							b, err := required(file, "IPv4")
 							if isNotSupported(err) {
 								return nil // it has ended

@@ -34,7 +34,10 @@ type netnsReading struct {
 	counters [netnsCounterCount]Number
 	// clashes is the part of the connection tracking's drops that did not want for room.
 	clashes Number
-	cgroup  []byte // of the process by which it was found
+	// claims are whose its processes say that they are, claim whose it is; of a reading
+	// that did not ask them, claim alone.
+	claims []owner.Claim
+	claim  owner.Claim
 	// settings are those that the saturation is of.
 	settings netnsSettings
 	// mount is the inode number that its mounts have, 0 where it cannot be entered.

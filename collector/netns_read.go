@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,8 +26,8 @@ const (
 	// may make some.
 	maxNamespaces = 4096
 	// maxWitnesses is by how many of its processes a namespace is looked for: the first
-	// may end, or leave it.
-	maxWitnesses = 3
+	// may end, or leave it, or be a guest there.
+	maxWitnesses = 8
 	// netnsPatience is how long a namespace may take until the others go on without it.
 	netnsPatience = time.Second
 )
@@ -41,9 +43,10 @@ type looker func(context.Context, netnsPlace) (netnsReading, error)
 // A netnsPlace is where a namespace was found: at processes, or at a mount.
 type netnsPlace struct {
 	// id is that of the namespace; at a mount it is the inode number of that.
-	id   uint64
-	pids []int
-	path string
+	id uint64
+	// processes are some that are in it, named as for kernel.Tour.Visit.
+	processes []string
+	path      string
 	// past is what the namespace was when it was last read.
 	past netnsPast
 	// fresh is set where what seldom changes is to be read again.
@@ -99,7 +102,8 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 	p.Add(err)
 
 	there, missed := crowded, crowded
-	var failed, unnamed error // the first one's
+	var failed, unnamed error                  // the first one's
+	unread, hidden := map[uint64]bool{}, false // of those that failed, the mounts
 	r.history.begin()
 	took := func(at netnsPlace, n netnsReading, err error) {
 		if errors.Is(err, errMoved) {
@@ -109,22 +113,31 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 		if err != nil {
 			missed++
 			failed = cmp.Or(failed, err)
-			r.history.keep(at.id)
+			for _, process := range at.processes {
+				r.history.keep(at.id)
+				mount, err := r.MountID(process)
+				unread[mount], hidden = true, hidden || err != nil
+			}
 			return
 		}
 		if n.conntrack.Present && conntrackMax.Value > 0 {
 			n.saturation[netnsConntrack] = number(n.conntrack.Value / conntrackMax.Value)
 		}
-		n.owner, err = r.pods.Owner(n.cgroup)
+		n.claim = cmp.Or(n.claim, chosen(n.claims, at.past.claim))
+		n.owner, err = r.pods.Of(n.claim)
 		unnamed = cmp.Or(unnamed, err)
-		r.history.note(&n)
+		r.history.note(&n, at.processes)
 		s.all = append(s.all, n)
 	}
 	if err := r.visit(ctx, places, took); err != nil {
 		return err
 	}
 	mounts := r.mounts()
-	if err := r.visit(ctx, r.unseen(mounts, s.all), func(at netnsPlace, n netnsReading, err error) {
+	var unseen []netnsPlace
+	if !hidden {
+		unseen = r.unseen(mounts, s.all, unread)
+	}
+	if err := r.visit(ctx, unseen, func(at netnsPlace, n netnsReading, err error) {
 		known := n.id == r.host || slices.ContainsFunc(s.all, func(o netnsReading) bool { return o.id == n.id })
 		if !known && !errors.Is(err, fs.ErrPermission) {
 			took(at, n, err)
@@ -135,7 +148,7 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 	name(s.all, mounts)
 	p.Add(unnamed)
 	r.history.end()
-	distinguish(s.all)
+	r.history.distinguish(s.all)
 	s.count, s.unreadable, s.top, s.refused = number(there), number(missed), r.Top, r.history.refused
 	if float64(missed) > maxUnreadable*float64(there) {
 		if failed == nil {
@@ -150,7 +163,7 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 // were in none of them because there are so many.
 func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded int, err error) {
 	defer r.Place.Leave()
-	r.host, err = r.ID(1)
+	r.host, err = r.ID("1")
 	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, &NotSupportedError{Feature: "network namespaces", Err: err}
 	}
@@ -162,25 +175,85 @@ func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded in
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		id, err := r.ID(pid)
+		process := strconv.Itoa(pid)
+		id, err := r.ID(process)
+		if err != nil {
+			process, id, err = r.thread(process)
+		}
 		if err != nil || id == r.host {
 			return nil // it has ended, or is in the host's
 		}
 		i, known := at[id]
 		switch {
-		case known && len(places[i].pids) < maxWitnesses:
-			places[i].pids = append(places[i].pids, pid)
+		case known && len(places[i].processes) < maxWitnesses:
+			places[i].processes = append(places[i].processes, process)
 		case known:
 		case len(places) == maxNamespaces:
 			crowded++
 		default:
 			at[id] = len(places)
 			past, fresh := r.history.last(id)
-			places = append(places, netnsPlace{id: id, pids: []int{pid}, past: past, fresh: fresh})
+			places = append(places, netnsPlace{id: id, processes: []string{process}, past: past, fresh: fresh})
 		}
 		return nil
 	})
 	return places, crowded, err
+}
+
+// thread returns a thread of a process whose first thread has ended, which is all that
+// is left in its network namespace.
+func (r *netnsReader) thread(process string) (thread string, id uint64, err error) {
+	threads, err := os.ReadDir(filepath.Join(r.ProcPath, process, "task"))
+	if err != nil {
+		return "", 0, err
+	}
+	err = fs.ErrNotExist
+	for _, t := range threads {
+		if t.Name() == process {
+			continue
+		}
+		thread = process + "/task/" + t.Name()
+		if id, err = r.ID(thread); err == nil {
+			break
+		}
+	}
+	return thread, id, err
+}
+
+// chosen returns the claim that a namespace belongs to, of those of processes in it. A
+// pod or a container counts for more than a unit. Where they differ, as while somebody
+// of another pod looks around in it, it is the one that had it, or else that of most;
+// nobody's if there is none.
+func chosen(claims []owner.Claim, had owner.Claim) owner.Claim {
+	rank := func(c owner.Claim) int {
+		switch c.Kind {
+		case "":
+			return 0
+		case owner.Unit:
+			return 1
+		}
+		return 2
+	}
+	best, of := 0, map[owner.Claim]int{}
+	for _, c := range claims {
+		best = max(best, rank(c))
+	}
+	all := 0
+	for _, c := range claims {
+		if rank(c) == best {
+			of[c]++
+			all++
+		}
+	}
+	if of[had] > 0 {
+		return had
+	}
+	for c, n := range of {
+		if 2*n > all {
+			return c
+		}
+	}
+	return owner.Claim{}
 }
 
 // mounts returns where namespaces are bound to files in the host's mount namespace, as
@@ -207,8 +280,7 @@ func (r *netnsReader) mounts() []parse.NetnsMount {
 
 // unseen returns the mounts of namespaces that were not seen at a process. Without the
 // privilege to enter namespaces there are none, for it cannot be told which those are.
-func (r *netnsReader) unseen(mounts []parse.NetnsMount, all []netnsReading) (places []netnsPlace) {
-	seen := map[uint64]bool{}
+func (r *netnsReader) unseen(mounts []parse.NetnsMount, all []netnsReading, seen map[uint64]bool) (places []netnsPlace) {
 	for i := range all {
 		seen[all[i].mount] = true
 		if !all[i].limited {
@@ -271,13 +343,22 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 	}
 	// Handed over one by one they would cost a change of threads each.
 	var mu sync.Mutex
-	results, left := make([]result, 0, len(places)), false
+	results, left, over := make([]result, 0, len(places)), false, false
 	ended := make(chan error, 1)
 	go func() {
 		ended <- r.Tour(func(t *kernel.Tour) error {
+			var id uint64
+			defer func() { // after a panic too
+				mu.Lock()
+				defer mu.Unlock()
+				if over = true; left {
+					r.hang(id, false)
+				}
+			}()
 			look := r.looker(r.Scope, t)
 			for _, at := range places {
 				var res result
+				id = at.id
 				if res.reading, res.err = look(ctx, at); errors.Is(res.err, kernel.ErrLost) {
 					return res.err
 				}
@@ -288,7 +369,6 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 				}
 				mu.Unlock()
 				if gone {
-					r.hang(at.id, false)
 					return nil
 				}
 			}
@@ -303,14 +383,14 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 		for i, res := range results {
 			took(places[i], res.reading, res.err)
 		}
-		if n := len(results); underWay && n < len(places) {
+		if n := len(results); underWay && !over && n < len(places) {
 			r.hang(places[n].id, true)
 		}
 		return len(results)
 	}
-	progress := time.NewTicker(netnsPatience)
+	progress := time.NewTicker(netnsPatience / 4)
 	defer progress.Stop()
-	for before := -1; ; {
+	for before, since := 0, time.Now(); ; {
 		select {
 		case err := <-ended:
 			return leave(false), err
@@ -321,12 +401,14 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 			n := len(results)
 			mu.Unlock()
 			if n > before {
-				before = n
+				before, since = n, time.Now()
+			}
+			if time.Since(since) < netnsPatience {
 				continue
 			}
 			if n = leave(true); n < len(places) {
 				at := places[n]
-				took(at, netnsReading{}, fmt.Errorf("that of %v: %w", cmp.Or(at.path, fmt.Sprint("processes ", at.pids)), errDeadline))
+				took(at, netnsReading{}, fmt.Errorf("that of %v: %w", cmp.Or(at.path, "process "+strings.Join(at.processes, ", ")), errDeadline))
 				n++
 			}
 			return n, nil
@@ -351,35 +433,31 @@ func (r *netnsReader) hangs(id uint64) bool {
 	return r.hanging[id]
 }
 
-// distinguish gives each namespace a name of its own. Of those that have the same, such
-// as a pod in which somebody made another one, the first keeps it.
-func distinguish(all []netnsReading) {
-	taken := map[string]bool{}
-	for i := range all {
-		name := &all[i].owner.Name
-		if *name = printable(*name); *name == "" || taken[*name] {
-			*name = "inode/" + strconv.FormatUint(all[i].id, 10)
-		}
-		taken[*name] = true
-	}
-}
-
 // netnsHistory remembers the counters of each namespace.
 type netnsHistory struct {
 	of      map[uint64]*netnsPast
 	reading int // counts them
-	refused [netnsCounterCount]Number
+	// complete is set after the first one that was not cut short.
+	complete bool
+	refused  [netnsCounterCount]Number
 }
 
 // netnsPast is a namespace as it was.
 type netnsPast struct {
+	// known is set once it was read.
+	known    bool
 	counters [netnsCounterCount]Number
 	clashes  Number
 	udp      Number // sockets
 	settings netnsSettings
-	rose     int
-	rise     float64
-	reading  int // the last in which it was there
+	// processes are those by which it was found, and claim whose it was by them. name
+	// is what it was called.
+	processes []string
+	claim     owner.Claim
+	name      string
+	rose      int
+	rise      float64
+	reading   int // the last in which it was there
 }
 
 func (h *netnsHistory) begin() {
@@ -389,20 +467,26 @@ func (h *netnsHistory) begin() {
 	}
 }
 
-// end forgets the namespaces that have ended.
+// end forgets what was not there for the longest time, once it is too much. A namespace
+// that is not there may come back: that of ip netns has a process only now and then.
 func (h *netnsHistory) end() {
-	for id, past := range h.of {
-		if past.reading != h.reading {
-			delete(h.of, id)
-		}
+	h.complete = true
+	if len(h.of) <= 2*maxNamespaces {
+		return
+	}
+	surplus := len(h.of) - maxNamespaces
+	ids := slices.SortedFunc(maps.Keys(h.of), func(a, b uint64) int { return cmp.Compare(h.of[a].reading, h.of[b].reading) })
+	for _, id := range ids[:surplus] {
+		delete(h.of, id)
 	}
 }
 
 // keep remembers a namespace that is there and could not be read.
 func (h *netnsHistory) keep(id uint64) {
-	if past := h.of[id]; past != nil {
-		past.reading = h.reading
+	if h.of[id] == nil {
+		h.of[id] = new(netnsPast)
 	}
+	h.of[id].reading = h.reading
 }
 
 // freshEvery is how many readings what seldom changes is believed for. The kernel looks
@@ -413,19 +497,23 @@ const freshEvery = 8
 // last returns what a namespace was, and whether what seldom changes is to be read again.
 func (h *netnsHistory) last(id uint64) (past netnsPast, fresh bool) {
 	known := h.of[id]
-	if known == nil {
+	if known == nil || !known.known {
 		return netnsPast{}, true
 	}
 	return *known, (uint64(h.reading)+id)%freshEvery == 0
 }
 
-// note compares a namespace with what it was. All that one has counted that is new has
-// happened since the last reading; at the first reading nobody knows when.
-func (h *netnsHistory) note(n *netnsReading) {
+// note compares a namespace with what it was. What a new one has counted happened since
+// the last reading, unless it was there before and could not be read, or nobody knows
+// because this is the first reading.
+func (h *netnsHistory) note(n *netnsReading, processes []string) {
 	past := h.of[n.id]
+	counts := h.complete
 	if past == nil {
 		past = new(netnsPast)
 		h.of[n.id] = past
+	} else {
+		counts = past.known
 	}
 	grown := func(now Number, before *Number) (by float64) {
 		if now.Present {
@@ -444,7 +532,7 @@ func (h *netnsHistory) note(n *netnsReading) {
 		rise += grew[i]
 	}
 	grew[netnsConntrackDrops] = max(grew[netnsConntrackDrops]-grown(n.clashes, &past.clashes), 0)
-	if h.reading > 1 {
+	if counts {
 		for i := range grew {
 			h.refused[i].Value += grew[i]
 		}
@@ -453,5 +541,31 @@ func (h *netnsHistory) note(n *netnsReading) {
 		past.rose, past.rise = h.reading, rise
 	}
 	n.rose, n.rise = past.rose, past.rise
-	past.udp, past.settings, past.reading = n.udp, n.settings, h.reading
+	past.known, past.udp, past.settings, past.reading = true, n.udp, n.settings, h.reading
+	past.processes, past.claim = processes, n.claim
+}
+
+// distinguish gives each namespace a name of its own. Of those that have the same, such
+// as a pod in which somebody made another one, the one that had it last time keeps it, or
+// else the first. What has none is called by its number: the one that lsns shows, where
+// that may be seen.
+func (h *netnsHistory) distinguish(all []netnsReading) {
+	taken := map[string]int{}
+	for i := range all {
+		n := &all[i]
+		n.owner.Name = printable(n.owner.Name)
+		if past := h.of[n.id]; n.owner.Name != "" && past != nil && past.name == n.owner.Name {
+			taken[n.owner.Name] = i
+		}
+	}
+	for i := range all {
+		n := &all[i]
+		if of, ok := taken[n.owner.Name]; n.owner.Name == "" || ok && of != i {
+			n.owner.Name = "inode/" + strconv.FormatUint(cmp.Or(n.mount, n.id), 10)
+		}
+		taken[n.owner.Name] = i
+		if past := h.of[n.id]; past != nil {
+			past.name = n.owner.Name
+		}
+	}
 }

@@ -28,7 +28,7 @@ func newNamespace(t *testing.T) (n *nettest.Namespace, name string) {
 	t.Helper()
 	needs.Check(t, needs.Root)
 	n = nettest.New(t)
-	id, err := machine(t, running()).ID(n.PID)
+	id, err := machine(t, running()).MountID(strconv.Itoa(n.PID))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,6 +222,7 @@ func TestNetnsHangs(t *testing.T) {
 				switch at.id {
 				case 2:
 					<-release
+					return netnsReading{}, kernel.ErrLost
 				case 3:
 					panic("oops")
 				case 4:
@@ -231,7 +232,7 @@ func TestNetnsHangs(t *testing.T) {
 			}
 		},
 	}
-	places := []netnsPlace{{id: 1}, {id: 2, pids: []int{22}}, {id: 3}, {id: 4}, {id: 5}}
+	places := []netnsPlace{{id: 1}, {id: 2, processes: []string{"22"}}, {id: 3}, {id: 4}, {id: 5}}
 	visit := func() (read []uint64, failed []error) {
 		err := r.visit(t.Context(), places, func(_ netnsPlace, n netnsReading, err error) {
 			if err != nil {
@@ -259,7 +260,7 @@ func TestNetnsHangs(t *testing.T) {
 	for end := time.Now().Add(20 * time.Second); r.hangs(2) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
-	if read, failed := visit(); len(read) != 3 || len(failed) != 2 {
+	if read, failed := visit(); len(read) != 2 || len(failed) != 3 || errors.Is(failed[0], errDeadline) {
 		t.Errorf("after it has come back: %v, %v", read, failed)
 	}
 }
@@ -269,7 +270,8 @@ func TestNetnsHangs(t *testing.T) {
 func TestNetnsMoved(t *testing.T) {
 	n, _ := newNamespace(t)
 	s := scope(t, running())
-	id, err := s.ID(n.PID)
+	pid := strconv.Itoa(n.PID)
+	id, err := s.ID(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,11 +281,11 @@ func TestNetnsMoved(t *testing.T) {
 			at   netnsPlace
 			want error
 		}{
-			{netnsPlace{id: id, pids: []int{n.PID}}, nil},
-			{netnsPlace{id: id + 1, pids: []int{n.PID}}, errMoved},
-			{netnsPlace{id: id, pids: []int{os.Getpid()}}, errMoved},
-			{netnsPlace{id: id, pids: []int{1 << 30, n.PID}}, nil},
-			{netnsPlace{id: id, pids: []int{1 << 30}}, errMoved},
+			{netnsPlace{id: id, processes: []string{pid}}, nil},
+			{netnsPlace{id: id + 1, processes: []string{pid}}, errMoved},
+			{netnsPlace{id: id, processes: []string{strconv.Itoa(os.Getpid())}}, errMoved},
+			{netnsPlace{id: id, processes: []string{"1073741824", pid}}, nil},
+			{netnsPlace{id: id, processes: []string{"1073741824"}}, errMoved},
 			{netnsPlace{id: id, path: filepath.Join(t.TempDir(), "gone")}, errMoved},
 		} {
 			if got, err := look(t.Context(), c.at); !errors.Is(err, c.want) || err == nil && got.id != id {
@@ -298,25 +300,64 @@ func TestNetnsMoved(t *testing.T) {
 }
 
 // TestDistinguish expects every namespace to have a name of its own that people can
-// read.
+// read, and to keep it.
 func TestDistinguish(t *testing.T) {
-	var all []netnsReading
-	for i, name := range []string{"pod/a/b", "", "pod/a/b", "name/x\n", "name/x\r", "docker/0"} {
-		all = append(all, netnsReading{id: uint64(i), owner: owner.Owner{Name: name}})
+	h := netnsHistory{of: map[uint64]*netnsPast{}}
+	for _, step := range []struct{ names, want string }{
+		{"pod/a/b,,pod/a/b,name/x\n,name/x\r,docker/0", "pod/a/b inode/2 inode/3 name/x? inode/77 docker/0"},
+		// The one that had it keeps it, whichever comes first.
+		{",,pod/a/b,,,", "inode/1 inode/2 pod/a/b inode/4 inode/77 inode/6"},
+		{"pod/a/b,,pod/a/b,,,", "inode/1 inode/2 pod/a/b inode/4 inode/77 inode/6"},
+	} {
+		var all []netnsReading
+		for i, name := range strings.Split(step.names, ",") {
+			n := netnsReading{id: uint64(i + 1), owner: owner.Owner{Name: name}}
+			if n.id == 5 {
+				n.mount = 77
+			}
+			h.keep(n.id)
+			all = append(all, n)
+		}
+		h.distinguish(all)
+		var names []string
+		for _, n := range all {
+			names = append(names, n.owner.Name)
+		}
+		if got := strings.Join(names, " "); got != step.want {
+			t.Errorf("%q: %s", step.names, got)
+		}
 	}
-	distinguish(all)
-	var names []string
-	for _, n := range all {
-		names = append(names, n.owner.Name)
-	}
-	if got := strings.Join(names, " "); got != "pod/a/b inode/1 inode/2 name/x? inode/4 docker/0" {
-		t.Error(got)
+}
+
+// TestChosen expects a namespace to belong to those that are at home in it.
+func TestChosen(t *testing.T) {
+	claim := func(kind owner.Kind, id string) owner.Claim { return owner.Claim{Kind: kind, ID: id} }
+	cart, debug, docker, unit, none := claim(owner.Pod, "cart"), claim(owner.Pod, "debug"), claim(owner.Docker, "0"), claim(owner.Unit, "ssh.service"), owner.Claim{}
+	for _, c := range []struct {
+		claims []owner.Claim
+		had    owner.Claim
+		want   owner.Claim
+	}{
+		{nil, cart, none},
+		{[]owner.Claim{cart}, none, cart},
+		{[]owner.Claim{debug, cart, cart}, none, cart},
+		{[]owner.Claim{debug, cart}, none, none},
+		{[]owner.Claim{debug, cart}, cart, cart},
+		{[]owner.Claim{debug, debug, debug, cart}, cart, cart},
+		{[]owner.Claim{unit, unit, cart}, none, cart},
+		{[]owner.Claim{unit, none}, none, unit},
+		{[]owner.Claim{docker, docker, docker, cart, debug}, none, docker},
+		{[]owner.Claim{none, none}, cart, none},
+	} {
+		if got := chosen(c.claims, c.had); got != c.want {
+			t.Errorf("%v, had by %v: %v", c.claims, c.had, got)
+		}
 	}
 }
 
 // TestNetnsHistory expects counters to be compared with those of the same namespace, a
-// new one to count whole, one that begins anew under an old ID too, and clashes of
-// connection tracking not to count as refusals.
+// new one to count whole, one that begins anew under an old ID too, one that comes back
+// not again, and clashes of connection tracking not to count as refusals.
 func TestNetnsHistory(t *testing.T) {
 	h := netnsHistory{of: map[uint64]*netnsPast{}}
 	const overflows = 0
@@ -329,21 +370,48 @@ func TestNetnsHistory(t *testing.T) {
 		{1, 5, 3, 1, 0, 0, 1},
 		{1, 5, 3, 1, 0, 0, 1},
 		{1, 7, 6, 3, 2, 1, 3},
-		{2, 4, 0, 0, 6, 1, 4}, // 1 has ended
+		{2, 4, 0, 0, 6, 1, 4}, // 1 is not there
 		{2, 4, 0, 0, 6, 1, 4},
 		{2, 1, 0, 0, 7, 1, 6}, // another one
-		{1, 1, 0, 0, 8, 1, 7}, // as if it had never been there
+		{1, 7, 6, 3, 7, 1, 3}, // back again
+		{1, 8, 6, 3, 8, 1, 8},
 	} {
 		n := netnsReading{id: step.id, clashes: number(step.clashes)}
 		n.counters[overflows], n.counters[netnsConntrackDrops] = number(step.overflow), number(step.drop)
 		h.begin()
-		h.note(&n)
+		h.note(&n, nil)
 		h.end()
 		if got := h.refused; got[overflows].Value != step.refused || got[netnsConntrackDrops].Value != step.dropped || n.rose != step.rose {
 			t.Errorf("step %d: %v, %v, rose in %d", i, got[overflows], got[netnsConntrackDrops], n.rose)
 		}
 	}
-	if len(h.of) != 1 {
+
+	// One that was there and could not be read is not new when it can.
+	h.begin()
+	h.keep(3)
+	h.end()
+	n := netnsReading{id: 3}
+	n.counters[overflows] = number(100)
+	h.begin()
+	if h.note(&n, nil); h.refused[overflows].Value != 8 {
+		t.Errorf("%v refusals with those of one that was there", h.refused[overflows])
+	}
+	// Nor is any at the first reading, be it the first one that was not cut short.
+	h = netnsHistory{of: map[uint64]*netnsPast{}}
+	for id := range uint64(2) {
+		n.id = id
+		h.begin()
+		if h.note(&n, nil); h.refused[overflows].Value != 0 {
+			t.Errorf("%v refusals before the first whole reading", h.refused[overflows])
+		}
+	}
+	// It forgets at last.
+	for id := range uint64(3 * maxNamespaces) {
+		h.begin()
+		h.keep(id)
+		h.end()
+	}
+	if len(h.of) > 2*maxNamespaces || h.of[3*maxNamespaces-1] == nil || h.of[2*maxNamespaces] == nil {
 		t.Errorf("%d namespaces are remembered", len(h.of))
 	}
 }

@@ -7,9 +7,9 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
@@ -55,8 +55,8 @@ func (v *netnsVisitor) look(ctx context.Context, at netnsPlace) (n netnsReading,
 		return v.lookMounted(ctx, at)
 	}
 	err = errMoved
-	for _, pid := range at.pids {
-		if n, err = v.lookBy(ctx, at, pid); !errors.Is(err, errMoved) {
+	for _, process := range at.processes {
+		if n, err = v.lookBy(ctx, at, process); !errors.Is(err, errMoved) {
 			break
 		}
 	}
@@ -65,18 +65,22 @@ func (v *netnsVisitor) look(ctx context.Context, at netnsPlace) (n netnsReading,
 
 // lookBy reads a namespace by a process. What it read is of that namespace if the
 // process was there before and after.
-func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, pid int) (n netnsReading, err error) {
-	lost := v.tour.Visit(pid, func(entered error) error {
+func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, process string) (n netnsReading, err error) {
+	lost := v.tour.Visit(process, func(entered error) error {
 		if !v.tour.At(at.id) {
 			err = errMoved
 			return nil
 		}
 		n = netnsReading{id: at.id, limited: entered == nil, settings: at.past.settings}
 		if n.limited {
-			n.mount, _ = v.MountID(pid)
+			n.mount, _ = v.MountID(process)
 		}
-		n.cgroup, err = v.file(strconv.Itoa(pid) + "/cgroup")
-		n.cgroup = slices.Clone(n.cgroup)
+		// The same processes in the same namespace are the same.
+		if !at.fresh && at.past.claim.Kind != "" && slices.Equal(at.processes, at.past.processes) {
+			n.claim = at.past.claim
+		} else {
+			n.claims, err = v.claims(at)
+		}
 		err = errors.Join(err, v.read(ctx, at, &n))
 		if !v.tour.At(at.id) {
 			err = errMoved
@@ -84,6 +88,27 @@ func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, pid int) (n ne
 		return nil
 	})
 	return n, cmp.Or(lost, err)
+}
+
+// claims asks the processes that are in a namespace whose they are.
+func (v *netnsVisitor) claims(at netnsPlace) (claims []owner.Claim, err error) {
+	for _, process := range at.processes {
+		if id, err := v.ID(process); err != nil || id != at.id {
+			continue
+		}
+		b, err := v.file(process + "/cgroup")
+		if isGone(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		claim := owner.Claimed(b)
+		if id, err := v.ID(process); err == nil && id == at.id {
+			claims = append(claims, claim)
+		}
+	}
+	return claims, nil
 }
 
 // lookMounted reads a namespace that is bound to a file.

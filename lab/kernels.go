@@ -1,6 +1,10 @@
 package main
 
-import "github.com/sockpressure/sockpressure_exporter/lab/scenario"
+import (
+	"strings"
+
+	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
+)
 
 // architecture is how QEMU emulates a machine, and what a kernel needs there.
 type architecture struct {
@@ -118,6 +122,8 @@ func (k kernel) lacks(metric string) bool {
 		return k.noHugePages
 	case "memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes":
 		return k.lowMemory == ""
+	case "netns_namespaces", "netns_unreadable", "netns_refusals_total":
+		return false
 	}
-	return false
+	return strings.HasPrefix(metric, "netns_") // of others than the host's, of which there are none
 }

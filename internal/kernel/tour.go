@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
 )
@@ -29,16 +28,17 @@ func (f *Files) Tour(fn func(*Tour) error) error {
 	})
 }
 
-// Visit runs fn while the tour is at the network namespace of a process of the procfs.
+// Visit runs fn while the tour is at the network namespace of a process of the procfs,
+// named by its folder: "<pid>", or "<pid>/task/<tid>" for a thread of it.
 // Then its files can be read; its sysctls and its sockets too if entered is nil, which
 // is the error otherwise. Nothing of it is open when fn has returned. The error of
 // Visit is fn's, or that the tour cannot go on.
 //
 // If the process ends meanwhile and its number is given to another one, the files are
 // those of that one's namespace: ask At.
-func (t *Tour) Visit(pid int, fn func(entered error) error) error {
-	process := filepath.Join(t.files.ProcPath, strconv.Itoa(pid))
-	return t.visit(process+"/net", process+"/ns/net", fn)
+func (t *Tour) Visit(process string, fn func(entered error) error) error {
+	folder := filepath.Join(t.files.ProcPath, process)
+	return t.visit(folder+"/net", folder+"/ns/net", fn)
 }
 
 // VisitName is Visit for a namespace that a file is bound to, such as those below
@@ -86,20 +86,21 @@ func (t *Tour) At(id uint64) bool {
 // thread is the folder of the files of the namespace that this thread is in.
 func (t *Tour) thread() string { return filepath.Join(t.files.ProcPath, "thread-self/net") }
 
-// ID returns what tells the network namespace of a process from others. It needs no
+// ID returns what tells the network namespace of a process, named as for Tour.Visit,
+// from others. It needs no
 // privilege. A namespace that has ended leaves its ID to a new one. In a copy of a procfs
 // nothing tells, which is an error for which errors.Is(err, errors.ErrUnsupported) holds.
-func (m *Machine) ID(pid int) (uint64, error) {
+func (m *Machine) ID(process string) (uint64, error) {
 	if m.mount.Copied() {
 		return 0, fmt.Errorf("network namespaces of a copied procfs: %w", errors.ErrUnsupported)
 	}
-	return hostns.FileID(m.ProcPath + "/" + strconv.Itoa(pid) + "/net")
+	return hostns.FileID(m.ProcPath + "/" + process + "/net")
 }
 
 // MountID returns what tells mounts of the network namespace of a process from those of
-// others. It needs CAP_SYS_PTRACE for another user's process.
-func (m *Machine) MountID(pid int) (uint64, error) {
-	return hostns.MountID(m.ProcPath + "/" + strconv.Itoa(pid) + "/ns/net")
+// others: the number that lsns shows. It needs CAP_SYS_PTRACE for another user's process.
+func (m *Machine) MountID(process string) (uint64, error) {
+	return hostns.MountID(m.ProcPath + "/" + process + "/ns/net")
 }
 
 // ID returns what tells the namespace that was entered from others.

@@ -19,8 +19,10 @@ type Owner struct {
 // Owner returns the owner that /proc/<pid>/cgroup names. It is nobody for a pod that
 // has no name, even where the pod runs in a container: that would be the owner of
 // all pods of a cluster in a container. Only for a pod can it fail.
-func (p *Pods) Owner(cgroup []byte) (Owner, error) {
-	c := Claimed(cgroup)
+func (p *Pods) Owner(cgroup []byte) (Owner, error) { return p.Of(Claimed(cgroup)) }
+
+// Of returns the owner of a claim, as Owner does.
+func (p *Pods) Of(c Claim) (Owner, error) {
 	switch c.Kind {
 	case "":
 		return Owner{}, nil
