@@ -148,7 +148,7 @@ func netnsSpec() Spec {
 			},
 			{
 				Name:   "netns_saturation_ratio",
-				Help:   "Usage of a limit that each network namespace has for itself divided by the limit, of the namespaces nearest to it. All but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
+				Help:   "Usage of a limit that each network namespace has for itself divided by the limit, of the namespaces nearest to it. All but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE; ephemeral_ports is there where a namespace has connections enough for half of its ports.",
 				Labels: slices.Concat([]string{"resource"}, labels),
 				Values: (*namespaces).saturations,
 			},

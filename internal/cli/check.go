@@ -48,7 +48,7 @@ func checkCommand() command {
 			flag := cmd.Flag("format", "What to print: text, or json, an object with state, exit_status, host_view, limits, failed_collectors and kernel_messages.").Default(formatText)
 			flag.EnumVar(&format, formatText, formatJSON)
 			offer(flag, formatText, formatJSON)
-			cmd.Flag("for", "Watch for so long before, a minute at most, and print the highest saturation meanwhile too.").Default("0s").DurationVar(&during)
+			cmd.Flag("for", "Watch for so long before, a minute at most, and print the host's highest saturation meanwhile too.").Default("0s").DurationVar(&during)
 		},
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
 			if during < 0 || during > maxWatch {
