@@ -226,13 +226,13 @@ func (r *netnsReader) thread(process string) (thread string, id uint64, err erro
 // nobody's if there is none.
 func chosen(claims []owner.Claim, had owner.Claim) owner.Claim {
 	rank := func(c owner.Claim) int {
-		switch c.Kind {
-		case "":
-			return 0
-		case owner.Unit:
+		if c.Kind == owner.Unit {
 			return 1
 		}
-		return 2
+		if c.Kind != "" {
+			return 2
+		}
+		return 0
 	}
 	best, of := 0, map[owner.Claim]int{}
 	for _, c := range claims {
