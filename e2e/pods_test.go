@@ -32,8 +32,9 @@ func hierarchy(t *testing.T) string {
 	return ""
 }
 
-// putInto moves a process into a cgroup that is made for it and ends with the test.
-func putInto(t *testing.T, pid int, path string) {
+// putInto moves the process of a namespace into a cgroup that is made for it, and ends
+// with the test, after the process.
+func putInto(t *testing.T, n *nettest.Namespace, path string) {
 	t.Helper()
 	root := hierarchy(t)
 	dir := root
@@ -53,9 +54,10 @@ func putInto(t *testing.T, pid int, path string) {
 			}
 		})
 	}
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(n.PID)), 0); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(n.End)
 }
 
 // TestPods expects what happens in network namespaces under the names of the pods,
@@ -88,20 +90,26 @@ func TestPods(t *testing.T) {
 		"system.slice/sockpressure-pods.service":   `namespace="",netns="unit/sockpressure-pods.service",pod=""`,
 		"kubepods/burstable/pod" + lost + "/" + id: "",
 	}
-	wants := map[string]string{}
+	wants, nameless := map[string]string{}, ""
 	for cgroup, labels := range names {
 		n := nettest.New(t)
-		putInto(t, n.PID, cgroup)
+		putInto(t, n, cgroup)
 		n.Listen(1, 4)
-		if labels == "" { // a pod whose folder is gone
-			labels = fmt.Sprintf(`namespace="",netns="inode/%d",pod=""`, inode(t, fmt.Sprintf("/proc/%d/net/sockstat", n.PID)))
+		if wants[cgroup] = labels; labels == "" { // a pod whose folder is gone
+			nameless = fmt.Sprintf("/proc/%d/", n.PID)
 		}
-		wants[cgroup] = labels
 	}
 	for name, wrap := range map[string]func(*exec.Cmd){"root": nil, "nobody": asNobody} {
 		t.Run(name, func(t *testing.T) {
+			number := "net/sockstat"
+			if wrap == nil {
+				number = "ns/net" // which lsns shows
+			}
 			p := start(t, wrap, "--path.pod-logs="+logs, "--collector.top=100").scrape("")
 			for cgroup, labels := range wants {
+				if labels == "" {
+					labels = fmt.Sprintf(`namespace="",netns="inode/%d",pod=""`, inode(t, nameless+number))
+				}
 				if got := p.value(t, "sockpressure_netns_tcp_listen_overflows_total{"+labels+"}"); got < 1 {
 					t.Errorf("%s: %v overflows", cgroup, got)
 				}
