@@ -116,7 +116,7 @@ func namespaces() Group {
 	}
 	ticket, page := near, near
 	ticket.Severity, ticket.For, ticket.Params = Warning, "5m", map[string]string{"warning": "0.8"}
-	ticket.Comment = "An accept queue that is full for moments is no news, nor is TIME_WAIT, which is full by\ndesign: of a program that does not accept, for minutes, is."
+	ticket.Comment = "Not for moments: a burst fills an accept queue without harm, a program that has stopped\naccepting keeps it full for minutes. TIME_WAIT is left out, because it is capped by design."
 	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports"} >= ${warning}`
 	page.Severity, page.For, page.Params = Critical, "2m", map[string]string{"critical": "0.95"}
 	page.Comment = "Connections of the pod fail, or are about to."
@@ -134,8 +134,8 @@ or
 ` + refusals + `{resource="conntrack_entries"}[5m]) > 0`,
 				Params:  map[string]string{"count": "20"},
 				Summary: "The kernel refuses connections of pods, or of other network namespaces.",
-				Description: `The kernel of {{ $labels.instance }} refused {{ $value | printf "%.0f" }} times in the last 5 minutes for want of
-					{{ $labels.resource }} in network namespaces besides the host's. sockpressure_netns_* has the pods where it did last.`,
+				Description: `The kernel of {{ $labels.instance }} refused {{ $value | printf "%.0f" }} times in the last 5 minutes because
+					{{ $labels.resource }} was used up in a network namespace besides the host's. sockpressure_netns_* names the pods that were refused last.`,
 			},
 		},
 	}

@@ -8,8 +8,8 @@ import (
 // budget bounds the share of one core that walks take, all together. If each is
 // repeated after the time that all of them took, divided by the share, then in that
 // time each runs once, and the share is kept. Where one takes more than all others, it
-// and the others get half of the share each: the others wait for it no longer than
-// twice as long as they would without it. A share of 0 is no bound.
+// and the others get half of the share each, so it at most doubles the interval of the
+// others. A share of 0 is no bound.
 type budget struct {
 	maxCPU float64
 

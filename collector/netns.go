@@ -32,7 +32,7 @@ type netnsReading struct {
 	queues   []acceptQueue
 	limited  bool
 	counters [netnsCounterCount]Number
-	// clashes is the part of the connection tracking's drops that did not want for room.
+	// clashes is the part of the drops of connection tracking that a full table did not cause.
 	clashes Number
 	// claims are whose its processes say that they are, claim whose it is; of a reading
 	// that did not ask them, claim alone.
@@ -66,8 +66,8 @@ type netnsCounter struct {
 	// name is without "netns_", of the counters of the host that it is the sum of.
 	name string
 	of   []string
-	// resource is what was refused for want of, empty where the counter moves for other
-	// reasons too.
+	// resource is the limit that was reached when the counter moves, empty where it moves
+	// for other reasons too.
 	resource string
 	help     string
 }
@@ -154,7 +154,7 @@ func netnsSpec() Spec {
 			},
 			{
 				Name:   "netns_refusals_total",
-				Help:   "What the kernel refused in all network namespaces but the host's since the exporter was started, those that have ended included, by the resource that it wanted for.",
+				Help:   "What the kernel refused in all network namespaces but the host's since the exporter was started, those that have ended included, by the limit that was reached.",
 				Labels: []string{"resource"},
 				Values: func(s *namespaces, emit Emit) {
 					for i, c := range netnsCounters() {

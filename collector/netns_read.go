@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -220,42 +219,6 @@ func (r *netnsReader) thread(process string) (thread string, id uint64, err erro
 	return thread, id, err
 }
 
-// chosen returns the claim that a namespace belongs to, of those of processes in it. A
-// pod or a container counts for more than a unit. Where they differ, as while somebody
-// of another pod looks around in it, it is the one that had it, or else that of most;
-// nobody's if there is none.
-func chosen(claims []owner.Claim, had owner.Claim) owner.Claim {
-	rank := func(c owner.Claim) int {
-		if c.Kind == owner.Unit {
-			return 1
-		}
-		if c.Kind != "" {
-			return 2
-		}
-		return 0
-	}
-	best, of := 0, map[owner.Claim]int{}
-	for _, c := range claims {
-		best = max(best, rank(c))
-	}
-	all := 0
-	for _, c := range claims {
-		if rank(c) == best {
-			of[c]++
-			all++
-		}
-	}
-	if of[had] > 0 {
-		return had
-	}
-	for c, n := range of {
-		if 2*n > all {
-			return c
-		}
-	}
-	return owner.Claim{}
-}
-
 // mounts returns where namespaces are bound to files in the host's mount namespace, as
 // this process reaches them. Who may not see that may not enter them either.
 func (r *netnsReader) mounts() []parse.NetnsMount {
@@ -293,19 +256,6 @@ func (r *netnsReader) unseen(mounts []parse.NetnsMount, all []netnsReading, seen
 		}
 	}
 	return places
-}
-
-// name names the namespaces that nobody owns by the file that they are bound to.
-func name(all []netnsReading, mounts []parse.NetnsMount) {
-	names := map[uint64]string{}
-	for _, m := range mounts {
-		names[m.Inode] = "name/" + filepath.Base(m.Path)
-	}
-	for i := range all {
-		if n := &all[i]; n.owner.Name == "" && n.mount != 0 {
-			n.owner.Name = names[n.mount]
-		}
-	}
 }
 
 // visit has each namespace looked at, and calls took with what came of it. A visit that
@@ -431,141 +381,4 @@ func (r *netnsReader) hangs(id uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.hanging[id]
-}
-
-// netnsHistory remembers the counters of each namespace.
-type netnsHistory struct {
-	of      map[uint64]*netnsPast
-	reading int // counts them
-	// complete is set after the first one that was not cut short.
-	complete bool
-	refused  [netnsCounterCount]Number
-}
-
-// netnsPast is a namespace as it was.
-type netnsPast struct {
-	// known is set once it was read.
-	known    bool
-	counters [netnsCounterCount]Number
-	clashes  Number
-	udp      Number // sockets
-	settings netnsSettings
-	// processes are those by which it was found, and claim whose it was by them. name
-	// is what it was called.
-	processes []string
-	claim     owner.Claim
-	name      string
-	rose      int
-	rise      float64
-	reading   int // the last in which it was there
-}
-
-func (h *netnsHistory) begin() {
-	h.reading++
-	for i := range h.refused {
-		h.refused[i] = h.refused[i].OrZero()
-	}
-}
-
-// end forgets what was not there for the longest time, once it is too much. A namespace
-// that is not there may come back: that of ip netns has a process only now and then.
-func (h *netnsHistory) end() {
-	h.complete = true
-	if len(h.of) <= 2*maxNamespaces {
-		return
-	}
-	surplus := len(h.of) - maxNamespaces
-	ids := slices.SortedFunc(maps.Keys(h.of), func(a, b uint64) int { return cmp.Compare(h.of[a].reading, h.of[b].reading) })
-	for _, id := range ids[:surplus] {
-		delete(h.of, id)
-	}
-}
-
-// keep remembers a namespace that is there and could not be read.
-func (h *netnsHistory) keep(id uint64) {
-	if h.of[id] == nil {
-		h.of[id] = new(netnsPast)
-	}
-	h.of[id].reading = h.reading
-}
-
-// freshEvery is how many readings what seldom changes is believed for. The kernel looks
-// for a sysctl of a namespace among those of all, so reading them each time would take a
-// time that grows with the square of the namespaces.
-const freshEvery = 8
-
-// last returns what a namespace was, and whether what seldom changes is to be read again.
-func (h *netnsHistory) last(id uint64) (past netnsPast, fresh bool) {
-	known := h.of[id]
-	if known == nil || !known.known {
-		return netnsPast{}, true
-	}
-	return *known, (uint64(h.reading)+id)%freshEvery == 0
-}
-
-// note compares a namespace with what it was. What a new one has counted happened since
-// the last reading, unless it was there before and could not be read, or nobody knows
-// because this is the first reading.
-func (h *netnsHistory) note(n *netnsReading, processes []string) {
-	past := h.of[n.id]
-	counts := h.complete
-	if past == nil {
-		past = new(netnsPast)
-		h.of[n.id] = past
-	} else {
-		counts = past.known
-	}
-	grown := func(now Number, before *Number) (by float64) {
-		if now.Present {
-			// A number that is less than it was is of another namespace, which began at 0.
-			if by = now.Value; now.Value >= before.Value {
-				by -= before.Value
-			}
-			*before = now
-		}
-		return by
-	}
-	rise := 0.0
-	var grew [netnsCounterCount]float64
-	for i, now := range n.counters {
-		grew[i] = grown(now, &past.counters[i])
-		rise += grew[i]
-	}
-	grew[netnsConntrackDrops] = max(grew[netnsConntrackDrops]-grown(n.clashes, &past.clashes), 0)
-	if counts {
-		for i := range grew {
-			h.refused[i].Value += grew[i]
-		}
-	}
-	if rise > 0 {
-		past.rose, past.rise = h.reading, rise
-	}
-	n.rose, n.rise = past.rose, past.rise
-	past.known, past.udp, past.settings, past.reading = true, n.udp, n.settings, h.reading
-	past.processes, past.claim = processes, n.claim
-}
-
-// distinguish gives each namespace a name of its own. Of those that have the same, such
-// as a pod in which somebody made another one, the one that had it last time keeps it, or
-// else the first. What has none is called by its number: the one that lsns shows, where
-// that may be seen.
-func (h *netnsHistory) distinguish(all []netnsReading) {
-	taken := map[string]int{}
-	for i := range all {
-		n := &all[i]
-		n.owner.Name = printable(n.owner.Name)
-		if past := h.of[n.id]; n.owner.Name != "" && past != nil && past.name == n.owner.Name {
-			taken[n.owner.Name] = i
-		}
-	}
-	for i := range all {
-		n := &all[i]
-		if of, ok := taken[n.owner.Name]; n.owner.Name == "" || ok && of != i {
-			n.owner.Name = "inode/" + strconv.FormatUint(cmp.Or(n.mount, n.id), 10)
-		}
-		taken[n.owner.Name] = i
-		if past := h.of[n.id]; past != nil {
-			past.name = n.owner.Name
-		}
-	}
 }

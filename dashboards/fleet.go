@@ -121,7 +121,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 				{
 					kind: lines, title: "Refused in pods", unit: perSecond, width: 12, height: 10, stacked: true,
-					about:   "What the kernels refused a second in network namespaces besides the hosts', by what they wanted for. Over all nodes of the job, whatever is chosen as Instance.",
+					about:   "What the kernels refused a second in network namespaces besides the hosts', by the limit that was reached. Over all nodes of the job, whatever is chosen as Instance.",
 					queries: []query{{"{{resource}}", `sum by (resource) (job_resource:sockpressure_netns_refusals:rate5m)`}},
 				},
 			}},

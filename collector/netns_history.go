@@ -1,0 +1,121 @@
+package collector
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+)
+
+// netnsHistory remembers the counters of each namespace.
+type netnsHistory struct {
+	of      map[uint64]*netnsPast
+	reading int // counts them
+	// complete is set after the first one that was not cut short.
+	complete bool
+	refused  [netnsCounterCount]Number
+}
+
+// netnsPast is a namespace as it was.
+type netnsPast struct {
+	// known is set once it was read.
+	known    bool
+	counters [netnsCounterCount]Number
+	clashes  Number
+	udp      Number // sockets
+	settings netnsSettings
+	// processes are those by which it was found, and claim whose it was by them. name
+	// is what it was called.
+	processes []string
+	claim     owner.Claim
+	name      string
+	rose      int
+	rise      float64
+	reading   int // the last in which it was there
+}
+
+func (h *netnsHistory) begin() {
+	h.reading++
+	for i := range h.refused {
+		h.refused[i] = h.refused[i].OrZero()
+	}
+}
+
+// end forgets what was not there for the longest time, once it is too much. A namespace
+// that is not there may come back: that of ip netns has a process only now and then.
+func (h *netnsHistory) end() {
+	h.complete = true
+	if len(h.of) <= 2*maxNamespaces {
+		return
+	}
+	surplus := len(h.of) - maxNamespaces
+	ids := slices.SortedFunc(maps.Keys(h.of), func(a, b uint64) int { return cmp.Compare(h.of[a].reading, h.of[b].reading) })
+	for _, id := range ids[:surplus] {
+		delete(h.of, id)
+	}
+}
+
+// keep remembers a namespace that is there and could not be read.
+func (h *netnsHistory) keep(id uint64) {
+	if h.of[id] == nil {
+		h.of[id] = new(netnsPast)
+	}
+	h.of[id].reading = h.reading
+}
+
+// freshEvery is how many readings what seldom changes is believed for. The kernel looks
+// for a sysctl of a namespace among those of all, so reading them each time would take a
+// time that grows with the square of the namespaces.
+const freshEvery = 8
+
+// last returns what a namespace was, and whether what seldom changes is to be read again.
+func (h *netnsHistory) last(id uint64) (past netnsPast, fresh bool) {
+	known := h.of[id]
+	if known == nil || !known.known {
+		return netnsPast{}, true
+	}
+	return *known, (uint64(h.reading)+id)%freshEvery == 0
+}
+
+// note compares a namespace with what it was. What a new one has counted happened since
+// the last reading, unless it was there before and could not be read, or nobody knows
+// because this is the first reading.
+func (h *netnsHistory) note(n *netnsReading, processes []string) {
+	past := h.of[n.id]
+	counts := h.complete
+	if past == nil {
+		past = new(netnsPast)
+		h.of[n.id] = past
+	} else {
+		counts = past.known
+	}
+	grown := func(now Number, before *Number) (by float64) {
+		if now.Present {
+			// A number that is less than it was is of another namespace, which began at 0.
+			if by = now.Value; now.Value >= before.Value {
+				by -= before.Value
+			}
+			*before = now
+		}
+		return by
+	}
+	rise := 0.0
+	var grew [netnsCounterCount]float64
+	for i, now := range n.counters {
+		grew[i] = grown(now, &past.counters[i])
+		rise += grew[i]
+	}
+	grew[netnsConntrackDrops] = max(grew[netnsConntrackDrops]-grown(n.clashes, &past.clashes), 0)
+	if counts {
+		for i := range grew {
+			h.refused[i].Value += grew[i]
+		}
+	}
+	if rise > 0 {
+		past.rose, past.rise = h.reading, rise
+	}
+	n.rose, n.rise = past.rose, past.rise
+	past.known, past.udp, past.settings, past.reading = true, n.udp, n.settings, h.reading
+	past.processes, past.claim = processes, n.claim
+}
