@@ -70,6 +70,7 @@ type netnsReader struct {
 	looker  func(*Scope, *kernel.Tour) looker
 	history netnsHistory
 	host    uint64 // the ID of the host's namespace
+	found   netnsMemory
 
 	mu sync.Mutex
 	// hanging are the namespaces from which a visit has not come back.
@@ -170,15 +171,19 @@ func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded in
 		return nil, 0, err
 	}
 	at := map[uint64]int{}
-	err = eachProcess(r.ProcPath, func(pid int) error {
+	r.found.begin(time.Now())
+	err = eachProcess(r.ProcPath, func(pid int, inode uint64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		process := strconv.Itoa(pid)
-		id, err := r.ID(process)
-		if err != nil {
-			process, id, err = r.thread(process)
-		}
+		process, id, err := r.found.find(pid, inode, func() (string, uint64, error) {
+			process := strconv.Itoa(pid)
+			id, err := r.ID(process)
+			if err != nil {
+				return r.thread(process)
+			}
+			return process, id, nil
+		})
 		if err != nil || id == r.host {
 			return nil // it has ended, or is in the host's
 		}

@@ -134,7 +134,7 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 	worst := nearestProcesses{n: max(candidates, r.Top)}
 	all, unreadable := 0, 0
 	r.memory.begin(time.Now())
-	err := eachProcess(r.ProcPath, func(pid int) error {
+	err := eachProcess(r.ProcPath, func(pid int, _ uint64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 		what := "descriptors"
 		if err == nil && open > 0 {
 			what = "limits"
-			var k knownProcess
+			var k knownLimit
 			k, f.place, err = r.memory.find(pid, id, func() (float64, error) { return softLimit(dir+"/limits", r.buf) })
 			f.name, f.limit, f.fresh = k.name, k.limit, r.memory.fresh(k)
 		}
@@ -212,7 +212,7 @@ func (r *processReader) choose(s *processes, of []processFiles) (err error) {
 				continue
 			}
 			f.limit, f.fresh = limit, true
-			r.memory.keep(f.place, limit, "")
+			r.memory.note(f.place, limit, "")
 			heap.Fix(&nearest, 0)
 			continue
 		}
@@ -225,39 +225,13 @@ func (r *processReader) choose(s *processes, of []processFiles) (err error) {
 			return fmt.Errorf("name of process %d: %w", chosen.pid, err)
 		}
 		chosen.name = cmp.Or(printable(strings.TrimSpace(string(comm))), "?")
-		r.memory.keep(chosen.place, chosen.limit, chosen.name)
+		r.memory.note(chosen.place, chosen.limit, chosen.name)
 		if !seen[chosen.name] {
 			seen[chosen.name] = true
 			s.worst = append(s.worst, chosen)
 		}
 	}
 	return nil
-}
-
-// eachProcess calls visit for every process of a procfs. It holds a few hundred
-// names at a time: there can be four million.
-func eachProcess(procPath string, visit func(pid int) error) error {
-	dir, err := os.Open(procPath)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	for {
-		names, err := dir.Readdirnames(512)
-		for _, name := range names {
-			if pid, err := strconv.Atoi(name); err == nil {
-				if err := visit(pid); err != nil {
-					return err
-				}
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", procPath, err)
-		}
-	}
 }
 
 // before orders processes: the nearest to its limit is first.

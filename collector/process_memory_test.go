@@ -63,7 +63,7 @@ func TestProcessMemory(t *testing.T) {
 		if err != nil || k.name != c.name {
 			t.Errorf("after %v: %+v, %v", c.after, k, err)
 		}
-		m.keep(place, 1, "a name")
+		m.note(place, 1, "a name")
 	}
 
 	many := make([]process, maxKnown+1000)
@@ -146,7 +146,7 @@ func TestLimitChanges(t *testing.T) {
 		set(step.limit)
 		if step.forget {
 			for i := range r.memory.next {
-				r.memory.next[i].read = time.Now().Add(-2 * limitAge)
+				r.memory.next[i].of.read = time.Now().Add(-2 * limitAge)
 			}
 		}
 		got := read()

@@ -105,6 +105,7 @@ func say(text string) http.HandlerFunc {
 // parameters collect[] and exclude[] choose.
 func metrics(set *collector.Set, c Config) http.Handler {
 	pages := newPages(c)
+	zip := newZip()
 	failed := &repeated{logger: c.Logger, level: slog.LevelWarn, msg: "Some metrics cannot be shown"}
 	var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked := time.Now()
@@ -125,8 +126,6 @@ func metrics(set *collector.Set, c Config) http.Handler {
 			encoding = "gzip"
 		}
 		format := expfmt.NegotiateAccept(r.Header, expfmt.DefaultOpenMetricsAcceptedFormats()...)
-		r = r.Clone(r.Context())
-		r.Header.Set("Accept-Encoding", encoding)
 		names := slices.Sorted(slices.Values(query["name[]"]))
 		pages.serve(w, r, wish{
 			ctx:     ctx,
@@ -140,11 +139,17 @@ func metrics(set *collector.Set, c Config) http.Handler {
 				if c.Exporter != nil {
 					gatherers = append(gatherers, c.Exporter)
 				}
-				promhttp.HandlerFor(gatherers, promhttp.HandlerOpts{
-					EnableOpenMetrics: true,
-					ErrorHandling:     promhttp.ContinueOnError,
-					ErrorLog:          failed,
-				}).ServeHTTP(w, r)
+				h := promhttp.HandlerFor(gatherers, promhttp.HandlerOpts{
+					DisableCompression: true,
+					EnableOpenMetrics:  true,
+					ErrorHandling:      promhttp.ContinueOnError,
+					ErrorLog:           failed,
+				})
+				if encoding == "gzip" {
+					zip.serve(h, w, r)
+				} else {
+					h.ServeHTTP(w, r)
+				}
 			},
 		})
 	})
