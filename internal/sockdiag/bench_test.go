@@ -68,7 +68,7 @@ func TestNoAllocation(t *testing.T) {
 	c := New(nil)
 	c.seq = 1
 	v := new(counter)
-	visit := c.decoded(Request{States: AllStates}, v)
+	visit := c.decoded(Request{States: AllStates, Details: true}, v)
 	if n := testing.AllocsPerRun(10, func() {
 		for _, d := range datagrams {
 			if _, err := c.datagram(d, visit); err != nil {

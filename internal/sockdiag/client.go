@@ -20,6 +20,9 @@ const bufferSize = 32 << 10
 // module is not loaded and was not loaded on demand.
 var ErrNotSupported = errors.New("this kernel has no sock_diag for TCP (try: modprobe tcp_diag)")
 
+// ErrUDPNotSupported is ErrNotSupported for UDP.
+var ErrUDPNotSupported = errors.New("this kernel has no sock_diag for UDP (try: modprobe udp_diag)")
+
 // errInterrupted means that the kernel's table changed in a way that tore the
 // dump.
 var errInterrupted = errors.New("dump interrupted")
@@ -80,7 +83,7 @@ func (c *Client) Close() {
 }
 
 // Walk visits every socket that r asks for, of both address families, in one
-// pass over the kernel's table. A walk is no snapshot: sockets come and go
+// pass over the kernel's table, or for UDP in two. A walk is no snapshot: sockets come and go
 // meanwhile. It ends early with the context's error at its deadline, and with
 // ErrNotSupported where the kernel cannot do it.
 func (c *Client) Walk(ctx context.Context, r Request, v Visitor) error {
@@ -98,17 +101,20 @@ func (c *Client) Walk(ctx context.Context, r Request, v Visitor) error {
 }
 
 func (c *Client) walk(ctx context.Context, r Request, v Visitor) error {
+	c.s = Socket{} // of details that were asked for before
 	v.Reset()
-	err := c.dump(ctx, r.tcpDiag(), r, v)
-	if !isRefused(err) {
-		return err
+	if r.Protocol == TCP {
+		err := c.dump(ctx, r.tcpDiag(), r, v)
+		if !isRefused(err) {
+			return err
+		}
+		// The kernel, or a security module, refuses the older request type.
+		v.Reset()
 	}
-	// The kernel, or a security module, refuses the older request type.
-	v.Reset()
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		if err := c.dump(ctx, r.byFamily(family), r, v); err != nil {
 			if isRefused(err) {
-				return ErrNotSupported
+				return r.Protocol.notSupported()
 			}
 			return err
 		}
@@ -172,9 +178,15 @@ func (c *Client) decoded(r Request, v Visitor) func(payload []byte) error {
 		if err != nil {
 			return err
 		}
-		if known && r.selects(&c.s) {
-			v.Visit(&c.s)
+		if !known || !r.selects(&c.s) {
+			return nil
 		}
+		if r.Details {
+			if err := decodeDetails(payload, &c.s); err != nil {
+				return err
+			}
+		}
+		v.Visit(&c.s)
 		return nil
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -219,6 +220,92 @@ type visitor func()
 
 func (visitor) Reset()                   {}
 func (v visitor) Visit(*sockdiag.Socket) { v() }
+
+// TestDetails expects inodes, users and memory of sockets of this process, and nothing of
+// it where it was not asked for.
+func TestDetails(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.99.4.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	out, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	in, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	udp, err := net.ListenPacket("udp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	const sent = 5000
+	for _, to := range []struct {
+		by func([]byte) (int, error)
+	}{{out.Write}, {func(b []byte) (int, error) { return udp.WriteTo(b, udp.LocalAddr()) }}} {
+		if _, err := to.by(make([]byte, sent)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inode := func(c any) uint32 {
+		raw, err := c.(syscall.Conn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &st) }); err != nil {
+			t.Fatal(err)
+		}
+		return uint32(st.Ino)
+	}
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	c := sockdiag.New(sockdiag.Dial)
+	defer c.Close()
+	for _, protocol := range []sockdiag.Protocol{sockdiag.TCP, sockdiag.UDP} {
+		var got details
+		r := sockdiag.Request{States: sockdiag.AllStates, Protocol: protocol, Ports: []sockdiag.PortRange{{Low: port, High: port}}, Details: true}
+		if err := c.Walk(t.Context(), r, &got); err != nil {
+			t.Fatal(err)
+		}
+		with := func(c any) sockdiag.Socket {
+			t.Helper()
+			i := slices.IndexFunc(got, func(s sockdiag.Socket) bool { return s.Inode == inode(c) })
+			if i < 0 {
+				t.Fatalf("no socket of %v with inode %d in %v", protocol, inode(c), got)
+			}
+			if got[i].UID != uint32(os.Getuid()) {
+				t.Errorf("user %d", got[i].UID)
+			}
+			return got[i]
+		}
+		if protocol == sockdiag.UDP {
+			if s := with(udp); s.Memory.Receive < sent || s.Memory.Charged()%4096 != 0 {
+				t.Errorf("memory %+v", s.Memory)
+			}
+			continue
+		}
+		with(l)
+		if s := with(in); s.Memory.Receive < sent || s.Memory.Charged()%4096 != 0 {
+			t.Errorf("memory %+v", s.Memory)
+		}
+		// Who has not asked gets none of it.
+		got = nil
+		r.Details = false
+		if err := c.Walk(t.Context(), r, &got); err != nil || got[0].Inode != 0 || got[0].Memory != (sockdiag.Memory{}) {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+}
+
+type details []sockdiag.Socket
+
+func (d *details) Reset()                   { *d = nil }
+func (d *details) Visit(s *sockdiag.Socket) { *d = append(*d, *s) }
 
 // TestLive walks this machine's sockets with both kinds of request.
 func TestLive(t *testing.T) {

@@ -26,6 +26,37 @@ type Request struct {
 	// kernel leaves out what lies outside, at a fraction of the cost of copying
 	// it. None means every port. More than MaxRanges cannot be sent.
 	Ports []PortRange
+	// Protocol is the zero TCP, or UDP.
+	Protocol Protocol
+	// Details asks for the socket's memory, and has what a Socket says beside its
+	// addresses decoded. It makes the answer longer by a third.
+	Details bool
+}
+
+// Protocol is a protocol whose sockets can be walked.
+type Protocol uint8
+
+// The protocols. Of UDP the states are those of TCP: Established for a socket that is
+// connected, Close for one that is not.
+const (
+	TCP Protocol = iota
+	UDP
+)
+
+// String returns the protocol's name as the kernel writes it.
+func (p Protocol) String() string { return [...]string{"TCP", "UDP"}[p] }
+
+// number is that of the protocol in IP.
+func (p Protocol) number() uint8 { return [...]uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP}[p] }
+
+func (p Protocol) notSupported() error { return [...]error{ErrNotSupported, ErrUDPNotSupported}[p] }
+
+// extensions is the bit of each attribute that is asked for.
+func (r Request) extensions() uint8 {
+	if r.Details {
+		return 1 << (attrMemory - 1)
+	}
+	return 0
 }
 
 // PortRange is the ports from Low to High, both included.
@@ -42,6 +73,7 @@ const sizeofID = 48
 func (r Request) tcpDiag() netlink.Message {
 	b := make([]byte, 4+sizeofID+8)
 	b[0] = unix.AF_INET // the kernel ignores it in a dump
+	b[3] = r.extensions()
 	binary.NativeEndian.PutUint32(b[4+sizeofID:], uint32(r.States))
 	return r.message(typeTCPDiag, b)
 }
@@ -50,7 +82,8 @@ func (r Request) tcpDiag() netlink.Message {
 func (r Request) byFamily(family uint8) netlink.Message {
 	b := make([]byte, 8+sizeofID)
 	b[0] = family
-	b[1] = unix.IPPROTO_TCP
+	b[1] = r.Protocol.number()
+	b[2] = r.extensions()
 	binary.NativeEndian.PutUint32(b[4:], uint32(r.States))
 	return r.message(typeByFamily, b)
 }

@@ -1,4 +1,4 @@
-// Package sockdiag walks the kernel's TCP socket table over netlink sock_diag.
+// Package sockdiag walks the kernel's tables of TCP and UDP sockets over netlink sock_diag.
 //
 // It streams: one receive buffer, one Socket, no allocation for a socket,
 // whatever their number. What the kernel can filter, it filters, so that a walk
@@ -82,6 +82,39 @@ type Socket struct {
 	// connections that wait to be accepted and the greatest number that may.
 	RecvQueue uint32
 	SendQueue uint32
+
+	// What follows is set where Request.Details is.
+
+	// UID is the user that the socket was made by. It is 0 for what has no inode, because
+	// that is where the kernel keeps it (before Linux 6.17).
+	UID uint32
+	// Inode is what a descriptor of the socket links to, socket:[<inode>]. It is 0 for
+	// what no process holds: orphans, connections that were not accepted yet, TIME_WAIT
+	// and SYN_RECV.
+	Inode uint32
+	// Cgroup is the ID of the socket's cgroup of version 2, the inode number of its
+	// folder (INET_DIAG_CGROUP_ID, Linux 5.7); 0 for mini-sockets, and where the kernel
+	// does not say.
+	Cgroup uint64
+	// Memory is zero for mini-sockets.
+	Memory Memory
+}
+
+// Memory is the memory of a socket, in bytes (INET_DIAG_SKMEMINFO, Linux 3.6).
+type Memory struct {
+	Receive   uint32 // what was received and not read (rmem_alloc, r of ss -m)
+	Sending   uint32 // what the device has not sent yet (wmem_alloc, t)
+	Ahead     uint32 // taken from the protocol's limit, not used yet (fwd_alloc, f)
+	SendQueue uint32 // written and not acknowledged (wmem_queued, w)
+	Options   uint32 // of options and filters (optmem, o)
+	Backlog   uint32 // received while a program held the socket (backlog, bl)
+	Drops     uint32 // datagrams or segments dropped since the socket was made (d)
+}
+
+// Charged is what counts against net.ipv4.tcp_mem or udp_mem: the kernel takes pages from
+// it for what was received and what is queued, and keeps the rest of them for later.
+func (m *Memory) Charged() uint64 {
+	return uint64(m.Receive) + uint64(m.SendQueue) + uint64(m.Ahead)
 }
 
 // Source16 returns the local address, an IPv4 address mapped into IPv6.
@@ -136,4 +169,58 @@ func decode(b []byte, s *Socket) (known bool, err error) {
 	s.RecvQueue = binary.NativeEndian.Uint32(b[56:])
 	s.SendQueue = binary.NativeEndian.Uint32(b[60:])
 	return (s.Family == unix.AF_INET || s.Family == unix.AF_INET6) && s.State >= Established && s.State <= Closing, nil
+}
+
+// Attributes behind a struct inet_diag_msg (include/uapi/linux/inet_diag.h).
+const (
+	attrMemory = 7  // INET_DIAG_SKMEMINFO, unsigned 32-bit numbers
+	attrCgroup = 21 // INET_DIAG_CGROUP_ID, an unsigned 64-bit number
+)
+
+// Places in INET_DIAG_SKMEMINFO (include/uapi/linux/sock_diag.h).
+const (
+	memReceive   = 0 // SK_MEMINFO_RMEM_ALLOC
+	memSending   = 2 // SK_MEMINFO_WMEM_ALLOC
+	memAhead     = 4 // SK_MEMINFO_FWD_ALLOC
+	memSendQueue = 5 // SK_MEMINFO_WMEM_QUEUED
+	memOptions   = 6 // SK_MEMINFO_OPTMEM
+	memBacklog   = 7 // SK_MEMINFO_BACKLOG, Linux 3.6
+	memDrops     = 8 // SK_MEMINFO_DROPS, Linux 4.7
+)
+
+// decodeDetails reads what decode leaves out of a message that decode has read.
+func decodeDetails(b []byte, s *Socket) error {
+	s.UID = binary.NativeEndian.Uint32(b[64:])
+	s.Inode = binary.NativeEndian.Uint32(b[68:])
+	s.Cgroup, s.Memory = 0, Memory{}
+	for b = b[sizeofMsg:]; len(b) >= sizeofAttr; {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < sizeofAttr || size > len(b) {
+			return errShort
+		}
+		value := b[sizeofAttr:size]
+		switch binary.NativeEndian.Uint16(b[2:]) {
+		case attrMemory:
+			decodeMemory(value, &s.Memory)
+		case attrCgroup:
+			if len(value) >= 8 {
+				s.Cgroup = binary.NativeEndian.Uint64(value)
+			}
+		}
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return nil
+}
+
+const sizeofAttr = 4 // struct nlattr
+
+// decodeMemory reads INET_DIAG_SKMEMINFO, which has become longer over time.
+func decodeMemory(b []byte, m *Memory) {
+	if len(b) < 4*(memDrops+1) {
+		b = append(make([]byte, 0, 4*(memDrops+1)), b...)[:4*(memDrops+1)]
+	}
+	number := func(at int) uint32 { return binary.NativeEndian.Uint32(b[4*at:]) }
+	m.Receive, m.Sending, m.Ahead = number(memReceive), number(memSending), number(memAhead)
+	m.SendQueue, m.Options, m.Backlog = number(memSendQueue), number(memOptions), number(memBacklog)
+	m.Drops = number(memDrops)
 }
