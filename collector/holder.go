@@ -1,0 +1,257 @@
+package collector
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+)
+
+// Holder is who holds a part of what a limit counts: what people ask for next.
+type Holder struct {
+	// Process is the name that a process has given itself, PID its number in the
+	// procfs; empty and 0 where it is not known.
+	Process string
+	PID     int
+	// UID is the user that the process runs as, or that opened the sockets.
+	UID Number
+	// Owner is the pod, container or unit that it belongs to.
+	Owner owner.Owner
+	// Amount is how much it holds, in the unit of the limit.
+	Amount float64
+}
+
+// String writes for people who it is, as in "haproxy (process 812, user 99) of unit/haproxy.service".
+func (h *Holder) String() string {
+	var who, details []string
+	if h.PID != 0 {
+		details = append(details, "process "+strconv.Itoa(h.PID))
+	}
+	if h.UID.Present {
+		details = append(details, "user "+strconv.FormatFloat(h.UID.Value, 'f', -1, 64))
+	}
+	if h.Process != "" {
+		who = append(who, h.Process)
+	}
+	if h.Process != "" && len(details) > 0 {
+		who = append(who, "("+strings.Join(details, ", ")+")")
+	}
+	if h.Process != "" && h.Owner.Name != "" {
+		who = append(who, "of")
+	}
+	if h.Owner.Name != "" {
+		who = append(who, h.Owner.Name)
+	}
+	if h.Process == "" && h.Owner.Name == "" {
+		who = details
+	}
+	return strings.Join(who, " ")
+}
+
+// A holding is what a reading tells of who holds something: numbers, of which a
+// holders makes names.
+type holding struct {
+	// resource is the limit, where it is not that of the list.
+	resource string
+	pid      int
+	// sockets are the inodes of some sockets that belong to it, and uid is their
+	// user.
+	sockets []uint32
+	cgroup  uint64
+	uid     Number
+	owner   owner.Owner
+	amount  float64
+}
+
+// near reports whether a limit is so near that it is asked who holds it.
+func near(saturation, warning float64) bool { return saturation >= warning/2 }
+
+// holders finds out who holds what. It is asked for a few at a time, when a limit is
+// near: to find the process of a socket, it looks through the descriptors of others.
+type holders struct {
+	machine *kernel.Machine
+	pods    *owner.Pods
+	// found is where sockets were found the last times: they are mostly still there.
+	found map[uint32]descriptor
+}
+
+// descriptor is an open file of a process.
+type descriptor struct{ pid, fd int }
+
+const (
+	// maxDescriptors is how many descriptors of each process are looked at, and
+	// maxLooks of all together: a tenth of a second. Listeners are opened first, and
+	// of a pair's thousands of connections some are among any thousand.
+	maxDescriptors = 1024
+	maxLooks       = 100_000
+	// maxFound bounds the memory.
+	maxFound = 64
+)
+
+func newHolders(m *kernel.Machine) *holders {
+	return &holders{machine: m, pods: owner.NewPods(m.PodsPath), found: map[uint32]descriptor{}}
+}
+
+// name returns who the holdings are of, nil for those of which nothing is known.
+func (h *holders) name(ctx context.Context, of []holding) []*Holder {
+	h.find(ctx, of)
+	named := make([]*Holder, len(of))
+	for i, o := range of {
+		who := Holder{PID: o.pid, UID: o.uid, Owner: o.owner, Amount: o.amount}
+		if o.pid != 0 {
+			h.describe(&who)
+		}
+		if who.Process != "" || who.Owner.Name != "" || who.UID.Present {
+			named[i] = &who
+		}
+	}
+	return named
+}
+
+// describe adds the name, the user and the owner of a process. One that has ended has
+// none.
+func (h *holders) describe(who *Holder) {
+	dir := filepath.Join(h.machine.ProcPath, strconv.Itoa(who.PID))
+	buf := make([]byte, 4096)
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		who.PID = 0
+		return
+	}
+	if comm, err := procfile.ReadOnce(dir+"/comm", buf); err == nil {
+		who.Process = printable(strings.TrimSpace(string(comm)))
+	}
+	who.UID = number(st.Uid)
+	if b, err := procfile.ReadOnce(dir+"/cgroup", buf); err == nil && who.Owner.Name == "" {
+		who.Owner, _ = h.pods.Owner(b)
+		who.Owner.Name = printable(who.Owner.Name)
+	}
+	// It is the same process before and after, or nobody.
+	var after unix.Stat_t
+	if err := unix.Stat(dir, &after); err != nil || after.Ino != st.Ino {
+		*who = Holder{Amount: who.Amount}
+	}
+}
+
+// find finds the processes that the sockets of holdings belong to, as far as this user
+// may see.
+func (h *holders) find(ctx context.Context, of []holding) {
+	wanted := map[uint32]*holding{}
+	for i := range of {
+		o := &of[i]
+		for _, inode := range o.sockets {
+			if at, ok := h.found[inode]; ok && o.pid == 0 && h.link(at) == inode {
+				o.pid = at.pid
+			}
+		}
+		if o.pid != 0 {
+			continue
+		}
+		for _, inode := range o.sockets {
+			if inode != 0 {
+				wanted[inode] = o
+			}
+		}
+	}
+	if len(wanted) == 0 {
+		return
+	}
+	looks := 0
+	_ = eachProcess(h.machine.ProcPath, func(pid int, _ uint64) error {
+		if looks >= maxLooks || len(wanted) == 0 {
+			return context.Canceled
+		}
+		dir, err := os.Open(filepath.Join(h.machine.ProcPath, strconv.Itoa(pid), "fd"))
+		if err != nil {
+			return ctx.Err()
+		}
+		defer dir.Close()
+		names, _ := dir.Readdirnames(maxDescriptors)
+		for _, name := range names {
+			looks++
+			fd, err := strconv.Atoi(name)
+			if err != nil {
+				continue
+			}
+			at := descriptor{pid, fd}
+			inode := h.link(at)
+			o := wanted[inode]
+			if o == nil {
+				continue
+			}
+			o.pid = pid
+			if len(h.found) >= maxFound {
+				clear(h.found)
+			}
+			h.found[inode] = at
+			for _, inode := range o.sockets {
+				delete(wanted, inode)
+			}
+		}
+		return ctx.Err()
+	})
+}
+
+// link returns the inode of the socket that a descriptor is of, 0 if it is of none.
+func (h *holders) link(at descriptor) uint32 {
+	var buf [64]byte
+	n, err := unix.Readlink(filepath.Join(h.machine.ProcPath, strconv.Itoa(at.pid), "fd", strconv.Itoa(at.fd)), buf[:])
+	if err != nil {
+		return 0
+	}
+	inode, ok := strings.CutPrefix(string(buf[:n]), "socket:[")
+	number, err := strconv.ParseUint(strings.TrimSuffix(inode, "]"), 10, 32)
+	if !ok || err != nil {
+		return 0
+	}
+	return uint32(number)
+}
+
+// socketGroup is the sockets of an item that were opened by one user in one cgroup.
+type socketGroup struct {
+	cgroup uint64
+	uid    uint32
+}
+
+// socketGroups counts the sockets of one item by who opened them.
+type socketGroups map[socketGroup]*holding
+
+const (
+	// maxGroups bounds how many are told apart, maxSockets how many inodes of each are
+	// kept.
+	maxGroups  = 64
+	maxSockets = 16
+)
+
+func (g socketGroups) add(key socketGroup, inode uint32) {
+	h := g[key]
+	if h == nil {
+		if len(g) == maxGroups {
+			return
+		}
+		h = &holding{cgroup: key.cgroup, uid: number(key.uid)}
+		g[key] = h
+	}
+	h.amount++
+	if inode != 0 && len(h.sockets) < maxSockets {
+		h.sockets = append(h.sockets, inode)
+	}
+}
+
+// most returns the group with the most sockets.
+func (g socketGroups) most() (most holding) {
+	for _, h := range g {
+		if h.amount > most.amount || h.amount == most.amount && slices.Compare(h.sockets, most.sockets) < 0 {
+			most = *h
+		}
+	}
+	return most
+}
