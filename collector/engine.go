@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -41,11 +42,11 @@ type Set struct {
 // does.
 func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 	s := &Set{machine: m, health: healthRows(), sampler: newSampler(c.SampleInterval)}
-	peaks := newPeaks(specs)
+	peaks, course := newPeaks(specs), newCourses()
 	walks := &budget{maxCPU: c.MaxCPU, took: map[string]time.Duration{}}
 	for _, spec := range specs {
 		logger := c.Logger.With("collector", spec.Name)
-		r := &runner{spec: spec, logger: logger, scope: NewScope(m, c.Top, logger), reading: make(chan struct{}, 1)}
+		r := &runner{spec: spec, logger: logger, scope: NewScope(m, c.Top, logger), course: course, reading: make(chan struct{}, 1)}
 		r.read = spec.open(r.scope)
 		if spec.Walk {
 			r.budget = walks
@@ -113,6 +114,7 @@ type Result struct {
 
 	samples []sample
 	netns   []NetnsLimit
+	holders map[string]*Holder
 	run     *run // nil where none ended in time
 }
 
@@ -166,15 +168,22 @@ func (s *Set) Read(ctx context.Context, q Query) *Reading {
 // nearest to one of its own, the most saturated first.
 func (r *Reading) Limits() []LimitReading {
 	var limits []LimitReading
-	netns := map[string]*NetnsLimit{}
+	netns, holders := map[string]*NetnsLimit{}, map[string]*Holder{}
 	for _, r := range r.Results {
 		limits = append(limits, r.Limits...)
 		for i, n := range r.netns {
 			netns[n.Resource] = &r.netns[i]
 		}
+		maps.Copy(holders, r.holders)
 	}
 	for i := range limits {
-		limits[i].Netns = netns[limits[i].Resource]
+		l := &limits[i]
+		l.Netns = netns[l.Resource]
+		if len(l.Items) > 0 {
+			l.Holder = l.Items[0].Holder
+		} else if near(max(l.Saturation(), l.Peak.Value), l.Warning()) {
+			l.Holder = holders[l.Resource].of(l.Usage)
+		}
 	}
 	slices.SortStableFunc(limits, func(a, b LimitReading) int { return cmp.Compare(b.Worst(), a.Worst()) })
 	return limits
@@ -199,6 +208,7 @@ type runner struct {
 	// peaks is where readings are taken note of.
 	sample reader
 	peaks  *peaks
+	course *courses
 	// reading has room for one: what reads, be it a scrape or a sample.
 	reading chan struct{}
 	logger  *slog.Logger
@@ -322,6 +332,7 @@ func (r *runner) start(ctx context.Context, run *run) {
 	if r.peaks != nil {
 		r.peaks.observe(run.reading)
 	}
+	r.course.observe(run.limits, time.Now())
 }
 
 var errDeadline = errors.New("no result by the scrape's deadline")
@@ -385,13 +396,16 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 		Notes:     t.run.notes,
 		samples:   t.run.samples,
 		netns:     t.run.netns,
+		holders:   t.run.holders,
 		run:       t.run,
 	}
-	if t.peaks != nil {
-		res.Limits = slices.Clone(res.Limits)
-		for i := range res.Limits {
-			res.Limits[i].Peak = t.peaks.peak(res.Limits[i].Resource)
+	res.Limits = slices.Clone(res.Limits)
+	for i := range res.Limits {
+		l := &res.Limits[i]
+		if t.peaks != nil {
+			l.Peak = t.peaks.peak(l.Resource)
 		}
+		l.Since, l.Full = t.course.last(l.Resource)
 	}
 	if t.run.ended().Before(asked) {
 		res.Age = asked.Sub(t.run.began)

@@ -8,7 +8,7 @@ import (
 
 // health is the metrics of the set itself, the same for every collector.
 type health struct {
-	duration, success, supported, age, saturation, peak, skipped, hostNetwork, hostView MetricInfo
+	duration, success, supported, age, saturation, peak, holder, skipped, hostNetwork, hostView MetricInfo
 }
 
 // healthRows describes what is exported beside the collectors' own rows.
@@ -44,6 +44,11 @@ func healthRows() *health {
 			Help:   "The highest saturation_ratio of the last 60 seconds, of samples between scrapes too (--collector.sample-interval), and at least 1 where a counter or a message of the kernel tells that the limit was reached.",
 			Labels: []string{"resource"},
 		},
+		holder: MetricInfo{
+			Name:   "saturation_holder_ratio",
+			Help:   "How much of a limit's usage its largest holder has, at 1 all of it; of limits that have come half of the way to a warning. item is the listener, pair or process that has the limit for itself. Absent where the holder cannot be seen.",
+			Labels: []string{"resource", "item", "process", "owner", "namespace", "pod"},
+		},
 		skipped: MetricInfo{
 			Name: "saturation_samples_skipped_total",
 			Help: "Samples for saturation_peak_ratio that were not taken because the one before took too long, as on a host that is short of CPU.",
@@ -65,7 +70,7 @@ func healthRows() *health {
 }
 
 func (h *health) rows() []*MetricInfo {
-	return []*MetricInfo{&h.saturation, &h.peak, &h.skipped, &h.hostNetwork, &h.hostView, &h.success, &h.supported, &h.duration, &h.age}
+	return []*MetricInfo{&h.saturation, &h.peak, &h.holder, &h.skipped, &h.hostNetwork, &h.hostView, &h.success, &h.supported, &h.duration, &h.age}
 }
 
 // scrape is a reading as a prometheus.Collector. It is unchecked (it
@@ -89,6 +94,16 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 	}
 	if c.skipped.Present {
 		send(&h.skipped, c.skipped.Value)
+	}
+	for _, l := range c.Limits() {
+		if l.Holder != nil && len(l.Items) == 0 {
+			send(&h.holder, l.Holder.Share, l.Holder.labels(l.Resource, "")...)
+		}
+		for _, item := range l.Items {
+			if item.Holder != nil {
+				send(&h.holder, item.Holder.Share, item.Holder.labels(l.Resource, item.Name())...)
+			}
+		}
 	}
 	for _, r := range c.Results {
 		send(&h.success, ratio(r.Err == nil), r.Collector)

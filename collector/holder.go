@@ -25,8 +25,23 @@ type Holder struct {
 	UID Number
 	// Owner is the pod, container or unit that it belongs to.
 	Owner owner.Owner
-	// Amount is how much it holds, in the unit of the limit.
-	Amount float64
+	// Share is how much of the usage it holds, at most 1.
+	Share float64
+
+	amount float64 // in the unit of the limit, 0 for all
+}
+
+// of returns the holder with its share of a usage; nil of nobody.
+func (h *Holder) of(usage float64) *Holder {
+	if h == nil {
+		return nil
+	}
+	shared := *h
+	shared.Share = 1
+	if h.amount > 0 && h.amount < usage {
+		shared.Share = h.amount / usage
+	}
+	return &shared
 }
 
 // String writes for people who it is, as in "haproxy (process 812, user 99) of unit/haproxy.service".
@@ -56,6 +71,11 @@ func (h *Holder) String() string {
 	return strings.Join(who, " ")
 }
 
+// labels are those of saturation_holder_ratio.
+func (h *Holder) labels(resource, item string) []string {
+	return []string{resource, item, h.Process, h.Owner.Name, printable(h.Owner.Namespace), printable(h.Owner.Pod)}
+}
+
 // A holding is what a reading tells of who holds something: numbers, of which a
 // holders makes names.
 type holding struct {
@@ -68,7 +88,7 @@ type holding struct {
 	cgroup  uint64
 	uid     Number
 	owner   owner.Owner
-	amount  float64
+	amount  float64 // in the unit of the limit, 0 for all
 }
 
 // near reports whether a limit is so near that it is asked who holds it.
@@ -105,7 +125,7 @@ func (h *holders) name(ctx context.Context, of []holding) []*Holder {
 	h.find(ctx, of)
 	named := make([]*Holder, len(of))
 	for i, o := range of {
-		who := Holder{PID: o.pid, UID: o.uid, Owner: o.owner, Amount: o.amount}
+		who := Holder{PID: o.pid, UID: o.uid, Owner: o.owner, amount: o.amount}
 		if o.pid != 0 {
 			h.describe(&who)
 		}
@@ -137,7 +157,7 @@ func (h *holders) describe(who *Holder) {
 	// It is the same process before and after, or nobody.
 	var after unix.Stat_t
 	if err := unix.Stat(dir, &after); err != nil || after.Ino != st.Ino {
-		*who = Holder{Amount: who.Amount}
+		*who = Holder{amount: who.amount}
 	}
 }
 

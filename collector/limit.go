@@ -2,9 +2,11 @@ package collector
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Unit is what a limit, or the number in a sysctl, counts.
@@ -213,6 +215,8 @@ type Item struct {
 	// Usage and Limit are what is exported of it.
 	Usage, Limit float64
 	saturation   float64
+	// Holder is who holds it, nil where that is not known or it is far from its limit.
+	Holder *Holder
 }
 
 // Saturation is how near the item is to its limit.
@@ -234,6 +238,14 @@ type LimitReading struct {
 	// Netns is the network namespace besides the host's that is nearest to a limit of
 	// this kind of its own; nil where there is none, or its limit cannot be known.
 	Netns *NetnsLimit
+	// Holder is who holds the most of it, nil where that is not known or it is far from
+	// its limit.
+	Holder *Holder
+	// Since is when it was first seen at its warning, zero while it is below; Full is how
+	// long it takes to reach it at the pace of the last minute, 0 where it does not grow or
+	// that is more than an hour.
+	Since time.Time
+	Full  time.Duration
 	soft  Number
 }
 
@@ -275,7 +287,7 @@ func (l Limit[S]) define(spec *Spec) tabulator[S] {
 	if used == nil || limit == nil {
 		wrong(spec, "limit %s has no usage or no limit", l.Resource)
 	}
-	return func(s *S, t *table) {
+	return func(_ context.Context, s *S, t *table) {
 		t.addLimit(at, used(s, t), limit(s, t), t.value(soft), nil)
 	}
 }
@@ -293,8 +305,9 @@ func of[S any](metric term, function func(*S) Number) func(*S, *table) Number {
 }
 
 // define checks the limit of a list whose labels are keys, and returns what adds
-// its reading, given the items that are shown.
-func (l *ItemLimit[T]) define(spec *Spec, keys []string) func(t *table, items []keyed[T]) {
+// its reading, given the items that are shown, and returns these as the reading has
+// them, nil for one that it has not.
+func (l *ItemLimit[T]) define(spec *Spec, keys []string) func(t *table, items []keyed[T]) []*Item {
 	if l.List == nil || l.List.Title == "" || l.List.Column == "" {
 		wrong(spec, "limit %s does not say what it is a list of", l.Resource)
 	}
@@ -309,18 +322,18 @@ func (l *ItemLimit[T]) define(spec *Spec, keys []string) func(t *table, items []
 	if usage.metric < 0 || limit.metric < 0 {
 		wrong(spec, "limit %s needs metrics of its usage and of itself", l.Resource)
 	}
-	return func(t *table, listed []keyed[T]) {
+	return func(t *table, listed []keyed[T]) []*Item {
 		if len(listed) == 0 {
 			if !limit.keyed { // one for all
 				t.addLimit(at, number(0), t.value(limit), Number{}, nil)
 			}
-			return
+			return nil
 		}
-		var items []Item
+		items, shown := make([]Item, 0, len(listed)), make([]*Item, len(listed))
 		var first struct{ used, most Number }
 		for i, k := range listed {
-			shown, bound := t.value(usage, k.key...), t.value(limit, k.key...)
-			used, most := shown, bound
+			exported, bound := t.value(usage, k.key...), t.value(limit, k.key...)
+			used, most := exported, bound
 			if l.Used != nil {
 				used = l.Used(k.item)
 			}
@@ -330,10 +343,12 @@ func (l *ItemLimit[T]) define(spec *Spec, keys []string) func(t *table, items []
 			if i == 0 {
 				first.used, first.most = used, most
 			}
-			if shown.Present && bound.Present && used.Present && most.Present {
-				items = append(items, Item{k.key, shown.Value, bound.Value, used.Value / cmp.Or(most.Value, 1)})
+			if exported.Present && bound.Present && used.Present && most.Present {
+				items = append(items, Item{Key: k.key, Usage: exported.Value, Limit: bound.Value, saturation: used.Value / cmp.Or(most.Value, 1)})
+				shown[i] = &items[len(items)-1]
 			}
 		}
 		t.addLimit(at, first.used, first.most, Number{}, items)
+		return shown
 	}
 }

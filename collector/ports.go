@@ -5,6 +5,7 @@ import (
 	"context"
 	"iter"
 	"net/netip"
+	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
@@ -17,6 +18,8 @@ type ports struct {
 	limit Number
 	// tuples is how many ports each holds, of those that were counted.
 	tuples map[tuple]uint32
+	// holders finds who holds those of some tuples.
+	holders func(context.Context, []tupleCount) []holding
 }
 
 // tuple is what the kernel hands out ports by: each may use every port of the
@@ -85,6 +88,7 @@ func portsSpec() Spec {
 				Help:  "Ports of the ephemeral range that connections from one address to one destination hold, TIME_WAIT included, of the pairs with the most. From sock_diag.",
 				Value: func(t *tupleCount) Number { return number(t.used) },
 			}},
+			Holders: func(ctx context.Context, s *ports, of []tupleCount) []holding { return s.holders(ctx, of) },
 			Limit: &ItemLimit[tupleCount]{LimitInfo: LimitInfo{
 				Resource: "ephemeral_ports", Unit: Ports, WarningRatio: 0.7, CriticalRatio: 0.9,
 				Effect: "connect to that destination fails with EADDRNOTAVAIL; nothing is counted or logged.",
@@ -148,7 +152,48 @@ func portsOf(n *kernel.Netns) func(context.Context, *ports) error {
 			}
 		}
 		s.tuples = v.tuples.counts
+		s.holders = func(ctx context.Context, of []tupleCount) []holding {
+			held.Details = true
+			return portsHeld(ctx, client, held, of)
+		}
 		return nil
+	}
+}
+
+// portsHeld returns who holds the most ports of each tuple, by another walk.
+func portsHeld(ctx context.Context, client *sockdiag.Client, held sockdiag.Request, of []tupleCount) []holding {
+	v := &portsHeldVisitor{of: of}
+	if walk(ctx, client, held, v) != nil {
+		v.Reset() // then nobody is known
+	}
+	most := make([]holding, len(of))
+	for i, groups := range v.groups {
+		most[i] = groups.most()
+	}
+	return most
+}
+
+// portsHeldVisitor counts the sockets of some tuples by who opened them. TIME_WAIT is
+// nobody's.
+type portsHeldVisitor struct {
+	of     []tupleCount
+	groups []socketGroups
+}
+
+func (v *portsHeldVisitor) Reset() {
+	v.groups = make([]socketGroups, len(v.of))
+	for i := range v.groups {
+		v.groups[i] = socketGroups{}
+	}
+}
+
+func (v *portsHeldVisitor) Visit(s *sockdiag.Socket) {
+	if s.Inode == 0 && s.Cgroup == 0 {
+		return
+	}
+	at := tuple{s.Source16(), s.Destination16(), s.DestinationPort}
+	if i := slices.IndexFunc(v.of, func(t tupleCount) bool { return t.tuple == at }); i >= 0 {
+		v.groups[i].add(socketGroup{s.Cgroup, s.UID}, s.Inode)
 	}
 }
 

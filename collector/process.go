@@ -27,6 +27,8 @@ type processes struct {
 	// worst is, of each group of processes with the same name, the one nearest to
 	// its limit; the nearest first, at most Top of them.
 	worst []processFiles
+	// most is the one that has the most open.
+	most processFiles
 	// unreadable counts the processes that this user may not look into.
 	unreadable Number
 }
@@ -79,6 +81,13 @@ func processSpec() Spec {
 					Value: func(p *processFiles) Number { return number(p.limit) },
 				},
 			},
+			Holders: func(_ context.Context, _ *processes, of []processFiles) []holding {
+				held := make([]holding, len(of))
+				for i, p := range of {
+					held[i] = holding{pid: p.pid}
+				}
+				return held
+			},
 			Limit: &ItemLimit[processFiles]{LimitInfo: LimitInfo{
 				Resource: "process_file_descriptors", Unit: Descriptors, WarningRatio: 0.8, CriticalRatio: 0.95,
 				Effect: "open, socket and accept of that process fail with EMFILE.",
@@ -92,6 +101,9 @@ func processSpec() Spec {
 				UnitBytes: 192 + 8, // filp, its place in the table
 			}},
 		}},
+		Holders: func(s *processes) []holding {
+			return []holding{{resource: "file_descriptors", pid: s.most.pid, amount: s.most.open}}
+		},
 	})
 }
 
@@ -146,6 +158,9 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 			open -= ours
 		}
 		f := processFiles{pid: pid, open: float64(open)}
+		if err == nil && f.open > s.most.open {
+			s.most = f
+		}
 		what := "descriptors"
 		if err == nil && open > 0 {
 			what = "limits"

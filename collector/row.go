@@ -105,6 +105,9 @@ type List[S, T any] struct {
 	Columns []Metric[T]
 	// Limit is that which each item has for itself, nil if there is none.
 	Limit *ItemLimit[T]
+	// Holders returns who holds each of some items that are near their limit. It may ask
+	// the kernel again, and it may be nil.
+	Holders func(context.Context, *S, []T) []holding
 }
 
 // ItemLimit is a row: a limit that each item of a list has for itself. That of
@@ -151,6 +154,9 @@ type Definition[S any] struct {
 	// Netns returns the network namespaces besides the host's that are the nearest to
 	// limits of their own, one of each limit. It may be nil.
 	Netns func(*S) []NetnsLimit
+	// Holders returns who holds the most of limits, those of other collectors too. It may
+	// be nil.
+	Holders func(*S) []holding
 }
 
 // A Lister is a List of items of any type.
@@ -161,7 +167,7 @@ type Lister[S any] interface {
 }
 
 // tabulator adds to a table what a row makes of a snapshot.
-type tabulator[S any] func(s *S, t *table)
+type tabulator[S any] func(ctx context.Context, s *S, t *table)
 
 // define makes a Spec of a definition: the type of the snapshot ends here. It
 // panics where a row is wrong.
@@ -194,15 +200,25 @@ func define[S any](d Definition[S]) Spec {
 					return reading{}, err
 				}
 				t := table{spec: &spec, top: k.Top, only: metrics}
+				t.name = func(of []holding) []*Holder { return k.holders.name(ctx, of) }
 				t.Add(err)
 				for _, row := range rows {
-					row(s, &t)
+					row(ctx, s, &t)
 				}
 				if d.Notes != nil {
 					t.notes = d.Notes(s)
 				}
 				if d.Netns != nil {
 					t.netns = d.Netns(s)
+				}
+				if d.Holders != nil && metrics == nil {
+					of := d.Holders(s)
+					t.holders = map[string]*Holder{}
+					for i, who := range t.name(of) {
+						if who != nil {
+							t.holders[of[i].resource] = who
+						}
+					}
 				}
 				return t.reading, t.Err()
 			}
@@ -234,7 +250,7 @@ func addMetric(spec *Spec, m MetricInfo) int {
 
 func (m Metric[S]) define(spec *Spec) tabulator[S] {
 	at := addMetric(spec, MetricInfo{Name: m.Name, Help: m.Help, Labels: m.Labels, values: m.check(spec)})
-	return func(s *S, t *table) {
+	return func(_ context.Context, s *S, t *table) {
 		if t.has(at) {
 			m.each(s, t.emit(at))
 		}
@@ -282,11 +298,11 @@ func (l List[S, T]) define(spec *Spec) tabulator[S] {
 			Name: c.Name, Help: c.Help, Labels: slices.Concat(l.Labels, c.Labels), values: c.check(spec),
 		})
 	}
-	limit := func(*table, []keyed[T]) {}
+	limit := func(*table, []keyed[T]) []*Item { return nil }
 	if l.Limit != nil {
 		limit = l.Limit.define(spec, l.Labels)
 	}
-	return func(s *S, t *table) {
+	return func(ctx context.Context, s *S, t *table) {
 		items := l.Items(s)
 		if items == nil {
 			return // they could not be read
@@ -314,9 +330,27 @@ func (l List[S, T]) define(spec *Spec) tabulator[S] {
 				})
 			}
 		}
-		limit(t, first.items)
+		shown := limit(t, first.items)
+		if l.Holders == nil || t.only != nil {
+			return
+		}
+		var asked []T
+		var of []*Item
+		for i, item := range shown[:min(len(shown), maxNamed)] {
+			if item != nil && near(item.saturation, l.Limit.WarningRatio) {
+				asked, of = append(asked, first.items[i].item), append(of, item)
+			}
+		}
+		if len(asked) > 0 {
+			for i, who := range t.name(l.Holders(ctx, s, asked)) {
+				of[i].Holder = who.of(of[i].Usage)
+			}
+		}
 	}
 }
+
+// maxNamed is of how many items of a list it is found out who holds them.
+const maxNamed = 3
 
 // keyed is an item of a list with its label values.
 type keyed[T any] struct {

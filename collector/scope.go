@@ -22,6 +22,7 @@ type Scope struct {
 	Top int
 	Log *slog.Logger
 
+	holders  *holders
 	place    procfile.Place // what is being read
 	sampling bool           // it is being sampled
 	ctx      context.Context
@@ -35,7 +36,7 @@ type Scope struct {
 
 // NewScope returns a scope on a machine.
 func NewScope(m *kernel.Machine, top int, log *slog.Logger) *Scope {
-	s := &Scope{Top: top, Log: log}
+	s := &Scope{Top: top, Log: log, holders: newHolders(m)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.Files = &kernel.Files{Machine: m, Place: &s.place, Sampling: &s.sampling, Defer: s.Defer}
 	s.Host = s.Files.Host()

@@ -33,6 +33,7 @@ type reading struct {
 	limits  []LimitReading
 	notes   []Note
 	netns   []NetnsLimit
+	holders map[string]*Holder // by resource
 }
 
 // Note is a message of the kernel, for people.
@@ -52,6 +53,8 @@ type table struct {
 	parse.Problems
 	spec *Spec
 	top  int // bounds every list
+	// name finds out who holds something.
+	name func([]holding) []*Holder
 	// only names the metrics that are made besides those of limits, nil for all.
 	only map[string]bool
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
@@ -20,6 +21,8 @@ type tcp struct {
 	listeners, crowded Number
 	// queues yields the accept queues.
 	queues iter.Seq[acceptQueue]
+	// holders finds whose some of them are.
+	holders func(context.Context, []acceptQueue) []holding
 }
 
 // acceptQueue is the connections that wait to be accepted at an address: of all
@@ -101,6 +104,7 @@ func tcpSpec() Spec {
 					Value: func(q *acceptQueue) Number { return number(q.saturation()) },
 				},
 			},
+			Holders: func(ctx context.Context, s *tcp, of []acceptQueue) []holding { return s.holders(ctx, of) },
 			Limit: &ItemLimit[acceptQueue]{
 				LimitInfo: LimitInfo{
 					Resource: "accept_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
@@ -161,6 +165,7 @@ func openTCP(k *Scope) func(context.Context, *tcp) error {
 			ipv6.TCP = parse.Unreadable()
 		}
 		v.fill(s, ipv4.TCP.Plus(ipv6.TCP.OrZero()), ipv4.TimeWait)
+		s.holders = func(ctx context.Context, of []acceptQueue) []holding { return listenersHeld(ctx, client, of) }
 		return p.Err()
 	}
 }
@@ -177,6 +182,39 @@ func listenersOf(n *kernel.Netns, top int) func(context.Context, *tcp) error {
 		}
 		s.queues = v.all()
 		return nil
+	}
+}
+
+// listenersHeld returns whose the fullest socket of each accept queue is, by another walk
+// over the listeners.
+func listenersHeld(ctx context.Context, client *sockdiag.Client, of []acceptQueue) []holding {
+	v := &listenersHeldVisitor{of: of}
+	if walk(ctx, client, sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen), Details: true}, v) != nil {
+		v.Reset() // then nobody is known
+	}
+	return v.held
+}
+
+// listenersHeldVisitor finds the fullest socket of each accept queue.
+type listenersHeldVisitor struct {
+	of      []acceptQueue
+	held    []holding
+	fullest []singleQueue
+}
+
+func (v *listenersHeldVisitor) Reset() {
+	v.held, v.fullest = make([]holding, len(v.of)), make([]singleQueue, len(v.of))
+}
+
+func (v *listenersHeldVisitor) Visit(s *sockdiag.Socket) {
+	i := slices.IndexFunc(v.of, func(q acceptQueue) bool { return q.listener == s.Source() })
+	if i < 0 {
+		return
+	}
+	queue := singleQueue{uint64(s.RecvQueue), uint64(s.SendQueue)}
+	if h := &v.held[i]; len(h.sockets) == 0 || queue.saturation() > v.fullest[i].saturation() {
+		v.fullest[i] = queue
+		*h = holding{sockets: []uint32{s.Inode}, cgroup: s.Cgroup, uid: number(s.UID)}
 	}
 }
 
