@@ -127,7 +127,26 @@ func (l limit) rules() []Rule {
 		r.Labels = map[string]string{"stage": met, "resource": l.resource}
 		all = append(all, r)
 	}
+	if held(l.resource) {
+		for i := range all {
+			all[i].Description = strings.TrimSuffix(all[i].Description, ".") + holder(fmt.Sprintf("resource=%q", l.resource), "") + "."
+		}
+	}
 	return all
+}
+
+// held reports whether it can be known who holds the most of a limit.
+func held(resource string) bool {
+	return slices.ContainsFunc(collector.Specs(), func(s collector.Spec) bool { return slices.Contains(s.Holds, resource) })
+}
+
+// holder writes, in parentheses, who holds the most of what a matcher and its argument
+// choose.
+func holder(matcher, argument string) string {
+	query := "topk(1, sockpressure_saturation_holder_ratio{cluster=%q,job=%q,instance=%q," + matcher + "})"
+	return " {{- with printf `" + query + "` $labels.cluster $labels.job $labels.instance" + argument + ` | query }} (holder:` +
+		`{{ with . | first | label "process" }} {{ . }}{{ end }}{{ with . | first | label "owner" }} {{ . }}{{ end }}` +
+		`{{ with . | first | label "item" }}, {{ . }}{{ end }}) {{- end }}`
 }
 
 // limitGroups makes the groups of the themes, and the forecasts of all limits.
@@ -184,7 +203,8 @@ func forecasts(by map[forecasting][]string) Group {
 	lines := func(all ...string) string { return strings.Join(all, "\n") }
 	base := Rule{Alert: "SockPressureFillingFast", Severity: Warning, KeepFiringFor: "10m", Summary: "A kernel limit will be met within minutes."}
 	describe := func(pace string) string {
-		return "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of the limit {{ $labels.resource }}, and " + pace + "."
+		return "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of the limit {{ $labels.resource }}, and " + pace +
+			holder("resource=%q", " $labels.resource") + "."
 	}
 	never := by[ticket]
 	slow := append(slices.Clone(by[jumpy]), by[brief]...)

@@ -31,6 +31,9 @@ type Holder struct {
 	amount float64 // in the unit of the limit, 0 for all
 }
 
+// Percent writes its share for people.
+func (h *Holder) Percent() string { return share(100 * h.Share) }
+
 // of returns the holder with its share of a usage; nil of nobody.
 func (h *Holder) of(usage float64) *Holder {
 	if h == nil {

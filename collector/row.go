@@ -33,6 +33,9 @@ type Spec struct {
 	// LogLines are what the kernel logs of what the collector reads, besides those of
 	// its limits.
 	LogLines []LogLine
+	// Holds are the limits, its own and others', of which the collector finds out who
+	// holds the most.
+	Holds []string
 
 	// open prepares the collector's sources, sample those of what its limits need, nil
 	// if that is the same.
@@ -187,6 +190,11 @@ func define[S any](d Definition[S]) Spec {
 		line.check(&spec)
 	}
 	spec.LogLines = d.LogLines
+	if d.Holders != nil {
+		for _, h := range d.Holders(new(S)) {
+			spec.Holds = append(spec.Holds, h.resource)
+		}
+	}
 	for i := range spec.Metrics { // all are there, and none moves any more
 		spec.Metrics[i].describe()
 	}
@@ -301,6 +309,12 @@ func (l List[S, T]) define(spec *Spec) tabulator[S] {
 	limit := func(*table, []keyed[T]) []*Item { return nil }
 	if l.Limit != nil {
 		limit = l.Limit.define(spec, l.Labels)
+	}
+	if l.Holders != nil {
+		if l.Limit == nil {
+			wrong(spec, "list by %v: Holders are of a limit", l.Labels)
+		}
+		spec.Holds = append(spec.Holds, l.Limit.Resource)
 	}
 	return func(ctx context.Context, s *S, t *table) {
 		items := l.Items(s)

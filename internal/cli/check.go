@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -178,11 +179,29 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 				fmt.Fprintf(out, "  in the network namespace %s: %s%%\n", l.Netns.Name, l.Netns.Share())
 			}
 			for _, item := range l.Items[:min(shownItems, len(l.Items))] {
-				fmt.Fprintf(out, "  %s: %s\n", item.Name(), l.Amount(item.Usage, item.Limit))
+				fmt.Fprintf(out, "  %s: %s%s\n", item.Name(), l.Amount(item.Usage, item.Limit), held(item.Holder))
+			}
+			if l.Holder != nil && len(l.Items) == 0 {
+				fmt.Fprintf(out, "  %s\n", strings.TrimPrefix(held(l.Holder), ", "))
+			}
+			if l.Full > 0 {
+				fmt.Fprintf(out, "  full in %v at the pace of the last minute\n", l.Full)
 			}
 		}
 	}
 	return nil
+}
+
+// held says who holds something, empty for nobody.
+func held(h *collector.Holder) string {
+	switch {
+	case h == nil:
+		return ""
+	case h.Share < 1:
+		return fmt.Sprintf(", held by %s, %s%% of it", h, h.Percent())
+	default:
+		return fmt.Sprintf(", held by %s", h)
+	}
 }
 
 // The JSON document of check. Names and types are an interface that README.md
@@ -215,6 +234,18 @@ type (
 		Thresholds jsonThresholds `json:"thresholds"`
 		Items      []jsonItem     `json:"items"`
 		WorstNetns *jsonNetns     `json:"worst_netns"`
+		Holder     *jsonHolder    `json:"holder"`
+		// FullIn is null where it does not grow, or is far from full.
+		FullIn *float64 `json:"full_in_seconds"`
+	}
+	jsonHolder struct {
+		Process   string  `json:"process"`
+		PID       int     `json:"pid"`
+		UID       *uint32 `json:"uid"`
+		Owner     string  `json:"owner"`
+		Namespace string  `json:"namespace"`
+		Pod       string  `json:"pod"`
+		Share     float64 `json:"share"`
 	}
 	jsonNetns struct {
 		Netns      string  `json:"netns"`
@@ -227,6 +258,7 @@ type (
 		Saturation float64           `json:"saturation"`
 		Usage      float64           `json:"usage"`
 		Limit      float64           `json:"limit"`
+		Holder     *jsonHolder       `json:"holder"`
 	}
 	jsonThresholds struct {
 		Warning  float64 `json:"warning"`
@@ -246,9 +278,22 @@ func jsonItems(l collector.LimitReading) []jsonItem {
 		for at, name := range l.List.Labels {
 			labels[name] = item.Key[at]
 		}
-		items[i] = jsonItem{labels, item.Saturation(), item.Usage, item.Limit}
+		items[i] = jsonItem{labels, item.Saturation(), item.Usage, item.Limit, jsonHeld(item.Holder)}
 	}
 	return items
+}
+
+// jsonHeld is who holds something, nil for nobody.
+func jsonHeld(h *collector.Holder) *jsonHolder {
+	if h == nil {
+		return nil
+	}
+	j := &jsonHolder{h.Process, h.PID, nil, h.Owner.Name, h.Owner.Namespace, h.Owner.Pod, h.Share}
+	if h.UID.Present {
+		uid := uint32(h.UID.Value)
+		j.UID = &uid
+	}
+	return j
 }
 
 // writeJSON writes a document for programs.
@@ -274,6 +319,11 @@ func (r report) writeJSON(out io.Writer) error {
 		if n := l.Netns; n != nil {
 			worst = &jsonNetns{n.Name, n.Namespace, n.Pod, n.Saturation}
 		}
+		var full *float64
+		if l.Full > 0 {
+			seconds := l.Full.Seconds()
+			full = &seconds
+		}
 		doc.Limits = append(doc.Limits, jsonLimit{
 			Resource:   l.Resource,
 			State:      l.Level().String(),
@@ -287,6 +337,8 @@ func (r report) writeJSON(out io.Writer) error {
 			Thresholds: jsonThresholds{Warning: l.Warning(), Critical: l.CriticalRatio},
 			Items:      jsonItems(l),
 			WorstNetns: worst,
+			Holder:     jsonHeld(l.Holder),
+			FullIn:     full,
 		})
 	}
 	for _, f := range r.failed {

@@ -69,7 +69,7 @@ func TestCheckJSON(t *testing.T) {
 		}
 		for i, v := range limits {
 			l := v.(map[string]any)
-			if got := names(l); got != "effect items limit peak resource saturation state sysctl thresholds unit usage worst_netns" {
+			if got := names(l); got != "effect full_in_seconds holder items limit peak resource saturation state sysctl thresholds unit usage worst_netns" {
 				t.Fatalf("a limit has %s", got)
 			}
 			if row := strings.Fields(rows[i]); row[0] != l["resource"] || row[1] != l["state"] || !strings.HasSuffix(rows[i], l["sysctl"].(string)) {

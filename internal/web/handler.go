@@ -87,6 +87,7 @@ func handler(set *collector.Set, c Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET "+c.TelemetryPath, metrics(set, c))
 	mux.Handle("GET /{$}", status(set, c))
+	mux.Handle("GET "+runbooksPath, runbooks(c))
 	mux.HandleFunc("GET /-/healthy", say("healthy\n"))
 	mux.HandleFunc("GET /-/ready", say("ready\n"))
 	return mux

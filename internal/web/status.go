@@ -17,7 +17,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-//go:embed status.html status.css
+//go:embed status.html runbooks.html status.css
 var files embed.FS
 
 const (
@@ -81,16 +81,7 @@ type list struct {
 // status serves a page for people: every limit, the most saturated first, and
 // what stands behind them. It has no script, and nothing from elsewhere.
 func status(set *collector.Set, c Config) http.Handler {
-	tmpl := parse()
-	css, err := files.ReadFile("status.css")
-	if err != nil {
-		panic(err) // it is in the binary
-	}
-	// The page's own style is the only one that a browser takes.
-	hash := sha256.Sum256(css)
-	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) +
-		"'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-
+	tmpl, style := parse(), newStyle()
 	pages := newPages(c)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked := time.Now()
@@ -105,7 +96,7 @@ func status(set *collector.Set, c Config) http.Handler {
 			reading: reading,
 			render: func(w http.ResponseWriter, _ *http.Request) {
 				p := newView(reading)
-				p.Config, p.Style, p.Project = c, template.CSS(css), project
+				p.Config, p.Style, p.Project = c, style.css, project
 				p.Now = time.Now()
 				if !still {
 					p.Refresh = refresh
@@ -115,12 +106,7 @@ func status(set *collector.Set, c Config) http.Handler {
 					http.Error(w, err.Error(), http.StatusInternalServerError)
 					return
 				}
-				h := w.Header()
-				h.Set("Content-Type", "text/html; charset=utf-8")
-				h.Set("Content-Security-Policy", policy)
-				h.Set("X-Content-Type-Options", "nosniff")
-				h.Set("Referrer-Policy", "no-referrer")
-				h.Set("Cache-Control", "no-store")
+				style.header(w.Header())
 				_, _ = w.Write(b.Bytes())
 			},
 		})
@@ -128,7 +114,34 @@ func status(set *collector.Set, c Config) http.Handler {
 }
 
 func parse() *template.Template {
-	return template.Must(template.New("status.html").Funcs(template.FuncMap{"seconds": seconds, "since": since}).ParseFS(files, "status.html"))
+	functions := template.FuncMap{"seconds": seconds, "since": since, "minutes": minutes, "sinceThen": time.Since, "runbook": runbook}
+	return template.Must(template.New("status.html").Funcs(functions).ParseFS(files, "*.html"))
+}
+
+// style is that of all pages.
+type style struct {
+	css    template.CSS
+	policy string
+}
+
+func newStyle() style {
+	css, err := files.ReadFile("status.css")
+	if err != nil {
+		panic(err) // it is in the binary
+	}
+	// The page's own style is the only one that a browser takes.
+	hash := sha256.Sum256(css)
+	return style{template.CSS(css), "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) +
+		"'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}
+}
+
+// header sets the header of a page.
+func (s style) header(h http.Header) {
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", s.policy)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cache-Control", "no-store")
 }
 
 // newView arranges a reading.
@@ -195,6 +208,7 @@ func bars(l collector.LimitReading) []bar {
 	l.Netns = nil // that has no bar here
 	for _, item := range l.Items {
 		b := bar{LimitReading: l, Name: item.Name()}
+		b.Holder = item.Holder
 		// Where the limit is 0, as the backlog of a listener may be, one still passes.
 		b.Usage, b.Limit = item.Usage, max(item.Limit, 1)
 		b.Amount = l.Amount(b.Usage, b.Limit)
@@ -250,6 +264,14 @@ func since(at time.Time) string {
 		}
 	}
 	return strconv.Itoa(int(d/time.Second)) + " s ago"
+}
+
+// minutes writes for people how long something takes.
+func minutes(d time.Duration) string {
+	if d < time.Minute {
+		return strconv.Itoa(int(d/time.Second)) + " s"
+	}
+	return strconv.Itoa(int((d+time.Minute/2)/time.Minute)) + " min"
 }
 
 // seconds writes a duration for people.

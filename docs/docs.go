@@ -1,0 +1,10 @@
+// Package docs has the documents that the program serves itself, for hosts without
+// a way to the internet.
+package docs
+
+import _ "embed"
+
+// Runbooks is runbooks.md: a section for each alert.
+//
+//go:embed runbooks.md
+var Runbooks []byte
