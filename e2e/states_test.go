@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -311,6 +313,36 @@ func TestAcceptQueues(t *testing.T) {
 	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got != 2 || got != slices.Max(slices.Collect(maps.Values(fullest))) {
 		t.Errorf("the fullest queue is at %v, by ss at %v", got, fullest)
 	}
+	for _, name := range []string{"127.0.0.1:1008", "127.0.0.1:1010"} {
+		if got := p.holder(t, "accept_queue", name); got != comm(t) {
+			t.Errorf("%s is held by %q, not by this test", name, got)
+		}
+	}
+}
+
+// comm is the name of this process.
+func comm(t *testing.T) string {
+	b, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// holder returns the process that holds all of a limit of an item, empty if there is no
+// such series.
+func (p page) holder(t *testing.T, resource, item string) string {
+	t.Helper()
+	for _, s := range p.with("sockpressure_saturation_holder_ratio{") {
+		process := regexp.MustCompile(`process="([^"]*)"`).FindStringSubmatch(s)
+		if strings.Contains(s, fmt.Sprintf("item=%q", item)) && strings.Contains(s, fmt.Sprintf("resource=%q", resource)) {
+			if p[s] != 1 {
+				t.Errorf("%s is %v", s, p[s])
+			}
+			return process[1]
+		}
+	}
+	return ""
 }
 
 // limitPorts leaves 169 ephemeral ports in the namespace, away from those that
@@ -421,6 +453,9 @@ func TestNoEphemeralPorts(t *testing.T) {
 		series := fmt.Sprintf("sockpressure_ephemeral_ports_used{destination=%q,source=%q}", to, ip)
 		if got := p.value(t, series); got != float64(limit) {
 			t.Errorf("%s is %v, not %d", series, got, limit)
+		}
+		if got := p.holder(t, "ephemeral_ports", ip+" → "+to.String()); got != comm(t) {
+			t.Errorf("%s is held by %q, not by this test", to, got)
 		}
 		if got := p.value(t, `sockpressure_saturation_ratio{resource="ephemeral_ports"}`); got != 1 {
 			t.Errorf("%s: no port is left, but saturation is %v", ip, got)
