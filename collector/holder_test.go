@@ -74,9 +74,9 @@ func TestHolderWords(t *testing.T) {
 	unit := owner.Owner{Name: "unit/a.service"}
 	for want, h := range map[string]Holder{
 		"haproxy (process 812, user 99) of unit/a.service": {Process: "haproxy", PID: 812, UID: number(99), Owner: unit},
-		"haproxy (process 812)":                             {Process: "haproxy", PID: 812},
-		"unit/a.service":                                    {UID: number(99), Owner: unit},
-		"user 99":                                           {UID: number(99)},
+		"haproxy (process 812)":                            {Process: "haproxy", PID: 812},
+		"unit/a.service":                                   {UID: number(99), Owner: unit},
+		"user 99":                                          {UID: number(99)},
 	} {
 		if got := h.String(); got != want {
 			t.Errorf("%q, want %q", got, want)
