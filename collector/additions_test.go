@@ -3,7 +3,6 @@ package collector
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"iter"
 	"log/slog"
 	"os"
@@ -216,71 +215,4 @@ func TestAddSampler(t *testing.T) {
 		cancel()
 		<-done
 	})
-}
-
-// cgroupSpec is a list by cgroup, with a limit that each has for itself.
-func cgroupSpec() Spec {
-	type cgroup struct {
-		name        string
-		usage, most Number
-	}
-	type snapshot struct{ cgroups []cgroup }
-	return define(Definition[snapshot]{
-		Name: "cgroup", Help: "Memory of cgroups.", Walk: true,
-		Open: func(k *Scope) func(context.Context, *snapshot) error {
-			return func(_ context.Context, s *snapshot) error {
-				return filepath.WalkDir(filepath.Join(k.SysPath, "fs/cgroup"), func(path string, d fs.DirEntry, err error) error {
-					if err != nil || !d.IsDir() {
-						return err
-					}
-					c := cgroup{name: d.Name()}
-					for file, into := range map[string]*Number{"memory.current": &c.usage, "memory.max": &c.most} {
-						// "max" means unlimited, and the root cgroup lacks the files: both are absent.
-						if b, err := os.ReadFile(filepath.Join(path, file)); err == nil {
-							var n [1]Number
-							_ = parse.Numbers(b, path, n[:])
-							*into = n[0]
-						}
-					}
-					if c.usage.Present && c.most.Present {
-						s.cgroups = append(s.cgroups, c)
-					}
-					return nil
-				})
-			}
-		},
-		Lists: []Lister[snapshot]{List[snapshot, cgroup]{
-			Items:  func(s *snapshot) iter.Seq[cgroup] { return slices.Values(s.cgroups) },
-			Before: func(a, b cgroup) bool { return a.usage.Value/a.most.Value > b.usage.Value/b.most.Value },
-			Labels: []string{"cgroup"},
-			Key:    func(c cgroup) []string { return []string{c.name} },
-			Columns: []Metric[cgroup]{
-				{Name: "cgroup_memory_bytes", Help: "Memory.", Value: func(c *cgroup) Number { return c.usage }},
-				{Name: "cgroup_memory_limit_bytes", Help: "Limit.", Value: func(c *cgroup) Number { return c.most }},
-			},
-			Limit: &ItemLimit[cgroup]{LimitInfo: LimitInfo{
-				Resource: "cgroup_memory", Unit: Bytes, WarningRatio: 0.9, CriticalRatio: 0.97,
-				Effect: "The OOM killer ends a process of the cgroup.", Moves: "memory.max",
-				Usage: series("cgroup_memory_bytes"), Max: series("cgroup_memory_limit_bytes"),
-				List: &ListInfo{Title: "Cgroups nearest to their limit of memory", Column: "cgroup"},
-			}},
-		}},
-	})
-}
-
-// TestAddCgroupList expects the cgroup nearest to its limit first.
-func TestAddCgroupList(t *testing.T) {
-	tr := newTree(t, "linux-6.12")
-	for name, files := range map[string][2]string{"web": {"90", "100"}, "db": {"500", "1000"}, "cron": {"7", "max"}} {
-		tr.write("sys/fs/cgroup/"+name+"/memory.current", files[0]+"\n")
-		tr.write("sys/fs/cgroup/"+name+"/memory.max", files[1]+"\n")
-	}
-	m := machine(t, kernel.Options{ProcPath: filepath.Join(tr.dir, "proc"), SysPath: filepath.Join(tr.dir, "sys")})
-	set := NewSet(m, []Spec{cgroupSpec()}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
-	defer closeSet(t, set)
-	reading := set.Read(t.Context(), Query{})
-	limits := reading.Limits()
-	if len(limits) != 1 || limits[0].Saturation() != 0.9 || len(limits[0].Items) != 2 || limits[0].Items[1].Name() != "db" {
-		t.Errorf("%+v, %v", limits, reading.Results[0].Err)
-	}
 }

@@ -215,6 +215,7 @@ type Item struct {
 	// Usage and Limit are what is exported of it.
 	Usage, Limit float64
 	saturation   float64
+	name         string
 	// Holder is who holds it, nil where that is not known or it is far from its limit.
 	Holder *Holder
 }
@@ -223,7 +224,19 @@ type Item struct {
 func (i Item) Saturation() float64 { return i.saturation }
 
 // Name is the item's key in words.
-func (i Item) Name() string { return strings.Join(i.Key, " → ") }
+func (i Item) Name() string { return i.name }
+
+// itemName joins the key of an item with the given labels. The labels of a pod repeat
+// what another one says.
+func itemName(labels, key []string) string {
+	var parts []string
+	for i, part := range key {
+		if labels[i] != "namespace" && labels[i] != "pod" {
+			parts = append(parts, part)
+		}
+	}
+	return strings.Join(parts, " → ")
+}
 
 // LimitReading is a limit as it stood at a reading.
 type LimitReading struct {
@@ -344,7 +357,7 @@ func (l *ItemLimit[T]) define(spec *Spec, keys []string) func(t *table, items []
 				first.used, first.most = used, most
 			}
 			if exported.Present && bound.Present && used.Present && most.Present {
-				items = append(items, Item{Key: k.key, Usage: exported.Value, Limit: bound.Value, saturation: used.Value / cmp.Or(most.Value, 1)})
+				items = append(items, Item{Key: k.key, name: itemName(keys, k.key), Usage: exported.Value, Limit: bound.Value, saturation: used.Value / cmp.Or(most.Value, 1)})
 				shown[i] = &items[len(items)-1]
 			}
 		}

@@ -66,7 +66,7 @@ func TestRows(t *testing.T) {
 	}
 	slices.Sort(resources)
 	want := []string{
-		"accept_queue", "committed_memory", "conntrack_entries", "ephemeral_ports", "file_descriptors",
+		"accept_queue", "cgroup_memory", "committed_memory", "conntrack_entries", "ephemeral_ports", "file_descriptors",
 		"ip_fragments_ipv4", "ip_fragments_ipv6", "low_memory", "memory", "neighbours_ipv4", "neighbours_ipv6",
 		"netdev_backlog", "process_file_descriptors", "tcp_memory", "tcp_orphans", "tcp_time_wait", "udp_memory",
 	}

@@ -140,7 +140,7 @@ func TestList(t *testing.T) {
 	if len(r.limits) != 1 || l.Usage != 9 || l.Limit != 10 || len(l.Items) != 3 {
 		t.Fatalf("%+v", r.limits)
 	}
-	for i, want := range []Item{{[]string{"b"}, 9, 10, 0.9, nil}, {[]string{"c"}, 8, 10, 0.8, nil}, {[]string{"d?"}, 4, 0, 4, nil}} {
+	for i, want := range []Item{{Usage: 9, Limit: 10, saturation: 0.9, name: "b"}, {Usage: 8, Limit: 10, saturation: 0.8, name: "c"}, {Usage: 4, saturation: 4, name: "d?"}} {
 		if got := l.Items[i]; got.Name() != want.Name() || got.Usage != want.Usage || got.Limit != want.Limit || got.Saturation() != want.saturation {
 			t.Errorf("item %+v, want %+v", got, want)
 		}

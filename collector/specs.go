@@ -23,6 +23,7 @@ func Specs() []Spec {
 		softnetSpec(),
 		neighbourSpec(),
 		netnsSpec(),
+		cgroupSpec(),
 	}
 	return append(specs, kmsgSpec(specs))
 }

@@ -90,7 +90,7 @@ func meant(table []command, args []string) command {
 // open opens the machine and the collectors that the flags ask for. closeSet ends
 // these.
 func (c *config) open(stdin io.Reader, logger *slog.Logger) (*kernel.Machine, *collector.Set, error) {
-	machine, err := kernel.Open(kernel.Options{ProcPath: c.procPath, SysPath: c.sysPath, PodsPath: c.podLogs, OpenLog: openLog(stdin)})
+	machine, err := kernel.Open(kernel.Options{ProcPath: c.procPath, SysPath: c.sysPath, CgroupPath: c.cgroupPath, PodsPath: c.podLogs, OpenLog: openLog(stdin)})
 	if err != nil {
 		return nil, nil, err
 	}

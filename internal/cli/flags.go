@@ -31,6 +31,7 @@ type config struct {
 
 	procPath, sysPath string
 	sysPathSet        bool // by the user
+	cgroupPath        string
 	podLogs           string
 	podLogsSet        bool // by the user
 	top               int
@@ -90,6 +91,7 @@ func parseFlags(table []command, args []string, stdout io.Writer) (c *config, ex
 	app.Flag("web.disable-exporter-metrics", "Leave out metrics of the exporter itself (go_*, process_*, promhttp_*).").BoolVar(&c.disableExporterMetrics)
 	app.Flag("path.procfs", "Mount point of the procfs whose process 1 is the host's.").Default("/proc").StringVar(&c.procPath)
 	app.Flag("path.sysfs", "Mount point of sysfs. Only the default may be absent.").Default("/sys").IsSetByUser(&c.sysPathSet).StringVar(&c.sysPath)
+	app.Flag("path.cgroup", "Where the host's control groups are mounted; fs/cgroup of --path.sysfs if it is not set. Only the default may be absent.").StringVar(&c.cgroupPath)
 	app.Flag("path.pod-logs", "Folder of the logs of the host's pods, by which network namespaces are named after pods. Only the default may be absent.").Default("/var/log/pods").IsSetByUser(&c.podLogsSet).StringVar(&c.podLogs)
 	app.Flag("collector.top", "Series of each list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
 	app.Flag("collector.max-cpu", "Share of one core that walks over all sockets and processes may take together: when they took t, they are repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
@@ -152,6 +154,11 @@ func (c *config) validate() error {
 	if c.sysPathSet {
 		if err := checkSysfs(c.sysPath); err != nil {
 			return fmt.Errorf("--path.sysfs=%s: %w", c.sysPath, err)
+		}
+	}
+	if c.cgroupPath != "" {
+		if _, err := os.ReadDir(c.cgroupPath); err != nil {
+			return fmt.Errorf("--path.cgroup=%s: %w", c.cgroupPath, err)
 		}
 	}
 	if c.podLogsSet {

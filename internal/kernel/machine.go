@@ -33,6 +33,9 @@ type Options struct {
 	// ProcPath and SysPath are where procfs and sysfs are mounted. Process 1 of the
 	// procfs is the host's.
 	ProcPath, SysPath string
+	// CgroupPath is where control groups are mounted; it is fs/cgroup of SysPath if it is
+	// empty.
+	CgroupPath string
 	// PodsPath is the folder of the logs of the pods that run here, by which they are
 	// named.
 	PodsPath string
@@ -88,6 +91,9 @@ func find(o Options) (*Machine, error) {
 		if host, err = hostns.Find(o.ProcPath); err != nil {
 			return nil, err
 		}
+	}
+	if o.CgroupPath == "" {
+		o.CgroupPath = filepath.Join(o.SysPath, "fs/cgroup")
 	}
 	if o.PageSize == 0 {
 		o.PageSize = os.Getpagesize()

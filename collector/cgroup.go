@@ -1,0 +1,150 @@
+package collector
+
+import (
+	"cmp"
+	"context"
+	"iter"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+)
+
+// cgroups is one reading of the host's control groups.
+type cgroups struct {
+	count Number
+	// owners are the groups of pods, containers, units, and those of nobody that have no
+	// other below. bounded are all groups that have a limit.
+	owners, bounded []cgroupReading
+	kills           Number // in all groups, those that are gone included
+}
+
+// cgroupReading is one group.
+type cgroupReading struct {
+	inode uint64
+	// owner is whose it is. Its name is that of no other owner.
+	owner owner.Owner
+	// sockets is the memory of the buffers of its sockets; used what it has and cannot
+	// give back, limit what it may have: all in bytes, of it and of those below.
+	sockets, used, limit Number
+	kills                Number
+	rose                 int // the reading at which kills rose last
+}
+
+func (c *cgroupReading) saturation() float64 { return c.used.Value / c.limit.Value }
+
+func cgroupSpec() Spec {
+	labels := []string{"cgroup", "namespace", "pod"}
+	key := func(c *cgroupReading) []string {
+		if c == nil { // when the rows are checked
+			return make([]string, len(labels))
+		}
+		return []string{c.owner.Name, c.owner.Namespace, c.owner.Pod}
+	}
+	return define(Definition[cgroups]{
+		Name: "cgroup",
+		Help: "Memory of control groups, such as those of pods and units: that of their sockets, how near each is to its limit, and what the OOM killer has ended in them.",
+		Walk: true,
+		Open: func(k *Scope) func(context.Context, *cgroups) error { return newCgroupReader(k).read },
+		Metrics: []Metric[cgroups]{
+			{
+				Name:  "cgroup_groups",
+				Help:  "Control groups of the host that account memory, the root excepted.",
+				Value: func(s *cgroups) Number { return s.count },
+			},
+			{
+				Name:  "cgroup_oom_kills_all_total",
+				Help:  "Processes that the OOM killer has ended in control groups since the exporter was started, in those that are gone too. From memory.events, of cgroup v1 memory.oom_control.",
+				Value: func(s *cgroups) Number { return s.kills },
+			},
+		},
+		Lists: []Lister[cgroups]{
+			List[cgroups, *cgroupReading]{
+				Items: func(s *cgroups) iter.Seq[*cgroupReading] {
+					return those(s.owners, func(c *cgroupReading) bool { return c.sockets.Value > 0 })
+				},
+				Before: func(a, b *cgroupReading) bool {
+					return cmp.Or(cmp.Compare(b.sockets.Value, a.sockets.Value), cmp.Compare(a.inode, b.inode)) < 0
+				},
+				Labels: labels, Key: key,
+				Columns: []Metric[*cgroupReading]{{
+					Name:  "cgroup_socket_memory_bytes",
+					Help:  "Memory of the buffers of all sockets of a pod, container or unit, in every network namespace, of those with the most. A socket counts where it was opened. From memory.stat, sock; of cgroup v1 memory.kmem.tcp.usage_in_bytes, which counts where that has a limit.",
+					Value: func(c **cgroupReading) Number { return (*c).sockets },
+				}},
+			},
+			List[cgroups, *cgroupReading]{
+				Items: func(s *cgroups) iter.Seq[*cgroupReading] {
+					return those(s.bounded, func(*cgroupReading) bool { return true })
+				},
+				Before: func(a, b *cgroupReading) bool {
+					return cmp.Or(cmp.Compare(b.saturation(), a.saturation()), cmp.Compare(a.inode, b.inode)) < 0
+				},
+				Labels: labels, Key: key,
+				Columns: []Metric[*cgroupReading]{
+					{
+						Name:  "cgroup_memory_used_bytes",
+						Help:  "Memory of a control group that it cannot give back: without page cache and without reclaimable caches of the kernel, of the groups nearest to their limit. From memory.current and memory.stat, of cgroup v1 memory.usage_in_bytes.",
+						Value: func(c **cgroupReading) Number { return (*c).used },
+					},
+					{
+						Name:  "cgroup_memory_limit_bytes",
+						Help:  "The memory that the group may have. From memory.max, of cgroup v1 memory.limit_in_bytes.",
+						Value: func(c **cgroupReading) Number { return (*c).limit },
+					},
+					{
+						Name:  "cgroup_memory_saturation_ratio",
+						Help:  "cgroup_memory_used_bytes divided by cgroup_memory_limit_bytes. Of a pod it is that of its fullest group: its own or a container's.",
+						Value: func(c **cgroupReading) Number { return number((*c).saturation()) },
+					},
+				},
+				Limit: &ItemLimit[*cgroupReading]{LimitInfo: LimitInfo{
+					Resource: "cgroup_memory", Unit: Bytes, WarningRatio: 0.9, CriticalRatio: 0.97,
+					Effect: "The OOM killer ends a process of the pod, container or unit: \"Memory cgroup out of memory: Killed process\".",
+					Usage:  series("cgroup_memory_used_bytes"), Max: series("cgroup_memory_limit_bytes"), Share: series("cgroup_memory_saturation_ratio"),
+					List:   &ListInfo{Title: "Control groups nearest to their limit of memory", Column: "group"},
+					Proofs: []Proof{{Counter: series("cgroup_oom_kills_all_total")}},
+					Moves:  "resources.limits.memory of the container, MemoryMax= of the unit",
+				}},
+			},
+			List[cgroups, *cgroupReading]{
+				Items: func(s *cgroups) iter.Seq[*cgroupReading] {
+					return those(s.owners, func(c *cgroupReading) bool { return c.kills.Value > 0 })
+				},
+				Before: func(a, b *cgroupReading) bool {
+					return cmp.Or(cmp.Compare(b.rose, a.rose), cmp.Compare(b.kills.Value, a.kills.Value), cmp.Compare(a.inode, b.inode)) < 0
+				},
+				Labels: labels, Key: key,
+				Columns: []Metric[*cgroupReading]{{
+					Name:  "cgroup_oom_kills_total",
+					Help:  "Processes that the OOM killer has ended in a pod, container or unit since it began, of those where it came last. From memory.events, of cgroup v1 memory.oom_control.",
+					Value: func(c **cgroupReading) Number { return (*c).kills },
+				}},
+			},
+		},
+		Holders: func(s *cgroups) []holding {
+			most := func(of func(*cgroupReading) Number) (held holding) {
+				for i := range s.owners {
+					if c := &s.owners[i]; of(c).Value > held.amount {
+						held = holding{owner: c.owner, amount: of(c).Value}
+					}
+				}
+				return held
+			}
+			sockets := most(func(c *cgroupReading) Number { return c.sockets })
+			memory := most(func(c *cgroupReading) Number { return c.used })
+			tcp, udp := sockets, sockets
+			tcp.resource, udp.resource, memory.resource = "tcp_memory", "udp_memory", "memory"
+			return []holding{tcp, udp, memory}
+		},
+	})
+}
+
+// those yields the groups that are wanted.
+func those(all []cgroupReading, wanted func(*cgroupReading) bool) iter.Seq[*cgroupReading] {
+	return func(yield func(*cgroupReading) bool) {
+		for i := range all {
+			if wanted(&all[i]) && !yield(&all[i]) {
+				return
+			}
+		}
+	}
+}

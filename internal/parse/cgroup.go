@@ -1,0 +1,70 @@
+package parse
+
+import "bytes"
+
+// MemoryStat is what memory.stat of a control group counts, in bytes.
+type MemoryStat struct {
+	// Sockets is the memory of the buffers of its sockets (sock).
+	Sockets Number
+	// Files is page cache that can be given back, and Slab such memory of the kernel's
+	// caches.
+	Files, Slab Number
+}
+
+// MemoryStatV2 reads memory.stat of version 2 (mm/memcontrol.c, Linux 4.5; sock since
+// 4.5, slab_reclaimable since 4.18). All of it is of the group and of those below.
+func MemoryStatV2(b []byte, path string) (s MemoryStat, err error) {
+	var inactive, active Number
+	err = numbersByName(b, path, map[string]*Number{
+		"sock": &s.Sockets, "inactive_file": &inactive, "active_file": &active, "slab_reclaimable": &s.Slab,
+	})
+	s.Files = inactive.Plus(active)
+	return s, err
+}
+
+// MemoryStatV1 reads memory.stat of version 1, which does not have sockets and caches.
+func MemoryStatV1(b []byte, path string) (s MemoryStat, err error) {
+	var inactive, active Number
+	err = numbersByName(b, path, map[string]*Number{"total_inactive_file": &inactive, "total_active_file": &active})
+	s.Files = inactive.Plus(active)
+	return s, err
+}
+
+// CgroupOOMKills reads oom_kill of memory.events (version 2) or memory.oom_control
+// (version 1), both since Linux 4.13: the processes that the OOM killer has ended in the
+// group, of version 2 also in those below. Other kernels do not have it.
+func CgroupOOMKills(b []byte, path string) (kills Number, err error) {
+	err = numbersByName(b, path, map[string]*Number{"oom_kill": &kills})
+	return kills, err
+}
+
+// CgroupLimit reads memory.max or memory.limit_in_bytes. It is absent for a group
+// without a limit.
+func CgroupLimit(b []byte, path string) (limit Number, err error) {
+	b = bytes.TrimSpace(b)
+	if string(b) == "max" {
+		return Number{}, nil
+	}
+	var n [1]Number
+	err = Numbers(append(b[:len(b):len(b)], '\n'), path, n[:])
+	// Version 1 writes the greatest number of pages for none.
+	if n[0].Value >= 1<<62 {
+		return Number{}, err
+	}
+	return n[0], err
+}
+
+// numbersByName reads lines of a name and a number.
+func numbersByName(b []byte, path string, into map[string]*Number) error {
+	var p Problems
+	for line, b, ok := NextLine(b); ok; line, b, ok = NextLine(b) {
+		name, value, _ := NextField(line)
+		if n := into[string(name)]; n != nil {
+			value, _, _ = NextField(value)
+			if err := n.parseCounter(value); err != nil {
+				p.Add(FieldError(path, string(name), err))
+			}
+		}
+	}
+	return p.Err()
+}
