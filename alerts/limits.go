@@ -389,6 +389,15 @@ and ignoring (resource) max_over_time(` + saturation + `[5m]) >= ${warning}`,
 					}},
 				},
 				{
+					resource: "cgroup_memory", name: "CgroupMemory", near: "NearlyFull", forecast: ticket, raw: true,
+					hold:    map[string]string{Warning: "5m"},
+					summary: "A pod, container or unit is nearly out of the memory that it may have.",
+					usage: `has a control group that uses {{ $value | humanizePercentage }} of its limit of memory` +
+						worst("sockpressure_cgroup_memory_saturation_ratio", "", `{{ . | first | label "cgroup" }}`),
+					effect:  "At the limit the OOM killer ends a process of it.",
+					comment: "What it could give back is left out. The harm is that of one program, and some run so for\nyears: it writes one ticket, and never pages.",
+				},
+				{
 					resource: "committed_memory", name: "CommittedMemory", near: "NearlyFull", forecast: jumpy,
 					summary: "Committed memory is close to CommitLimit.",
 					usage:   "has committed {{ $value | humanizePercentage }} of its CommitLimit to programs",
@@ -410,7 +419,7 @@ unless ignoring (resource)
 max_over_time(sockpressure_saturation_ratio{resource="low_memory"}[5m]) >= ` + number(levels("low_memory").WarningRatio),
 					Summary: "The OOM killer ended processes.",
 					Description: `{{ $labels.instance }} ended {{ $value | printf "%.0f" }} processes in the last 5 minutes; the machine's
-						memory was not seen full, so most likely a memory cgroup met its own limit.`,
+						memory was not seen full, so most likely a memory cgroup met its own limit` + killedIn() + `.`,
 				},
 				pressure(Warning, "5m", "0.1"),
 				pressure(Critical, "5m", "0.4"),
@@ -441,6 +450,14 @@ func worst(metric, limit, text string) string {
 		query, args = query+" / "+limit+matchers, args+of
 	}
 	return ` {{- with printf "topk(1, ` + query + `)"` + args + ` | query }} (` + text + `) {{- end }}`
+}
+
+// killedIn writes, in parentheses, the control group in which a process was killed last.
+func killedIn() string {
+	const kills = "sockpressure_cgroup_oom_kills_total{cluster=%q,job=%q,instance=%q}"
+	const of = " $labels.cluster $labels.job $labels.instance"
+	return ` {{- with printf "topk(1, ` + kills + ` unless ` + kills + ` == ` + kills + ` offset 10m)"` + of + of + of +
+		` | query }} ({{ . | first | label "cgroup" }}) {{- end }}`
 }
 
 func fragments(family, counter, sysctl string) limit {

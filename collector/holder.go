@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/cgroup"
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
@@ -129,8 +130,11 @@ func (h *holders) name(ctx context.Context, of []holding) []*Holder {
 	named := make([]*Holder, len(of))
 	for i, o := range of {
 		who := Holder{PID: o.pid, UID: o.uid, Owner: o.owner, amount: o.amount}
-		if o.pid != 0 {
+		switch {
+		case o.pid != 0:
 			h.describe(&who)
+		case o.cgroup != 0:
+			who.Owner = h.ownerOf(ctx, o.cgroup)
 		}
 		if who.Process != "" || who.Owner.Name != "" || who.UID.Present {
 			named[i] = &who
@@ -162,6 +166,22 @@ func (h *holders) describe(who *Holder) {
 	if err := unix.Stat(dir, &after); err != nil || after.Ino != st.Ino {
 		*who = Holder{amount: who.amount}
 	}
+}
+
+// ownerOf returns whose the control group with an ID is, nobody's where that cannot be
+// known. Any user may look for it, whereas processes of others are hidden from most.
+func (h *holders) ownerOf(ctx context.Context, id uint64) owner.Owner {
+	tree, err := cgroup.Unified(h.machine.CgroupPath)
+	if err != nil {
+		return owner.Owner{}
+	}
+	path, ok := tree.Path(ctx, id)
+	if !ok {
+		return owner.Owner{}
+	}
+	whose, _ := h.pods.Owner([]byte("0::" + path + "\n"))
+	whose.Name = printable(whose.Name)
+	return whose
 }
 
 // find finds the processes that the sockets of holdings belong to, as far as this user

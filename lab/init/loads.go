@@ -40,6 +40,7 @@ func loads() map[string]func(*guest) (*load, error) {
 		"netdev_backlog":           netdevBacklog,
 		"committed_memory":         committedMemory,
 		"memory":                   memory,
+		"cgroup_memory":            cgroupMemory,
 		"low_memory":               lowMemory,
 		"idle":                     idle,
 		"busy":                     busy,

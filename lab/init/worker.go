@@ -256,6 +256,26 @@ func memory(*guest) (*load, error) {
 	return w.load(), nil
 }
 
+// cgroupMemory has a process of a unit use memory until it is killed at the unit's limit.
+func cgroupMemory(*guest) (*load, error) {
+	const limit = 64 << 10 // KiB
+	const slice, unit = "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/system.slice/web.service"
+	if err := os.MkdirAll(unit, 0o755); err != nil {
+		return nil, err
+	}
+	if err := writeFile(slice+"/cgroup.subtree_control", "+memory"); err != nil {
+		return nil, err
+	}
+	w, err := newWorker(workTouch, share(1, limit), 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeFile(unit+"/cgroup.procs", strconv.Itoa(w.cmd.Process.Pid)); err != nil {
+		return nil, err
+	}
+	return w.load(), writeFile(unit+"/memory.max", strconv.Itoa(limit<<10))
+}
+
 // lowMemory makes connections until the kernel has no memory for another.
 func lowMemory(*guest) (*load, error) {
 	if err := setAll("net/ipv4/ip_local_port_range", "10000 65000", "net/core/somaxconn", strconv.Itoa(everybody)); err != nil {

@@ -106,6 +106,11 @@ func All() []Scenario {
 		{Name: "committed_memory", Resource: "committed_memory", Saturation: 0.9},
 		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}},
 		{
+			Name: "cgroup_memory", Resource: "cgroup_memory", Saturation: 0.9, Walks: []string{"cgroup"},
+			Counters: []string{"cgroup_oom_kills_all_total"},
+			Message:  "oom_kill_cgroup",
+		},
+		{
 			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"},
 			HighMemory: true,
 		},
