@@ -53,7 +53,16 @@ func unforeseen(resource string) string {
 }
 
 // unpaged reports whether a limit is worth a ticket only.
-func unpaged(resource string) bool { return resource == "tcp_time_wait" }
+func unpaged(resource string) bool {
+	for _, t := range themes() {
+		for _, l := range t.limits {
+			if l.resource == resource {
+				return l.forecast == ticket
+			}
+		}
+	}
+	return false
+}
 
 // uncounted says why nothing tells of the refusal, if so: the kernel counts none.
 // The page must stand then.

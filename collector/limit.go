@@ -224,7 +224,7 @@ type Item struct {
 func (i Item) Saturation() float64 { return i.saturation }
 
 // Name is the item's key in words.
-func (i Item) Name() string { return i.name }
+func (i Item) Name() string { return cmp.Or(i.name, strings.Join(i.Key, " → ")) }
 
 // itemName joins the key of an item with the given labels. The labels of a pod repeat
 // what another one says.

@@ -125,7 +125,8 @@ func expectHostProcesses(t *testing.T, p page) {
 }
 
 // pod is a container as a node makes it: a read-only root filesystem and
-// namespaces of its own, hostPID false, the host's /proc as /host/proc.
+// namespaces of its own, hostPID false, the host's /proc as /host/proc, its control groups
+// as /host/cgroup.
 type pod struct {
 	t            *testing.T
 	id           string
@@ -156,7 +157,7 @@ func (p *pod) in(network *os.File) func(*exec.Cmd) {
 func (p *pod) wrap(cmd *exec.Cmd) {
 	p.t.Helper()
 	cmd.Args[0] = imageBinary
-	cmd.Args = append(cmd.Args, "--path.procfs=/host/proc")
+	cmd.Args = append(cmd.Args, "--path.procfs=/host/proc", "--path.cgroup=/host/cgroup")
 	config, err := json.Marshal(p.config(cmd.Args))
 	if err != nil {
 		p.t.Fatal(err)
@@ -202,6 +203,7 @@ func (p *pod) config(args []string) map[string]any {
 			{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755", "size=64k"}},
 			{"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": []string{"nosuid", "noexec", "nodev", "ro"}},
 			{"destination": "/host/proc", "type": "bind", "source": "/proc", "options": []string{"rbind", "rprivate", "ro"}},
+			{"destination": "/host/cgroup", "type": "bind", "source": "/sys/fs/cgroup", "options": []string{"rbind", "rprivate", "ro"}},
 		},
 		"linux": object{
 			"namespaces":    namespaces,

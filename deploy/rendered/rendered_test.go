@@ -332,7 +332,7 @@ func start(t *testing.T, binary string, pod any, secure bool) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := errors.Join(os.Chmod(dir, 0o755), os.MkdirAll(dir+"/host/proc", 0o755), os.Mkdir(dir+"/etc", 0o755)); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o755), os.MkdirAll(dir+"/host/proc", 0o755), os.Mkdir(dir+"/host/cgroup", 0o755), os.Mkdir(dir+"/etc", 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	webConfig(t, dir+"/etc", secure)
@@ -355,7 +355,7 @@ func start(t *testing.T, binary string, pod any, secure bool) string {
 	user := at(t, pod, "securityContext")
 	command := exec.Command("unshare", append([]string{
 		"--mount", "--pid", "--fork", "--kill-child", "sh", "-ec",
-		`mount --bind /proc "$1"; mount -o remount,bind,ro "$1"; shift; mount -t proc proc /proc; exec "$@"`, "sh", dir + "/host/proc",
+		`mount --bind /proc "$1/proc"; mount -o remount,bind,ro "$1/proc"; mount --rbind /sys/fs/cgroup "$1/cgroup"; shift; mount -t proc proc /proc; exec "$@"`, "sh", dir + "/host",
 		"setpriv", "--reuid", fmt.Sprint(at(t, user, "runAsUser")), "--regid", fmt.Sprint(at(t, user, "runAsGroup")), "--clear-groups",
 		"--bounding-set", keep, "--inh-caps", "-all", "--no-new-privs",
 		"--pdeathsig", "KILL", binary, // What --kill-child set is lost with the change of user.

@@ -339,3 +339,26 @@ func FuzzKmsg(f *testing.F) {
 		}
 	})
 }
+
+func FuzzMemoryStat(f *testing.F) {
+	f.Add([]byte("anon 1\nsock 4096\ninactive_file 5\nactive_file 6\nslab_reclaimable 7\n"))
+	f.Add([]byte("total_inactive_file 5\ntotal_active_file 18446744073709551615\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		v1, _ := MemoryStatV1(b, "memory.stat")
+		v2, _ := MemoryStatV2(b, "memory.stat")
+		sane(t, "memory.stat", v1.Files, v2.Files, v2.Sockets, v2.Slab)
+	})
+}
+
+func FuzzCgroupLimit(f *testing.F) {
+	for _, s := range []string{"max\n", "1048576\n", "9223372036854771712\n", ""} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		limit, err := CgroupLimit(b, "memory.max")
+		if err != nil && limit.Present {
+			t.Errorf("%v beside %v", limit, err)
+		}
+		sane(t, "memory.max", limit)
+	})
+}

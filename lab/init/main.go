@@ -41,6 +41,13 @@ func boot() error {
 			return fmt.Errorf("%s: %w", dir, err)
 		}
 	}
+	// As systemd mounts it.
+	if err := unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""); err != nil {
+		return fmt.Errorf("cgroup2 on /sys/fs/cgroup: %w", err)
+	}
+	if err := writeFile("/sys/fs/cgroup/cgroup.subtree_control", "+memory"); err != nil {
+		return err
+	}
 	if err := loadModules(scenario.PortModules); err != nil {
 		return err
 	}
@@ -96,13 +103,6 @@ func drive(r *report) error {
 		}
 	}
 	if err := loadModules(scenario.Modules); err != nil {
-		return err
-	}
-	// As systemd mounts it.
-	if err := unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""); err != nil {
-		return fmt.Errorf("cgroup2 on /sys/fs/cgroup: %w", err)
-	}
-	if err := writeFile("/sys/fs/cgroup/cgroup.subtree_control", "+memory"); err != nil {
 		return err
 	}
 	return g.run()
