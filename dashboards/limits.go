@@ -75,7 +75,11 @@ func measures() map[string]measure {
 			where: ` and ignoring (resource) sockpressure_saturation_ratio{resource="committed_memory"}`,
 			empty: "unless vm.overcommit_memory is 2",
 		},
-		"netdev_backlog":  {empty: "in part before Linux 5.10"},
+		"netdev_backlog": {empty: "in part before Linux 5.10"},
+		"cgroup_memory": {
+			each: "{{cgroup}}",
+			note: "The control groups nearest to their limit.", empty: "where no control group has a limit, or they are not mounted",
+		},
 		"neighbours_ipv4": {empty: "in a network namespace that is not the first one"},
 		"neighbours_ipv6": {empty: "where IPv6 is off, or in a network namespace that is not the first one"},
 		"accept_queue": {

@@ -59,7 +59,15 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				overrides: []object{named("Alert", links("Runbook", docs+"runbooks.md#${__value.raw}"))},
 			},
 		}},
-		{"Between scrapes", []panel{
+		{"Who holds it, and between scrapes", []panel{
+			{
+				kind: table, title: "Who holds the most of what is near", unit: share, width: 24, height: 7,
+				about:   "The largest holder of each limit that has come half of the way to a warning, and its share of the usage.",
+				empty:   "while no limit is near",
+				queries: []query{{"", "max by (resource, item, process, owner, instance) (sockpressure_saturation_holder_ratio)"}},
+				columns: []column{{"resource", "Limit"}, {"item", "Of"}, {"process", "Process"}, {"owner", "Owner"}, {"instance", "Node"}, {"Value", "Share"}},
+				sorted:  []string{"Share"},
+			},
 			{
 				kind: lines, title: "Peaks", unit: share, width: 12, height: 8,
 				about:   "The highest share of each limit within a minute, by samples between scrapes; 100% also where a counter or a message of the kernel tells that the limit was reached. Limits whose usage takes a walk have none.",
@@ -94,6 +102,12 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 		{"TCP and UDP memory", []panel{
 			limit("tcp_memory"),
 			limit("udp_memory"),
+			{
+				kind: lines, title: "Socket memory by owner", unit: size, width: 8, height: 8, stacked: true,
+				about:   "Memory of the buffers of all sockets of a pod, container or unit, of those with the most.",
+				empty:   "where the host's control groups are not mounted",
+				queries: []query{{"{{cgroup}} {{instance}}", "sockpressure_cgroup_socket_memory_bytes"}},
+			},
 			{
 				kind: lines, title: "Under TCP memory pressure", unit: share, width: 8, height: 8,
 				about: "100% while TCP memory is above pressure, and the share of time that the kernel counted: from there until it was below low again. It adds that when it ends, so a peak above 100% was a long one.",
@@ -202,6 +216,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 		}},
 		{"Memory", []panel{
 			limit("memory"),
+			limit("cgroup_memory"),
 			limit("committed_memory"),
 			{
 				kind: lines, title: "Waiting for memory", unit: share, width: 8, height: 8, top: 1,

@@ -54,6 +54,9 @@ func mayBeEmpty() []string {
 		"sockpressure-node: low_memory",
 		"sockpressure-node: LowFree and HighFree",
 		"sockpressure-node: UDP",
+		"sockpressure-node: Socket memory by owner",
+		"sockpressure-node: Who holds the most of what is near",
+		"sockpressure-node: cgroup_memory",
 		"sockpressure-node: IP and received packets",
 	}
 }
@@ -139,6 +142,9 @@ scrape_configs:
 			}
 			if os.Geteuid() != 0 && strings.Contains(q.expr, "netns_") && !strings.Contains(q.expr, "refusals") {
 				continue // root can make a network namespace
+			}
+			if strings.Contains(q.expr, "sockpressure_cgroup_") {
+				continue // this machine may have no control groups that are near to anything
 			}
 			if _, err := os.Stat("/proc/net/stat/nf_conntrack"); err != nil && strings.Contains(q.expr, "netns_conntrack") {
 				continue

@@ -122,8 +122,10 @@ func (k kernel) lacks(metric string) bool {
 		return k.noHugePages
 	case "memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes":
 		return k.lowMemory == ""
-	case "netns_namespaces", "netns_unreadable", "netns_refusals_total":
+	case "netns_namespaces", "netns_unreadable", "netns_refusals_total", "cgroup_groups", "cgroup_oom_kills_all_total":
 		return false
 	}
-	return strings.HasPrefix(metric, "netns_") // of others than the host's, of which there are none
+	// Those of other network namespaces than the host's and of control groups, of which
+	// there are none.
+	return strings.HasPrefix(metric, "netns_") || strings.HasPrefix(metric, "cgroup_")
 }

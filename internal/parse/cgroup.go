@@ -1,6 +1,9 @@
 package parse
 
-import "bytes"
+import (
+	"bytes"
+	"slices"
+)
 
 // MemoryStat is what memory.stat of a control group counts, in bytes.
 type MemoryStat struct {
@@ -46,7 +49,7 @@ func CgroupLimit(b []byte, path string) (limit Number, err error) {
 		return Number{}, nil
 	}
 	var n [1]Number
-	err = Numbers(append(b[:len(b):len(b)], '\n'), path, n[:])
+	err = Numbers(append(slices.Clip(b), '\n'), path, n[:])
 	// Version 1 writes the greatest number of pages for none.
 	if n[0].Value >= 1<<62 {
 		return Number{}, err
