@@ -270,6 +270,15 @@ type NetnsLimit struct {
 	Saturation           float64
 }
 
+// Title is the name, for people. One that is not the pod's own, but made in it, is
+// called by its number.
+func (l NetnsLimit) Title() string {
+	if l.Pod != "" && strings.HasPrefix(l.Name, "inode/") {
+		return l.Name + " of pod/" + l.Namespace + "/" + l.Pod
+	}
+	return l.Name
+}
+
 // Share writes the saturation in percent, for people.
 func (l NetnsLimit) Share() string { return share(100 * l.Saturation) }
 

@@ -176,7 +176,7 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 				fmt.Fprintf(out, "  the kernel said at %s: %s\n", r.notes[at].At.Format(time.DateTime), r.notes[at].Text)
 			}
 			if l.Netns != nil {
-				fmt.Fprintf(out, "  in the network namespace %s: %s%%\n", l.Netns.Name, l.Netns.Share())
+				fmt.Fprintf(out, "  in the network namespace %s: %s%%\n", l.Netns.Title(), l.Netns.Share())
 			}
 			for _, item := range l.Items[:min(shownItems, len(l.Items))] {
 				fmt.Fprintf(out, "  %s: %s%s\n", item.Name(), l.Amount(item.Usage, item.Limit), held(item.Holder))

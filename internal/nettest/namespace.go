@@ -111,7 +111,7 @@ func (n *Namespace) Listen(backlog, dials int) {
 		return fd, err
 	}
 	n.Inside(func() error {
-		if err := up(); err != nil {
+		if err := Up(); err != nil {
 			return err
 		}
 		at := &unix.SockaddrInet4{Port: Port, Addr: [4]byte{127, 0, 0, 1}}

@@ -13,11 +13,11 @@ func Unshare() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
-	return up()
+	return Up()
 }
 
-// up brings the loopback device up.
-func up() error {
+// Up brings the loopback device of the calling thread's network namespace up.
+func Up() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
