@@ -1,7 +1,8 @@
-// Command podload is what runs in the pods of TestRealPods. Its argument says what it
-// does to its network namespace, for as long as it runs:
+// Command podload is what runs in the pods of TestRealPods, and of bench/pods. Its
+// argument says what it does to its network namespace, for as long as it runs:
 //
 //	quiet     listens
+//	waiting   listens, and has four connections wait there
 //	overflow  fills an accept queue, and dials on
 //	userns    the same in a network namespace of a user namespace of its own
 //	ports     connects to one destination until there is no port left
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -49,13 +51,25 @@ func run(load string) error {
 			return err
 		}
 		select {}
+	case "waiting":
+		if _, err := listen(128); err != nil {
+			return err
+		}
+		for range 4 {
+			if _, err := dial(); err != nil {
+				return err
+			}
+		}
+		select {}
 	case "overflow":
 		return overflow(1)
 	case "userns":
+		runtime.LockOSThread() // the child ends with the thread that started it
 		child := exec.Command("/proc/self/exe", "inside")
 		child.Stderr = os.Stderr
 		child.SysProcAttr = &syscall.SysProcAttr{
 			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+			Pdeathsig:   unix.SIGKILL,
 			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
 			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
 		}

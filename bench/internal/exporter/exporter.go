@@ -90,6 +90,9 @@ func Start(ctx context.Context, path string, args ...string) (*Exporter, error) 
 	}
 }
 
+// PID is that of its process.
+func (e *Exporter) PID() int { return e.cmd.Process.Pid }
+
 // Stop ends the exporter. That a signal ended it is no error.
 func (e *Exporter) Stop() error {
 	e.client.CloseIdleConnections()
