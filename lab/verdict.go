@@ -122,7 +122,7 @@ func judge(o *outcome, r *recording.Recording) verdict {
 		}
 	}
 	for _, counter := range s.Counters {
-		if o.image.lacks(counter) {
+		if family, _, _ := strings.Cut(counter, "{"); o.image.lacks(family) {
 			continue
 		}
 		if !rose(r, "sockpressure_"+counter) {
@@ -131,6 +131,12 @@ func judge(o *outcome, r *recording.Recording) verdict {
 		}
 		values := r.Get("sockpressure_" + counter)
 		v.moved = append(v.moved, fmt.Sprintf("%s +%.0f", counter, values[len(values)-1]-values[0]))
+	}
+	for _, labels := range s.Netns {
+		series := "sockpressure_netns_saturation_ratio{" + labels + "}"
+		if values := r.Get(series); !slices.ContainsFunc(values, func(v float64) bool { return v >= 1 }) {
+			fail("%s does not reach 1, but is %v", series, values)
+		}
 	}
 	if lines := s.LogLines(); len(lines) > 0 && !slices.ContainsFunc(r.Log, func(l recording.Line) bool { return matchesAny(l.Text, lines) }) {
 		fail("the kernel did not log %q", lines)

@@ -24,6 +24,7 @@ func loads() map[string]func(*guest) (*load, error) {
 	return map[string]func(*guest) (*load, error){
 		"conntrack_entries":        conntrackEntries,
 		"conntrack_entries_netns":  conntrackEntriesNetns,
+		"pods":                     pods,
 		"tcp_memory":               tcpMemory,
 		"udp_memory":               udpMemory,
 		"tcp_orphans":              tcpOrphans,

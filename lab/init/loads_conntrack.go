@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"syscall"
 
@@ -94,49 +93,19 @@ func conntrackEntriesNetns(*guest) (*load, error) {
 	if refused, err := w.step(); refused != "" || err != nil {
 		return nil, errors.Join(errors.New(refused), err)
 	}
-	ours, err := os.Open("/proc/self/ns/net")
+	in, err := inside(container.Process.Pid)
 	if err != nil {
 		return nil, err
-	}
-	theirs, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", container.Process.Pid))
-	if err != nil {
-		return nil, err
-	}
-	in := func(f func() error) error {
-		runtime.LockOSThread()
-		if err := unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("entering the network namespace: %w", err)
-		}
-		err := f()
-		if back := unix.Setns(int(ours.Fd()), unix.CLONE_NEWNET); back != nil {
-			return fmt.Errorf("leaving the network namespace: %w", back)
-		}
-		runtime.UnlockOSThread()
-		return err
 	}
 	if err := setAll("net/netfilter/nf_conntrack_max", strconv.Itoa(entries)); err != nil {
 		return nil, err
 	}
-	var l *load
-	err = in(func() error {
-		if err := linkUp("lo", 0); err != nil {
-			return err
-		}
-		l, err = tracked()
-		return err
-	})
+	l, err := loadInside(in, tracked)
 	if err != nil {
 		return nil, err
 	}
-	step, release := l.step, l.release
 	l.in, l.proc = in, proc
-	l.step = func(n int) (refused string, err error) {
-		err = in(func() error {
-			refused, err = step(n)
-			return err
-		})
-		return refused, err
-	}
-	l.release = func() error { return errors.Join(in(release), w.stop()) }
+	release := l.release
+	l.release = func() error { return errors.Join(release(), w.stop()) }
 	return l, nil
 }

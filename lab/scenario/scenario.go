@@ -22,6 +22,9 @@ type Scenario struct {
 	Counters []string
 	// Message is what the kernel may have logged besides the limit's own lines.
 	Message string
+	// Netns are the network namespaces besides the host's that must be seen at a limit
+	// of their own: the labels of netns_saturation_ratio.
+	Netns []string
 	// Saturation is the least that the limit must show when the kernel first
 	// refuses, or right before, if there is anything to show.
 	Saturation float64
@@ -67,6 +70,20 @@ func All() []Scenario {
 			Name: "conntrack_entries_netns", Resource: "conntrack_entries", Saturation: 1,
 			Counters: []string{"conntrack_drops_total"},
 			Message:  "conntrack_table_full_in_netns", // or the limit's own, on kernels that do not tell
+		},
+		// Pods in network namespaces and cgroups of their own, as systemd's cgroup driver
+		// names those: each of another container runtime, and each at another limit.
+		{
+			Name: "pods", Walks: []string{"netns"},
+			Counters: []string{
+				`netns_refusals_total{resource="accept_queue"}`, `netns_refusals_total{resource="conntrack_entries"}`, `netns_refusals_total{resource="tcp_time_wait"}`,
+			},
+			Netns: []string{
+				`namespace="shop",netns="pod/shop/cart-0",pod="cart-0",resource="accept_queue"`,
+				`namespace="shop",netns="pod/shop/search-1",pod="search-1",resource="tcp_time_wait"`,
+				`namespace="shop",netns="pod/shop/checkout-5d9c",pod="checkout-5d9c",resource="ephemeral_ports"`,
+				`namespace="kube-system",netns="pod/kube-system/coredns-x7",pod="coredns-x7",resource="conntrack_entries"`,
+			},
 		},
 		{
 			Name: "tcp_memory", Resource: "tcp_memory", Saturation: 0.95,
