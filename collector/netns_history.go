@@ -30,9 +30,11 @@ type netnsPast struct {
 	processes []string
 	claim     owner.Claim
 	name      string
-	rose      int
-	rise      float64
-	reading   int // the last in which it was there
+	// nobodys counts the last readings in which the same processes were all nobody's.
+	nobodys int
+	rose    int
+	rise    float64
+	reading int // the last in which it was there
 }
 
 func (h *netnsHistory) begin() {
@@ -68,6 +70,12 @@ func (h *netnsHistory) keep(id uint64) {
 // for a sysctl of a namespace among those of all, so reading them each time would take a
 // time that grows with the square of the namespaces.
 const freshEvery = 8
+
+// settled reports whether the processes by which a namespace was found have said whose
+// it is, be it nobody's: a process is put into its cgroup a moment after it was started.
+func (p *netnsPast) settled(processes []string) bool {
+	return (p.claim.Kind != "" || p.nobodys >= freshEvery) && slices.Equal(p.processes, processes)
+}
 
 // last returns what a namespace was, and whether what seldom changes is to be read again.
 func (h *netnsHistory) last(id uint64) (past netnsPast, fresh bool) {
@@ -117,5 +125,10 @@ func (h *netnsHistory) note(n *netnsReading, processes []string) {
 	}
 	n.rose, n.rise = past.rose, past.rise
 	past.known, past.udp, past.settings, past.reading = true, n.udp, n.settings, h.reading
+	if n.claim.Kind != "" || !slices.Equal(past.processes, processes) {
+		past.nobodys = 0
+	} else {
+		past.nobodys++
+	}
 	past.processes, past.claim = processes, n.claim
 }

@@ -416,6 +416,33 @@ func TestNetnsHistory(t *testing.T) {
 	}
 }
 
+// TestSettled expects the processes of a namespace to be asked whose it is until they
+// have said so, or for a while, and again when there are others.
+func TestSettled(t *testing.T) {
+	h := netnsHistory{of: map[uint64]*netnsPast{}}
+	mine, others := []string{"1", "2"}, []string{"1", "3"}
+	for i, step := range []struct {
+		times     int
+		processes []string
+		claim     owner.Claim
+		settled   bool
+	}{
+		{1, mine, owner.Claim{Kind: owner.Pod, ID: "cart"}, true},
+		{1, mine, owner.Claim{}, false},
+		{freshEvery, mine, owner.Claim{}, true},
+		{1, others, owner.Claim{}, false},
+		{freshEvery - 1, others, owner.Claim{}, false},
+		{1, others, owner.Claim{}, true},
+	} {
+		for range step.times {
+			h.note(&netnsReading{id: 1, claim: step.claim}, step.processes)
+		}
+		if h.of[1].settled(step.processes) != step.settled || h.of[1].settled(nil) {
+			t.Errorf("step %d: settled is not %v", i, step.settled)
+		}
+	}
+}
+
 // TestNewWounds expects the namespaces that refused something last to be listed, not
 // those that once refused the most.
 func TestNewWounds(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
-	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
@@ -76,7 +75,7 @@ func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, process string
 			n.mount, _ = v.MountID(process)
 		}
 		// The same processes in the same namespace are the same.
-		if !at.fresh && at.past.claim.Kind != "" && slices.Equal(at.processes, at.past.processes) {
+		if !at.fresh && at.past.settled(at.processes) {
 			n.claim = at.past.claim
 		} else {
 			n.claims, err = v.claims(at)
