@@ -268,6 +268,8 @@ type NetnsLimit struct {
 	// Name is the label netns of the namespace, Namespace and Pod those of a pod.
 	Name, Namespace, Pod string
 	Saturation           float64
+	// Most is the highest level that it can be worth.
+	Most Level
 }
 
 // Title is the name, for people. One that is not the pod's own, but made in it, is

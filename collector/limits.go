@@ -18,10 +18,18 @@ const (
 // String returns the level's name in lower case.
 func (l Level) String() string { return [...]string{"ok", "warning", "critical"}[l] }
 
-// Level compares the saturation, be it that of a network namespace besides the host's,
-// with the thresholds of the limit.
+// Level compares the saturation with the thresholds of the limit, and that of the worst
+// network namespace besides the host's, which may be worth a warning only.
 func (l LimitReading) Level() Level {
-	switch s := l.Worst(); {
+	level := l.level(l.Saturation())
+	if l.Netns != nil {
+		level = max(level, min(l.level(l.Netns.Saturation), l.Netns.Most))
+	}
+	return level
+}
+
+func (l LimitReading) level(saturation float64) Level {
+	switch s := saturation; {
 	case s >= l.CriticalRatio:
 		return Critical
 	case s >= l.Warning():
@@ -37,6 +45,9 @@ func (l LimitReading) Percent() float64 { return 100 * l.Saturation() }
 // Share writes the percentage for people. How many times over a limit is passed
 // tells them nothing more.
 func (l LimitReading) Share() string { return share(l.Percent()) }
+
+// WorstShare writes Worst in percent, for people.
+func (l LimitReading) WorstShare() string { return share(100 * l.Worst()) }
 
 // PeakShare writes the peak in percent, for people. It is empty unless the peak is
 // higher than the present share.

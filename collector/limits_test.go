@@ -35,6 +35,22 @@ func TestLevel(t *testing.T) {
 			t.Errorf("usage %v, soft %v: %v, want %v", c.usage, c.soft, got, c.want)
 		}
 	}
+	for _, c := range []struct {
+		host, netns float64
+		most, want  Level
+	}{
+		{0.1, 0.1, Critical, OK},
+		{0.1, 0.7, Warning, Warning},
+		{0.1, 2, Warning, Warning},
+		{0.1, 2, Critical, Critical},
+		{0.9, 2, Warning, Critical},
+		{0.9, 0.1, Warning, Critical},
+	} {
+		l := LimitReading{LimitInfo: info, Usage: c.host, Limit: 1, Netns: &NetnsLimit{Saturation: c.netns, Most: c.most}}
+		if got := l.Level(); got != c.want {
+			t.Errorf("%v on the host, %v in another network namespace that is worth %v: %v, want %v", c.host, c.netns, c.most, got, c.want)
+		}
+	}
 }
 
 // TestPressure expects a warning of TCP memory between pressure, two thirds of the

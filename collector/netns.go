@@ -56,9 +56,23 @@ const (
 	netnsLimitCount
 )
 
-// netnsLimits names them as the host's.
-func netnsLimits() [netnsLimitCount]string {
-	return [netnsLimitCount]string{"conntrack_entries", "tcp_time_wait", "accept_queue", "ephemeral_ports"}
+// A netnsLimit is a limit that each namespace has for itself, by the name of the host's.
+type netnsLimit struct {
+	resource string
+	// most is the highest level that it is worth there, as in the alerts. One reading does
+	// not tell a burst, which fills an accept queue for a moment, from a program that has
+	// stopped accepting, and among the queues of hundreds of pods one is always bursting.
+	// TIME_WAIT is capped by design.
+	most Level
+}
+
+func netnsLimits() [netnsLimitCount]netnsLimit {
+	return [netnsLimitCount]netnsLimit{
+		netnsConntrack:   {"conntrack_entries", Critical},
+		netnsTimeWait:    {"tcp_time_wait", Warning},
+		netnsAcceptQueue: {"accept_queue", Warning},
+		netnsPorts:       {"ephemeral_ports", Critical},
+	}
 }
 
 // netnsCounter is a row: a counter of each namespace.
@@ -233,19 +247,19 @@ func (n *netnsReading) wounded(o *netnsReading) bool {
 
 // saturations emits, of each limit, the namespaces nearest to it.
 func (s *namespaces) saturations(emit Emit) {
-	for limit, resource := range netnsLimits() {
+	for limit, l := range netnsLimits() {
 		for _, n := range s.nearest(limit, s.top) {
-			emit(n.saturation[limit], resource, n.owner.Name, n.owner.Namespace, n.owner.Pod)
+			emit(n.saturation[limit], l.resource, n.owner.Name, n.owner.Namespace, n.owner.Pod)
 		}
 	}
 }
 
 // worst returns, of each limit, the namespace nearest to it.
 func (s *namespaces) worst() (worst []NetnsLimit) {
-	for limit, resource := range netnsLimits() {
+	for limit, l := range netnsLimits() {
 		for _, n := range s.nearest(limit, 1) {
 			worst = append(worst, NetnsLimit{
-				resource, n.owner.Name, printable(n.owner.Namespace), printable(n.owner.Pod), n.saturation[limit].Value,
+				l.resource, n.owner.Name, printable(n.owner.Namespace), printable(n.owner.Pod), n.saturation[limit].Value, l.most,
 			})
 		}
 	}

@@ -178,13 +178,14 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				about: "The network namespaces whose counters moved last: connections that a full accept queue dropped, packets that could not be tracked, connections that were closed without TIME_WAIT, datagrams dropped at a full buffer, each a second.",
 				empty: "where the kernel never refused anything in any",
 				queries: []query{
-					{"", "max by (netns, instance) (rate(sockpressure_netns_tcp_listen_overflows_total[$__rate_interval]))"},
-					{"", "max by (netns, instance) (rate(sockpressure_netns_conntrack_drops_total[$__rate_interval]))"},
-					{"", "max by (netns, instance) (rate(sockpressure_netns_tcp_time_wait_overflows_total[$__rate_interval]))"},
-					{"", "max by (netns, instance) (rate(sockpressure_netns_udp_receive_buffer_errors_total[$__rate_interval]))"},
+					{"", "max by (netns, pod, instance) (rate(sockpressure_netns_tcp_listen_overflows_total[$__rate_interval]))"},
+					{"", "max by (netns, pod, instance) (rate(sockpressure_netns_conntrack_drops_total[$__rate_interval]))"},
+					{"", "max by (netns, pod, instance) (rate(sockpressure_netns_tcp_time_wait_overflows_total[$__rate_interval]))"},
+					{"", "max by (netns, pod, instance) (rate(sockpressure_netns_udp_receive_buffer_errors_total[$__rate_interval]))"},
 				},
 				columns: []column{
 					{"netns", "Network namespace"},
+					{"pod", "Pod"},
 					{"instance", "Node"},
 					{"Value #A", "Accept queue"},
 					{"Value #B", "Conntrack"},
@@ -198,11 +199,11 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				about: "Connections that wait to be accepted, and how many may, of the listeners nearest to their limit.",
 				empty: "where none wait, or the exporter may not enter (CAP_SYS_ADMIN and CAP_SYS_PTRACE)",
 				queries: []query{
-					{"", "max by (netns, listener, instance) (sockpressure_netns_accept_queue_length)"},
-					{"", "max by (netns, listener, instance) (sockpressure_netns_accept_queue_limit)"},
+					{"", "max by (netns, pod, listener, instance) (sockpressure_netns_accept_queue_length)"},
+					{"", "max by (netns, pod, listener, instance) (sockpressure_netns_accept_queue_limit)"},
 				},
 				columns: []column{
-					{"netns", "Network namespace"}, {"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"},
+					{"netns", "Network namespace"}, {"pod", "Pod"}, {"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"},
 				},
 				sorted: []string{"Waiting"},
 			},

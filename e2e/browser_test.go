@@ -169,7 +169,8 @@ func (n *netns) startBeside(processes map[string]int) *line {
 		// They hold the exporter's standard error open, which its end waits for.
 		fmt.Fprintf(&script, "(ulimit -n %d; exec setpriv --pdeathsig KILL \"$1\" 300) & shift\n", limit)
 	}
-	e := connect(start(n.t, func(cmd *exec.Cmd) { asHost(cmd, script.String(), paths...) }))
+	// What other tests do in network namespaces is not to be on the page.
+	e := connect(start(n.t, func(cmd *exec.Cmd) { asHost(cmd, script.String(), paths...) }, "--no-collector.netns"))
 	n.until("every process has its name", func() bool {
 		p := e.scrape()
 		for name := range processes {

@@ -74,7 +74,7 @@ type cell struct {
 	Percent     float64
 }
 
-func (b board) draw(p prometheus, rows int) (drawing, error) {
+func (b board) draw(p prometheus, rows int, only string) (drawing, error) {
 	d := drawing{Title: b.Title, From: p.from.Format("15:04"), To: p.to.Format("15:04")}
 	var alerts []series
 	for _, a := range b.Annotations.List {
@@ -84,17 +84,29 @@ func (b board) draw(p prometheus, rows int) (drawing, error) {
 		}
 		alerts = append(alerts, s...)
 	}
+	row, top := "", 0
 	for _, panel := range b.Panels {
 		if panel.Type == "row" {
 			if rows--; rows == 0 {
 				break
 			}
+			row = panel.Title
+			if row == only {
+				top = panel.GridPos.Y
+			}
 		}
+		if only != "" && row != only {
+			continue
+		}
+		panel.GridPos.Y -= top
 		one, err := panel.draw(p, alerts)
 		if err != nil {
 			return d, fmt.Errorf("%s: %w", panel.Title, err)
 		}
 		d.Panels = append(d.Panels, one)
+	}
+	if len(d.Panels) == 0 {
+		return d, fmt.Errorf("no row %q", only)
 	}
 	return d, nil
 }

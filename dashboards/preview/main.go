@@ -43,6 +43,7 @@ func run(args []string, out, log io.Writer) error {
 	last := flags.Duration("last", 15*time.Minute, "length of the time shown")
 	interval := flags.Duration("step", 15*time.Second, "time between two points, that of the scrapes")
 	rows := flags.Int("rows", 0, "stop after so many rows; 0 draws all")
+	row := flags.String("row", "", "draw the row of this title only")
 	note := flags.String("note", "", "what the data are, below the title")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -73,7 +74,7 @@ func run(args []string, out, log io.Writer) error {
 	p := prometheus{*address, end.Add(-*last), end, *interval, map[string]string{
 		"cluster": ".*", "job": *job, "instance": *instance, "resource": ".+", "__range": fmt.Sprintf("%ds", int(last.Seconds())), "__rate_interval": fmt.Sprintf("%ds", int(4*interval.Seconds())),
 	}}
-	page, err := b.draw(p, *rows)
+	page, err := b.draw(p, *rows, *row)
 	if err != nil {
 		return err
 	}

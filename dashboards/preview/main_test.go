@@ -61,6 +61,13 @@ func TestDraw(t *testing.T) {
 	if got := strings.Count(page.String(), "<section"); got != 3 {
 		t.Errorf("%d panels before the first heading, want 3", got)
 	}
+	page.Reset()
+	if err := run([]string{"-prometheus=" + server.URL, "-row=Pods", "../sockpressure-fleet.json"}, &page, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if got := page.String(); !strings.Contains(got, "Worst pods") || strings.Count(got, "<section") != 3 || !strings.Contains(got, "grid-row: 1 /") {
+		t.Errorf("the row of pods is %s", got)
+	}
 }
 
 // TestErrors expects every mistake to be told, and a query that Prometheus
@@ -70,6 +77,10 @@ func TestErrors(t *testing.T) {
 		http.Error(w, "parse error", http.StatusBadRequest)
 	}))
 	defer server.Close()
+	quiet := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"status": "success", "data": {"resultType": "matrix", "result": []}}`)
+	}))
+	defer quiet.Close()
 	for _, test := range []struct {
 		args []string
 		want string
@@ -79,6 +90,7 @@ func TestErrors(t *testing.T) {
 		{[]string{"-at=noon", "../sockpressure-node.json"}, "-at"},
 		{[]string{"-last=0s", "../sockpressure-node.json"}, "above 0"},
 		{[]string{"-prometheus=" + server.URL, "../sockpressure-fleet.json"}, "Nodes: sum(("},
+		{[]string{"-prometheus=" + quiet.URL, "-row=None", "../sockpressure-fleet.json"}, `no row "None"`},
 	} {
 		if err := run(test.args, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%q: %v, want %q in it", test.args, err, test.want)

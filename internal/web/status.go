@@ -219,7 +219,7 @@ func bars(l collector.LimitReading) []bar {
 }
 
 // Drawn is how much of the bar is full: a limit can be passed, its bar cannot.
-func (b bar) Drawn() float64 { return min(b.Saturation(), 1) }
+func (b bar) Drawn() float64 { return min(b.Worst(), 1) }
 
 // Headline is the state of the host in a few words, for the title of the page.
 func (p *view) Headline() string {
