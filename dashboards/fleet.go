@@ -109,12 +109,12 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					columns: []column{
 						{"netns", "Network namespace"},
 						{"resource", "Limit"},
+						{"Value", "Share"},
 						{"namespace", "Namespace"},
 						{"pod", "Pod"},
 						{"instance", "Node"},
 						{"cluster", "Cluster"},
 						{"job", "Job"},
-						{"Value", "Share"},
 					},
 					sorted:    []string{"Share"},
 					overrides: []object{named("Node", links("The node", toNode))},
