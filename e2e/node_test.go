@@ -322,8 +322,8 @@ func (n *node) removeCgroups() {
 			}
 			return nil
 		})
-		for i := len(dirs) - 1; i >= 0; i-- {
-			eventually(n.t, "the cgroup is empty", func() error { return os.Remove(dirs[i]) })
+		for _, dir := range slices.Backward(dirs) {
+			eventually(n.t, "the cgroup is empty", func() error { return os.Remove(dir) })
 		}
 	}
 }

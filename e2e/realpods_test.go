@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -285,10 +286,10 @@ func (n *node) expectCounted(t *testing.T, f *follower, pod realPod) {
 			t.Fatal(err)
 		}
 		stat, err := proc.Netstat()
-		if err != nil || stat.TcpExt.ListenOverflows == nil {
+		if err != nil || stat.ListenOverflows == nil {
 			t.Fatalf("netstat of %s: %v", pod.name, err)
 		}
-		return *stat.TcpExt.ListenOverflows
+		return *stat.ListenOverflows
 	}
 	before, scrapes := overflows(), f.scrapes()
 	for end := time.Now().Add(patience); f.scrapes() < scrapes+2 && time.Now().Before(end); {
@@ -357,7 +358,7 @@ func (n *node) expectNothingLeft(t *testing.T, pod realPod) {
 	t.Helper()
 	unread := newNetwork(t)
 	ends := map[string]string{
-		"of-pod":    fmt.Sprint(n.pid(pod)),
+		"of-pod":    strconv.Itoa(n.pid(pod)),
 		"of-unread": fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), unread.Fd()),
 	}
 	n.network.Inside(func() error {
