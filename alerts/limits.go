@@ -333,6 +333,13 @@ unless ` + seen,
 					full:    "The machine is out of file descriptors.", fullAt: "0.99",
 				},
 				{
+					resource: "threads", name: "Threads", near: "NearlyUsedUp", forecast: jumpy,
+					summary: "The machine is nearly out of threads.",
+					usage:   "runs {{ $value | humanizePercentage }} of the threads that kernel.threads-max and kernel.pid_max allow",
+					effect:  "At the limit fork and pthread_create fail with EAGAIN for every program, a login too.",
+					full:    "The machine is out of threads.", fullAt: "0.99",
+				},
+				{
 					resource: "process_file_descriptors", name: "ProcessFileDescriptors", near: "NearlyUsedUp",
 					summary: "A process is nearly out of file descriptors.",
 					usage: `has a process that uses {{ $value | humanizePercentage }} of its file descriptors` +

@@ -21,6 +21,7 @@ const (
 	Descriptors Unit = "descriptors"
 	Entries     Unit = "entries"
 	Packets     Unit = "packets"
+	Threads     Unit = "threads"
 )
 
 // The units of sysctls besides.

@@ -19,6 +19,7 @@ func Specs() []Spec {
 		conntrackSpec(),
 		filefdSpec(),
 		processSpec(),
+		threadsSpec(),
 		memorySpec(),
 		softnetSpec(),
 		neighbourSpec(),

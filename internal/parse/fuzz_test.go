@@ -362,3 +362,14 @@ func FuzzCgroupLimit(f *testing.F) {
 		sane(t, "memory.max", limit)
 	})
 }
+
+func FuzzThreads(f *testing.F) {
+	seed(f, "loadavg")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		threads, err := Threads(b, "loadavg")
+		if (err == nil) != threads.Present {
+			t.Errorf("%v, %v", threads, err)
+		}
+		sane(t, "loadavg", threads)
+	})
+}

@@ -34,6 +34,7 @@ func loads() map[string]func(*guest) (*load, error) {
 		"ephemeral_ports":          ephemeralPorts,
 		"file_descriptors":         fileDescriptors,
 		"process_file_descriptors": processFileDescriptors,
+		"threads":                  threads,
 		"neighbours_ipv4":          neighboursIPv4,
 		"neighbours_ipv6":          neighboursIPv6,
 		"ip_fragments_ipv4":        fragmentsIPv4,

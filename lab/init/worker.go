@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,6 +30,7 @@ const (
 	workTouch   = "touch"   // asks for memory and uses it
 	workConnect = "connect" // makes connections with unread data, so many a step
 	workMount   = "mount"   // mounts procfs, in the first step
+	workFork    = "fork"    // makes processes that do nothing, so many a step
 )
 
 // work is a worker's main.
@@ -85,6 +87,15 @@ func workerStep(words []string) (func() (string, error), error) {
 		}, nil
 	case workConnect:
 		return connections(each)
+	case workFork:
+		return func() (string, error) {
+			for range each {
+				if refused := forkIdle(); refused != 0 {
+					return fmt.Sprintf("fork: %v", refused), nil
+				}
+			}
+			return "", nil
+		}, nil
 	}
 	return nil, fmt.Errorf("no work %q", words[0])
 }
@@ -226,6 +237,47 @@ func processFileDescriptors(*guest) (*load, error) {
 		return nil, err
 	}
 	return w.load(), nil
+}
+
+// threads makes processes until there can be no more of them or of threads.
+func threads(*guest) (*load, error) {
+	const limit = 1000
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return nil, err
+	}
+	_, all, _ := strings.Cut(strings.Fields(string(b))[3], "/")
+	now, err := strconv.Atoi(all)
+	if err != nil {
+		return nil, err
+	}
+	w, err := newWorker(workFork, share(1, limit-now), 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	return w.load(), sysctl("kernel/threads-max", strconv.Itoa(limit))
+}
+
+// forkIdle makes a process that waits until its parent has ended. It is a copy of this one
+// with one thread, so it makes system calls and nothing else of Go.
+func forkIdle() syscall.Errno {
+	flags := uintptr(unix.SIGCHLD)
+	parent := uintptr(os.Getpid())
+	first, second := flags, uintptr(0)
+	if runtime.GOARCH == "s390x" { // which has the stack first
+		first, second = second, first
+	}
+	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, first, second, 0, 0, 0, 0)
+	if errno != 0 || pid != 0 {
+		return errno
+	}
+	_, _, _ = unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0)
+	for {
+		if now, _, _ := unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0); now != parent {
+			_, _, _ = unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
+		}
+		_, _, _ = unix.RawSyscall6(unix.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+	}
 }
 
 // committedMemory has a process be promised memory.

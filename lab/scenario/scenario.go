@@ -108,6 +108,7 @@ func All() []Scenario {
 		// On root, fs.file-max is not enforced.
 		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Unprivileged: true},
 		{Name: "process_file_descriptors", Resource: "process_file_descriptors", Saturation: 1, Walks: []string{"process"}},
+		{Name: "threads", Resource: "threads", Saturation: 0.95},
 		{
 			Name: "neighbours_ipv4", Resource: "neighbours_ipv4", Saturation: 0.95,
 			Counters: []string{`neighbour_table_full_total{family="ipv4"}`},

@@ -1,0 +1,63 @@
+package collector
+
+import (
+	"context"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+)
+
+// threads is one reading of the tasks of the machine.
+type threads struct {
+	count, limit Number
+}
+
+func threadsSpec() Spec {
+	return define(Definition[threads]{
+		Name: "threads",
+		Help: "Threads of the whole machine, those of processes and the kernel's own, against kernel.threads-max and kernel.pid_max, from /proc/loadavg.",
+		Open: func(k *Scope) func(context.Context, *threads) error {
+			loadavg := k.Proc("loadavg")
+			threadsMax, pidMax := k.GlobalSysctl("kernel.threads-max"), k.GlobalSysctl("kernel.pid_max")
+			return func(_ context.Context, s *threads) error {
+				b, err := required(loadavg, "/proc/loadavg")
+				if b == nil {
+					return err
+				}
+				var p parse.Problems
+				p.Add(err)
+				s.count, err = parse.Threads(b, loadavg.Path())
+				p.Add(err)
+				most, err := sysctlNumber(threadsMax)
+				p.Add(err)
+				pids, err := sysctlNumber(pidMax)
+				p.Add(err)
+				// Whichever is less; nothing where one cannot be read, which may be that one.
+				if most.Present && pids.Present {
+					s.limit = number(min(most.Value, pids.Value))
+				}
+				return p.Err()
+			}
+		},
+		Metrics: []Metric[threads]{
+			{
+				Name:  "threads",
+				Help:  "Threads of all processes and of the kernel. From /proc/loadavg.",
+				Value: func(s *threads) Number { return s.count },
+			},
+			{
+				Name:  "threads_limit",
+				Help:  "Threads above which none can be made: the smaller of kernel.threads-max and kernel.pid_max.",
+				Value: func(s *threads) Number { return s.limit },
+			},
+		},
+		Limits: []Limit[threads]{{
+			LimitInfo: LimitInfo{
+				Resource: "threads", Unit: Threads, WarningRatio: 0.8, CriticalRatio: 0.95,
+				Effect: "fork and pthread_create fail with EAGAIN for every user, root too: \"Resource temporarily unavailable\". Nothing is counted or logged.",
+				Usage:  series("threads"), Max: series("threads_limit"),
+				Sysctls:   []Sysctl{{"kernel.threads-max", Threads, false}, {"kernel.pid_max", Threads, false}},
+				UnitBytes: 16384 + 9792, // its stack in the kernel, task_struct
+			},
+		}},
+	})
+}
