@@ -194,6 +194,9 @@ type logReader struct {
 func (l *logReader) set(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.err != nil && (errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)) {
+		return // it could not be read before either, and that is why
+	}
 	l.err = err
 	if !l.isKnown {
 		l.isKnown = true

@@ -13,8 +13,9 @@ type threads struct {
 
 func threadsSpec() Spec {
 	return define(Definition[threads]{
-		Name: "threads",
-		Help: "Threads of the whole machine, those of processes and the kernel's own, against kernel.threads-max and kernel.pid_max, from /proc/loadavg.",
+		Name:      "threads",
+		Privilege: "In a PID namespace of its own, as a container's, kernel.pid_max is that of the namespace since Linux 6.14, so threads_limit needs the host's (hostPID).",
+		Help:      "Threads of the whole machine, those of processes and the kernel's own, against kernel.threads-max and kernel.pid_max, from /proc/loadavg.",
 		Open: func(k *Scope) func(context.Context, *threads) error {
 			loadavg := k.Proc("loadavg")
 			threadsMax, pidMax := k.GlobalSysctl("kernel.threads-max"), k.GlobalSysctl("kernel.pid_max")
@@ -32,7 +33,7 @@ func threadsSpec() Spec {
 				pids, err := sysctlNumber(pidMax)
 				p.Add(err)
 				// Whichever is less; nothing where one cannot be read, which may be that one.
-				if most.Present && pids.Present {
+				if most.Present && pids.Present && k.PIDMax() {
 					s.limit = number(min(most.Value, pids.Value))
 				}
 				return p.Err()

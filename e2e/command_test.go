@@ -154,20 +154,20 @@ func TestBashCompletion(t *testing.T) {
 	}
 	// To bash, = separates words.
 	for typed, want := range map[string]string{
-		"che":                              "check",
-		"--collector.disa":                 "--collector.disable-defaults",
-		"--no-collector.pro":               "--no-collector.process",
-		"--collector.tcp --no-collector.t": "--no-collector.tcp",
-		"--collector.tcp = f":              "false",
-		"--no-collector.tcp =":             "true false",
-		"--web.systemd-socket = t":         "true",
-		"--log.level = w":                  "warn",
-		"--log.level w":                    "warn",
-		"--path.sysfs = t":                 "", // of a file
-		"--form":                           "",
-		"check --form":                     "--format",
-		"check --format =":                 "text json",
-		"check --format j":                 "json",
+		"che":                               "check",
+		"--collector.disa":                  "--collector.disable-defaults",
+		"--no-collector.pro":                "--no-collector.process",
+		"--collector.tcp --no-collector.tc": "--no-collector.tcp",
+		"--collector.tcp = f":               "false",
+		"--no-collector.tcp =":              "true false",
+		"--web.systemd-socket = t":          "true",
+		"--log.level = w":                   "warn",
+		"--log.level w":                     "warn",
+		"--path.sysfs = t":                  "", // of a file
+		"--form":                            "",
+		"check --form":                      "--format",
+		"check --format =":                  "text json",
+		"check --format j":                  "json",
 	} {
 		cmd := exec.Command("bash", "--norc", "-c", `. /dev/stdin; COMP_WORDS=(x "$@"); COMP_CWORD=$#; _sockpressure_exporter; echo "${COMPREPLY[*]}"`, "x")
 		cmd.Args = append(cmd.Args, strings.Fields(typed)...)

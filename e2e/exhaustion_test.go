@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -13,16 +14,18 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
+	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
 // TestExhaustedDescriptors lets the exporter open nothing any more, and expects
-// that only the scans of processes, which have to open files, suffer from it.
+// that only the scans of processes and control groups, which have to open files, suffer from it.
 func TestExhaustedDescriptors(t *testing.T) {
 	needs.Check(t, "prlimit")
 	for name, args := range map[string][]string{"as ever": nil, "without sysfs": {"--path.sysfs=" + emptySysfs(t)}} {
@@ -44,6 +47,10 @@ func emptySysfs(t *testing.T) string {
 	}
 	return dir
 }
+
+// ofFolders are the collectors that find what they look at in a folder, which they have
+// to open.
+func ofFolders() []string { return append(ofProcesses(), "cgroup") }
 
 func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
 	e := start(t, wrap, args...)
@@ -83,7 +90,7 @@ func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
 		p := scrape("10")
 		for _, s := range collector.Specs() {
 			want := 1.0
-			if slices.Contains(ofProcesses(), s.Name) {
+			if slices.Contains(ofFolders(), s.Name) {
 				want = 0
 			}
 			if got := p.value(t, success(s.Name)); got != want {
@@ -106,8 +113,8 @@ func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
 	for range 20 {
 		check()
 	}
-	if n := strings.Count(e.logged(), "collector failed"); n != len(ofProcesses()) {
-		t.Errorf("%d warnings, want one of each collector that looks at processes", n)
+	if n := strings.Count(e.logged(), "collector failed"); n < len(ofProcesses()) || n > len(ofFolders()) { // there may be no control groups
+		t.Errorf("%d warnings, want one of each collector that reads folders", n)
 	}
 	// A scrape that has no time leaves the next one what it needs.
 	for _, timeout := range []string{"1e-9", "0.0001", "0.0002", "0.0005", "0.001", "0.002"} {
@@ -168,4 +175,47 @@ func (c *kept) get(path, timeout string) (string, error) {
 		err = errors.New(resp.Status)
 	}
 	return string(b), err
+}
+
+// TestExhaustedThreads expects the exporter to go on, beside a network namespace that it
+// looks at each time, when it can have no thread more than it has.
+func TestExhaustedThreads(t *testing.T) {
+	needs.Check(t, needs.Root, "prlimit")
+	nettest.New(t)
+	// Nobody else has this user's threads.
+	const user = 64911
+	e := start(t, func(cmd *exec.Cmd) {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: user, Gid: user}
+	})
+	threads := func() int {
+		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", e.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(tasks)
+	}
+	e.scrape("")
+	limit := threads()
+	cmd := exec.Command("prlimit", "--pid", strconv.Itoa(e.cmd.Process.Pid), fmt.Sprintf("--nproc=%d:%[1]d", limit))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for range 100 {
+		if v := e.scrape("").value(t, `sockpressure_scrape_collector_success{collector="netns"}`); v != 1 {
+			t.Fatal("collector netns failed")
+		}
+	}
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			if status, _ := e.get("/"); status != http.StatusOK {
+				t.Errorf("the page: status %d", status)
+			}
+		})
+	}
+	all.Wait()
+	if got := threads(); got > limit {
+		t.Errorf("%d threads, and %d may be", got, limit)
+	}
 }

@@ -68,7 +68,7 @@ func contract(p page) []string {
 	}
 	// There are these where some other namespace has connections.
 	maps.DeleteFunc(names, func(name string, _ bool) bool {
-		return strings.HasPrefix(name, "sockpressure_netns_") && len(p.with(name)) == 0
+		return others(name) && len(p.with(name)) == 0
 	})
 	// Not every kernel has these.
 	for _, name := range []string{

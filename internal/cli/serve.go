@@ -28,6 +28,7 @@ func serveCommand() command {
 		exits:  "exits with 0 after SIGTERM or SIGINT, and with 1 if it cannot start.",
 		failed: 1,
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
+			makeThreads(spareThreads)
 			c.log.Writer = std.err
 			logger := promslog.New(c.log)
 			ctx, stop := outliveHangups(ctx, std.err, logger)

@@ -2,33 +2,21 @@ package hostns
 
 import (
 	"errors"
-	"fmt"
-	"os"
-
-	"golang.org/x/sys/unix"
 )
 
 // A Guest is a thread that goes into one network namespace after another, and home
 // after each. Only functions that run on it may use it.
 type Guest struct {
-	home   int // a descriptor of this process's namespace
+	home   *home
 	inside bool
 	lost   error // why it cannot go home
 }
 
-// Travel runs fn on a thread of its own, which ends with it.
+// Travel runs fn on a thread of its own.
 func Travel(fn func(*Guest) error) error {
 	done := make(chan error, 1)
 	go func() {
-		done <- onThread(func() error {
-			const own = "/proc/thread-self/ns/net"
-			home, err := unix.Open(own, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return fn(&Guest{lost: &os.PathError{Op: "open", Path: own, Err: err}})
-			}
-			defer unix.Close(home)
-			return fn(&Guest{home: home})
-		})
+		done <- onThread(func(h *home) error { return fn(&Guest{home: h, lost: h.err}) })
 	}()
 	return <-done
 }
@@ -55,8 +43,7 @@ func (g *Guest) Leave() error {
 	if !g.inside {
 		return nil
 	}
-	if err := unix.Setns(g.home, unix.CLONE_NEWNET); err != nil {
-		g.lost = fmt.Errorf("setns to the network namespace of this process: %w", err)
+	if g.lost = g.home.enter(); g.lost != nil {
 		return g.lost
 	}
 	g.inside = false

@@ -102,9 +102,9 @@ func (h *Host) Do(fn func() error) error {
 	}
 }
 
-// enter runs fn on a thread that enters the namespace, and ends.
+// enter runs fn on a thread that enters the namespace.
 func (h *Host) enter(fn func() error) error {
-	return onThread(func() error {
+	return onThread(func(*home) error {
 		if err := setns(h.path); err != nil {
 			return err
 		}
@@ -112,26 +112,75 @@ func (h *Host) enter(fn func() error) error {
 	})
 }
 
-// onThread runs fn on a thread of its own. The goroutine has to end with it: a
-// goroutine that ends while it is locked to its thread takes the thread along, so none
-// comes back to the others in the wrong namespace. A panic of fn becomes an error, for
-// there is nobody else to recover it.
-func onThread(fn func() error) (err error) {
+// onThread runs fn on a thread of its own, which goes home afterwards and serves others
+// again: a host that has no thread left gives none to take its place, and Go's runtime
+// ends a program that it cannot give another one. Where going home fails the thread ends,
+// with the goroutine that is locked to it: the caller's goroutine has to end with
+// onThread. So none comes back to the others in the wrong namespace. A panic of fn becomes
+// an error, for there is nobody else to recover it.
+func onThread(fn func(*home) error) (err error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
-		// The main thread cannot end, and would stay in the namespace. While this
+		// The main thread cannot end, and might stay in the namespace. While this
 		// goroutine holds it, another one gets another thread.
 		defer runtime.UnlockOSThread()
 		done := make(chan error, 1)
 		go func() { done <- onThread(fn) }()
 		return <-done
 	}
+	h := newHome()
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic in another network namespace: %v", p)
 		}
+		if h.enter() == nil && h.here() {
+			runtime.UnlockOSThread()
+		}
+		h.close()
 	}()
-	return fn()
+	return fn(h)
+}
+
+// home is the network namespace that a thread came from.
+type home struct {
+	fd  int
+	id  uint64
+	err error // why there is no way back
+}
+
+// ownNetns is the network namespace of the thread that looks.
+const ownNetns = "/proc/thread-self/ns/net"
+
+func newHome() *home {
+	fd, err := unix.Open(ownNetns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &home{fd: -1, err: &os.PathError{Op: "open", Path: ownNetns, Err: err}}
+	}
+	id, err := inode(ownNetns)
+	return &home{fd: fd, id: id, err: err}
+}
+
+// enter takes the thread back.
+func (h *home) enter() error {
+	if h.err != nil {
+		return h.err
+	}
+	if err := unix.Setns(h.fd, unix.CLONE_NEWNET); err != nil && !h.here() { // who may not go anywhere is here
+		return fmt.Errorf("setns to the network namespace of this process: %w", err)
+	}
+	return nil
+}
+
+// here reports whether the thread is at home.
+func (h *home) here() bool {
+	id, err := inode(ownNetns)
+	return h.err == nil && err == nil && id == h.id
+}
+
+func (h *home) close() {
+	if h.fd >= 0 {
+		_ = unix.Close(h.fd)
+	}
 }
 
 // setns takes this thread into the network namespace of a file. It keeps nothing open.

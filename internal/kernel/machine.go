@@ -11,6 +11,7 @@
 package kernel
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -129,6 +130,18 @@ func find(o Options) (*Machine, error) {
 
 // View says which numbers are the machine's own. It was found out once, by Open.
 func (m *Machine) View() View { return m.view }
+
+// PIDMax reports whether kernel.pid_max is the machine's: from Linux 6.14 on each PID
+// namespace has its own, and who reads it sees that of the namespace that he is in.
+func (m *Machine) PIDMax() bool {
+	var name unix.Utsname
+	if m.mount.FirstPIDs() || unix.Uname(&name) != nil {
+		return m.mount.FirstPIDs()
+	}
+	var major, minor int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major < 6 || major == 6 && minor < 14)
+}
 
 func (m *Machine) sysctlPath(name string) string {
 	return filepath.Join(m.ProcPath, "sys", strings.ReplaceAll(name, ".", "/"))

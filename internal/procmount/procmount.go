@@ -155,6 +155,15 @@ func (m *Mount) Memory() error {
 // 3.8).
 const initPID = "pid:[4026531836]"
 
+// FirstPIDs reports whether this process is in the machine's first PID namespace.
+func (m *Mount) FirstPIDs() bool {
+	if m.copied {
+		return true
+	}
+	own, err := os.Readlink(filepath.Join(m.path, "self/ns/pid"))
+	return err == nil && own == initPID
+}
+
 // Processes is nil where the procfs shows the processes of the whole machine, else
 // it says why it does not.
 //
