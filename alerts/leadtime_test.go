@@ -44,8 +44,6 @@ func (o outcome) lead(f *firing) time.Duration {
 // unforeseen says why nothing can come before the refusal, if so.
 func unforeseen(resource string) string {
 	switch resource {
-	case "":
-		return "the kernel does not show how full the queue of requests is"
 	case "netdev_backlog":
 		return "a moment's length: over before a scrape sees it"
 	}

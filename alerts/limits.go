@@ -200,6 +200,14 @@ and ` + seen,
 							last 5 minutes. The other side tries again after a second or more, or gives up.`,
 					},
 				},
+			}, {
+				resource: "request_queue", name: "RequestQueue", near: "NearlyFull", forecast: ticket, raw: true,
+				hold:    map[string]string{Warning: "3m"},
+				summary: "Many connections to a listener have begun their handshake and do not end it.",
+				usage: `has a queue of connection requests that is {{ $value | humanizePercentage }} full` +
+					worst("sockpressure_request_queue_length", "sockpressure_request_queue_limit", `listener {{ . | first | label "listener" }}`),
+				effect:  "When it is full, new connections begin with a SYN cookie, or are dropped without cookies.",
+				comment: "With SYN cookies, the default, a full queue does little harm, and anybody can fill it: it\nwrites a ticket. What is dropped pages below.",
 			}},
 			others: []Rule{
 				{
@@ -214,7 +222,7 @@ and ` + seen,
 				},
 				{
 					Alert: "SockPressureRequestQueueFull", Severity: Critical, For: "5m", Labels: map[string]string{"stage": met},
-					Comment: "No gauge tells how full a queue of requests is. With SYN cookies (the default) the host\nstill answers, without them it drops.",
+					Comment: "With SYN cookies (the default) the host still answers, without them it drops.",
 					Expr:    `rate(sockpressure_tcp_request_queue_full_drops_total[5m]) > ${rate}`, Params: map[string]string{"rate": "1"},
 					Summary: "A queue of connection requests is full.",
 					Description: `{{ $labels.instance }} has been dropping {{ $value | printf "%.1f" }} connection requests a second for

@@ -21,8 +21,11 @@ type tcp struct {
 	listeners, crowded Number
 	// queues yields the accept queues.
 	queues iter.Seq[acceptQueue]
-	// holders finds whose some of them are.
-	holders func(context.Context, []acceptQueue) []holding
+	// requests yields the queues of connection requests, nil where only the listeners
+	// were looked at.
+	requests iter.Seq[requestQueue]
+	// holders finds who has some listeners.
+	holders func(context.Context, []netip.AddrPort) []holding
 }
 
 // acceptQueue is the connections that wait to be accepted at an address: of all
@@ -104,7 +107,13 @@ func tcpSpec() Spec {
 					Value: func(q *acceptQueue) Number { return number(q.saturation()) },
 				},
 			},
-			Holders: func(ctx context.Context, s *tcp, of []acceptQueue) []holding { return s.holders(ctx, of) },
+			Holders: func(ctx context.Context, s *tcp, of []acceptQueue) []holding {
+				var at []netip.AddrPort
+				for _, q := range of {
+					at = append(at, q.listener)
+				}
+				return s.holders(ctx, at)
+			},
 			Limit: &ItemLimit[acceptQueue]{
 				LimitInfo: LimitInfo{
 					Resource: "accept_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
@@ -122,12 +131,7 @@ func tcpSpec() Spec {
 				Used: func(q acceptQueue) Number { return number(q.worst.length) },
 				Most: func(q acceptQueue) Number { return number(max(q.worst.limit, 1)) },
 			},
-		}},
-		LogLines: []LogLine{{
-			// Of the queue before it, of requests. Linux 6.2 added the address.
-			Message: "tcp_syn_flooding",
-			Pattern: `TCP: (?:\w+: )?[Pp]ossible SYN flooding on port (?P<port>\S*\d)\. `,
-		}},
+		}, requestQueues()},
 	})
 }
 
@@ -140,6 +144,7 @@ func openTCP(k *Scope) func(context.Context, *tcp) error {
 	}
 	stat, stat6 := k.Host.File("sockstat"), k.Host.File("sockstat6")
 	v := newTCPVisitor(k.Top)
+	queues := newRequestLimits(k)
 
 	return func(ctx context.Context, s *tcp) error {
 		if err := walk(ctx, client, request, v); err != nil {
@@ -165,7 +170,9 @@ func openTCP(k *Scope) func(context.Context, *tcp) error {
 			ipv6.TCP = parse.Unreadable()
 		}
 		v.fill(s, ipv4.TCP.Plus(ipv6.TCP.OrZero()), ipv4.TimeWait)
-		s.holders = func(ctx context.Context, of []acceptQueue) []holding { return listenersHeld(ctx, client, of) }
+		s.holders = func(ctx context.Context, of []netip.AddrPort) []holding { return listenersHeld(ctx, client, of) }
+		s.requests, err = queues.requests(v)
+		p.Add(err)
 		return p.Err()
 	}
 }
@@ -185,9 +192,9 @@ func listenersOf(n *kernel.Netns, top int) func(context.Context, *tcp) error {
 	}
 }
 
-// listenersHeld returns whose the fullest socket of each accept queue is, by another walk
-// over the listeners.
-func listenersHeld(ctx context.Context, client *sockdiag.Client, of []acceptQueue) []holding {
+// listenersHeld returns who has the socket of each listener whose accept queue is the
+// fullest, by another walk over the listeners.
+func listenersHeld(ctx context.Context, client *sockdiag.Client, of []netip.AddrPort) []holding {
 	v := &listenersHeldVisitor{of: of}
 	if walk(ctx, client, sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen), Details: true}, v) != nil {
 		v.Reset() // then nobody is known
@@ -195,9 +202,9 @@ func listenersHeld(ctx context.Context, client *sockdiag.Client, of []acceptQueu
 	return v.held
 }
 
-// listenersHeldVisitor finds the fullest socket of each accept queue.
+// listenersHeldVisitor finds the fullest socket of each listener.
 type listenersHeldVisitor struct {
-	of      []acceptQueue
+	of      []netip.AddrPort
 	held    []holding
 	fullest []singleQueue
 }
@@ -207,7 +214,7 @@ func (v *listenersHeldVisitor) Reset() {
 }
 
 func (v *listenersHeldVisitor) Visit(s *sockdiag.Socket) {
-	i := slices.IndexFunc(v.of, func(q acceptQueue) bool { return q.listener == s.Source() })
+	i := slices.Index(v.of, s.Source())
 	if i < 0 {
 		return
 	}
@@ -232,6 +239,9 @@ type tcpVisitor struct {
 	states   [sockdiag.Closing + 1]uint64
 	finWait2 uint64 // mini-sockets in FIN_WAIT2
 	queues   map[netip.AddrPort]acceptQueue
+	// asked counts connection requests by what they are to, of as many addresses as
+	// listeners are kept.
+	asked map[netip.AddrPort]uint64
 	// Any user may listen on half a million addresses of loopback. Of those that
 	// find no room in queues each socket is a queue of its own: the fullest are kept.
 	crowded uint64
@@ -241,6 +251,7 @@ type tcpVisitor struct {
 func newTCPVisitor(n int) *tcpVisitor {
 	return &tcpVisitor{
 		queues: map[netip.AddrPort]acceptQueue{},
+		asked:  map[netip.AddrPort]uint64{},
 		crowd: top[acceptQueue]{
 			n: n, before: acceptQueue.before,
 			same: func(a, b acceptQueue) bool { return a.listener == b.listener },
@@ -250,8 +261,9 @@ func newTCPVisitor(n int) *tcpVisitor {
 
 func (v *tcpVisitor) Reset() {
 	clear(v.queues)
+	clear(v.asked)
 	v.crowd.items = v.crowd.items[:0]
-	*v = tcpVisitor{queues: v.queues, crowd: v.crowd}
+	*v = tcpVisitor{queues: v.queues, asked: v.asked, crowd: v.crowd}
 }
 
 func (v *tcpVisitor) Visit(s *sockdiag.Socket) {
@@ -260,6 +272,10 @@ func (v *tcpVisitor) Visit(s *sockdiag.Socket) {
 	case sockdiag.FinWait2:
 		if s.Timer == sockdiag.TimerTimeWait {
 			v.finWait2++
+		}
+	case sockdiag.SynRecv:
+		if at := s.Source(); v.asked[at] > 0 || len(v.asked) < maxListeners {
+			v.asked[at]++
 		}
 	case sockdiag.Listen:
 		at := s.Source()

@@ -100,9 +100,8 @@ func All() []Scenario {
 			Counters: []string{"tcp_listen_overflows_total", "tcp_listen_drops_total"},
 		},
 		{
-			Name:     "syn_flood",
+			Name: "syn_flood", Resource: "request_queue", Saturation: 1, Walks: []string{"tcp"},
 			Counters: []string{"tcp_request_queue_full_drops_total", "tcp_request_queue_full_cookies_total", "tcp_syncookies_sent_total"},
-			Message:  "tcp_syn_flooding",
 		},
 		{Name: "ephemeral_ports", Resource: "ephemeral_ports", Saturation: 1, Walks: []string{"ports"}},
 		// On root, fs.file-max is not enforced.

@@ -1,0 +1,138 @@
+package collector
+
+import (
+	"cmp"
+	"context"
+	"iter"
+	"net/netip"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+)
+
+// requestQueue is the connections to a listener whose handshake is under way: those in
+// SYN_RECV.
+type requestQueue struct {
+	listener      netip.AddrPort
+	length, limit uint64
+}
+
+func (q requestQueue) saturation() float64 { return float64(q.length) / float64(max(q.limit, 1)) }
+
+func (q requestQueue) before(o requestQueue) bool {
+	return cmp.Or(cmp.Compare(o.saturation(), q.saturation()), q.listener.Compare(o.listener)) < 0
+}
+
+// requestQueues is the list of them.
+func requestQueues() Lister[tcp] {
+	return List[tcp, requestQueue]{
+		Items:  func(s *tcp) iter.Seq[requestQueue] { return s.requests },
+		Before: requestQueue.before,
+		Labels: []string{"listener"},
+		Key:    func(q requestQueue) []string { return []string{q.listener.String()} },
+		Columns: []Metric[requestQueue]{
+			{
+				Name:  "request_queue_length",
+				Help:  "Connections in SYN_RECV, whose handshake is under way, of the listeners nearest to their limit, a SO_REUSEPORT group added up. From sock_diag.",
+				Value: func(q *requestQueue) Number { return number(q.length) },
+			},
+			{
+				Name:  "request_queue_limit",
+				Help:  "Connections that may be in SYN_RECV there: the backlog given to listen, at most net.core.somaxconn, and while net.ipv4.tcp_syncookies is 0 at most three quarters of net.ipv4.tcp_max_syn_backlog.",
+				Value: func(q *requestQueue) Number { return number(q.limit) },
+			},
+		},
+		Holders: func(ctx context.Context, s *tcp, of []requestQueue) []holding {
+			var at []netip.AddrPort
+			for _, q := range of {
+				at = append(at, q.listener)
+			}
+			return s.holders(ctx, at)
+		},
+		Limit: &ItemLimit[requestQueue]{
+			LimitInfo: LimitInfo{
+				Resource: "request_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
+				Effect: "New connections are answered with a SYN cookie, or dropped while net.ipv4.tcp_syncookies is 0: \"TCP: Possible SYN flooding on port\".",
+				Usage:  series("request_queue_length"), Max: series("request_queue_limit"),
+				List: &ListInfo{Title: "Listeners with the most connection requests", Column: "listener"},
+				Proofs: []Proof{
+					{Counter: series("tcp_request_queue_full_drops_total")},
+					{Counter: series("tcp_request_queue_full_cookies_total")},
+				},
+				Moves:   "the program's backlog, net.core.somaxconn, net.ipv4.tcp_max_syn_backlog without SYN cookies",
+				Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}, {"net.ipv4.tcp_max_syn_backlog", Connections, true}},
+				LogLines: []LogLine{{
+					// Linux 6.2 added the address.
+					Message: "tcp_syn_flooding",
+					Pattern: `TCP: (?:\w+: )?[Pp]ossible SYN flooding on port (?P<port>\S*\d)\. `,
+				}},
+				UnitBytes: 312, // request_sock_TCP
+			},
+			Most: func(q requestQueue) Number { return number(max(q.limit, 1)) },
+		},
+	}
+}
+
+// requestLimits are the settings that bound a queue of requests beside the backlog.
+type requestLimits struct{ cookies, most kernel.File }
+
+func newRequestLimits(k *Scope) *requestLimits {
+	return &requestLimits{k.Host.Sysctl("net.ipv4.tcp_syncookies"), k.Host.Sysctl("net.ipv4.tcp_max_syn_backlog")}
+}
+
+// requests returns the queues of what a walk has found, nil where their limit is not
+// known. A listener is that of the address itself, or of all addresses of its family, or
+// of both. (inet_csk_reqsk_queue_is_full and tcp_conn_request of net/ipv4)
+func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) {
+	var p parse.Problems
+	cookies, err := sysctlNumber(r.cookies)
+	p.Add(err)
+	off := cookies.Present && cookies.Value == 0
+	var most Number
+	if off {
+		most, err = sysctlNumber(r.most)
+		p.Add(err)
+	}
+	if cookies.IsUnreadable() || most.IsUnreadable() {
+		return nil, p.Err()
+	}
+	limit := func(backlog uint64) uint64 {
+		if off && most.Present {
+			return min(backlog, uint64(most.Value)*3/4)
+		}
+		return backlog
+	}
+	length := map[netip.AddrPort]uint64{}
+	for at, n := range v.asked {
+		for _, addr := range []netip.Addr{at.Addr(), anyOf(at.Addr()), netip.IPv6Unspecified()} {
+			if listener := netip.AddrPortFrom(addr, at.Port()); v.queues[listener].listener.IsValid() {
+				length[listener] += n
+				break
+			}
+		}
+	}
+	return func(yield func(requestQueue) bool) {
+		var first requestQueue
+		for at, q := range v.queues {
+			r := requestQueue{at, length[at], limit(q.limit)}
+			if r.length > 0 && !yield(r) {
+				return
+			}
+			if !first.listener.IsValid() || at.Compare(first.listener) < 0 {
+				first = r
+			}
+		}
+		// Where nobody asks one listener stands for all that they are empty.
+		if len(length) == 0 && first.listener.IsValid() {
+			yield(first)
+		}
+	}, p.Err()
+}
+
+// anyOf is the address that stands for all addresses of a family.
+func anyOf(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
