@@ -15,6 +15,8 @@ func Specs() []Spec {
 		sockstatSpec(),
 		tcpSpec(),
 		portsSpec(),
+		unixSpec(),
+		udpSpec(),
 		netstatSpec(),
 		conntrackSpec(),
 		filefdSpec(),

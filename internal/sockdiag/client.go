@@ -104,7 +104,7 @@ func (c *Client) walk(ctx context.Context, r Request, v Visitor) error {
 	c.s = Socket{} // of details that were asked for before
 	v.Reset()
 	if r.Protocol == TCP {
-		err := c.dump(ctx, r.tcpDiag(), r, v)
+		err := c.dump(ctx, r.tcpDiag(), c.decoded(r, v))
 		if !isRefused(err) {
 			return err
 		}
@@ -112,7 +112,7 @@ func (c *Client) walk(ctx context.Context, r Request, v Visitor) error {
 		v.Reset()
 	}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		if err := c.dump(ctx, r.byFamily(family), r, v); err != nil {
+		if err := c.dump(ctx, r.byFamily(family), c.decoded(r, v)); err != nil {
 			if isRefused(err) {
 				return r.Protocol.notSupported()
 			}
@@ -134,10 +134,10 @@ func isRefused(err error) bool {
 	return false
 }
 
-// dump sends one request and visits the answer. A deadline leaves the rest of the
+// dump sends one request and visits the messages of the answer. A deadline leaves the rest of the
 // answer for the next dump to clear away, since a socket that was closed might
 // not be had again; after any other failure it is.
-func (c *Client) dump(ctx context.Context, m netlink.Message, r Request, v Visitor) (err error) {
+func (c *Client) dump(ctx context.Context, m netlink.Message, visit func(payload []byte) error) (err error) {
 	if c.sock == nil {
 		if c.sock, err = c.dial(); err != nil {
 			c.sock = nil
@@ -168,7 +168,7 @@ func (c *Client) dump(ctx context.Context, m netlink.Message, r Request, v Visit
 		return err
 	}
 	c.seq, c.answering = m.Header.Sequence, true
-	return c.receive(ctx, c.decoded(r, v))
+	return c.receive(ctx, visit)
 }
 
 // decoded returns a function that decodes a message and lets v visit it.

@@ -108,6 +108,7 @@ type Memory struct {
 	SendQueue uint32 // written and not acknowledged (wmem_queued, w)
 	Options   uint32 // of options and filters (optmem, o)
 	Backlog   uint32 // received while a program held the socket (backlog, bl)
+	Limit     uint32 // of Receive, the receive buffer (rcvbuf, rb)
 	Drops     uint32 // datagrams or segments dropped since the socket was made (d)
 }
 
@@ -180,6 +181,7 @@ const (
 // Places in INET_DIAG_SKMEMINFO (include/uapi/linux/sock_diag.h).
 const (
 	memReceive   = 0 // SK_MEMINFO_RMEM_ALLOC
+	memLimit     = 1 // SK_MEMINFO_RCVBUF
 	memSending   = 2 // SK_MEMINFO_WMEM_ALLOC
 	memAhead     = 4 // SK_MEMINFO_FWD_ALLOC
 	memSendQueue = 5 // SK_MEMINFO_WMEM_QUEUED
@@ -222,5 +224,5 @@ func decodeMemory(b []byte, m *Memory) {
 	number := func(at int) uint32 { return binary.NativeEndian.Uint32(b[4*at:]) }
 	m.Receive, m.Sending, m.Ahead = number(memReceive), number(memSending), number(memAhead)
 	m.SendQueue, m.Options, m.Backlog = number(memSendQueue), number(memOptions), number(memBacklog)
-	m.Drops = number(memDrops)
+	m.Limit, m.Drops = number(memLimit), number(memDrops)
 }

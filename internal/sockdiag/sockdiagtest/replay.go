@@ -25,6 +25,8 @@ const (
 // and leaves bytecode alone.
 type Replay struct {
 	Dump []byte
+	// UDP and Unix are dumps of these; a kernel without is one that has no such module.
+	UDP, Unix []byte
 	// RefuseLegacy, if not 0, is the error for a request of the older type,
 	// RefuseAll for every request.
 	RefuseLegacy, RefuseAll syscall.Errno
@@ -52,23 +54,36 @@ func (r *Replay) Send(m netlink.Message) (netlink.Message, error) {
 	if r.RefuseLegacy != 0 && m.Header.Type == typeLegacy {
 		refuse = r.RefuseLegacy
 	}
-	states, family := uint32(0), uint8(0)
+	states, family, dump := uint32(0), uint8(0), r.Dump
 	switch m.Header.Type { //nolint:exhaustive // control messages are no requests
 	case typeLegacy:
 		states = binary.NativeEndian.Uint32(m.Data[52:])
 	case typeByFamily:
 		states, family = binary.NativeEndian.Uint32(m.Data[4:]), m.Data[0]
+		switch {
+		case family == unix.AF_UNIX:
+			dump = r.Unix
+		case m.Data[1] == unix.IPPROTO_UDP:
+			dump = r.UDP
+		}
+		if dump == nil && refuse == 0 {
+			refuse = unix.ENOENT
+		}
 	}
 	if refuse != 0 {
 		r.add(m, unix.NLMSG_ERROR, binary.NativeEndian.AppendUint32(nil, uint32(-int32(refuse))))
 		return m, nil
 	}
-	for b := r.Dump; len(b) >= sizeofHeader; {
+	for b := dump; len(b) >= sizeofHeader; {
 		size := int(binary.NativeEndian.Uint32(b))
 		typ := binary.NativeEndian.Uint16(b[4:])
 		payload := b[sizeofHeader:size]
 		b = b[min((size+3)&^3, len(b)):]
-		if typ == unix.NLMSG_DONE || states&(1<<payload[1]) == 0 || family != 0 && family != payload[0] {
+		state := payload[1]
+		if family == unix.AF_UNIX {
+			state = payload[2]
+		}
+		if typ == unix.NLMSG_DONE || states&(1<<state) == 0 || family != 0 && family != payload[0] {
 			continue
 		}
 		r.add(m, uint16(m.Header.Type), payload)

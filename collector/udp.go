@@ -1,0 +1,227 @@
+package collector
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"iter"
+	"maps"
+	"slices"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+)
+
+// udp is one reading of the UDP sockets.
+type udp struct {
+	sockets Number
+	queues  []udpQueue // the fullest, or one
+	dropped []udpDrops
+}
+
+// udpQueue is the receive queue of a UDP socket.
+type udpQueue struct {
+	socket      string
+	held        holding
+	used, limit uint64 // bytes
+}
+
+func (q udpQueue) saturation() float64 { return float64(q.used) / float64(max(q.limit, 1)) }
+
+func (q udpQueue) before(o udpQueue) bool {
+	return cmp.Or(cmp.Compare(o.saturation(), q.saturation()), cmp.Compare(q.socket, o.socket)) < 0
+}
+
+// udpDrops is what the sockets of one address have dropped.
+type udpDrops struct {
+	socket string
+	total  float64
+	rose   int // the reading at which it rose last
+}
+
+func udpSpec() Spec {
+	return define(Definition[udp]{
+		Name: "udp",
+		Help: "Receive queues of UDP sockets and what each dropped, by netlink sock_diag.",
+		Walk: true,
+		Open: func(k *Scope) func(context.Context, *udp) error { return udpOf(k.Host, k.Top) },
+		Metrics: []Metric[udp]{{
+			Name:  "udp_sockets",
+			Help:  "UDP sockets in the host's network namespace, both address families. From sock_diag.",
+			Value: func(s *udp) Number { return s.sockets },
+		}},
+		Lists: []Lister[udp]{
+			List[udp, udpQueue]{
+				Items: func(s *udp) iter.Seq[udpQueue] {
+					if s.queues == nil {
+						return func(func(udpQueue) bool) {}
+					}
+					return slices.Values(s.queues)
+				},
+				Before: udpQueue.before,
+				Labels: []string{"socket"},
+				Key:    func(q udpQueue) []string { return []string{q.socket} },
+				Columns: []Metric[udpQueue]{
+					{
+						Name:  "udp_receive_queue_bytes",
+						Help:  "Memory of datagrams that the program has not read, with the kernel's overhead, of the UDP sockets nearest to their limit: the fullest of those of one address. From sock_diag.",
+						Value: func(q *udpQueue) Number { return number(q.used) },
+					},
+					{
+						Name:  "udp_receive_queue_limit_bytes",
+						Help:  "The receive buffer of that socket: twice what SO_RCVBUF asked for, or net.core.rmem_default. From sock_diag.",
+						Value: func(q *udpQueue) Number { return number(q.limit) },
+					},
+				},
+				Holders: func(_ context.Context, _ *udp, of []udpQueue) []holding {
+					held := make([]holding, len(of))
+					for i, q := range of {
+						held[i] = q.held
+					}
+					return held
+				},
+				Limit: &ItemLimit[udpQueue]{LimitInfo: LimitInfo{
+					Resource: "udp_receive_queue", Unit: Bytes, WarningRatio: 0.8, CriticalRatio: 0.95,
+					Effect: "Datagrams to that socket are dropped.",
+					Usage:  series("udp_receive_queue_bytes"), Max: series("udp_receive_queue_limit_bytes"),
+					List:    &ListInfo{Title: "UDP sockets with the fullest receive queue", Column: "socket"},
+					Moves:   "the program's SO_RCVBUF, up to net.core.rmem_max; net.core.rmem_default",
+					Sysctls: []Sysctl{{"net.core.rmem_max", Bytes, false}, {"net.core.rmem_default", Bytes, false}},
+				}},
+			},
+			List[udp, udpDrops]{
+				Items: func(s *udp) iter.Seq[udpDrops] { return slices.Values(s.dropped) },
+				Before: func(a, b udpDrops) bool {
+					return cmp.Or(cmp.Compare(b.rose, a.rose), cmp.Compare(b.total, a.total), cmp.Compare(a.socket, b.socket)) < 0
+				},
+				Labels: []string{"socket"},
+				Key:    func(d udpDrops) []string { return []string{d.socket} },
+				Columns: []Metric[udpDrops]{{
+					Name:  "udp_socket_drops_total",
+					Help:  "Datagrams that the sockets of an address dropped because their queue was full, or the checksum was wrong, of those that dropped some last. From sock_diag.",
+					Value: func(d *udpDrops) Number { return number(d.total) },
+				}},
+			},
+		},
+	})
+}
+
+// udpOf returns what reads the UDP sockets of a network namespace.
+func udpOf(n *kernel.Netns, top int) func(context.Context, *udp) error {
+	client := n.SockDiag()
+	request := sockdiag.Request{Protocol: sockdiag.UDP, States: sockdiag.AllStates, Details: true}
+	v := newUDPVisitor(top)
+	history := udpHistory{known: map[uint32]udpKnown{}, totals: map[string]*udpDrops{}}
+	return func(ctx context.Context, s *udp) error {
+		err := client.Walk(ctx, request, v)
+		if errors.Is(err, sockdiag.ErrUDPNotSupported) {
+			return &NotSupportedError{Feature: sockdiag.ErrUDPNotSupported.Error(), Err: err}
+		}
+		if err != nil {
+			return err
+		}
+		s.sockets = number(v.count)
+		if s.queues = v.fullest.items; len(s.queues) == 0 && v.count > 0 {
+			s.queues = []udpQueue{v.idle}
+		}
+		s.dropped = history.note(v.drops)
+		return nil
+	}
+}
+
+// udpVisitor keeps the fullest queues, of the empty ones the first, and who dropped.
+type udpVisitor struct {
+	count   uint64
+	fullest top[udpQueue]
+	idle    udpQueue
+	drops   map[uint32]udpKnown // by inode
+}
+
+// udpKnown is what a socket has dropped.
+type udpKnown struct {
+	socket string
+	drops  uint32
+}
+
+func newUDPVisitor(n int) *udpVisitor {
+	return &udpVisitor{drops: map[uint32]udpKnown{}, fullest: top[udpQueue]{
+		n: n, before: udpQueue.before,
+		same: func(a, b udpQueue) bool { return a.socket == b.socket },
+	}}
+}
+
+func (v *udpVisitor) Reset() {
+	clear(v.drops)
+	*v = udpVisitor{drops: v.drops, fullest: v.fullest}
+	v.fullest.items = nil
+}
+
+// maxUDPDrops bounds how many sockets that dropped something are told apart.
+const maxUDPDrops = 4096
+
+func (v *udpVisitor) Visit(s *sockdiag.Socket) {
+	v.count++
+	if s.Memory.Drops > 0 && s.Inode != 0 && len(v.drops) < maxUDPDrops {
+		v.drops[s.Inode] = udpKnown{udpName(s), s.Memory.Drops}
+	}
+	q := udpQueue{used: uint64(s.Memory.Receive), limit: uint64(s.Memory.Limit)}
+	if q.used > 0 && v.fullest.admits(q) || q.used == 0 && v.idle.socket == "" {
+		q.socket = udpName(s)
+		q.held = holding{sockets: []uint32{s.Inode}, cgroup: s.Cgroup, uid: number(s.UID)}
+		if q.used > 0 {
+			v.fullest.offer(q)
+		} else {
+			v.idle = q
+		}
+	}
+}
+
+// udpName is the address of a socket, and that of the other side where it has one.
+func udpName(s *sockdiag.Socket) string {
+	if s.State == sockdiag.Established {
+		return s.Source().String() + " → " + s.Destination().String()
+	}
+	return s.Source().String()
+}
+
+// udpHistory adds up what the sockets of each address have dropped, so that the sum does
+// not fall when one of them is closed.
+type udpHistory struct {
+	known   map[uint32]udpKnown // by inode
+	totals  map[string]*udpDrops
+	reading int
+}
+
+// note returns the addresses that have dropped something. The kernel's counters have 32
+// bits; one that fell is another socket's, which got the inode.
+func (h *udpHistory) note(drops map[uint32]udpKnown) []udpDrops {
+	h.reading++
+	for inode, now := range drops {
+		by := now.drops
+		if was := h.known[inode]; was.socket == now.socket && now.drops >= was.drops {
+			by -= was.drops
+		}
+		total := h.totals[now.socket]
+		if total == nil {
+			total = &udpDrops{socket: now.socket}
+			h.totals[now.socket] = total
+		}
+		if by > 0 {
+			total.total += float64(by)
+			total.rose = h.reading
+		}
+	}
+	h.known = maps.Clone(drops)
+	all := make([]udpDrops, 0, len(h.totals))
+	for _, d := range h.totals {
+		all = append(all, *d)
+	}
+	if len(all) > maxUDPDrops { // those that dropped nothing for the longest time go
+		slices.SortFunc(all, func(a, b udpDrops) int { return cmp.Compare(b.rose, a.rose) })
+		for _, d := range all[maxUDPDrops/2:] {
+			delete(h.totals, d.socket)
+		}
+		all = all[:maxUDPDrops/2]
+	}
+	return all
+}

@@ -1,0 +1,155 @@
+package collector
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"iter"
+	"strconv"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+)
+
+// unixSockets is one reading of the unix sockets that listen.
+type unixSockets struct {
+	listeners Number
+	queues    []unixQueue // those in which somebody waits, or one
+}
+
+// unixQueue is the accept queue of a unix socket.
+type unixQueue struct {
+	path          string
+	inode         uint32
+	length, limit uint64
+}
+
+func (q unixQueue) saturation() float64 { return float64(q.length) / float64(max(q.limit, 1)) }
+
+func (q unixQueue) before(o unixQueue) bool {
+	return cmp.Or(cmp.Compare(o.saturation(), q.saturation()), cmp.Compare(q.path, o.path), cmp.Compare(q.inode, o.inode)) < 0
+}
+
+func unixSpec() Spec {
+	return define(Definition[unixSockets]{
+		Name: "unix",
+		Help: "Accept queues of unix sockets, such as those of databases and container runtimes, by netlink sock_diag.",
+		Walk: true,
+		Open: func(k *Scope) func(context.Context, *unixSockets) error { return unixOf(k.Host, k.Top) },
+		Metrics: []Metric[unixSockets]{{
+			Name:  "unix_listeners",
+			Help:  "Unix sockets that listen, in the host's network namespace. From sock_diag.",
+			Value: func(s *unixSockets) Number { return s.listeners },
+		}},
+		Lists: []Lister[unixSockets]{List[unixSockets, unixQueue]{
+			Items: func(s *unixSockets) iter.Seq[unixQueue] {
+				return func(yield func(unixQueue) bool) {
+					for _, q := range s.queues {
+						if !yield(q) {
+							return
+						}
+					}
+				}
+			},
+			Before: unixQueue.before,
+			Labels: []string{"path"},
+			Key:    func(q unixQueue) []string { return []string{q.path} },
+			Columns: []Metric[unixQueue]{
+				{
+					Name:  "unix_accept_queue_length",
+					Help:  "Connections that wait to be accepted, of the unix sockets nearest to their limit. An abstract name begins with @, one without a name is its inode. From sock_diag.",
+					Value: func(q *unixQueue) Number { return number(q.length) },
+				},
+				{
+					Name:  "unix_accept_queue_limit",
+					Help:  "Connections that may wait there: the backlog given to listen, at most net.core.somaxconn. From sock_diag.",
+					Value: func(q *unixQueue) Number { return number(q.limit) },
+				},
+			},
+			Holders: func(_ context.Context, _ *unixSockets, of []unixQueue) []holding {
+				held := make([]holding, len(of))
+				for i, q := range of {
+					held[i].sockets = []uint32{q.inode}
+				}
+				return held
+			},
+			Limit: &ItemLimit[unixQueue]{
+				LimitInfo: LimitInfo{
+					Resource: "unix_accept_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
+					Effect: "connect blocks until the program accepts, or fails with EAGAIN if it may not block. Nothing is counted or logged.",
+					Usage:  series("unix_accept_queue_length"), Max: series("unix_accept_queue_limit"),
+					List:      &ListInfo{Title: "Unix sockets with the fullest accept queue", Column: "path"},
+					Moves:     "net.core.somaxconn and the program's backlog",
+					Sysctls:   []Sysctl{{"net.core.somaxconn", Connections, true}},
+					UnitBytes: 1152 + 256, // UNIX, the message that waits
+				},
+				Most: func(q unixQueue) Number { return number(max(q.limit, 1)) },
+			},
+		}},
+	})
+}
+
+// unixOf returns what reads the unix sockets of a network namespace.
+func unixOf(n *kernel.Netns, top int) func(context.Context, *unixSockets) error {
+	client := n.SockDiag()
+	v := newUnixVisitor(top)
+	return func(ctx context.Context, s *unixSockets) error {
+		err := client.WalkUnix(ctx, v)
+		if errors.Is(err, sockdiag.ErrUnixNotSupported) {
+			return &NotSupportedError{Feature: sockdiag.ErrUnixNotSupported.Error(), Err: err}
+		}
+		if err != nil {
+			return err
+		}
+		s.listeners = number(v.count)
+		if s.queues = v.fullest.items; len(s.queues) == 0 && v.count > 0 {
+			s.queues = []unixQueue{v.idle}
+		}
+		return nil
+	}
+}
+
+// unixVisitor keeps the fullest queues, and of the idle ones the first.
+type unixVisitor struct {
+	count   uint64
+	fullest top[unixQueue]
+	idle    unixQueue
+}
+
+func newUnixVisitor(n int) *unixVisitor {
+	return &unixVisitor{fullest: top[unixQueue]{
+		n: n, before: unixQueue.before,
+		same: func(a, b unixQueue) bool { return a.path == b.path },
+	}}
+}
+
+func (v *unixVisitor) Reset() {
+	*v = unixVisitor{fullest: v.fullest}
+	v.fullest.items = nil
+}
+
+func (v *unixVisitor) VisitUnix(s *sockdiag.UnixSocket) {
+	v.count++
+	q := unixQueue{unixName(s), s.Inode, uint64(s.Queue), uint64(s.Backlog)}
+	if q.length > 0 {
+		v.fullest.offer(q)
+	} else if v.idle.path == "" || q.path < v.idle.path {
+		v.idle = q
+	}
+}
+
+// unixName is the name of a socket as ss writes it.
+func unixName(s *sockdiag.UnixSocket) string {
+	switch {
+	case len(s.Name) == 0:
+		return "inode/" + strconv.FormatUint(uint64(s.Inode), 10)
+	case s.Name[0] == 0:
+		return "@" + string(s.Name[1:])
+	default:
+		name := s.Name
+		for len(name) > 1 && name[len(name)-1] == 0 { // a path may end with zeros
+			name = name[:len(name)-1]
+		}
+		return string(name)
+	}
+}
