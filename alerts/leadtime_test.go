@@ -66,7 +66,7 @@ func unpaged(resource string) bool {
 // The page must stand then.
 func uncounted(r *recording.Recording) string {
 	switch r.Resource {
-	case "ephemeral_ports", "file_descriptors", "process_file_descriptors", "committed_memory":
+	case "ephemeral_ports", "file_descriptors", "process_file_descriptors", "committed_memory", "threads", "unix_accept_queue":
 		return "no counter"
 	case "udp_memory":
 		if r.Get("sockpressure_udp_memory_errors_total") == nil {

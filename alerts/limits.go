@@ -201,13 +201,59 @@ and ` + seen,
 					},
 				},
 			}, {
+				resource: "unix_accept_queue", name: "UnixAcceptQueue", near: "NearlyFull", forecast: brief, raw: true,
+				hold:    map[string]string{Warning: "2m", Critical: "3m"},
+				summary: "A program does not accept the connections to its unix socket fast enough.",
+				usage: `has a unix socket whose accept queue is {{ $value | humanizePercentage }} full` +
+					worst("sockpressure_unix_accept_queue_length", "sockpressure_unix_accept_queue_limit", `{{ . | first | label "path" }}`),
+				effect:  "While it is full, connect waits or fails with EAGAIN.",
+				comment: "The saturation is that of the fullest queue of the host.",
+				met: []Rule{{
+					Alert: "SockPressureUnixAcceptQueueFull", Severity: Info,
+					Comment: "The kernel counts no refusal, and a queue that is full for a moment is no trouble: for the\nrecord.",
+					Expr:    saturation + " >= 1",
+					Summary: "The accept queue of a unix socket was full.",
+					Description: `{{ $labels.instance }} has a unix socket whose accept queue is {{ $value | humanizePercentage }} full; who
+						connects waits, or is refused with EAGAIN.`,
+				}},
+			}, {
 				resource: "request_queue", name: "RequestQueue", near: "NearlyFull", forecast: ticket, raw: true,
 				hold:    map[string]string{Warning: "3m"},
 				summary: "Many connections to a listener have begun their handshake and do not end it.",
 				usage: `has a queue of connection requests that is {{ $value | humanizePercentage }} full` +
 					worst("sockpressure_request_queue_length", "sockpressure_request_queue_limit", `listener {{ . | first | label "listener" }}`),
 				effect:  "When it is full, new connections begin with a SYN cookie, or are dropped without cookies.",
-				comment: "With SYN cookies, the default, a full queue does little harm, and anybody can fill it: it\nwrites a ticket. What is dropped pages below.",
+				comment: "With SYN cookies, the default, a full queue does little harm, and anybody can fill it: it\nwrites a ticket. What is dropped pages.",
+				met: []Rule{
+					{
+						Alert: "SockPressureRequestQueueFull", Severity: Critical, For: "5m",
+						Comment: "With SYN cookies (the default) the host still answers, without them it drops.",
+						Expr:    `rate(sockpressure_tcp_request_queue_full_drops_total[5m]) > ${rate}`, Params: map[string]string{"rate": "1"},
+						Summary: "A queue of connection requests is full.",
+						Description: `{{ $labels.instance }} has been dropping {{ $value | printf "%.1f" }} connection requests a second for
+						10 minutes, with SYN cookies switched off.`,
+					},
+					{
+						Alert: "SockPressureRequestQueueFull", Severity: Warning,
+						Expr: `increase(sockpressure_tcp_request_queue_full_drops_total[5m]) > ${count}`, Params: map[string]string{"count": "30"},
+						Summary: "A queue of connection requests is full.",
+						Description: `{{ $labels.instance }} dropped {{ $value | printf "%.0f" }} connection requests in the last 5 minutes:
+						a queue of them was full, and SYN cookies are switched off.`,
+					},
+					{
+						Alert: "SockPressureRequestQueueFull", Severity: Info,
+						Comment: "Cookies that nobody answers are a flood. With tcp_syncookies=2 every connection begins\nwith a cookie, and its answer is counted.",
+						Expr: `increase(sockpressure_tcp_request_queue_full_drops_total[5m]) > 0
+or
+increase(sockpressure_tcp_request_queue_full_cookies_total[5m])
+- (increase(sockpressure_tcp_syncookies_received_total[5m]) or 0 * increase(sockpressure_tcp_request_queue_full_cookies_total[5m]))
+> ${count}`,
+						Params:  map[string]string{"count": "30"},
+						Summary: "A queue of connection requests is full.",
+						Description: `{{ $labels.instance }} met a full queue of connection requests {{ $value | printf "%.0f" }} times in the
+						last 5 minutes, and dropped the request or sent a SYN cookie that was not answered: a SYN flood, most likely.`,
+					},
+				},
 			}},
 			others: []Rule{
 				{
@@ -220,40 +266,29 @@ and ` + seen,
 					Description: `{{ $labels.instance }} drops {{ $value | printf "%.1f" }} connections a second at its listeners, without
 						a full accept queue: no memory for the socket, or a full queue of requests.`,
 				},
-				{
-					Alert: "SockPressureRequestQueueFull", Severity: Critical, For: "5m", Labels: map[string]string{"stage": met},
-					Comment: "With SYN cookies (the default) the host still answers, without them it drops.",
-					Expr:    `rate(sockpressure_tcp_request_queue_full_drops_total[5m]) > ${rate}`, Params: map[string]string{"rate": "1"},
-					Summary: "A queue of connection requests is full.",
-					Description: `{{ $labels.instance }} has been dropping {{ $value | printf "%.1f" }} connection requests a second for
-						10 minutes, with SYN cookies switched off.`,
-				},
-				{
-					Alert: "SockPressureRequestQueueFull", Severity: Warning, Labels: map[string]string{"stage": met},
-					Expr: `increase(sockpressure_tcp_request_queue_full_drops_total[5m]) > ${count}`, Params: map[string]string{"count": "30"},
-					Summary: "A queue of connection requests is full.",
-					Description: `{{ $labels.instance }} dropped {{ $value | printf "%.0f" }} connection requests in the last 5 minutes:
-						a queue of them was full, and SYN cookies are switched off.`,
-				},
-				{
-					Alert: "SockPressureRequestQueueFull", Severity: Info, Labels: map[string]string{"stage": met},
-					Comment: "Cookies that nobody answers are a flood. With tcp_syncookies=2 every connection begins\nwith a cookie, and its answer is counted.",
-					Expr: `increase(sockpressure_tcp_request_queue_full_drops_total[5m]) > 0
-or
-increase(sockpressure_tcp_request_queue_full_cookies_total[5m])
-- (increase(sockpressure_tcp_syncookies_received_total[5m]) or 0 * increase(sockpressure_tcp_request_queue_full_cookies_total[5m]))
-> ${count}`,
-					Params:  map[string]string{"count": "30"},
-					Summary: "A queue of connection requests is full.",
-					Description: `{{ $labels.instance }} met a full queue of connection requests {{ $value | printf "%.0f" }} times in the
-						last 5 minutes, and dropped the request or sent a SYN cookie that was not answered: a SYN flood, most likely.`,
-				},
 			},
 		},
 		{
 			name:    "network",
 			comment: "The network below and beside TCP: UDP memory, IP fragments, the neighbour tables and the backlog of received packets.",
 			limits: []limit{
+				{
+					resource: "udp_receive_queue", name: "UDPReceiveQueue", near: "NearlyFull", forecast: ticket, raw: true,
+					hold:    map[string]string{Warning: "5m"},
+					summary: "A program does not read its UDP socket fast enough.",
+					usage: `has a UDP socket whose receive queue is {{ $value | humanizePercentage }} full` +
+						worst("sockpressure_udp_receive_queue_bytes", "sockpressure_udp_receive_queue_limit_bytes", `{{ . | first | label "socket" }}`),
+					effect:  "While it is full, datagrams to it are dropped.",
+					comment: "A queue is full for a moment at every burst, so only one that stays so writes a ticket.",
+					met: []Rule{{
+						Alert: "SockPressureUDPReceiveQueueFull", Severity: Info,
+						Comment: "Drops by the thousand are SockPressureUDPReceiveErrors.",
+						Expr:    "increase(sockpressure_udp_receive_buffer_errors_total[5m]) > 0\nand " + seen,
+						Summary: "A UDP socket dropped datagrams because its receive queue was full.",
+						Description: `{{ $labels.instance }} dropped {{ $value | printf "%.0f" }} datagrams in the last 5 minutes while the
+							receive queue of a UDP socket was full.`,
+					}},
+				},
 				{
 					resource: "udp_memory", name: "UDPMemory", near: "NearlyFull",
 					summary: "UDP buffers take up nearly all the memory that UDP may have.",

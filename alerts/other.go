@@ -90,7 +90,7 @@ func kernelLog() Group {
 			{
 				Alert: "SockPressureReachedBetweenScrapes", Severity: Warning, Labels: map[string]string{"stage": met},
 				Comment: "Accept queues and the backlogs of CPUs are full for moments on many a healthy host, and so\nare TIME_WAIT and fragments by design: those are left out.",
-				Expr: `sockpressure_saturation_peak_ratio{resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|udp_memory"} >= 1
+				Expr: `sockpressure_saturation_peak_ratio{resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|threads|udp_memory"} >= 1
 unless max_over_time(sockpressure_saturation_ratio[2m]) >= 0.9`,
 				Summary: "A limit was reached between two scrapes.",
 				Description: `{{ $labels.instance }}: {{ $labels.resource }} was at {{ $value | humanizePercentage }} of its limit within the last

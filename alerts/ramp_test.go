@@ -20,6 +20,8 @@ func counters() map[string]string {
 		"tcp_time_wait":     "sockpressure_tcp_time_wait_overflows_total",
 		"accept_queue":      "sockpressure_tcp_listen_overflows_total",
 		"udp_memory":        "sockpressure_udp_memory_errors_total",
+		"udp_receive_queue": "sockpressure_udp_receive_buffer_errors_total",
+		"request_queue":     "sockpressure_tcp_request_queue_full_drops_total",
 		"ip_fragments_ipv4": "sockpressure_ip_reassembly_failures_total",
 		"ip_fragments_ipv6": "sockpressure_ip6_reassembly_failures_total",
 		"neighbours_ipv4":   `sockpressure_neighbour_table_full_total{family="ipv4"}`,
@@ -208,8 +210,8 @@ func simulateSpikes(t *testing.T, scrape time.Duration) map[string]time.Duration
 // untold says why nothing tells of a limit that was full between two scrapes, if so.
 func untold(resource string) string {
 	switch resource {
-	case "ephemeral_ports", "process_file_descriptors":
-		return "no counter, and found by a walk, which is not made between scrapes"
+	case "ephemeral_ports", "process_file_descriptors", "unix_accept_queue", "udp_receive_queue":
+		return "no counter of its own, and found by a walk, which is not made between scrapes"
 	case "ip_fragments_ipv4", "ip_fragments_ipv6":
 		return "its counter has other causes, and anybody who sends fragments can fill it for a moment"
 	case "committed_memory":

@@ -69,6 +69,7 @@ func TestRows(t *testing.T) {
 		"accept_queue", "cgroup_memory", "committed_memory", "conntrack_entries", "ephemeral_ports", "file_descriptors",
 		"ip_fragments_ipv4", "ip_fragments_ipv6", "low_memory", "memory", "neighbours_ipv4", "neighbours_ipv6",
 		"netdev_backlog", "process_file_descriptors", "request_queue", "tcp_memory", "tcp_orphans", "tcp_time_wait", "threads", "udp_memory",
+		"udp_receive_queue", "unix_accept_queue",
 	}
 	if !slices.Equal(resources, want) {
 		t.Errorf("resources %v, want %v", resources, want)

@@ -31,6 +31,8 @@ func loads() map[string]func(*guest) (*load, error) {
 		"tcp_time_wait":            tcpTimeWait,
 		"accept_queue":             acceptQueue,
 		"syn_flood":                synFlood,
+		"unix_accept_queue":        unixAcceptQueue,
+		"udp_receive_queue":        udpReceiveQueue,
 		"ephemeral_ports":          ephemeralPorts,
 		"file_descriptors":         fileDescriptors,
 		"process_file_descriptors": processFileDescriptors,
@@ -71,6 +73,7 @@ const (
 	portFragments
 	portBacklog
 	portChurn
+	portUnread
 )
 
 // everybody is a backlog that no load fills by accident.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,6 +80,60 @@ func udpMemory(*guest) (*load, error) {
 		},
 		release: func() error { return open.close() },
 	}, nil
+}
+
+// udpReceiveQueue sends datagrams to a socket that reads none.
+func udpReceiveQueue(*guest) (*load, error) {
+	receiver, err := bound(unix.SOCK_DGRAM, loopback(portUnread))
+	if err != nil {
+		return nil, err
+	}
+	sender, err := socket(unix.SOCK_DGRAM, loopback(0))
+	if err != nil {
+		return nil, err
+	}
+	at, err := unix.Getsockname(receiver)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetsockoptInt(receiver, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 128<<10); err != nil {
+		return nil, err
+	}
+	datagram := make([]byte, 100)
+	return &load{
+		step: func(n int) (string, error) {
+			for {
+				m, err := socketMemory(receiver)
+				if err != nil {
+					return "", err
+				}
+				if m.drops > 0 {
+					return fmt.Sprintf("%d datagrams were dropped", m.drops), nil
+				}
+				if int(m.used) >= share(n, int(m.limit)) {
+					return "", nil
+				}
+				if err := unix.Sendto(sender, datagram, 0, at); err != nil {
+					return "", fmt.Errorf("sendto: %w", err)
+				}
+			}
+		},
+		release: func() error { return unix.Close(receiver) },
+	}, nil
+}
+
+// memoryOfSocket is of SO_MEMINFO.
+type memoryOfSocket struct{ used, limit, drops uint32 }
+
+func socketMemory(fd int) (memoryOfSocket, error) {
+	var m [9]uint32 // SK_MEMINFO_VARS
+	size := uint32(unsafe.Sizeof(m))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&m)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return memoryOfSocket{}, fmt.Errorf("SO_MEMINFO: %w", errno)
+	}
+	return memoryOfSocket{m[0], m[1], m[8]}, nil
 }
 
 // fragmentsIPv4 sends the first fragments of packets that never become whole.

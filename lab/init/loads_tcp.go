@@ -228,6 +228,39 @@ func acceptQueue(*guest) (*load, error) {
 	}, nil
 }
 
+// unixAcceptQueue connects to a unix socket that accepts nobody.
+func unixAcceptQueue(*guest) (*load, error) {
+	at := &unix.SockaddrUnix{Name: "/web.sock"}
+	listener, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(unix.Bind(listener, at), unix.Listen(listener, scenario.Ramp)); err != nil {
+		return nil, err
+	}
+	var open sockets
+	made := 0
+	return &load{
+		step: func(n int) (string, error) {
+			for ; made < share(n, scenario.Ramp); made++ {
+				fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+				if err != nil {
+					return "", err
+				}
+				open.keep(fd)
+				if err := unix.Connect(fd, at); err != nil {
+					made++
+					return fmt.Sprintf("connect: %v", err), nil
+				}
+			}
+			return "", nil
+		},
+		release: func() error {
+			return errors.Join(open.close(), unix.Close(listener), unix.Unlink(at.Name))
+		},
+	}, nil
+}
+
 // synFlood has requests for connections wait: the listener wants data first, which
 // never comes. Once requests were dropped it is SYN cookies that are sent.
 func synFlood(*guest) (*load, error) {

@@ -99,6 +99,11 @@ func All() []Scenario {
 			Name: "accept_queue", Resource: "accept_queue", Saturation: 1, Walks: []string{"tcp"},
 			Counters: []string{"tcp_listen_overflows_total", "tcp_listen_drops_total"},
 		},
+		{Name: "unix_accept_queue", Resource: "unix_accept_queue", Saturation: 1, Walks: []string{"unix"}},
+		{
+			Name: "udp_receive_queue", Resource: "udp_receive_queue", Saturation: 0.9, Walks: []string{"udp"},
+			Counters: []string{"udp_receive_buffer_errors_total"},
+		},
 		{
 			Name: "syn_flood", Resource: "request_queue", Saturation: 1, Walks: []string{"tcp"},
 			Counters: []string{"tcp_request_queue_full_drops_total", "tcp_request_queue_full_cookies_total", "tcp_syncookies_sent_total"},
