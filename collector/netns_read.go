@@ -27,8 +27,9 @@ const (
 	// maxWitnesses is by how many of its processes a namespace is looked for: the first
 	// may end, or leave it, or be a guest there.
 	maxWitnesses = 8
-	// netnsPatience is how long a namespace may take until the others go on without it.
-	netnsPatience = time.Second
+	// netnsPatience is how long a namespace may take until the others go on without it:
+	// longer than one with a million sockets takes on a busy host.
+	netnsPatience = 3 * time.Second
 )
 
 // errMoved means that what was to lead to a namespace does not any more: the process

@@ -135,7 +135,12 @@ func (tr *tree) files() []string {
 // set opens the collectors over the tree, until its kernel is closed.
 func (tr *tree) set() *Set {
 	tr.t.Helper()
-	m := machine(tr.t, kernel.Options{
+	return NewSet(machine(tr.t, tr.options()), Specs(), Config{MaxCPU: 0, Top: tr.top, Logger: slog.New(slog.DiscardHandler)})
+}
+
+// options are the kernel that the tree is of.
+func (tr *tree) options() kernel.Options {
+	return kernel.Options{
 		ProcPath: filepath.Join(tr.dir, "proc"),
 		SysPath:  filepath.Join(tr.dir, "sys"),
 		PageSize: tr.pageSize,
@@ -148,8 +153,7 @@ func (tr *tree) set() *Set {
 		DialSockDiag:  tr.replay.Dial,
 		DialCTNetlink: tr.ctnetlink,
 		OpenLog:       newLog().open,
-	})
-	return NewSet(m, Specs(), Config{MaxCPU: 0, Top: tr.top, Logger: slog.New(slog.DiscardHandler)})
+	}
 }
 
 // running is the kernel that the tests run on.

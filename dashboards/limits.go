@@ -76,6 +76,12 @@ func measures() map[string]measure {
 			empty: "unless vm.overcommit_memory is 2",
 		},
 		"netdev_backlog": {empty: "in part before Linux 5.10"},
+		"request_queue": {
+			each: "{{listener}}", note: "The listeners nearest to their limit. With SYN cookies, the default, a full queue does little harm.", empty: "where nothing listens",
+		},
+		"unix_accept_queue": {each: "{{path}}", note: "The unix sockets nearest to their limit.", empty: "where the module unix_diag is not loaded"},
+		"udp_receive_queue": {each: "{{socket}}", note: "The UDP sockets nearest to their limit.", empty: "where there are none, or the module udp_diag is not loaded"},
+		"threads":           {empty: "in part in a PID namespace that is not the machine's, since Linux 6.14"},
 		"cgroup_memory": {
 			each: "{{cgroup}}",
 			note: "The control groups nearest to their limit.", empty: "where no control group has a limit, or they are not mounted",

@@ -128,6 +128,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 		{"File descriptors", []panel{
 			limit("file_descriptors"),
 			limit("process_file_descriptors"),
+			limit("threads"),
 			{
 				kind: table, title: "Processes nearest to their limit", unit: number, width: 8, height: 8,
 				about: "Open descriptors of the process nearest to its limit, of those with one name.",
@@ -157,6 +158,9 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				overrides: []object{named("Share", property("unit", share))},
 			},
 			limit("ephemeral_ports"),
+			limit("request_queue"),
+			limit("unix_accept_queue"),
+			limit("udp_receive_queue"),
 		}},
 		{"Network namespaces: pods, containers", []panel{
 			{

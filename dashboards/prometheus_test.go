@@ -57,6 +57,10 @@ func mayBeEmpty() []string {
 		"sockpressure-node: Socket memory by owner",
 		"sockpressure-node: Who holds the most of what is near",
 		"sockpressure-node: cgroup_memory",
+		"sockpressure-node: request_queue",
+		"sockpressure-node: unix_accept_queue",
+		"sockpressure-node: udp_receive_queue",
+		"sockpressure-node: threads",
 		"sockpressure-node: IP and received packets",
 	}
 }

@@ -83,7 +83,7 @@ func TestSelection(t *testing.T) {
 		}
 	}
 	_, body := e.get("/metrics?collect[]=nonsense")
-	for _, name := range []string{"sockstat", "tcp", "ports", "netstat", "conntrack", "filefd", "process", "memory", "softnet", "neighbour", "netns", "cgroup", "kmsg"} {
+	for _, name := range []string{"sockstat", "tcp", "ports", "unix", "udp", "netstat", "conntrack", "filefd", "process", "threads", "memory", "softnet", "neighbour", "netns", "cgroup", "kmsg"} {
 		if !strings.Contains(body, name) {
 			t.Errorf("%q does not name %s", body, name)
 		}

@@ -60,13 +60,16 @@ func (r *Replay) Send(m netlink.Message) (netlink.Message, error) {
 		states = binary.NativeEndian.Uint32(m.Data[52:])
 	case typeByFamily:
 		states, family = binary.NativeEndian.Uint32(m.Data[4:]), m.Data[0]
+		other := true
 		switch {
 		case family == unix.AF_UNIX:
 			dump = r.Unix
 		case m.Data[1] == unix.IPPROTO_UDP:
 			dump = r.UDP
+		default:
+			other = false
 		}
-		if dump == nil && refuse == 0 {
+		if other && dump == nil && refuse == 0 {
 			refuse = unix.ENOENT
 		}
 	}
