@@ -110,7 +110,7 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (*outcome, 
 		parameters = append(parameters, scenario.WantStatus)
 	}
 	args := append(slices.Clone(i.machine),
-		"-accel", "tcg", "-smp", "1", "-m", strconv.Itoa(memory), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-accel", "tcg", "-smp", strconv.Itoa(max(s.Processors, 1)), "-m", strconv.Itoa(memory), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-chardev", "file,id=report,path="+reportPath, "-device", "virtio-serial", "-device", "virtserialport,chardev=report",
 		"-kernel", i.vmlinux, "-initrd", i.initrd, "-append", strings.Join(parameters, " "),
 	)

@@ -43,6 +43,8 @@ func loads() map[string]func(*guest) (*load, error) {
 		"memory":                   memory,
 		"cgroup_memory":            cgroupMemory,
 		"low_memory":               lowMemory,
+		"log_forged":               logForged,
+		"log_flood":                logFlood,
 		"idle":                     idle,
 		"busy":                     busy,
 		"burst":                    burst,
@@ -70,6 +72,7 @@ const (
 	portFragments
 	portBacklog
 	portChurn
+	portDropped
 )
 
 // everybody is a backlog that no load fills by accident.

@@ -29,6 +29,8 @@ const (
 	workTouch   = "touch"   // asks for memory and uses it
 	workConnect = "connect" // makes connections with unread data, so many a step
 	workMount   = "mount"   // mounts procfs, in the first step
+	workLog     = "log"     // writes into the kernel's log, so many milliseconds a step
+	workSysrq   = "sysrq"   // has the kernel write into it
 )
 
 // work is a worker's main.
@@ -85,6 +87,8 @@ func workerStep(words []string) (func() (string, error), error) {
 		}, nil
 	case workConnect:
 		return connections(each)
+	case workLog, workSysrq:
+		return flooder(words[0], each)
 	}
 	return nil, fmt.Errorf("no work %q", words[0])
 }

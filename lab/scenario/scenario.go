@@ -35,6 +35,14 @@ type Scenario struct {
 	HighMemory bool
 	// Disk is the size of an empty disk in MiB, 0 for none.
 	Disk int
+	// Processors is how many there are, 0 for one.
+	Processors int
+	// Sampled has usage rise and fall between two scrapes once the kernel has refused:
+	// samples have to go on then, and so has the counting of what the kernel logs.
+	Sampled bool
+	// Unrecorded is set where it is not a limit that is put to the test, and a recording
+	// would tell nothing that others do not.
+	Unrecorded bool
 	// Healthy has nothing go wrong: no refusal, and no alert.
 	Healthy bool
 }
@@ -106,7 +114,7 @@ func All() []Scenario {
 		},
 		{Name: "ephemeral_ports", Resource: "ephemeral_ports", Saturation: 1, Walks: []string{"ports"}},
 		// On root, fs.file-max is not enforced.
-		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Unprivileged: true},
+		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Unprivileged: true, Sampled: true},
 		{Name: "process_file_descriptors", Resource: "process_file_descriptors", Saturation: 1, Walks: []string{"process"}},
 		{
 			Name: "neighbours_ipv4", Resource: "neighbours_ipv4", Saturation: 0.95,
@@ -121,7 +129,7 @@ func All() []Scenario {
 		// A backlog lasts for less than a scrape: only its drops can be seen.
 		{Name: "netdev_backlog", Resource: "netdev_backlog", Counters: []string{"netdev_backlog_drops_total"}},
 		{Name: "committed_memory", Resource: "committed_memory", Saturation: 0.9},
-		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}},
+		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Sampled: true},
 		{
 			Name: "cgroup_memory", Resource: "cgroup_memory", Saturation: 0.9, Walks: []string{"cgroup"},
 			Counters: []string{"cgroup_oom_kills_all_total"},
@@ -129,7 +137,19 @@ func All() []Scenario {
 		},
 		{
 			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"},
-			HighMemory: true,
+			HighMemory: true, Sampled: true,
+		},
+
+		// A program writes into the kernel's log what the kernel itself writes there.
+		{
+			Name: "log_forged", Resource: "conntrack_entries", Saturation: 1,
+			Counters: []string{"conntrack_drops_total"}, Unrecorded: true,
+		},
+		// The log is written faster than it can be read, while a table is full. With a
+		// second processor the exporter could read all the time.
+		{
+			Name: "log_flood", Resource: "conntrack_entries", Saturation: 1, Processors: 2,
+			Counters: []string{"conntrack_drops_total", "kernel_messages_lost_total"}, Unrecorded: true,
 		},
 
 		// Every collector must have read something that can be compared.
@@ -202,4 +222,20 @@ type Done struct {
 	// those that never had it in any step.
 	Agreed int
 	Never  []string `json:",omitempty"`
+	// Miscounted is the messages whose number is not that of the kernel's lines.
+	Miscounted []string `json:",omitempty"`
+	Floods     []Flood  `json:",omitempty"`
+}
+
+// Flood is what the exporter made of a flood of the kernel's log.
+type Flood struct {
+	Writer  string
+	Seconds float64
+	// Records is how many there were, Lost those of them that the exporter missed.
+	Records, Lost float64
+	// Share is what the exporter took of a processor, Rest what it took before.
+	Share, Rest float64
+	// Logged is the kernel's lines about the full table amidst the flood, Counted those of
+	// them that the exporter saw.
+	Logged, Counted float64
 }
