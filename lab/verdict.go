@@ -86,7 +86,7 @@ func judge(o *outcome, r *recording.Recording) verdict {
 	s := o.scenario
 	v := verdict{
 		image: o.image, scenario: s.Name, bigEndian: o.bigEndian, seconds: o.seconds, steps: len(o.steps),
-		refusal: r.Refusal, refused: r.Refused, saturation: math.NaN(), agreed: o.done.Agreed,
+		refusal: r.Refusal, refused: r.Refused, saturation: math.NaN(), agreed: o.done.Agreed, notes: o.notes,
 	}
 	fail := func(format string, args ...any) { v.failures = append(v.failures, fmt.Sprintf(format, args...)) }
 

@@ -45,6 +45,7 @@ func loads() map[string]func(*guest) (*load, error) {
 		"low_memory":               lowMemory,
 		"log_forged":               logForged,
 		"log_flood":                logFlood,
+		"between_scrapes":          betweenScrapes,
 		"idle":                     idle,
 		"busy":                     busy,
 		"burst":                    burst,

@@ -5,6 +5,7 @@ package scenario
 
 import (
 	"slices"
+	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
@@ -43,6 +44,9 @@ type Scenario struct {
 	// Unrecorded is set where it is not a limit that is put to the test, and a recording
 	// would tell nothing that others do not.
 	Unrecorded bool
+	// Prometheus has one outside of the guest scrape it every minute, which takes some of
+	// them: the scenario is driven only where it is named.
+	Prometheus bool
 	// Healthy has nothing go wrong: no refusal, and no alert.
 	Healthy bool
 }
@@ -152,6 +156,9 @@ func All() []Scenario {
 			Counters: []string{"conntrack_drops_total", "kernel_messages_lost_total"}, Unrecorded: true,
 		},
 
+		// A table is full between two scrapes.
+		{Name: "between_scrapes", Resource: "conntrack_entries", Unrecorded: true, Prometheus: true},
+
 		// Every collector must have read something that can be compared.
 		{Name: "idle", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
 		{Name: "busy", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
@@ -180,6 +187,15 @@ const (
 // WantStatus on the kernel's command line makes the guest report the status page of
 // each step too.
 const WantStatus = "lab.status"
+
+// The guest's ports that QEMU forwards to where there is a Prometheus: the exporter's, and
+// one at which the guest waits to be told that its load may begin, and then that it may
+// end. FullFor is how long the limit is reached.
+const (
+	ExporterPort = 10058
+	ControlPort  = 9100
+	FullFor      = 20 * time.Second
+)
 
 // Message is what the guest writes, as a line of JSON each.
 type Message struct {
