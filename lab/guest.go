@@ -93,9 +93,7 @@ type outcome struct {
 // boot runs a scenario in a guest, software emulation and all. A guest that does
 // not end in time is an error, as is one that does not report that it is done.
 func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (_ *outcome, err error) {
-	if s.Prometheus {
-		l.timeout += 5 * time.Minute
-	}
+	l.timeout += s.Longer
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	dir := filepath.Join(l.dir, i.name(), s.Name)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -54,7 +55,7 @@ const forgeEvery = 8
 // logForged writes lines of the kernel into its log while connections fill a table, so
 // that the kernel has a line of its own to write.
 func logForged(*guest) (*load, error) {
-	if err := setAll("net/netfilter/nf_conntrack_max", fmt.Sprint(entries), "kernel/printk_devkmsg", "on\n"); err != nil {
+	if err := setAll("net/netfilter/nf_conntrack_max", strconv.Itoa(entries), "kernel/printk_devkmsg", "on\n"); err != nil {
 		return nil, err
 	}
 	l, err := tracked()
@@ -145,7 +146,7 @@ func flooder(kind string, each int) (func() (string, error), error) {
 // logFlood floods the kernel's log once a table is full.
 func logFlood(g *guest) (*load, error) {
 	err := setAll(
-		"net/netfilter/nf_conntrack_max", fmt.Sprint(entries), "kernel/printk_devkmsg", "on\n",
+		"net/netfilter/nf_conntrack_max", strconv.Itoa(entries), "kernel/printk_devkmsg", "on\n",
 		// The kernel then logs each packet that it drops.
 		"net/core/message_cost", "0",
 	)
@@ -314,7 +315,7 @@ func dropPackets(ctx context.Context, packets int) error {
 		err = unix.Sendto(fd, []byte("x"), 0, sockaddr(loopback(portDropped)))
 		unix.Close(fd)
 		if !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("a packet of a new flow was not dropped, but: %v", err)
+			return errors.Join(errors.New("a packet of a new flow was not dropped"), err)
 		}
 		if packets < 0 {
 			time.Sleep(10 * time.Millisecond)
