@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -210,9 +211,13 @@ func (l *logReader) lose(n uint64) {
 	l.lost += n
 }
 
+// ttyPrintk is how a record begins that a program wrote to /dev/ttyprintk, which gets
+// the kernel's facility (drivers/char/ttyprintk.c, Linux 2.6.37).
+const ttyPrintk = "[U] "
+
 // visit counts a record.
 func (l *logReader) visit(r parse.Record, old bool) {
-	if r.Facility != 0 {
+	if r.Facility != 0 || bytes.HasPrefix(r.Text, []byte(ttyPrintk)) {
 		return // a program wrote it
 	}
 	l.mu.Lock()

@@ -131,6 +131,7 @@ func TestKernelMessages(t *testing.T) {
 			set.Read(t.Context(), Query{})
 			l.write(0, text)
 			l.write(1, text) // by a program
+			l.write(0, ttyPrintk+text)
 			time.Sleep(time.Second)
 			r := set.Read(t.Context(), Query{}).Results[0]
 			got := counts(r)

@@ -84,14 +84,16 @@ type outcome struct {
 	seconds  float64 // of the whole boot
 	steps    []scenario.Step
 	done     *scenario.Done
-	hung     bool // it had to be stopped
+	notes    []string // what a Prometheus saw
+	hung     bool     // it had to be stopped
 	// bigEndian reports the guest's byte order.
 	bigEndian bool
 }
 
 // boot runs a scenario in a guest, software emulation and all. A guest that does
 // not end in time is an error, as is one that does not report that it is done.
-func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (*outcome, error) {
+func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (_ *outcome, err error) {
+	l.timeout += s.Longer
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	dir := filepath.Join(l.dir, i.name(), s.Name)
@@ -110,7 +112,7 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (*outcome, 
 		parameters = append(parameters, scenario.WantStatus)
 	}
 	args := append(slices.Clone(i.machine),
-		"-accel", "tcg", "-smp", "1", "-m", strconv.Itoa(memory), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-accel", "tcg", "-smp", strconv.Itoa(max(s.Processors, 1)), "-m", strconv.Itoa(memory), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-chardev", "file,id=report,path="+reportPath, "-device", "virtio-serial", "-device", "virtserialport,chardev=report",
 		"-kernel", i.vmlinux, "-initrd", i.initrd, "-append", strings.Join(parameters, " "),
 	)
@@ -124,9 +126,21 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (*outcome, 
 		}
 		args = append(args, "-drive", "if=virtio,format=raw,file="+disk)
 	}
+	var w *watch
+	if s.Prometheus {
+		if w, err = newWatch(ctx, dir); err != nil {
+			return nil, err
+		}
+		args = append(args, w.card()...)
+	}
 	began := time.Now()
 	console, err := command(ctx, "", i.emulator, args...)
 	o := &outcome{image: i, scenario: s, seconds: time.Since(began).Seconds()}
+	if w != nil {
+		var watched error
+		o.notes, watched = w.end()
+		err = errors.Join(err, watched)
+	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		o.hung = true
 		err = fmt.Errorf("the guest did not end in %v", l.timeout)

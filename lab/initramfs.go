@@ -21,9 +21,10 @@ import (
 func portModules() []string { return []string{"virtio_pci", "virtio_console"} }
 
 // wantedModules returns the modules of the scenarios: sock_diag for TCP, connection
-// tracking with a rule that switches it on, a pair of network interfaces, a disk.
+// tracking with a rule that switches it on, a pair of network interfaces, a disk, a network card, a terminal for
+// the kernel's log.
 func wantedModules() []string {
-	return []string{"crc32c_generic", "tcp_diag", "udp_diag", "unix_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth", "virtio_blk"}
+	return []string{"crc32c_generic", "tcp_diag", "udp_diag", "unix_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth", "virtio_blk", "virtio_net", "ttyprintk"}
 }
 
 // module is one kernel module, unpacked.

@@ -67,7 +67,7 @@ func kernels() []kernel {
 	}
 	// CI has no time for all of every kernel: the oldest, the newest and the one of 32
 	// bits have the rest.
-	const between = "conntrack_entries,pods,tcp_memory,accept_queue,memory"
+	const between = "conntrack_entries,pods,tcp_memory,accept_queue,memory,log_forged"
 	return []kernel{
 		{"5.10", "amd64", "bullseye", amd64, 4, everything},
 		{"6.1", "amd64", "bookworm", amd64, 4, between},
@@ -106,10 +106,7 @@ func (k kernel) whole() bool { return k.ci != "" && (k.goarch == "amd64" || k.go
 // whole only two are, because the tests of the alerts evaluate every recording, and none
 // of pods, before whose limits no time is promised.
 func (k kernel) records(s scenario.Scenario) bool {
-	if len(s.Netns) > 0 {
-		return false
-	}
-	return k.whole() || s.Name == "idle" || s.Name == "tcp_memory"
+	return len(s.Netns) == 0 && !s.Unrecorded && (k.whole() || s.Name == "idle" || s.Name == "tcp_memory")
 }
 
 // before reports whether the kernel is older than version.

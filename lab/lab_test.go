@@ -43,13 +43,15 @@ func TestPlan(t *testing.T) {
 		}
 		return b.String()
 	}
-	ordinary := names(slices.DeleteFunc(scenario.All(), func(s scenario.Scenario) bool { return s.HighMemory }), scenarioName)
-	whole := names(scenario.All(), scenarioName)
+	short := slices.DeleteFunc(scenario.All(), func(s scenario.Scenario) bool { return s.Prometheus })
+	whole := names(short, scenarioName)
+	ordinary := names(slices.DeleteFunc(short, func(s scenario.Scenario) bool { return s.HighMemory }), scenarioName)
 	for _, test := range []struct{ kernels, scenarios, want string }{
 		{"6.18", "", "6.18: " + ordinary + "\n"},
 		{"6.1-686-pae,6.12-arm64", "all", "6.1-686-pae: " + whole + "\n6.12-arm64: " + ordinary + "\n"},
 		{"6.12-arm64,6.1-686-pae", "low_memory", "6.1-686-pae: low_memory\n"},
 		{"7.2-riscv64", "idle,busy", "7.2-riscv64: idle,busy\n"},
+		{"6.18", "between_scrapes", "6.18: between_scrapes\n"},
 		{"6.18", "low_memory", ""},
 		{"sid", "", ""},
 		{"6.12", "nothing", ""},

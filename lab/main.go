@@ -132,7 +132,8 @@ func plan(kernelNames, scenarioNames string) ([]trip, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--scenarios: %w", err)
 		}
-		if ss = slices.DeleteFunc(ss, func(s scenario.Scenario) bool { return !k.runs(s) }); len(ss) > 0 {
+		named := cmp.Or(wanted, everything) != everything
+		if ss = slices.DeleteFunc(ss, func(s scenario.Scenario) bool { return !k.runs(s) || s.Prometheus && !named }); len(ss) > 0 {
 			trips = append(trips, trip{k, ss})
 		}
 	}

@@ -25,6 +25,9 @@ func (v verdict) print(out io.Writer) {
 		fmt.Fprintf(out, "; step %d: %s; saturation %s", v.refusal, v.refused, ratio(v.saturation))
 	}
 	fmt.Fprintln(out)
+	for _, note := range v.notes {
+		fmt.Fprintf(out, "    %s\n", note)
+	}
 	for i, f := range v.failures {
 		if i == 15 {
 			fmt.Fprintf(out, "    and %d more\n", len(v.failures)-i)

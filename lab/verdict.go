@@ -10,6 +10,7 @@ import (
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
+	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
 // recording brings the pages of the steps into the form of a recording. How long
@@ -76,7 +77,8 @@ type verdict struct {
 	moved                   []string
 	agreed                  int
 	failures                []string
-	hung                    bool // it had to be stopped
+	notes                   []string // for people who wait
+	hung                    bool     // it had to be stopped
 }
 
 // judge holds what a guest reported against what its scenario demands.
@@ -84,7 +86,7 @@ func judge(o *outcome, r *recording.Recording) verdict {
 	s := o.scenario
 	v := verdict{
 		image: o.image, scenario: s.Name, bigEndian: o.bigEndian, seconds: o.seconds, steps: len(o.steps),
-		refusal: r.Refusal, refused: r.Refused, saturation: math.NaN(), agreed: o.done.Agreed,
+		refusal: r.Refusal, refused: r.Refused, saturation: math.NaN(), agreed: o.done.Agreed, notes: o.notes,
 	}
 	fail := func(format string, args ...any) { v.failures = append(v.failures, fmt.Sprintf(format, args...)) }
 
@@ -105,6 +107,19 @@ func judge(o *outcome, r *recording.Recording) verdict {
 	}
 	for _, series := range o.done.Never {
 		fail("never equal to what the guest read: %s", series)
+	}
+	for _, message := range o.done.Miscounted {
+		fail("not as often as the kernel logged it: %s", message)
+	}
+	switch s.Name {
+	case "log_forged":
+		judgeForged(r, fail)
+	case "log_flood":
+		judgeFloods(o.done.Floods, fail)
+		for _, f := range o.done.Floods {
+			v.notes = append(v.notes, fmt.Sprintf("flood by %s: %.0f records/s for %.0f s, %.1f %% lost; %.2f %% of a processor, %.2f %% before; %.0f of %.0f lines counted",
+				f.Writer, f.Records/f.Seconds, f.Seconds, 100*f.Lost/f.Records, 100*f.Share, 100*f.Rest, f.Counted, f.Logged))
+		}
 	}
 	if v.refusal < 0 && !s.Healthy {
 		fail("the kernel refused nothing")
@@ -148,6 +163,36 @@ func judge(o *outcome, r *recording.Recording) verdict {
 	}
 	judgeContract(o, r, fail)
 	return v
+}
+
+// judgeForged wants nothing counted but the line that the kernel has to write.
+func judgeForged(r *recording.Recording, fail func(string, ...any)) {
+	for _, lines := range logLines() {
+		series := counterOf(lines[0])
+		if values := r.Get(series); values == nil || rose(r, series) && lines[0].Message != "conntrack_table_full" {
+			fail("%s is %v", series, values)
+		}
+	}
+}
+
+// judgeFloods wants a flood to cost a twentieth of a processor at most, and what was
+// missed of it to be said. What the exporter takes without a flood is its samples, which
+// cost many times of what they do on a real processor.
+func judgeFloods(floods []scenario.Flood, fail func(string, ...any)) {
+	if len(floods) == 0 {
+		fail("there was no flood")
+	}
+	for _, f := range floods {
+		if cost := f.Share - f.Rest; !(cost <= 0.05) {
+			fail("a flood cost %.1f %% of a processor: %+v", 100*cost, f)
+		}
+		if !(f.Lost > 0 && f.Lost < f.Records) {
+			fail("of %.0f records %.0f were said to be lost: %+v", f.Records, f.Lost, f)
+		}
+		if !(f.Counted > 0 && f.Counted <= f.Logged) {
+			fail("of %.0f lines %.0f were counted: %+v", f.Logged, f.Counted, f)
+		}
+	}
 }
 
 func counterOf(l collector.LogLine) string {

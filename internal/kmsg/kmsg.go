@@ -118,11 +118,11 @@ func (d device) Wait(ctx context.Context) error {
 func (d device) Close() error { return errors.Join(unix.Close(d.fd), unix.Close(d.wake)) }
 
 const (
-	// A flood of records must not cost more than a twentieth of a core. After each
-	// burst the reader rests for nineteen times as long, and pause at least, and then
-	// waits for the next record.
+	// A flood of records must not cost more than a twentieth of a core, waking up for
+	// them included. After each burst the reader rests for 24 times as long, and pause at
+	// least, and then waits for the next record.
 	burst = 10 * time.Millisecond
-	rest  = 19
+	rest  = 24
 	pause = 250 * time.Millisecond
 	// history bounds how many of the records from before are read, should others come
 	// as fast as they are.

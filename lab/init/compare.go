@@ -13,7 +13,7 @@ import (
 // does not differ any more. What a collector read earlier, or not at all, is not
 // compared.
 func (g *guest) compare(page string, before, after byhand.Readings, differ map[string]string) error {
-	values, err := parse(page)
+	values, err := parsePage(page)
 	if err != nil {
 		return err
 	}

@@ -87,8 +87,8 @@ func (g *guest) get(path string) (string, error) {
 	return string(text), err
 }
 
-// parse reads the samples of a page.
-func parse(page string) (map[string]float64, error) {
+// parsePage reads the samples of a page.
+func parsePage(page string) (map[string]float64, error) {
 	values := map[string]float64{}
 	for line := range strings.Lines(page) {
 		at := strings.LastIndexByte(line, ' ')

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -44,7 +43,7 @@ type guest struct {
 	scenario.Scenario
 	status bool // pages of it are wanted
 	report *report
-	log    *os.File // /dev/kmsg
+	log    *kernelLog
 
 	exporter *exec.Cmd
 	said     bytes.Buffer // by the exporter
@@ -59,6 +58,7 @@ type guest struct {
 	collectors map[string]string
 	// seen is every series of the pages, agreed those that had the right value.
 	seen, agreed map[string]bool
+	floods       []scenario.Flood
 }
 
 // run goes through the steps of the scenario.
@@ -83,6 +83,11 @@ func (g *guest) run() error {
 	if err := g.startExporter(args...); err != nil {
 		return err
 	}
+	// What was logged before counts for nobody.
+	if err := g.log.read(); err != nil {
+		return err
+	}
+	g.log.reset()
 	if g.hand, err = byhand.Open(proc); err != nil {
 		return err
 	}
@@ -104,7 +109,10 @@ func (g *guest) run() error {
 			return err
 		}
 	}
-	done := &scenario.Done{Agreed: len(g.agreed)}
+	done := &scenario.Done{Agreed: len(g.agreed), Floods: g.floods}
+	if done.Miscounted, err = g.miscounted(); err != nil {
+		return err
+	}
 	for series := range g.seen {
 		if !g.agreed[series] {
 			done.Never = append(done.Never, series)
@@ -134,6 +142,11 @@ func (g *guest) ramp(l *load) error {
 		}
 		if refused != "" || past > 0 {
 			past++
+		}
+		if past == 1 && g.Sampled {
+			if err := g.sampled(); err != nil {
+				return err
+			}
 		}
 		if refused != "" && g.Healthy {
 			return fmt.Errorf("the kernel refused, but should not have: %s", refused)
@@ -176,7 +189,10 @@ func (g *guest) step(refused string) error {
 	for _, series := range slices.Sorted(maps.Keys(differ)) {
 		s.Differ = append(s.Differ, series+": "+differ[series])
 	}
-	s.Log = g.logged()
+	if err := g.log.read(); err != nil {
+		return err
+	}
+	s.Log = g.log.take()
 	if g.status {
 		// A host that runs out of something need not answer.
 		s.Status, _ = g.get("/")
@@ -224,7 +240,7 @@ func (g *guest) scrape(s *scenario.Step, walks []string) error {
 			s.Silent = fmt.Sprintf("%v; the exporter said: %s", err, lastLines(g.said.String()))
 			return nil
 		}
-		values, err := parse(page)
+		values, err := parsePage(page)
 		if err != nil {
 			return err
 		}
@@ -250,7 +266,7 @@ func (g *guest) bare() error {
 	if err != nil {
 		return err
 	}
-	page, err := parse(text)
+	page, err := parsePage(text)
 	if err != nil {
 		return err
 	}
@@ -272,31 +288,4 @@ func (g *guest) bare() error {
 		return err
 	}
 	return g.exporter.Wait()
-}
-
-// logged reads what the kernel logged since it was asked last, as far as some
-// scenario waits for it, each text once.
-func (g *guest) logged() []string {
-	var texts []string
-	var awaited []collector.LogLine
-	for _, s := range scenario.All() {
-		awaited = append(awaited, s.LogLines()...)
-	}
-	b := make([]byte, 8192)
-	for {
-		n, err := unix.Read(int(g.log.Fd()), b)
-		if errors.Is(err, unix.EPIPE) {
-			continue // some lines were lost
-		}
-		if err != nil {
-			return texts
-		}
-		// "6,1234,567890,-;text", and lines about the device after it.
-		_, text, _ := strings.Cut(string(b[:n]), ";")
-		text, _, _ = strings.Cut(text, "\n")
-		expected := slices.ContainsFunc(awaited, func(l collector.LogLine) bool { return l.Matches(text) })
-		if expected && !slices.Contains(texts, text) {
-			texts = append(texts, text)
-		}
-	}
 }

@@ -46,6 +46,9 @@ func loads() map[string]func(*guest) (*load, error) {
 		"memory":                   memory,
 		"cgroup_memory":            cgroupMemory,
 		"low_memory":               lowMemory,
+		"log_forged":               logForged,
+		"log_flood":                logFlood,
+		"between_scrapes":          betweenScrapes,
 		"idle":                     idle,
 		"busy":                     busy,
 		"burst":                    burst,
@@ -74,6 +77,7 @@ const (
 	portBacklog
 	portChurn
 	portUnread
+	portDropped
 )
 
 // everybody is a backlog that no load fills by accident.

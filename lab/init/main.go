@@ -94,7 +94,7 @@ func drive(r *report) error {
 		return err
 	}
 	g := &guest{Scenario: s, status: slices.Contains(words, scenario.WantStatus), report: r, collectors: collectorOf(), agreed: map[string]bool{}, seen: map[string]bool{}}
-	if g.log, err = os.OpenFile("/dev/kmsg", os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+	if g.log, err = openLog(); err != nil {
 		return err
 	}
 	if s.Name == "idle" {

@@ -31,6 +31,8 @@ const (
 	workConnect = "connect" // makes connections with unread data, so many a step
 	workMount   = "mount"   // mounts procfs, in the first step
 	workFork    = "fork"    // makes processes that do nothing, so many a step
+	workLog     = "log"     // writes into the kernel's log, so many milliseconds a step
+	workSysrq   = "sysrq"   // has the kernel write into it
 )
 
 // work is a worker's main.
@@ -96,6 +98,8 @@ func workerStep(words []string) (func() (string, error), error) {
 			}
 			return "", nil
 		}, nil
+	case workLog, workSysrq:
+		return flooder(words[0], each)
 	}
 	return nil, fmt.Errorf("no work %q", words[0])
 }

@@ -5,6 +5,7 @@ package scenario
 
 import (
 	"slices"
+	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
@@ -35,6 +36,19 @@ type Scenario struct {
 	HighMemory bool
 	// Disk is the size of an empty disk in MiB, 0 for none.
 	Disk int
+	// Processors is how many there are, 0 for one.
+	Processors int
+	// Sampled has usage rise and fall between two scrapes once the kernel has refused:
+	// samples have to go on then, and so has the counting of what the kernel logs.
+	Sampled bool
+	// Unrecorded is set where it is not a limit that is put to the test, and a recording
+	// would tell nothing that others do not.
+	Unrecorded bool
+	// Prometheus has one outside of the guest scrape it every minute, which takes some of
+	// them: the scenario is driven only where it is named.
+	Prometheus bool
+	// Longer is the time that it may take above that of others.
+	Longer time.Duration
 	// Healthy has nothing go wrong: no refusal, and no alert.
 	Healthy bool
 }
@@ -110,7 +124,7 @@ func All() []Scenario {
 		},
 		{Name: "ephemeral_ports", Resource: "ephemeral_ports", Saturation: 1, Walks: []string{"ports"}},
 		// On root, fs.file-max is not enforced.
-		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Unprivileged: true},
+		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Unprivileged: true, Sampled: true},
 		{Name: "process_file_descriptors", Resource: "process_file_descriptors", Saturation: 1, Walks: []string{"process"}},
 		{Name: "threads", Resource: "threads", Saturation: 0.95},
 		{
@@ -126,7 +140,7 @@ func All() []Scenario {
 		// A backlog lasts for less than a scrape: only its drops can be seen.
 		{Name: "netdev_backlog", Resource: "netdev_backlog", Counters: []string{"netdev_backlog_drops_total"}},
 		{Name: "committed_memory", Resource: "committed_memory", Saturation: 0.9},
-		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}},
+		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Sampled: true},
 		{
 			Name: "cgroup_memory", Resource: "cgroup_memory", Saturation: 0.9, Walks: []string{"cgroup"},
 			Counters: []string{"cgroup_oom_kills_all_total"},
@@ -134,8 +148,23 @@ func All() []Scenario {
 		},
 		{
 			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"},
-			HighMemory: true,
+			HighMemory: true, Sampled: true,
 		},
+
+		// A program writes into the kernel's log what the kernel itself writes there.
+		{
+			Name: "log_forged", Resource: "conntrack_entries", Saturation: 1,
+			Counters: []string{"conntrack_drops_total"}, Unrecorded: true,
+		},
+		// The log is written faster than it can be read, while a table is full. With a
+		// second processor the exporter could read all the time.
+		{
+			Name: "log_flood", Resource: "conntrack_entries", Saturation: 1, Processors: 2,
+			Counters: []string{"conntrack_drops_total", "kernel_messages_lost_total"}, Unrecorded: true, Longer: 3 * time.Minute,
+		},
+
+		// A table is full between two scrapes.
+		{Name: "between_scrapes", Resource: "conntrack_entries", Unrecorded: true, Prometheus: true, Longer: 5 * time.Minute},
 
 		// Every collector must have read something that can be compared.
 		{Name: "idle", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
@@ -165,6 +194,15 @@ const (
 // WantStatus on the kernel's command line makes the guest report the status page of
 // each step too.
 const WantStatus = "lab.status"
+
+// The guest's ports that QEMU forwards to where there is a Prometheus: the exporter's, and
+// one at which the guest waits to be told that its load may begin, and then that it may
+// end. FullFor is how long the limit is reached.
+const (
+	ExporterPort = 10058
+	ControlPort  = 9100
+	FullFor      = 20 * time.Second
+)
 
 // Message is what the guest writes, as a line of JSON each.
 type Message struct {
@@ -207,4 +245,20 @@ type Done struct {
 	// those that never had it in any step.
 	Agreed int
 	Never  []string `json:",omitempty"`
+	// Miscounted is the messages whose number is not that of the kernel's lines.
+	Miscounted []string `json:",omitempty"`
+	Floods     []Flood  `json:",omitempty"`
+}
+
+// Flood is what the exporter made of a flood of the kernel's log.
+type Flood struct {
+	Writer  string
+	Seconds float64
+	// Records is how many there were, Lost those of them that the exporter missed.
+	Records, Lost float64
+	// Share is what the exporter took of a processor, Rest what it took before.
+	Share, Rest float64
+	// Logged is the kernel's lines about the full table amidst the flood, Counted those of
+	// them that the exporter saw.
+	Logged, Counted float64
 }
