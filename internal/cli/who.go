@@ -2,7 +2,9 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -66,15 +68,15 @@ func whoCommand() command {
 
 // who answers a question on a machine.
 func (c *config) who(ctx context.Context, machine *kernel.Machine, q who.Question, format string, std streams) (int, error) {
-	limit, err := c.readLimit(ctx, machine, q.Resource)
-	if err != nil {
-		return 1, err
-	}
+	limit := c.readLimit(ctx, machine, q.Resource)
 	if q.Resource == "" {
-		if limit == nil {
-			return 1, fmt.Errorf("no limit can be read, so none is the nearest")
+		if limit.Reading == nil {
+			return 1, cmp.Or(limit.Err, errors.New("no limit can be read, so none is the nearest"))
 		}
-		q.Resource = limit.Resource
+		q.Resource = limit.Reading.Resource
+		if err := who.Check(q); err != nil {
+			return 1, err
+		}
 	}
 	progress := newProgress(std.err)
 	q.Progress = progress.show
@@ -100,25 +102,32 @@ func (c *config) who(ctx context.Context, machine *kernel.Machine, q who.Questio
 	return 0, err
 }
 
-// readLimit reads a limit, or all that are enabled if it is unnamed, and returns the
-// nearest; nil if it cannot be read.
-func (c *config) readLimit(ctx context.Context, machine *kernel.Machine, resource string) (*collector.LimitReading, error) {
+// readLimit reads a limit, or the nearest of those of the enabled collectors if it is
+// unnamed.
+func (c *config) readLimit(ctx context.Context, machine *kernel.Machine, resource string) who.Limit {
 	specs := c.specs
 	if resource != "" {
 		specs = slices.DeleteFunc(collector.Specs(), func(s collector.Spec) bool {
 			return !slices.ContainsFunc(s.Limits, func(l collector.LimitInfo) bool { return l.Resource == resource })
 		})
+		if who.PerNetns(resource) {
+			i := slices.IndexFunc(c.specs, func(s collector.Spec) bool { return s.Name == "netns" })
+			if i >= 0 {
+				specs = append(specs, c.specs[i])
+			}
+		}
 	}
 	set := collector.NewSet(machine, specs, collector.Config{Top: c.top, Logger: slog.New(slog.DiscardHandler)})
 	defer closeSet(set)
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	for _, l := range set.Read(ctx, collector.Query{}).Limits() { // the nearest first
+	reading := set.Read(ctx, collector.Query{})
+	for _, l := range reading.Limits() { // the nearest first
 		if resource == "" || l.Resource == resource {
-			return &l, nil
+			return who.Limit{Reading: &l}
 		}
 	}
-	return nil, ctx.Err()
+	return who.Limit{Err: reading.Results[0].Err}
 }
 
 // progress is a line on a terminal that says how far a command is.

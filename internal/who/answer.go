@@ -79,10 +79,7 @@ func (a *Answer) finish(top int) {
 		a.Others += more
 		a.Groups = a.Groups[:top]
 	}
-	all := a.Count
-	if a.ByMemory {
-		all = a.Memory
-	}
+	all := a.measure(Group{Count: a.Count, Memory: a.Memory})
 	before := 0.0
 	for i := range a.Groups {
 		g := &a.Groups[i]
@@ -94,9 +91,9 @@ func (a *Answer) finish(top int) {
 	}
 }
 
-// measure is what of a group its share is of.
+// measure is what of a group its share is of: where nothing has any memory, the number.
 func (a *Answer) measure(g Group) float64 {
-	if a.ByMemory {
+	if a.ByMemory && a.Memory > 0 {
 		return g.Memory
 	}
 	return g.Count

@@ -125,7 +125,7 @@ func (h *holders) find(inode uint32) (process uint32, ok bool) {
 // ends with the first error that is not a process's end.
 func (q *inquiry) eachProcess(visit func(pid int, dir string) error) error {
 	n := uint64(0)
-	err := procfile.EachProcess(q.ProcPath, func(pid int) error {
+	err := procfile.EachProcess(q.ProcPath, func(pid int, _ uint64) error {
 		if err := q.ctx.Err(); err != nil {
 			return err
 		}
@@ -289,10 +289,10 @@ func (q *inquiry) lookAtDescriptors(sample int) error {
 		return err
 	})
 	if w.crowded > 0 {
-		q.note("The descriptors of %d processes were not looked at: there are too many.", w.crowded)
+		q.note("The descriptors of %s were not looked at: there are too many.", some(float64(w.crowded), "processes"))
 	}
 	if w.hidden > 0 {
-		q.note("The descriptors of %d processes are hidden from this user: to name what they hold needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. It is shown by user, and by unit where the kernel tells that of a socket.", w.hidden)
+		q.note("The descriptors of %s are hidden from this user: to see them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Their sockets go by user, and by unit where the kernel tells it.", some(float64(w.hidden), "processes"))
 	}
 	return err
 }
@@ -472,7 +472,7 @@ func (q *inquiry) findHolders(inodes map[uint32]bool) (map[uint32][]uint32, erro
 		return err
 	})
 	if w.hidden > 0 {
-		q.note("The descriptors of %d processes are hidden from this user: to name them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.", w.hidden)
+		q.note("The descriptors of %s are hidden from this user: to see them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.", some(float64(w.hidden), "processes"))
 	}
 	return of, err
 }

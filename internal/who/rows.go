@@ -22,6 +22,8 @@ type row struct {
 	// processes is set where they are read process by process, and not in each network
 	// namespace.
 	processes bool
+	// perNetns is set where each network namespace has such a limit of its own.
+	perNetns bool
 	// loose is set for sockets that no process can have any more.
 	loose bool
 	// kinds is set where it helps to know what kind of descriptors a process has.
@@ -61,7 +63,7 @@ func rows() []row {
 			}),
 		},
 		{
-			resource: "tcp_time_wait", things: "sockets", loose: true,
+			resource: "tcp_time_wait", things: "sockets", loose: true, perNetns: true,
 			by: []Grouping{ByListener, ByPeer, ByState},
 			read: readSockets(sockets{
 				protocol: sockdiag.TCP, about: tcpSockets, mini: true,
@@ -70,12 +72,12 @@ func rows() []row {
 			}),
 		},
 		{
-			resource: "accept_queue", things: "connections",
+			resource: "accept_queue", things: "connections", perNetns: true,
 			by:   []Grouping{ByListener, ByProcess, ByUnit, ByPod, ByPeer},
 			read: readAcceptQueues,
 		},
 		{
-			resource: "ephemeral_ports", things: "ports",
+			resource: "ephemeral_ports", things: "ports", perNetns: true,
 			by: []Grouping{ByDestination, BySource, ByProcess, ByUnit, ByPod, ByState},
 			read: readSockets(sockets{
 				protocol: sockdiag.TCP, about: tcpSockets, ephemeral: true,
@@ -93,7 +95,7 @@ func rows() []row {
 			read: readProcesses(countAgainstLimit),
 		},
 		{
-			resource: "conntrack_entries", things: "entries",
+			resource: "conntrack_entries", things: "entries", perNetns: true,
 			by:   []Grouping{BySource, ByDestination, ByPod, ByKind},
 			read: readConntrack,
 		},

@@ -290,9 +290,25 @@ func (q *inquiry) addOwners(parts []part) {
 	}
 	entries := map[string]*entry{}
 	var order []string
-	for _, p := range parts {
-		g := q.ownerGroup(p)
-		name := fmt.Sprint(g.Who, "\x00", g.PID, "\x00", g.User, "\x00", g.Unit)
+	// What a sample stands for is known where all of it comes into one group.
+	of := map[*group]string{}
+	split := map[*group]bool{}
+	groups := make([]Group, len(parts))
+	nameOf := func(g Group) string { return fmt.Sprint(g.Who, "\x00", g.PID, "\x00", g.User, "\x00", g.Unit) }
+	for i, p := range parts {
+		groups[i] = q.ownerGroup(p)
+		if !p.estimated && p.process != nil {
+			continue
+		}
+		if name, known := of[p.group]; known && name != nameOf(groups[i]) {
+			split[p.group] = true
+		} else {
+			of[p.group] = nameOf(groups[i])
+		}
+	}
+	for i, p := range parts {
+		g := groups[i]
+		name := nameOf(g)
 		e := entries[name]
 		if e == nil {
 			e = &entry{Group: g, of: map[*process]amount{}, marks: map[end]float64{}}
@@ -301,7 +317,7 @@ func (q *inquiry) addOwners(parts []part) {
 		}
 		e.Count += p.count
 		e.Memory += p.bytes
-		e.Estimated = e.Estimated || p.estimated
+		e.Estimated = e.Estimated || p.estimated && split[p.group]
 		if p.process != nil {
 			a := e.of[p.process]
 			a.add(p.amount)

@@ -70,6 +70,11 @@ func Resources() []string {
 	return names
 }
 
+// PerNetns reports whether each network namespace has a limit of its own of this kind.
+func PerNetns(resource string) bool {
+	return slices.ContainsFunc(rows(), func(r row) bool { return r.resource == resource && r.perNetns })
+}
+
 // Check returns an error, one line for people, where a question cannot be answered on any
 // machine.
 func Check(q Question) error {
@@ -278,7 +283,8 @@ func (q *inquiry) eachNetns(about func(*collector.FoundNetns) collector.Number, 
 		q.note("Network namespaces are missing: %v.", err)
 	}
 	if closed > 0 {
-		q.note("%s %s in %d network namespaces, such as %s, are missing: to enter them needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.", digits(missing), q.row.things, closed, example)
+		q.note("%s in %s, such as %s, are missing: to enter them needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
+			some(missing, q.row.things), some(float64(closed), "network namespaces"), example)
 	}
 	if failed != nil {
 		if read == 0 {

@@ -11,22 +11,26 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// WriteText writes an answer for people: the state of the limit, unless that is nil
-// because it could not be read, the table, and what to know about it.
-func (a *Answer) WriteText(out io.Writer, limit *collector.LimitReading) error {
-	if limit != nil {
-		fmt.Fprintf(out, "%s: %s, %s%% of its limit (%s)\n", a.Resource, limit.Level(), limit.Share(), limit.Amount(limit.Usage, limit.Limit))
-		if limit.Level() != collector.OK {
-			fmt.Fprintf(out, "When it is met: %s\n", limit.Effect)
-		}
-	} else {
-		fmt.Fprintf(out, "%s: how near it is to its limit could not be read\n", a.Resource)
+// A Limit is the state of the limit that was asked about.
+type Limit struct {
+	// Reading is nil where it could not be read, or is not enforced on this machine.
+	Reading *collector.LimitReading
+	// Err is why it could not be read.
+	Err error
+}
+
+// WriteText writes an answer for people: the state of the limit, the table, and what to
+// know about it.
+func (a *Answer) WriteText(out io.Writer, limit Limit) error {
+	fmt.Fprintf(out, "%s: %s\n", a.Resource, limit)
+	if l := limit.Reading; l != nil && l.Level() != collector.OK {
+		fmt.Fprintf(out, "When it is met: %s\n", l.Effect)
 	}
 	if a.Nobody != "" {
 		_, err := fmt.Fprintln(out, a.Nobody)
 		return err
 	}
-	fmt.Fprintln(out, a.summary())
+	fmt.Fprintln(out, a.summary(limit.Reading))
 	if len(a.Groups) > 0 {
 		if err := a.writeTable(out); err != nil {
 			return err
@@ -38,27 +42,49 @@ func (a *Answer) WriteText(out io.Writer, limit *collector.LimitReading) error {
 	return nil
 }
 
+// String says how near the limit is.
+func (l Limit) String() string {
+	r := l.Reading
+	switch {
+	case l.Err != nil:
+		return fmt.Sprintf("its limit could not be read: %v", l.Err)
+	case r == nil:
+		return "no such limit is enforced on this machine"
+	}
+	text := fmt.Sprintf("%s, %s%% of its limit (%s)", r.Level(), r.Share(), r.Amount(r.Usage, r.Limit))
+	if n := r.Netns; n != nil && n.Saturation > r.Saturation() {
+		text += fmt.Sprintf(", and %s%% in the network namespace %s", n.Share(), n.Name)
+	}
+	return text
+}
+
 // summary says what was found, in a line.
-func (a *Answer) summary() string {
+func (a *Answer) summary(limit *collector.LimitReading) string {
 	var b strings.Builder
 	if a.Stopped {
 		b.WriteString("Stopped before the end. ")
 	}
+	if a.Count == 0 && a.Memory == 0 {
+		fmt.Fprintf(&b, "No %s were found.", a.Things)
+		return b.String()
+	}
+	memory := a.HasMemory || a.ByMemory
 	switch {
-	case a.Count == 0 && a.Memory == 0:
-		fmt.Fprintf(&b, "No %s were found", a.Things)
 	case a.Count == 0:
-		fmt.Fprint(&b, collector.Bytes.Format(a.Memory))
+		b.WriteString(collector.Bytes.Format(a.Memory))
+	case memory:
+		fmt.Fprintf(&b, "%s with %s", some(a.Count, a.Things), collector.Bytes.Format(a.Memory))
 	default:
 		b.WriteString(some(a.Count, a.Things))
-		if a.HasMemory || a.ByMemory {
-			fmt.Fprintf(&b, " with %s", collector.Bytes.Format(a.Memory))
-		}
 	}
 	if a.Namespaces > 1 {
 		fmt.Fprintf(&b, " in %d network namespaces", a.Namespaces)
 	}
-	fmt.Fprintf(&b, ", by %s:", a.By)
+	fmt.Fprintf(&b, ", by %s", a.By)
+	if limit != nil && a.ByMemory && limit.Usage > 0 && limit.Unit == collector.Bytes {
+		fmt.Fprintf(&b, "; the limit counts %s", collector.Bytes.Format(limit.Usage))
+	}
+	b.WriteString(":")
 	return b.String()
 }
 
@@ -221,7 +247,7 @@ type (
 )
 
 // WriteJSON writes an answer for programs.
-func (a *Answer) WriteJSON(out io.Writer, limit *collector.LimitReading) error {
+func (a *Answer) WriteJSON(out io.Writer, limit Limit) error {
 	doc := jsonAnswer{
 		Resource: a.Resource, By: string(a.By), Counted: a.Things, Count: a.Count,
 		// Empty lists are [], not null.
@@ -231,9 +257,9 @@ func (a *Answer) WriteJSON(out io.Writer, limit *collector.LimitReading) error {
 	if a.Nobody != "" {
 		doc.Notes = []string{a.Nobody}
 	}
-	if limit != nil {
-		state, unit, saturation := limit.Level().String(), string(limit.Unit), limit.Saturation()
-		doc.State, doc.Unit, doc.Saturation, doc.Usage, doc.Limit = &state, &unit, &saturation, &limit.Usage, &limit.Limit
+	if l := limit.Reading; l != nil {
+		state, unit, saturation := l.Level().String(), string(l.Unit), l.Saturation()
+		doc.State, doc.Unit, doc.Saturation, doc.Usage, doc.Limit = &state, &unit, &saturation, &l.Usage, &l.Limit
 	}
 	memory := func(of float64) *float64 {
 		if !a.HasMemory && !a.ByMemory {
