@@ -50,8 +50,9 @@ func main() {
 
 // options are what the command line says.
 type options struct {
-	connections, runs, ssRuns int
-	dir                       string // of the programs
+	connections, runs int
+	ssTime            time.Duration
+	dir               string // of the programs
 }
 
 func run(ctx context.Context, args []string) (err error) {
@@ -59,7 +60,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("who", flag.ExitOnError)
 	flags.IntVar(&o.connections, "connections", 1_029_600, "connections to open, of two sockets each")
 	flags.IntVar(&o.runs, "runs", 5, "runs of each program, of which the median counts")
-	flags.IntVar(&o.ssRuns, "ss-runs", 1, "runs of ss, which takes long")
+	flags.DurationVar(&o.ssTime, "ss-time", 10*time.Minute, "how long ss may take, 0 to leave it out")
 	flags.StringVar(&o.dir, "programs", "", "folder of the built programs (used by the program itself)")
 	_ = flags.Parse(args) // exits by itself
 	if namespaces.Inside() {
@@ -125,7 +126,7 @@ func (o *options) measure(ctx context.Context, out io.Writer) (err error) {
 	for range o.runs { // in turns
 		for i, c := range commands {
 			rows[i].what = c.what
-			if _, err := rows[i].measure(ctx, c.args); err != nil {
+			if err := rows[i].measure(ctx, c.args); err != nil {
 				return err
 			}
 		}
@@ -152,16 +153,20 @@ func (o *options) measure(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	ss := cost{what: "`ss -tnmp`"}
-	var listed int
-	for range o.ssRuns {
-		if listed, err = ss.measure(ctx, []string{"ss", "-tnmpH"}); err != nil {
+	if o.ssTime > 0 {
+		ss := cost{what: "`ss -tnmp`"}
+		limited, cancel := context.WithTimeout(ctx, o.ssTime)
+		defer cancel()
+		if err := ss.measure(limited, []string{"ss", "-tnmpH"}); err != nil && limited.Err() == nil {
 			return err
 		}
+		if limited.Err() != nil {
+			ss.what += " (killed)"
+		}
+		rows = append(rows, ss)
 	}
-	rows = append(rows, ss)
 
-	fmt.Fprintf(out, "`go run ./bench/who`: medians of %d runs in turns, of ss %d; %s.\n\n", o.runs, o.ssRuns, machine)
+	fmt.Fprintf(out, "`go run ./bench/who`: medians of %d runs in turns, one of ss; %s.\n\n", o.runs, machine)
 	w := tabwriter.NewWriter(out, 0, 0, 1, ' ', tabwriter.Debug)
 	fmt.Fprintf(w, "| %s sockets\twall, s\tCPU, s\tagainst the floor\tpeak memory, MB\t\n", strconv.FormatFloat(sums[0].Count, 'f', 0, 64))
 	fmt.Fprintln(w, "|---\t---:\t---:\t---:\t---:\t")
@@ -174,39 +179,28 @@ func (o *options) measure(ctx context.Context, out io.Writer) (err error) {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\nMemory of all sockets: %.0f bytes by unit and %.0f by process; the kernel counted %d before and %d after. `ss` lists %d lines.\n",
-		sums[0].Memory, sums[1].Memory, before, after, listed)
+	fmt.Fprintf(out, "\nMemory of all sockets: %.0f bytes by unit and %.0f by process; the kernel counted %d before and %d after.\n",
+		sums[0].Memory, sums[1].Memory, before, after)
 	fmt.Fprintf(out, "\n```console\n$ sockpressure_exporter who tcp_memory\n%s$ sockpressure_exporter who tcp_memory --by=process --top=5\n%s```\n", text, byProcess)
 	return nil
 }
 
-// measure runs a command, and returns how many lines it printed.
-func (c *cost) measure(ctx context.Context, args []string) (int, error) {
+// measure runs a command, whose output nobody looks at. One that is killed counts too.
+func (c *cost) measure(ctx context.Context, args []string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stderr = os.Stderr
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return 0, err
-	}
 	began := time.Now()
-	if err := cmd.Start(); err != nil {
-		return 0, err
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("%v: %w", args, err)
 	}
-	lines, buf := 0, make([]byte, 1<<16)
-	for {
-		n, err := stdout.Read(buf)
-		lines += bytes.Count(buf[:n], []byte("\n"))
-		if err != nil {
-			break
-		}
-	}
-	if err := cmd.Wait(); err != nil {
-		return 0, fmt.Errorf("%v: %w", args, err)
+	if cmd.ProcessState == nil {
+		return err
 	}
 	c.wall = append(c.wall, time.Since(began))
 	c.cpu = append(c.cpu, cmd.ProcessState.SystemTime()+cmd.ProcessState.UserTime())
 	c.memory = max(c.memory, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss<<10) //nolint:forcetypeassert // it is, on Linux
-	return lines, nil
+	return err
 }
 
 // kernelMemory is what the kernel counts of TCP's memory, in bytes.

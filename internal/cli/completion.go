@@ -50,8 +50,8 @@ complete -o default -F _{{.App.Name}} {{.App.Name}}
         *)
             found="{{range .App.Commands}}{{if ne .Name "help"}} {{.Name}}{{end}}{{end}}"
             case $line in
-{{range .App.Commands}}{{if .Args}}            *" {{.Name}} "*) found="{{range .Args}}{{values .Value}}{{end}}" ;;
-{{end}}{{end}}            esac
+{{range .App.Commands}}{{$command := .Name}}{{range .Args}}{{with values .Value}}            *" {{$command}} "*) found="{{.}}" ;;
+{{end}}{{end}}{{end}}            esac
             ;;
         esac
         ;;

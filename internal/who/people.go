@@ -27,7 +27,7 @@ const (
 	wholeProcess = 1024
 	// sampled and sampledWell are the sizes of samples: to name the processes of a group, and
 	// to group by process.
-	sampled     = 256
+	sampled     = 128
 	sampledWell = 1024
 	// maxLooked bounds the sockets that are remembered by inode: 8 MB.
 	maxLooked = 1 << 19
