@@ -25,7 +25,7 @@ func (v *listenerVisitor) Visit(s *sockdiag.Socket) {
 	at := v.tally.add(k, amount{count: float64(s.RecvQueue)}, float64(s.RecvQueue)/limit)
 	g := &v.tally.groups[at]
 	g.limit = float64(s.SendQueue)
-	v.tally.vote(at, mark{cgroup: s.Cgroup}, 1)
+	g.vote(mark{cgroup: s.Cgroup}, 1)
 }
 
 // readAcceptQueues answers by the listeners of each network namespace, or by the
@@ -64,8 +64,7 @@ func readAcceptQueues(q *inquiry) error {
 				p.process = q.people.list[h[0]]
 			}
 			g.id = g.mark.cgroup
-			p.mark, p.votes = mark{end: end{addr: g.from, port: g.fromPort}}, g.count
-			p.cast = g.count
+			p.vote(mark{end: end{addr: g.from, port: g.fromPort}}, g.count)
 			parts = append(parts, p)
 		}
 		q.addOwners(parts)

@@ -2,6 +2,7 @@ package who
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io/fs"
 	"iter"
@@ -41,8 +42,10 @@ type people struct {
 	users  map[uint32]string // nil before it was read
 
 	// hidden counts processes whose descriptors may not be looked at, crowded those that were
-	// not because there are too many.
-	hidden, crowded int
+	// not because there are too many, failed those that could not be read, of the first of
+	// which why is the error.
+	hidden, crowded, failed int
+	why                     error
 }
 
 // process is a process, and what its descriptors were seen to be.
@@ -83,7 +86,7 @@ func (h *holders) place(inode uint32) uint32 {
 	return (inode * 2654435769) & uint32(len(h.slots)-1) // Knuth's multiplier; runs of inodes stay apart
 }
 
-// set notes the holder of an inode. Of several the first counts.
+// set notes the holder of an inode, in place of one that was noted before.
 func (h *holders) set(inode, process uint32) {
 	if 4*(h.n+1) > 3*len(h.slots) {
 		old := h.slots
@@ -98,6 +101,7 @@ func (h *holders) set(inode, process uint32) {
 	for i := h.place(inode); ; i = (i + 1) & uint32(len(h.slots)-1) {
 		switch h.slots[i].inode {
 		case inode:
+			h.slots[i].process = process
 			return
 		case 0:
 			h.slots[i] = holder{inode, process}
@@ -121,10 +125,13 @@ func (h *holders) find(inode uint32) (process uint32, ok bool) {
 	}
 }
 
-// eachProcess calls visit with each process that is asked for, whose folder is dir. It
-// ends with the first error that is not a process's end.
+// eachProcess calls visit with each process, whose folder is dir. One that ends meanwhile
+// or that cannot be read takes no other one with it. It ends early with the context's
+// error and with that of visit if it is errEnough.
 func (q *inquiry) eachProcess(visit func(pid int, dir string) error) error {
 	n := uint64(0)
+	w := &q.people
+	w.failed, w.why = 0, nil
 	err := procfile.EachProcess(q.ProcPath, func(pid int, _ uint64) error {
 		if err := q.ctx.Err(); err != nil {
 			return err
@@ -133,13 +140,27 @@ func (q *inquiry) eachProcess(visit func(pid int, dir string) error) error {
 			q.Progress(n, 0, "processes")
 		}
 		err := visit(pid, q.ProcPath+"/"+strconv.Itoa(pid))
-		if procfile.IsGone(err) {
+		if err != nil && !procfile.IsGone(err) && !errors.Is(err, errEnough) {
+			w.failed++
+			w.why = cmp.Or(w.why, err)
 			return nil
 		}
-		return err
+		if errors.Is(err, errEnough) {
+			return err
+		}
+		return nil
 	})
+	if w.failed > 0 {
+		q.note("%s could not be read, the first: %v.", some(float64(w.failed), "processes"), w.why)
+	}
+	if errors.Is(err, errEnough) {
+		return nil
+	}
 	return err
 }
+
+// errEnough ends a walk over processes.
+var errEnough = errors.New("that is enough")
 
 // person returns the place of a process in the list, which it is added to with what its
 // status says.
@@ -227,7 +248,6 @@ func (q *inquiry) ownerOf(file []byte) (owner.Owner, string) {
 // haveUnits reports whether any process belongs to a unit, a container or a pod.
 func (q *inquiry) haveUnits() bool {
 	found := false
-	enough := errors.New("found")
 	_ = q.eachProcess(func(pid int, dir string) error {
 		b, err := procfile.ReadOnce(dir+"/cgroup", make([]byte, 4096))
 		if err != nil {
@@ -235,7 +255,7 @@ func (q *inquiry) haveUnits() bool {
 		}
 		if owner.Claimed(b).Kind != "" {
 			found = true
-			return enough
+			return errEnough
 		}
 		return nil
 	})
@@ -278,7 +298,12 @@ func (q *inquiry) lookAtDescriptors(sample int) error {
 			return nil
 		}
 		err := q.eachDescriptor(pid, dir, sample, func(at uint32, link []byte) {
-			if inode, ok := socketInode(link); ok {
+			inode, ok := socketInode(link)
+			if !ok {
+				return
+			}
+			// Of several that share a socket it is the oldest, mostly their parent.
+			if other, known := w.inodes.find(inode); !known || pid < w.list[other].pid {
 				w.inodes.set(inode, at)
 			}
 		})
@@ -471,6 +496,9 @@ func (q *inquiry) findHolders(inodes map[uint32]bool) (map[uint32][]uint32, erro
 		}
 		return err
 	})
+	for _, held := range of {
+		slices.SortFunc(held, func(a, b uint32) int { return cmp.Compare(w.list[a].pid, w.list[b].pid) })
+	}
 	if w.hidden > 0 {
 		q.note("The descriptors of %s are hidden from this user: to see them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.", some(float64(w.hidden), "processes"))
 	}

@@ -315,7 +315,7 @@ func readKinds(q *inquiry) error {
 				kinds[kind], names = id, append(names, kind)
 			}
 			a := amount{count: n * p.weight()}
-			q.tally.hold(q.tally.add(key{id: id}, a, a.count), at, a)
+			q.tally.hold(q.tally.add(key{id: id}, a, a.count), at).add(a)
 		}
 		return nil
 	})

@@ -119,15 +119,20 @@ func (v *socketVisitor) Visit(s *sockdiag.Socket) {
 		score = a.bytes
 	}
 	at := v.tally.add(v.key(v, s, e), a, score)
-	if v.owners {
-		v.tally.vote(at, mark{end: e}, score)
-	} else {
-		v.tally.vote(at, mark{cgroup: s.Cgroup}, score)
-	}
+	var held *portion
 	if s.Inode != 0 {
 		if process, ok := v.people.inodes.find(s.Inode); ok {
-			v.tally.hold(at, process, a)
+			held = v.tally.hold(at, process)
+			held.add(a)
 		}
+	}
+	switch {
+	case held != nil && v.owners:
+		held.vote(mark{end: e}, score)
+	case v.owners:
+		v.tally.groups[at].vote(mark{end: e}, score)
+	case s.Cgroup != 0:
+		v.tally.groups[at].vote(mark{cgroup: s.Cgroup}, score)
 	}
 }
 
@@ -225,9 +230,10 @@ func (q *inquiry) hostCounts() (n collector.FoundNetns) {
 
 // A part is what of a group belongs to one process, or to nobody that was found.
 type part struct {
-	*group
+	group   *group
 	process *process // nil for nobody
 	amount
+	ballot
 	estimated bool
 }
 
@@ -245,7 +251,7 @@ func (q *inquiry) distribute() []part {
 		for _, h := range held {
 			p := q.people.list[h.process]
 			rest.subtract(h.amount)
-			found := part{group: g, process: p, amount: h.amount}
+			found := part{group: g, process: p, amount: h.amount, ballot: h.ballot}
 			if p.weight() == 1 {
 				parts = append(parts, found)
 				continue
@@ -275,7 +281,7 @@ func (q *inquiry) distribute() []part {
 			parts = append(parts, p)
 		}
 		if missed.count > 0 {
-			parts = append(parts, part{group: g, amount: missed})
+			parts = append(parts, part{group: g, amount: missed, ballot: g.ballot})
 		}
 	}
 	return parts
@@ -344,15 +350,15 @@ func (q *inquiry) addOwners(parts []part) {
 
 // ownerGroup returns the group that a part is of, without numbers.
 func (q *inquiry) ownerGroup(p part) (g Group) {
-	whose, cgroup := q.socketOwner(p.id)
+	whose, cgroup := q.socketOwner(p.group.id)
 	if p.process != nil {
 		q.know(p.process)
 		if p.process.owner.Name != "" || whose.Name == "" {
 			whose, cgroup = p.process.owner, p.process.cgroup
 		}
 		g.PID, g.User = p.process.pid, q.user(p.process.user)
-	} else if !p.loose {
-		g.User = q.user(p.user)
+	} else if !p.group.loose {
+		g.User = q.user(p.group.user)
 	}
 	g.Unit, g.Namespace, g.Pod = cmp.Or(whose.Name, cgroup), whose.Namespace, whose.Pod
 	switch q.By {
@@ -360,7 +366,7 @@ func (q *inquiry) ownerGroup(p part) (g Group) {
 		switch {
 		case p.process != nil:
 			g.Who = p.process.label()
-		case p.loose:
+		case p.group.loose:
 			g.Who = "no process"
 		default:
 			g.Who = "not found"
@@ -416,7 +422,9 @@ func (q *inquiry) addSocketGroups(v *socketVisitor) {
 		case ByListener:
 			g.Who = end{t.from, t.fromPort, t.out}.String()
 		case ByPeer:
-			g.Who = address(t.to, t.toPort)
+			if g.Who = address(t.to, t.toPort); unspecified(t.to) {
+				g.Who = "nobody, listening"
+			}
 		case BySource:
 			g.Who = address(t.from, 0)
 		case ByDestination:

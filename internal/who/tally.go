@@ -51,12 +51,32 @@ type group struct {
 	key
 	amount
 	score float64 // what it is kept for
-	// mark is what most of the things have in common, if more than half have anything: the
-	// vote of Boyer and Moore. Those that agree have at least votes of all that was cast.
+	ballot
+	limit float64 // of the group, 0 if it has none of its own
+}
+
+// ballot is what most things have in common, if more than half have anything: the vote of
+// Boyer and Moore. Those that agree have at least votes of all that was cast.
+type ballot struct {
 	mark        mark
 	votes, cast float64
-	limit       float64 // of the group, 0 if it has none of its own
 }
+
+// vote counts what things have in common.
+func (b *ballot) vote(m mark, weight float64) {
+	b.cast += weight
+	switch {
+	case b.mark == m:
+		b.votes += weight
+	case b.votes < weight:
+		b.mark, b.votes = m, weight-b.votes
+	default:
+		b.votes -= weight
+	}
+}
+
+// agreed returns what more than half have in common.
+func (b *ballot) agreed() (mark, bool) { return b.mark, b.votes > 0 && 2*b.votes >= b.cast }
 
 // tally counts things by group, in bounded memory, so that the largest groups come out. It
 // is the algorithm of Misra and Gries, as collector's frequent: where there are too many,
@@ -65,8 +85,11 @@ type tally struct {
 	most   int
 	places map[key]uint32 // in groups
 	groups []group
-	held   map[holding]amount
+	held   map[holding]*portion
 	all    amount
+	// last is the place of the group that was added to last: the next thing is often of
+	// the same.
+	last uint32
 	// dropped is by how much the score of a group can be too low.
 	dropped float64
 }
@@ -75,13 +98,16 @@ type tally struct {
 type holding struct{ group, process uint32 }
 
 func newTally(most int) *tally {
-	return &tally{most: most, places: map[key]uint32{}, held: map[holding]amount{}}
+	return &tally{most: most, places: map[key]uint32{}, held: map[holding]*portion{}}
 }
 
 // add counts things of a group and returns its place, which holds until the next one.
 func (t *tally) add(k key, a amount, score float64) uint32 {
 	t.all.add(a)
-	at, known := t.places[k]
+	at, known := t.last, len(t.groups) > 0 && t.groups[t.last].key == k
+	if !known {
+		at, known = t.places[k]
+	}
 	if !known {
 		if len(t.groups) == t.most {
 			t.prune()
@@ -90,38 +116,30 @@ func (t *tally) add(k key, a amount, score float64) uint32 {
 		t.groups = append(t.groups, group{key: k})
 		t.places[k] = at
 	}
+	t.last = at
 	g := &t.groups[at]
 	g.add(a)
 	g.score += score
 	return at
 }
 
-// vote counts what things have in common.
-func (t *tally) vote(at uint32, m mark, weight float64) {
-	g := &t.groups[at]
-	g.cast += weight
-	switch {
-	case g.mark == m:
-		g.votes += weight
-	case g.votes < weight:
-		g.mark, g.votes = m, weight-g.votes
-	default:
-		g.votes -= weight
-	}
+// portion is what a process has of a group.
+type portion struct {
+	amount
+	ballot
 }
 
-// agreed returns what more than half of a group has in common.
-func (g *group) agreed() (mark, bool) { return g.mark, g.votes > 0 && 2*g.votes >= g.cast }
-
-// hold counts things of a group that a process has.
-func (t *tally) hold(at, process uint32, a amount) {
+// hold returns what a process has of a group, to be added to.
+func (t *tally) hold(at, process uint32) *portion {
 	h := holding{at, process}
-	old, known := t.held[h]
-	if !known && len(t.held) == maxHeld {
-		return
+	p := t.held[h]
+	if p == nil {
+		p = new(portion)
+		if len(t.held) < maxHeld {
+			t.held[h] = p
+		}
 	}
-	old.add(a)
-	t.held[h] = old
+	return p
 }
 
 func (t *tally) prune() {
@@ -145,11 +163,11 @@ func (t *tally) prune() {
 		t.places[g.key] = moved[i]
 		kept = append(kept, g)
 	}
-	t.groups = kept
-	held := make(map[holding]amount, len(t.held))
-	for h, a := range t.held {
+	t.groups, t.last = kept, 0
+	held := make(map[holding]*portion, len(t.held))
+	for h, p := range t.held {
 		if to := moved[h.group]; to != t.gone() {
-			held[holding{to, h.process}] = a
+			held[holding{to, h.process}] = p
 		}
 	}
 	t.held = held
@@ -161,14 +179,14 @@ func (*tally) gone() uint32 { return ^uint32(0) }
 // processHeld is what a process has of a group.
 type processHeld struct {
 	process uint32
-	amount
+	*portion
 }
 
 // heldOf returns what processes have of each group, the one with the most first.
 func (t *tally) heldOf() [][]processHeld {
 	of := make([][]processHeld, len(t.groups))
-	for h, a := range t.held {
-		of[h.group] = append(of[h.group], processHeld{h.process, a})
+	for h, p := range t.held {
+		of[h.group] = append(of[h.group], processHeld{h.process, p})
 	}
 	for _, held := range of {
 		slices.SortFunc(held, func(a, b processHeld) int {

@@ -250,6 +250,10 @@ func (q *inquiry) eachNetns(about func(*collector.FoundNetns) collector.Number, 
 			return err
 		}
 	}
+	if len(q.places) == 1 {
+		q.answer.Namespaces = read
+		return failed
+	}
 	err := q.Tour(func(t *kernel.Tour) error {
 		for i := 1; i < len(q.places); i++ {
 			p := &q.places[i]

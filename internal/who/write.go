@@ -1,6 +1,7 @@
 package who
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -157,11 +158,9 @@ func (a *Answer) writeTable(out io.Writer) error {
 	line := func(cell func(c column) string) {
 		cells := make([]string, len(shown))
 		for i, c := range shown {
-			if cells[i] = cell(c); cells[i] == "" && i < len(shown)-1 {
-				cells[i] = "-"
-			}
+			cells[i] = cmp.Or(cell(c), "-")
 		}
-		fmt.Fprintln(w, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}
 	line(func(c column) string { return c.title })
 	for i := range a.Groups {
