@@ -222,13 +222,51 @@ func kernelMemory() int {
 	return -1
 }
 
-// hold opens the connections, in a cgroup named like a unit if there is version 2 of
-// them, and returns what closes them.
+// units are those that hold the connections, with their shares of them.
+func units() []unit { return []unit{{"api", 0.6}, {"proxy", 0.3}, {"worker", 0.1}} }
+
+type unit struct {
+	name  string
+	share float64
+}
+
+// perProcess is how many connections a process of bench/sockets holds.
+const perProcess = 9900
+
+// hold opens the connections, those of each unit in a cgroup that is named like it if there
+// is version 2 of them, and returns what closes them.
 func (o *options) hold(ctx context.Context) (release func() error, err error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(o.dir, "sockets"), fmt.Sprintf("--connections=%d", o.connections))
+	var releases []func() error
+	release = func() (err error) {
+		for _, r := range releases {
+			err = errors.Join(err, r())
+		}
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, release())
+		}
+	}()
+	first := 0
+	for _, u := range units() {
+		count := int(u.share * float64(o.connections))
+		done, err := o.holdUnit(ctx, "bench-"+u.name+".service",
+			fmt.Sprintf("--connections=%d", count), fmt.Sprintf("--first=%d", first), "--unread=4096")
+		if err != nil {
+			return nil, err
+		}
+		releases = append(releases, done)
+		first += (count + perProcess - 1) / perProcess
+	}
+	return release, nil
+}
+
+func (o *options) holdUnit(ctx context.Context, name string, args ...string) (release func() error, err error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(o.dir, "sockets"), args...)
 	cmd.Stderr = os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cgroup := unitCgroup()
+	cgroup := unitCgroup(name)
 	if cgroup != "" {
 		dir, err := os.Open(cgroup)
 		if err != nil {
@@ -262,13 +300,12 @@ func (o *options) hold(ctx context.Context) (release func() error, err error) {
 	}, nil
 }
 
-// unitCgroup makes a cgroup that is named like a unit, and returns its folder; "" where
-// that cannot be.
-func unitCgroup() string {
+// unitCgroup makes a cgroup, and returns its folder; "" where that cannot be.
+func unitCgroup(name string) string {
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		var st unix.Statfs_t
 		if unix.Statfs(root, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-			cgroup := filepath.Join(root, "bench-who.service")
+			cgroup := filepath.Join(root, name)
 			if err := os.Mkdir(cgroup, 0o755); err == nil || errors.Is(err, os.ErrExist) {
 				return cgroup
 			}

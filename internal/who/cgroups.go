@@ -16,6 +16,13 @@ import (
 type cgroups struct {
 	podsOf *owner.Pods
 	paths  map[uint64]string // nil before they were looked at
+	known  map[uint64]ownedCgroup
+}
+
+// ownedCgroup is whose a cgroup is, and its path.
+type ownedCgroup struct {
+	owner.Owner
+	path string
 }
 
 func (c *cgroups) pods(q *inquiry) *owner.Pods {
@@ -75,10 +82,17 @@ func (q *inquiry) socketOwner(id uint64) (owner.Owner, string) {
 	if id == 0 {
 		return owner.Owner{}, ""
 	}
-	path, ok := q.cgroupPath(id)
-	if !ok {
-		return owner.Owner{}, fmt.Sprintf("(cgroup %d)", id)
+	c, known := q.groups.known[id]
+	if !known {
+		c = ownedCgroup{path: fmt.Sprintf("(cgroup %d)", id)}
+		if path, ok := q.cgroupPath(id); ok {
+			c.Owner, _ = q.ownerOf([]byte("0::" + path + "\n"))
+			c.path = parse.Printable(path)
+		}
+		if q.groups.known == nil {
+			q.groups.known = map[uint64]ownedCgroup{}
+		}
+		q.groups.known[id] = c
 	}
-	whose, _ := q.ownerOf([]byte("0::" + path + "\n"))
-	return whose, parse.Printable(path)
+	return c.Owner, c.path
 }

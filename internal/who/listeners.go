@@ -25,7 +25,7 @@ func (v *listenerVisitor) Visit(s *sockdiag.Socket) {
 	at := v.tally.add(k, amount{count: float64(s.RecvQueue)}, float64(s.RecvQueue)/limit)
 	g := &v.tally.groups[at]
 	g.limit = float64(s.SendQueue)
-	g.vote(mark{cgroup: s.Cgroup}, 1)
+	g.vote(s.Cgroup, 1)
 }
 
 // readAcceptQueues answers by the listeners of each network namespace, or by the
@@ -63,8 +63,7 @@ func readAcceptQueues(q *inquiry) error {
 			if h := holders[uint32(g.id)]; len(h) > 0 {
 				p.process = q.people.list[h[0]]
 			}
-			g.id = g.mark.cgroup
-			p.vote(mark{end: end{addr: g.from, port: g.fromPort}}, g.count)
+			g.id = g.cgroup
 			parts = append(parts, p)
 		}
 		q.addOwners(parts)
@@ -87,7 +86,7 @@ func readAcceptQueues(q *inquiry) error {
 			}
 		}
 		if whose == "" {
-			o, cgroup := q.socketOwner(t.mark.cgroup)
+			o, cgroup := q.socketOwner(t.cgroup)
 			whose, g.Namespace, g.Pod = cmp.Or(o.Name, cgroup), o.Namespace, o.Pod
 			g.User = q.user(t.user)
 		}

@@ -58,8 +58,13 @@ func socketKey(by Grouping) func(v *socketVisitor, s *sockdiag.Socket, e end) ke
 			return key{state: uint8(s.State)}
 		}
 	default: // those of processes and their cgroups
-		return func(_ *socketVisitor, s *sockdiag.Socket, _ end) key {
-			return key{id: s.Cgroup, user: s.UID, loose: s.Inode == 0}
+		return func(v *socketVisitor, s *sockdiag.Socket, e end) key {
+			// What a connection is for tells the processes of a cgroup apart. Destinations can
+			// be very many, and then they are one.
+			if e.out && len(v.tally.groups) > maxGroups/2 {
+				e = end{out: true}
+			}
+			return key{id: s.Cgroup, user: s.UID, loose: s.Inode == 0, from: e.addr, fromPort: e.port, out: e.out}
 		}
 	}
 }
@@ -119,20 +124,13 @@ func (v *socketVisitor) Visit(s *sockdiag.Socket) {
 		score = a.bytes
 	}
 	at := v.tally.add(v.key(v, s, e), a, score)
-	var held *portion
+	if !v.owners && s.Cgroup != 0 {
+		v.tally.groups[at].vote(s.Cgroup, score)
+	}
 	if s.Inode != 0 {
 		if process, ok := v.people.inodes.find(s.Inode); ok {
-			held = v.tally.hold(at, process)
-			held.add(a)
+			v.tally.hold(at, process).add(a)
 		}
-	}
-	switch {
-	case held != nil && v.owners:
-		held.vote(mark{end: e}, score)
-	case v.owners:
-		v.tally.groups[at].vote(mark{end: e}, score)
-	case s.Cgroup != 0:
-		v.tally.groups[at].vote(mark{cgroup: s.Cgroup}, score)
 	}
 }
 
@@ -233,56 +231,129 @@ type part struct {
 	group   *group
 	process *process // nil for nobody
 	amount
-	ballot
 	estimated bool
 }
 
-// distribute takes the groups, each of which is the sockets of one cgroup and user, apart
-// by process. What was found by inode counts as it is. The rest belongs to processes of
-// which a sample was looked at, as far as these have something in the group, each by what
-// its sample stands for. Where there is but one, that is exact.
+// fewHeavy is how many sockets with memory a sample has to have to tell how much memory
+// the others have. With fewer, each is taken to have the same.
+const fewHeavy = 30
+
+// opener is who opened sockets, as far as the kernel tells.
+type opener struct {
+	cgroup uint64
+	user   uint32
+}
+
+// unseen is the sockets of an opener that nobody was found to have in their own group, and
+// the processes of which a sample was looked at that have any of its sockets.
+type unseen struct {
+	amount
+	order []*process
+	of    map[*process]*sampledPart
+}
+
+// sampledPart is how many sockets of an opener a process has besides those that were seen,
+// as its sample has it, and how many were found to be its own.
+type sampledPart struct{ expected, given float64 }
+
+// distribute takes the groups apart by process. The sockets of a group are those of one
+// opener that are for one thing. What was found by inode counts as it is. The rest belongs
+// to processes of which a sample was looked at: to those that have something in the group,
+// each by what its sample stands for, which is exact where there is but one. What that
+// leaves over, as of groups that are too small for a sample, goes to those that have
+// something of the same opener and should have more.
 func (q *inquiry) distribute() []part {
 	var parts []part
+	left := map[opener]*unseen{}
+	var order []opener
 	for i, held := range q.tally.heldOf() {
 		g := &q.tally.groups[i]
+		o := opener{g.id, g.user}
+		u := left[o]
+		if u == nil {
+			u = &unseen{of: map[*process]*sampledPart{}}
+			left[o] = u
+			order = append(order, o)
+		}
 		rest := g.amount
 		var partly []part
-		expected := amount{}
+		var expected amount
+		few := false
 		for _, h := range held {
 			p := q.people.list[h.process]
 			rest.subtract(h.amount)
-			found := part{group: g, process: p, amount: h.amount, ballot: h.ballot}
+			found := part{group: g, process: p, amount: h.amount}
 			if p.weight() == 1 {
 				parts = append(parts, found)
 				continue
 			}
 			partly = append(partly, found)
-			expected.add(h.times(p.weight() - 1))
+			more := h.times(p.weight() - 1)
+			expected.add(more)
+			few = few || h.heavy < fewHeavy
+			if u.of[p] == nil {
+				u.of[p] = new(sampledPart)
+				u.order = append(u.order, p)
+			}
+			u.of[p].expected += more.count
 		}
-		// What the samples do not account for is nobody's.
-		missed := rest
-		if expected.count >= 0.9*rest.count {
-			missed = amount{}
-		} else {
-			missed.subtract(rest.times(expected.count / rest.count))
-		}
-		rest.subtract(missed)
+		missed := accountedFor(&rest, expected.count)
 		for _, p := range partly {
 			more := p.times(p.process.weight() - 1)
-			if expected.count > 0 {
-				p.count += rest.count * more.count / expected.count
+			share := more.count / expected.count
+			u.of[p.process].given += rest.count * share
+			p.count += rest.count * share
+			if !few && expected.bytes > 0 {
+				share = more.bytes / expected.bytes
 			}
-			if expected.bytes > 0 {
-				p.bytes += rest.bytes * more.bytes / expected.bytes
-			} else if expected.count > 0 {
-				p.bytes += rest.bytes * more.count / expected.count
-			}
+			p.bytes += rest.bytes * share
 			p.estimated = len(partly) > 1 || missed.count > 0
 			parts = append(parts, p)
 		}
-		if missed.count > 0 {
-			parts = append(parts, part{group: g, amount: missed, ballot: g.ballot})
+		if g.loose && missed.count > 0 {
+			parts = append(parts, part{group: g, amount: missed})
+		} else {
+			u.add(missed)
 		}
+	}
+	for _, o := range order {
+		parts = append(parts, left[o].parts(o)...)
+	}
+	return parts
+}
+
+// accountedFor takes off rest what samples that stand for so many things do not account
+// for, and returns it. A tenth is their error.
+func accountedFor(rest *amount, expected float64) (missed amount) {
+	if expected >= 0.9*rest.count {
+		return amount{}
+	}
+	missed = *rest
+	missed.subtract(rest.times(expected / rest.count))
+	rest.subtract(missed)
+	return missed
+}
+
+// parts gives what is left over of an opener to the processes that should have more.
+func (u *unseen) parts(o opener) (parts []part) {
+	if u.count == 0 {
+		return nil
+	}
+	// Of several groups, which have nothing in common.
+	g := &group{key: key{id: o.cgroup, user: o.user, out: true}}
+	wanting := 0.0
+	for _, s := range u.of {
+		wanting += max(s.expected-s.given, 0)
+	}
+	rest := u.amount
+	missed := accountedFor(&rest, wanting)
+	for _, p := range u.order {
+		if s := u.of[p]; s.expected > s.given {
+			parts = append(parts, part{g, p, rest.times((s.expected - s.given) / wanting), len(u.of) > 1 || missed.count > 0})
+		}
+	}
+	if missed.count > 0 {
+		parts = append(parts, part{group: g, amount: missed})
 	}
 	return parts
 }
@@ -329,8 +400,8 @@ func (q *inquiry) addOwners(parts []part) {
 			a.add(p.amount)
 			e.of[p.process] = a
 		}
-		if m, ok := p.agreed(); ok {
-			e.marks[m.end] += q.answer.measure(Group{Count: p.count, Memory: p.bytes})
+		if what := (end{p.group.from, p.group.fromPort, p.group.out}); what != (end{out: true}) {
+			e.marks[what] += q.answer.measure(Group{Count: p.count, Memory: p.bytes})
 		}
 	}
 	for _, name := range order {
@@ -438,8 +509,8 @@ func (q *inquiry) addSocketGroups(v *socketVisitor) {
 			of[p] = h.times(p.weight())
 		}
 		q.nameProcesses(&g, of)
-		if m, ok := t.agreed(); ok && q.By != ByState {
-			whose, cgroup := q.socketOwner(m.cgroup)
+		if id, ok := t.agreed(); ok && q.By != ByState {
+			whose, cgroup := q.socketOwner(id)
 			g.Unit, g.Namespace, g.Pod = cmp.Or(whose.Name, cgroup), whose.Namespace, whose.Pod
 		}
 		if v.ephemeral && q.By == ByDestination {

@@ -40,12 +40,6 @@ type key struct {
 	loose            bool // no process can have it: it has no inode
 }
 
-// mark is what the things of a group may have in common.
-type mark struct {
-	end
-	cgroup uint64
-}
-
 // group is the things with one key.
 type group struct {
 	key
@@ -55,28 +49,30 @@ type group struct {
 	limit float64 // of the group, 0 if it has none of its own
 }
 
-// ballot is what most things have in common, if more than half have anything: the vote of
-// Boyer and Moore. Those that agree have at least votes of all that was cast.
+// ballot is the cgroup that more than half of a group's things are of, if there is one: the
+// vote of Boyer and Moore. Those that agree have at least votes of all that was cast.
 type ballot struct {
-	mark        mark
+	cgroup      uint64
 	votes, cast float64
 }
 
-// vote counts what things have in common.
-func (b *ballot) vote(m mark, weight float64) {
+// vote counts a cgroup.
+func (b *ballot) vote(cgroup uint64, weight float64) {
 	b.cast += weight
 	switch {
-	case b.mark == m:
+	case b.cgroup == cgroup:
 		b.votes += weight
 	case b.votes < weight:
-		b.mark, b.votes = m, weight-b.votes
+		b.cgroup, b.votes = cgroup, weight-b.votes
 	default:
 		b.votes -= weight
 	}
 }
 
-// agreed returns what more than half have in common.
-func (b *ballot) agreed() (mark, bool) { return b.mark, b.votes > 0 && 2*b.votes >= b.cast }
+// agreed returns the cgroup that more than half is of.
+func (b *ballot) agreed() (cgroup uint64, ok bool) {
+	return b.cgroup, b.votes > 0 && 2*b.votes >= b.cast
+}
 
 // tally counts things by group, in bounded memory, so that the largest groups come out. It
 // is the algorithm of Misra and Gries, as collector's frequent: where there are too many,
@@ -123,10 +119,17 @@ func (t *tally) add(k key, a amount, score float64) uint32 {
 	return at
 }
 
-// portion is what a process has of a group.
+// portion is what was seen that a process has of a group.
 type portion struct {
 	amount
-	ballot
+	heavy int // of those, how many have any bytes
+}
+
+func (p *portion) add(a amount) {
+	p.amount.add(a)
+	if a.bytes > 0 {
+		p.heavy++
+	}
 }
 
 // hold returns what a process has of a group, to be added to.

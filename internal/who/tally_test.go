@@ -56,12 +56,11 @@ func TestTally(t *testing.T) {
 	}
 }
 
-// TestBallot expects what more than half have in common, and nothing else.
+// TestBallot expects the cgroup of more than half, and no other.
 func TestBallot(t *testing.T) {
-	at := func(port uint16) mark { return mark{end: end{port: port}} }
 	for _, c := range []struct {
-		cast []float64 // by port
-		want uint16
+		cast []float64 // by cgroup
+		want uint64
 	}{
 		{[]float64{0, 0, 9, 1}, 2},
 		{[]float64{0, 5, 0, 0}, 1},
@@ -72,15 +71,43 @@ func TestBallot(t *testing.T) {
 		for shift := range 4 {
 			var b ballot
 			for i := range 4 {
-				port := (i + shift) % 4
-				if c.cast[port] > 0 {
-					b.vote(at(uint16(port)), c.cast[port])
+				cgroup := (i + shift) % 4
+				if c.cast[cgroup] > 0 {
+					b.vote(uint64(cgroup), c.cast[cgroup])
 				}
 			}
-			if m, ok := b.agreed(); ok != (c.want > 0) || ok && m != at(c.want) {
-				t.Errorf("%v from %d: %v, %v", c.cast, shift, m, ok)
+			if id, ok := b.agreed(); ok != (c.want > 0) || ok && id != c.want {
+				t.Errorf("%v from %d: %v, %v", c.cast, shift, id, ok)
 			}
 		}
+	}
+}
+
+// TestDistributeSmall expects what is in groups too small for a sample with the process
+// that should have more, in the end as many as it has.
+func TestDistributeSmall(t *testing.T) {
+	crawler := &process{pid: 2, open: 10_000, looked: 100}
+	q := &inquiry{answer: new(Answer), tally: newTally(maxGroups)}
+	q.people.list = []*process{crawler}
+	for i := range 10_000 {
+		at := q.tally.add(key{id: 7, out: true, fromPort: uint16(i + 1)}, amount{1, 10}, 1)
+		if i%100 == 0 {
+			q.tally.hold(at, 0).add(amount{1, 10})
+		}
+	}
+	q.tally.add(key{id: 7, loose: true}, amount{50, 500}, 1) // no process can have these
+	q.tally.add(key{id: 8, fromPort: 1}, amount{30, 300}, 1) // of somebody else
+	got := map[*process]amount{}
+	for _, p := range q.distribute() {
+		a := got[p.process]
+		a.add(p.amount)
+		got[p.process] = a
+	}
+	if n := got[crawler]; n.count < 9999 || n.count > 10_001 || n.bytes < 99_990 || n.bytes > 100_010 {
+		t.Errorf("the crawler has %+v", n)
+	}
+	if n := got[nil]; n != (amount{80, 800}) {
+		t.Errorf("nobody has %+v", n)
 	}
 }
 
