@@ -3,9 +3,9 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -36,7 +36,7 @@ func hog(t *testing.T, descriptors int) (procfs string) {
 		}
 	}
 	for fd := range descriptors {
-		if err := os.Symlink("pipe:[1]", filepath.Join(dir, "7/fd", fmt.Sprint(fd))); err != nil {
+		if err := os.Symlink("pipe:[1]", filepath.Join(dir, "7/fd", strconv.Itoa(fd))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -108,8 +108,8 @@ func TestProgress(t *testing.T) {
 	p.erase()
 	got := make([]byte, 1000)
 	n, err := shown.Read(got)
-	const clear = "\r\x1b[K"
-	if want := clear + "read 1,240,000 of about 2,059,200 sockets" + clear + "read 2,500,000 sockets" + clear; err != nil || string(got[:n]) != want {
+	const erased = "\r\x1b[K"
+	if want := erased + "read 1,240,000 of about 2,059,200 sockets" + erased + "read 2,500,000 sockets" + erased; err != nil || string(got[:n]) != want {
 		t.Errorf("%q, %v; want %q", got[:n], err, want)
 	}
 	var file bytes.Buffer

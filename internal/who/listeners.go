@@ -13,8 +13,6 @@ import (
 type listenerVisitor struct {
 	*inquiry
 	place uint32
-	torn  bool
-	read  int
 }
 
 func (v *listenerVisitor) Reset() {}

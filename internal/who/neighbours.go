@@ -55,7 +55,7 @@ func readNeighbours(family uint8) func(*inquiry) error {
 				if len(b) < unix.SizeofIfInfomsg {
 					return fmt.Errorf("interface of %d bytes", len(b))
 				}
-				name, _ := attribute(b[unix.SizeofIfInfomsg:], unix.IFLA_IFNAME)
+				name := attribute(b[unix.SizeofIfInfomsg:], unix.IFLA_IFNAME)
 				names[key{place: at, id: uint64(binary.NativeEndian.Uint32(b[4:]))}] = parse.Printable(strings.TrimRight(string(name), "\x00"))
 				return nil
 			})
@@ -106,18 +106,18 @@ func dump(conn *netlink.Conn, typ netlink.HeaderType, payload []byte, visit func
 	return failed
 }
 
-// attribute returns the value of the first attribute of a type.
-func attribute(b []byte, typ uint16) ([]byte, bool) {
+// attribute returns the value of the first attribute of a type, nil if there is none.
+func attribute(b []byte, typ uint16) []byte {
 	d, err := netlink.NewAttributeDecoder(b)
 	if err != nil {
-		return nil, false
+		return nil
 	}
 	for d.Next() {
 		if d.Type() == typ {
-			return d.Bytes(), true
+			return d.Bytes()
 		}
 	}
-	return nil, false
+	return nil
 }
 
 // networkBits is how long the prefix is by which neighbours are put together.
@@ -131,8 +131,7 @@ func networkBits(addr netip.Addr) int {
 // neighbourNetwork returns the network of a neighbour's address.
 func neighbourNetwork(attributes []byte) (network [16]byte) {
 	const destination = 1 // NDA_DST
-	b, _ := attribute(attributes, destination)
-	addr, ok := netip.AddrFromSlice(b)
+	addr, ok := netip.AddrFromSlice(attribute(attributes, destination))
 	if !ok {
 		return network
 	}

@@ -248,7 +248,7 @@ func (q *inquiry) ownerOf(file []byte) (owner.Owner, string) {
 // haveUnits reports whether any process belongs to a unit, a container or a pod.
 func (q *inquiry) haveUnits() bool {
 	found := false
-	_ = q.eachProcess(func(pid int, dir string) error {
+	_ = q.eachProcess(func(_ int, dir string) error {
 		b, err := procfile.ReadOnce(dir+"/cgroup", make([]byte, 4096))
 		if err != nil {
 			return nil //nolint:nilerr // another one may say it

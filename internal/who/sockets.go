@@ -211,7 +211,7 @@ func (v *socketVisitor) walk() error {
 
 // hostCounts are the numbers of sockets of the host's network namespace.
 func (q *inquiry) hostCounts() (n collector.FoundNetns) {
-	n.Owner.Name = hostNetns
+	n.Name = hostNetns
 	f, f6 := q.Host.File("sockstat"), q.Host.File("sockstat6")
 	if b, err := f.Read(); err == nil {
 		if s, err := parse.Sockstat(b, f.Path(), 0); err == nil {

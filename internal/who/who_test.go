@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -86,7 +87,7 @@ func (h *host) process(pid int, name string, user int, cgroup string, links ...s
 		h.t.Fatal(err)
 	}
 	for i, link := range links {
-		if err := os.Symlink(link, filepath.Join(h.dir, dir, "fd", fmt.Sprint(i))); err != nil {
+		if err := os.Symlink(link, filepath.Join(h.dir, dir, "fd", strconv.Itoa(i))); err != nil {
 			h.t.Fatal(err)
 		}
 	}
