@@ -20,7 +20,7 @@ import (
 // portModules returns the modules that a guest needs to report.
 func portModules() []string { return []string{"virtio_pci", "virtio_console"} }
 
-// wantedModules returns the modules of the scenarios: sock_diag for TCP, connection
+// wantedModules returns the modules of the scenarios: sock_diag for TCP and UDP, connection
 // tracking with a rule that switches it on, a pair of network interfaces, a disk.
 func wantedModules() []string {
 	return []string{"crc32c_generic", "tcp_diag", "udp_diag", "nf_conntrack_netlink", "nf_tables", "nft_ct", "veth", "virtio_blk"}
