@@ -78,6 +78,9 @@ func (c *config) who(ctx context.Context, machine *kernel.Machine, q who.Questio
 			return 1, err
 		}
 	}
+	if limit.Reading != nil && q.Resource == "cgroup_memory" && len(limit.Reading.Items) > 0 {
+		q.Cgroup = limit.Reading.Items[0].Key[0]
+	}
 	progress := newProgress(std.err)
 	q.Progress = progress.show
 	scope := collector.NewScope(machine, q.Top, slog.New(slog.DiscardHandler))

@@ -56,7 +56,7 @@ func TestWho(t *testing.T) {
 		if status := Run(t.Context(), all, nil, &stdout, &stderr); status != 0 || stderr.Len() > 0 {
 			t.Fatalf("%v: status %d, %s", all, status, stderr.String())
 		}
-		const want = `process_file_descriptors: critical, 100.0% of its limit (10 of 10 descriptors)
+		const want = `process_file_descriptors: critical, 100.0% of its limit (10 of 10 descriptors) of hog
 When it is met: open, socket and accept of that process fail with EMFILE.
 10 descriptors, by process:
 SHARE   CUMULATIVE  DESCRIPTORS  LIMIT  USED    PROCESS  USER  UNIT              MOSTLY

@@ -2,12 +2,10 @@ package who
 
 import (
 	"fmt"
-	"io/fs"
-	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/cgroup"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
@@ -32,49 +30,34 @@ func (c *cgroups) pods(q *inquiry) *owner.Pods {
 	return c.podsOf
 }
 
-// maxCgroups bounds how many are looked at.
+// maxCgroups bounds how many are known.
 const maxCgroups = 1 << 17
 
 // cgroupPath returns the path of the cgroup with an ID, as in /proc/<pid>/cgroup; ok is
-// false for one that was removed, or where there is no version 2.
+// false for one that was removed, or where there is no version 2 or only a container's.
 func (q *inquiry) cgroupPath(id uint64) (path string, ok bool) {
 	c := &q.groups
 	if c.paths == nil {
 		c.paths = map[uint64]string{}
-		root := q.cgroupRoot()
-		if root == "" {
+		unified, err := cgroup.Unified(q.CgroupPath)
+		if err != nil {
 			return "", false
 		}
-		// The ID of a cgroup is the inode number of its folder on 64-bit machines, and its
+		// The ID is the inode number of the folder on 64-bit machines, and has that as its
 		// lower half on others.
-		_ = filepath.WalkDir(root, func(at string, d fs.DirEntry, err error) error {
-			if err != nil || len(c.paths) == maxCgroups {
-				return fs.SkipDir
-			}
-			if !d.IsDir() {
-				return nil
-			}
-			var st unix.Stat_t
-			if unix.Lstat(at, &st) == nil {
-				c.paths[st.Ino] = "/" + strings.TrimPrefix(strings.TrimPrefix(at, root), "/")
+		var root unix.Stat_t
+		if unix.Stat(unified.Root, &root) == nil {
+			c.paths[root.Ino] = "/"
+		}
+		_ = unified.Walk(q.ctx, func(g cgroup.Group) error {
+			if len(c.paths) < maxCgroups {
+				c.paths[g.Inode] = g.Path
 			}
 			return nil
 		})
 	}
 	path, ok = c.paths[id]
 	return path, ok
-}
-
-// cgroupRoot is where version 2 is mounted, by itself or beside version 1.
-func (q *inquiry) cgroupRoot() string {
-	for _, name := range []string{"fs/cgroup", "fs/cgroup/unified"} {
-		root := filepath.Join(q.SysPath, name)
-		var st unix.Statfs_t
-		if unix.Statfs(root, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-			return root
-		}
-	}
-	return ""
 }
 
 // socketOwner returns whose a socket is, given the ID of its cgroup, and the path of that.

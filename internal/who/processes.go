@@ -40,12 +40,15 @@ func readProcesses(measure func(q *inquiry, dir string) (measurement, error)) fu
 				return err
 			}
 			k := key{id: uint64(pid)}
-			if q.By != ByProcess || q.Pod != "" || q.Netns != "" {
+			if q.By != ByProcess || q.Pod != "" || q.Netns != "" || q.Cgroup != "" {
 				b, err := procfile.ReadOnce(dir+"/cgroup", make([]byte, 4096))
 				if err != nil {
 					return err
 				}
 				o, cgroup := q.ownerOf(b)
+				if q.Cgroup != "" && o.Name != q.Cgroup && cgroup != q.Cgroup && !strings.HasPrefix(cgroup, q.Cgroup+"/") {
+					return nil
+				}
 				if asked, err := q.asked(o, strconv.Itoa(pid)); !asked {
 					return err
 				}

@@ -115,6 +115,11 @@ func rows() []row {
 			read: byKindOr(readMemoryKinds(false), readProcesses(residentMemory)),
 		},
 		{
+			resource: "cgroup_memory", things: "processes", memory: true, processes: true,
+			by:   []Grouping{ByProcess, ByUnit, ByPod},
+			read: readProcesses(residentMemory),
+		},
+		{
 			resource: "low_memory", things: "kinds", memory: true, machine: true,
 			by:   []Grouping{ByKind},
 			read: readMemoryKinds(true),

@@ -53,6 +53,9 @@ func (l Limit) String() string {
 		return "no such limit is enforced on this machine"
 	}
 	text := fmt.Sprintf("%s, %s%% of its limit (%s)", r.Level(), r.Share(), r.Amount(r.Usage, r.Limit))
+	if len(r.Items) > 0 && r.Level() != collector.OK {
+		text += " of " + r.Items[0].Name()
+	}
 	if n := r.Netns; n != nil && n.Saturation > r.Saturation() {
 		text += fmt.Sprintf(", and %s%% in the network namespace %s", n.Share(), n.Name)
 	}
