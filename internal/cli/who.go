@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -48,6 +49,8 @@ func whoCommand() command {
 			cmd.Flag("netns", "Look at one network namespace only, named as the label netns of the metrics, or host.").PlaceHolder("NAME").StringVar(&q.Netns)
 		},
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
+			// It runs once, on a host that may be short of memory.
+			defer debug.SetGCPercent(debug.SetGCPercent(50))
 			q.By = who.Grouping(by)
 			if q.Top < 1 || q.Top > maxGroups {
 				return 1, fmt.Errorf("--top=%d is not between 1 and %d", q.Top, maxGroups)

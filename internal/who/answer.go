@@ -100,17 +100,20 @@ func (a *Answer) measure(g Group) float64 {
 }
 
 // title is the heading of the column with who a group is.
-func (by Grouping) title() string {
-	switch by {
-	case ByUnit:
-		return "UNIT, CONTAINER OR POD"
-	case ByListener:
-		return "LISTENER OR DESTINATION"
-	case ByDestination:
-		return "FROM → DESTINATION"
-	default:
-		return strings.ToUpper(string(by))
+func (a *Answer) title() string {
+	title := strings.ToUpper(string(a.By))
+	with := func(part string) bool {
+		return slices.ContainsFunc(a.Groups, func(g Group) bool { return strings.Contains(" "+g.Who, part) })
 	}
+	switch {
+	case a.By == ByUnit:
+		return "UNIT, CONTAINER OR POD"
+	case a.By == ByListener && with(" to "):
+		return "LISTENER OR DESTINATION"
+	case a.By == ByDestination && with(" → "):
+		return "FROM → DESTINATION"
+	}
+	return title
 }
 
 // digits writes a number with commas between the thousands.

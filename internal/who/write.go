@@ -130,7 +130,7 @@ func (a *Answer) writeTable(out io.Writer) error {
 			}
 			return percent(g.Count / g.Limit)
 		}},
-		{a.By.title(), func(g *Group) string { return g.Who }},
+		{a.title(), func(g *Group) string { return g.Who }},
 		{"USER", func(g *Group) string { return g.User }},
 		{"UNIT", func(g *Group) string {
 			if a.By == ByUnit || a.By == ByPod || g.Unit == "/" {
@@ -174,7 +174,11 @@ func (a *Answer) writeTable(out io.Writer) error {
 	}
 	if a.Others > 0 {
 		last := a.Groups[len(a.Groups)-1].Cumulative
-		fmt.Fprintf(out, "%s%% is of %s more (--top shows more).\n", strconv.FormatFloat(100*max(1-last, 0), 'f', 1, 64), digits(float64(a.Others)))
+		others := digits(float64(a.Others))
+		if a.TooLow > 0 {
+			others = "very many"
+		}
+		fmt.Fprintf(out, "%s is of %s more (--top shows more).\n", percent(max(1-last, 0)), others)
 	}
 	if a.estimated() {
 		fmt.Fprintln(out, "~ is estimated, from a sample of the descriptors of processes that have more than "+digits(wholeProcess)+".")
@@ -184,7 +188,7 @@ func (a *Answer) writeTable(out io.Writer) error {
 		if a.ByMemory {
 			low = collector.Bytes.Format(a.TooLow)
 		}
-		fmt.Fprintf(out, "There are very many groups: the numbers of one can be too low by up to %s.\n", low)
+		fmt.Fprintf(out, "The numbers of a group can be too low by up to %s: there are very many.\n", low)
 	}
 	return nil
 }

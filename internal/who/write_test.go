@@ -47,9 +47,9 @@ When it is met: Connections are reset.
 SHARE  CUMULATIVE  MEMORY    SOCKETS     UNIT, CONTAINER OR POD  PROCESS                         MOSTLY
 66.7%  66.7%       ~2.0 GiB  ~1,999,999  pod/shop/cart-0         java[30]                        -
 33.3%  100.0%      1.0 GiB   59,200      unit/nginx.service      nginx[812], nginx[813], 6 more  at *:443
-0.0% is of 1 more (--top shows more).
+0.0% is of very many more (--top shows more).
 ~ is estimated, from a sample of the descriptors of processes that have more than 1,024.
-There are very many groups: the numbers of one can be too low by up to 1.0 MiB.
+The numbers of a group can be too low by up to 1.0 MiB: there are very many.
 The descriptors of 2 processes are hidden.
 `
 	if out.String() != want {
