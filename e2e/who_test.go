@@ -419,6 +419,55 @@ func TestWhoConntrack(t *testing.T) {
 	}
 }
 
+// TestWhoNeighbours expects neighbours by interface, network and state.
+func TestWhoNeighbours(t *testing.T) {
+	n := enterNetns(t, "ip")
+	for _, args := range []string{
+		"link add wide type veth peer name other", "link set wide up", "link set other up", "address add 198.51.100.1/24 dev wide", "address add 192.0.2.1/24 dev wide",
+	} {
+		command(t, "", "ip", strings.Fields(args)...)
+	}
+	for i := range 7 {
+		network := []string{"198.51.100", "192.0.2"}[i%2]
+		command(t, "", "ip", "neigh", "add", fmt.Sprintf("%s.%d", network, 10+i), "lladdr", "02:00:00:00:00:01", "dev", "wide", "nud", "permanent")
+	}
+	if a := n.ask("neighbours_ipv4"); a.group(t, "wide").Count != 7 {
+		t.Errorf("%+v", a)
+	}
+	if a := n.ask("neighbours_ipv4", "--by=destination"); a.group(t, "198.51.100.0/24").Count != 4 || a.group(t, "192.0.2.0/24").Count != 3 {
+		t.Errorf("%+v", a)
+	}
+	if a := n.ask("neighbours_ipv4", "--by=state"); a.group(t, "permanent").Count != 7 {
+		t.Errorf("%+v", a)
+	}
+}
+
+// TestWhoPod expects a pod's listener by the name of the pod, and no other one.
+func TestWhoPod(t *testing.T) {
+	needs.Check(t, needs.Root)
+	n, other := nettest.New(t), nettest.New(t)
+	n.Listen(4, 7)
+	other.Listen(4, 7)
+	const uid = "11111111-2222-3333-4444-555555555555"
+	putInto(t, n, "kubepods/besteffort/pod"+uid)
+	logs := t.TempDir()
+	if err := os.Mkdir(filepath.Join(logs, "shop_cart-0_"+uid), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a := askWho(t, nil, "accept_queue", "--pod=shop/cart-0", "--path.pod-logs="+logs)
+	if len(a.Groups) != 1 || a.Groups[0].Netns != "pod/shop/cart-0" || a.Count != 5 {
+		t.Errorf("%+v", a)
+	}
+	a = askWho(t, nil, "file_descriptors", "--by=pod", "--path.pod-logs="+logs)
+	if a.group(t, "shop/cart-0").Count < 1 {
+		t.Errorf("%+v", a)
+	}
+	a = askWho(t, nil, "file_descriptors", "--pod=shop/cart-0", "--path.pod-logs="+logs)
+	if len(a.Groups) != 1 || a.Groups[0].PID != n.PID || a.Groups[0].Unit != "pod/shop/cart-0" {
+		t.Errorf("%+v", a)
+	}
+}
+
 // TestWhoChurn asks while processes come and go.
 func TestWhoChurn(t *testing.T) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
