@@ -1,6 +1,7 @@
 package who
 
 import (
+	"context"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -49,7 +50,8 @@ func (q *inquiry) cgroupPath(id uint64) (path string, ok bool) {
 		if unix.Stat(unified.Root, &root) == nil {
 			c.paths[root.Ino] = "/"
 		}
-		_ = unified.Walk(q.ctx, func(g cgroup.Group) error {
+		// What names groups is short, and wanted of what was found until it was stopped too.
+		_ = unified.Walk(context.WithoutCancel(q.ctx), func(g cgroup.Group) error {
 			if len(c.paths) < maxCgroups {
 				c.paths[g.Inode] = g.Path
 			}

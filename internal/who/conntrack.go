@@ -3,6 +3,7 @@ package who
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"net/netip"
 	"os"
@@ -118,7 +119,7 @@ func (q *inquiry) podAddresses() map[netip.Addr]owner.Owner {
 // too.
 func (q *inquiry) allPlaces() []collector.FoundNetns {
 	if len(q.places) == 1 {
-		found, _ := collector.FindNetns(q.ctx, q.Scope)
+		found, _ := collector.FindNetns(context.WithoutCancel(q.ctx), q.Scope)
 		return found
 	}
 	var all []collector.FoundNetns

@@ -139,8 +139,6 @@ func Ask(ctx context.Context, k *collector.Scope, question Question) (*Answer, e
 	if ctx.Err() != nil {
 		err = ctx.Err()
 		q.answer.Stopped = true
-		// What names the groups may take its time, and was not asked for any more.
-		q.ctx = context.WithoutCancel(ctx)
 	}
 	q.answer.finish(q.Question.Top)
 	return q.answer, err
