@@ -1,6 +1,7 @@
 package who
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
@@ -45,6 +46,8 @@ type listening struct {
 	// ports has for each port whether it is listened on at every address, at some.
 	ports [1 << 16]struct{ every, some bool }
 	at    map[localEnd]bool
+	// recent are some of them, where their address says: mostly they spare the map.
+	recent [recentKeys]localEnd
 }
 
 type localEnd struct {
@@ -55,6 +58,7 @@ type localEnd struct {
 func (l *listening) Reset() {
 	clear(l.ports[:])
 	l.at = map[localEnd]bool{}
+	clear(l.recent[:])
 }
 
 func (l *listening) Visit(s *sockdiag.Socket) {
@@ -74,12 +78,24 @@ func (l *listening) end(s *sockdiag.Socket) end {
 		return end{addr: local(s), port: s.SourcePort}
 	}
 	switch p := l.ports[s.SourcePort]; {
-	case p.some && l.at[localEnd{s.Source16(), s.SourcePort}]:
+	case p.some && l.listened(localEnd{s.Source16(), s.SourcePort}):
 		return end{addr: s.Source16(), port: s.SourcePort}
 	case p.every:
 		return end{port: s.SourcePort}
 	}
 	return end{addr: s.Destination16(), port: s.DestinationPort, out: true}
+}
+
+func (l *listening) listened(e localEnd) bool {
+	recent := &l.recent[(binary.LittleEndian.Uint32(e.addr[12:])+uint32(e.port))*2654435769>>22]
+	if *recent == e {
+		return true // no socket is at the port 0
+	}
+	if !l.at[e] {
+		return false
+	}
+	*recent = e
+	return true
 }
 
 // local is the local address of a socket, zero for every one.

@@ -28,7 +28,7 @@ const (
 	wholeProcess = 1024
 	// sampled and sampledWell are the sizes of samples: to name the processes of a group, and
 	// to group by process.
-	sampled     = 128
+	sampled     = 64
 	sampledWell = 1024
 	// maxLooked bounds the sockets that are remembered by inode: 8 MB.
 	maxLooked = 1 << 19
@@ -385,7 +385,7 @@ func descriptors(folder, table, sample int) (iter.Seq[int], int, error) {
 	// The size is their number since Linux 6.2. A table that is nearly empty, or of which the
 	// size is not known, is listed.
 	open := int(st.Size)
-	if !isProc(folder) || open == 0 || table == 0 || table > 8*open+1024 {
+	if !isProc(folder) || open == 0 || table == 0 || table > 4*open+64 {
 		list, err := listed(folder)
 		if err != nil {
 			return nil, 0, err

@@ -2,6 +2,7 @@ package who
 
 import (
 	"cmp"
+	"encoding/binary"
 	"slices"
 )
 
@@ -38,6 +39,17 @@ type key struct {
 	kind, state      uint8
 	out              bool // the connection was not accepted
 	loose            bool // no process can have it: it has no inode
+}
+
+// recentKeys is a power of two.
+const recentKeys = 1 << 10
+
+// hash is where a key is in tally.recent. It looks at what mostly differs.
+func (k *key) hash() uint32 {
+	h := binary.LittleEndian.Uint32(k.from[12:]) + uint32(k.fromPort)<<8
+	h = h*31 + binary.LittleEndian.Uint32(k.to[12:]) + uint32(k.toPort)<<8
+	h = h*31 + uint32(k.id) + k.user + k.place + uint32(k.kind) + uint32(k.state)
+	return h * 2654435769 >> 22 // Knuth's multiplier
 }
 
 // group is the things with one key.
@@ -83,9 +95,9 @@ type tally struct {
 	groups []group
 	held   map[holding]*portion
 	all    amount
-	// last is the place of the group that was added to last: the next thing is often of
-	// the same.
-	last uint32
+	// recent has the places of groups that were added to, where their key says: mostly it
+	// spares the map.
+	recent [recentKeys]uint32
 	// dropped is by how much the score of a group can be too low.
 	dropped float64
 }
@@ -100,7 +112,8 @@ func newTally(most int) *tally {
 // add counts things of a group and returns its place, which holds until the next one.
 func (t *tally) add(k key, a amount, score float64) uint32 {
 	t.all.add(a)
-	at, known := t.last, len(t.groups) > 0 && t.groups[t.last].key == k
+	recent := &t.recent[k.hash()]
+	at, known := *recent, int(*recent) < len(t.groups) && t.groups[*recent].key == k
 	if !known {
 		at, known = t.places[k]
 	}
@@ -112,7 +125,7 @@ func (t *tally) add(k key, a amount, score float64) uint32 {
 		t.groups = append(t.groups, group{key: k})
 		t.places[k] = at
 	}
-	t.last = at
+	*recent = at
 	g := &t.groups[at]
 	g.add(a)
 	g.score += score
@@ -166,7 +179,7 @@ func (t *tally) prune() {
 		t.places[g.key] = moved[i]
 		kept = append(kept, g)
 	}
-	t.groups, t.last = kept, 0
+	t.groups = kept
 	held := make(map[holding]*portion, len(t.held))
 	for h, p := range t.held {
 		if to := moved[h.group]; to != t.gone() {
