@@ -29,7 +29,7 @@ const (
 	// sampled and sampledWell are the sizes of samples: to name the processes of a group, and
 	// to group by process.
 	sampled     = 64
-	sampledWell = 1024
+	sampledWell = 256
 	// maxLooked bounds the sockets that are remembered by inode: 8 MB.
 	maxLooked = 1 << 19
 )
