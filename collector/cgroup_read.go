@@ -80,8 +80,8 @@ func (r *cgroupReader) read(ctx context.Context, s *cgroups) error {
 			owns = claim.Kind != "" || g.Leaf
 			c.owner, err = r.pods.Of(claim)
 			p.Add(err)
-			if c.owner.Name = printable(c.owner.Name); c.owner.Name == "" || names[c.owner.Name] {
-				c.owner.Name = printable(g.Path)
+			if c.owner.Name = parse.Printable(c.owner.Name); c.owner.Name == "" || names[c.owner.Name] {
+				c.owner.Name = parse.Printable(g.Path)
 			}
 			names[c.owner.Name] = true
 			if owns {

@@ -13,6 +13,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/cgroup"
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
@@ -77,7 +78,7 @@ func (h *Holder) String() string {
 
 // labels are those of saturation_holder_ratio.
 func (h *Holder) labels(resource, item string) []string {
-	return []string{resource, item, h.Process, h.Owner.Name, printable(h.Owner.Namespace), printable(h.Owner.Pod)}
+	return []string{resource, item, h.Process, h.Owner.Name, parse.Printable(h.Owner.Namespace), parse.Printable(h.Owner.Pod)}
 }
 
 // A holding is what a reading tells of who holds something: numbers, of which a
@@ -154,12 +155,12 @@ func (h *holders) describe(who *Holder) {
 		return
 	}
 	if comm, err := procfile.ReadOnce(dir+"/comm", buf); err == nil {
-		who.Process = printable(strings.TrimSpace(string(comm)))
+		who.Process = parse.Printable(strings.TrimSpace(string(comm)))
 	}
 	who.UID = number(st.Uid)
 	if b, err := procfile.ReadOnce(dir+"/cgroup", buf); err == nil && who.Owner.Name == "" {
 		who.Owner, _ = h.pods.Owner(b)
-		who.Owner.Name = printable(who.Owner.Name)
+		who.Owner.Name = parse.Printable(who.Owner.Name)
 	}
 	// It is the same process before and after, or nobody.
 	var after unix.Stat_t
@@ -180,7 +181,7 @@ func (h *holders) ownerOf(ctx context.Context, id uint64) owner.Owner {
 		return owner.Owner{}
 	}
 	whose, _ := h.pods.Owner([]byte("0::" + path + "\n"))
-	whose.Name = printable(whose.Name)
+	whose.Name = parse.Printable(whose.Name)
 	return whose
 }
 
@@ -208,7 +209,7 @@ func (h *holders) find(ctx context.Context, of []holding) {
 		return
 	}
 	looks := 0
-	_ = eachProcess(h.machine.ProcPath, func(pid int, _ uint64) error {
+	_ = procfile.EachProcess(h.machine.ProcPath, func(pid int, _ uint64) error {
 		if looks >= maxLooks || len(wanted) == 0 {
 			return context.Canceled
 		}

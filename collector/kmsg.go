@@ -111,7 +111,7 @@ func kmsgSpec(specs []Spec) Spec {
 			var notes []Note
 			for _, m := range s.messages {
 				if !m.last.IsZero() {
-					notes = append(notes, Note{m.name, m.resources, printable(m.text), m.last})
+					notes = append(notes, Note{m.name, m.resources, parse.Printable(m.text), m.last})
 				}
 			}
 			return notes

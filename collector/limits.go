@@ -70,18 +70,23 @@ func (l LimitReading) Format(v float64) string {
 	if v >= 1<<62 {
 		return "none" // as good as: the kernel's largest number
 	}
-	if l.Unit != Bytes {
-		return strconv.FormatFloat(v, 'f', -1, 64) + " " + l.Unit.of(v)
+	return l.Unit.Format(v)
+}
+
+// Format writes a number of the unit, for people.
+func (u Unit) Format(v float64) string {
+	if u != Bytes {
+		return strconv.FormatFloat(v, 'f', -1, 64) + " " + u.of(v)
 	}
-	for _, u := range []struct {
+	for _, binary := range []struct {
 		size float64
 		name string
 	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
-		if v >= u.size {
-			return strconv.FormatFloat(v/u.size, 'f', 1, 64) + " " + u.name
+		if v >= binary.size {
+			return strconv.FormatFloat(v/binary.size, 'f', 1, 64) + " " + binary.name
 		}
 	}
-	return strconv.FormatFloat(v, 'f', -1, 64) + " " + l.Unit.of(v)
+	return strconv.FormatFloat(v, 'f', -1, 64) + " " + u.of(v)
 }
 
 // Amount writes a usage and a limit for people: 3 of 10 ports.

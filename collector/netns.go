@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // namespaces is one reading of the network namespaces besides the host's.
@@ -23,6 +24,7 @@ type namespaces struct {
 // netnsReading is one namespace.
 type netnsReading struct {
 	id    uint64
+	at    netnsPlace  // where it was found
 	owner owner.Owner // its name is that of no other one
 	// inuse counts TCP sockets of both address families, udp UDP sockets, timeWait
 	// mini-sockets.
@@ -259,7 +261,7 @@ func (s *namespaces) worst() (worst []NetnsLimit) {
 	for limit, l := range netnsLimits() {
 		for _, n := range s.nearest(limit, 1) {
 			worst = append(worst, NetnsLimit{
-				l.resource, n.owner.Name, printable(n.owner.Namespace), printable(n.owner.Pod), n.saturation[limit].Value, l.most,
+				l.resource, n.owner.Name, parse.Printable(n.owner.Namespace), parse.Printable(n.owner.Pod), n.saturation[limit].Value, l.most,
 			})
 		}
 	}

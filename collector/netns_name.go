@@ -66,7 +66,7 @@ func (h *netnsHistory) distinguish(all []netnsReading) {
 	taken := map[string]int{}
 	for i := range all {
 		n := &all[i]
-		n.owner.Name = printable(n.owner.Name)
+		n.owner.Name = parse.Printable(n.owner.Name)
 		if past := h.of[n.id]; n.owner.Name != "" && past != nil && past.name == n.owner.Name {
 			taken[n.owner.Name] = i
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
 const (
@@ -128,6 +129,7 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 		n.owner, err = r.pods.Of(n.claim)
 		unnamed = cmp.Or(unnamed, err)
 		r.history.note(&n, at.processes)
+		n.at = at
 		s.all = append(s.all, n)
 	}
 	if err := r.visit(ctx, places, took); err != nil {
@@ -173,7 +175,7 @@ func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded in
 	}
 	at := map[uint64]int{}
 	r.found.begin(time.Now())
-	err = eachProcess(r.ProcPath, func(pid int, inode uint64) error {
+	err = procfile.EachProcess(r.ProcPath, func(pid int, inode uint64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -458,3 +458,42 @@ func TestNewWounds(t *testing.T) {
 		t.Errorf("the first are %d and %d", first.items[0].id, first.items[1].id)
 	}
 }
+
+// TestFindNetns expects where namespaces are, what is in them, and each under its own name.
+func TestFindNetns(t *testing.T) {
+	full, fullName := newNamespace(t)
+	_, emptyName := newNamespace(t)
+	full.Listen(1, 5)
+	o := running()
+	o.PodsPath = t.TempDir()
+	k := NewScope(machine(t, o), 10, slog.New(slog.DiscardHandler))
+	defer k.Close()
+	found, err := FindNetns(t.Context(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := map[string]FoundNetns{}
+	for _, n := range found {
+		if _, twice := at[n.Name]; twice {
+			t.Errorf("two are called %s", n.Name)
+		}
+		at[n.Name] = n
+	}
+	if n := at[fullName]; !n.Enterable || n.TCP.Value < 5 || !slices.Contains(n.Processes, strconv.Itoa(full.PID)) {
+		t.Errorf("%s: %+v", fullName, n)
+	}
+	if n := at[emptyName]; !n.Enterable || !n.TCP.Present || n.TCP.Value != 0 {
+		t.Errorf("%s: %+v", emptyName, n)
+	}
+	// A copy of a procfs has none.
+	copied := newTree(t, "linux-6.12")
+	m, err := kernel.Open(kernel.Options{ProcPath: filepath.Join(copied.dir, "proc")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k = NewScope(m, 10, slog.New(slog.DiscardHandler))
+	defer k.Close()
+	if found, err := FindNetns(t.Context(), k); err != nil || len(found) > 0 {
+		t.Errorf("%v, %v", found, err)
+	}
+}

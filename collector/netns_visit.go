@@ -25,6 +25,8 @@ type netnsVisitor struct {
 	// places are those of the counters of the host that each counter is the sum of.
 	places [netnsCounterCount][]int
 	buf    []byte
+	// brief is set where only the numbers of sockets and connections are wanted.
+	brief bool
 }
 
 func newNetnsVisitor(k *Scope, t *kernel.Tour) *netnsVisitor {
@@ -96,7 +98,7 @@ func (v *netnsVisitor) claims(at netnsPlace) (claims []owner.Claim, err error) {
 			continue
 		}
 		b, err := v.file(process + "/cgroup")
-		if isGone(err) {
+		if procfile.IsGone(err) {
 			continue
 		}
 		if err != nil {
@@ -131,6 +133,10 @@ func (v *netnsVisitor) lookMounted(ctx context.Context, at netnsPlace) (n netnsR
 func (v *netnsVisitor) read(ctx context.Context, at netnsPlace, n *netnsReading) error {
 	var p parse.Problems
 	v.readSockstat(n, &p)
+	if v.brief {
+		v.readConntrack(n, &p)
+		return p.Err()
+	}
 	p.Add(v.count(ctx, v.tcpCounters, n))
 	if n.udp.Value > 0 || at.past.udp.Value > 0 || at.fresh {
 		p.Add(v.count(ctx, v.udpCounters, n))

@@ -146,7 +146,7 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 	worst := nearestProcesses{n: max(candidates, r.Top)}
 	all, unreadable := 0, 0
 	r.memory.begin(time.Now())
-	err := eachProcess(r.ProcPath, func(pid int, _ uint64) error {
+	err := procfile.EachProcess(r.ProcPath, func(pid int, _ uint64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -169,7 +169,7 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 			f.name, f.limit, f.fresh = k.name, k.limit, r.memory.fresh(k)
 		}
 		switch {
-		case isGone(err):
+		case procfile.IsGone(err):
 			return nil
 		case errors.Is(err, fs.ErrPermission):
 			unreadable++
@@ -219,7 +219,7 @@ func (r *processReader) choose(s *processes, of []processFiles) (err error) {
 		if !f.fresh {
 			// What it is now may move it away from the first place.
 			limit, err := softLimit(dir+"/limits", r.buf)
-			if err != nil && !isGone(err) {
+			if err != nil && !procfile.IsGone(err) {
 				return fmt.Errorf("limits of process %d: %w", f.pid, err)
 			}
 			if err != nil || limit == 0 { // it has ended, or has no limit any more
@@ -233,13 +233,13 @@ func (r *processReader) choose(s *processes, of []processFiles) (err error) {
 		}
 		chosen := heap.Pop(&nearest).(processFiles)
 		comm, err := procfile.ReadOnce(dir+"/comm", r.buf)
-		if isGone(err) {
+		if procfile.IsGone(err) {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("name of process %d: %w", chosen.pid, err)
 		}
-		chosen.name = cmp.Or(printable(strings.TrimSpace(string(comm))), "?")
+		chosen.name = cmp.Or(parse.Printable(strings.TrimSpace(string(comm))), "?")
 		r.memory.note(chosen.place, chosen.limit, chosen.name)
 		if !seen[chosen.name] {
 			seen[chosen.name] = true
@@ -339,9 +339,4 @@ func softLimit(path string, buf []byte) (float64, error) {
 	}
 	limit, err := parse.SoftLimit(b, path)
 	return float64(limit), err
-}
-
-// isGone reports whether err means that a process has ended.
-func isGone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // namespace is the prefix of every metric name.
@@ -331,7 +333,7 @@ func (l List[S, T]) define(spec *Spec) tabulator[S] {
 			if first.admits(k) {
 				k.key = l.Key(item)
 				for i := range k.key {
-					k.key[i] = printable(k.key[i])
+					k.key[i] = parse.Printable(k.key[i])
 				}
 				first.offer(k)
 			}

@@ -3,10 +3,7 @@ package collector
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
@@ -74,7 +71,7 @@ func (t *table) emit(metric int) Emit {
 			return
 		}
 		for i := range labelValues {
-			labelValues[i] = printable(labelValues[i])
+			labelValues[i] = parse.Printable(labelValues[i])
 		}
 		for _, other := range t.samples[first:] {
 			if slices.Equal(other.labels, labelValues) {
@@ -116,20 +113,4 @@ func (t *table) addLimit(limit int, usage, most, soft Number, items []Item) {
 		return
 	}
 	t.limits = append(t.limits, LimitReading{LimitInfo: info, Usage: usage.Value, Limit: most.Value, Items: items, soft: soft})
-}
-
-// printable returns a label value as people may see it in a terminal, a browser or
-// a message: what is not UTF-8, and what would move the cursor, give commands or
-// turn the direction of writing, becomes a question mark. Programs give themselves
-// names of any bytes.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if ' ' <= r && r <= '~' { // nearly every one
-			return r
-		}
-		if r == utf8.RuneError || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
-			return '?'
-		}
-		return r
-	}, s)
 }

@@ -20,7 +20,7 @@ import (
 // portModules returns the modules that a guest needs to report.
 func portModules() []string { return []string{"virtio_pci", "virtio_console"} }
 
-// wantedModules returns the modules of the scenarios: sock_diag for TCP, connection
+// wantedModules returns the modules of the scenarios: sock_diag for TCP, UDP and unix sockets, connection
 // tracking with a rule that switches it on, a pair of network interfaces, a disk, a network card, a terminal for
 // the kernel's log.
 func wantedModules() []string {

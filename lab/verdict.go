@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -105,6 +106,11 @@ func judge(o *outcome, r *recording.Recording) verdict {
 			fail("step %d: %s", n, d)
 		}
 	}
+	if s.Who != "" && v.refusal >= 0 {
+		if err := firstIs(o.steps[v.refusal].Who, s.Who); err != nil {
+			fail("who %s: %v%s", s.Resource, err, o.steps[v.refusal].NoWho)
+		}
+	}
 	for _, series := range o.done.Never {
 		fail("never equal to what the guest read: %s", series)
 	}
@@ -193,6 +199,20 @@ func judgeFloods(floods []scenario.Flood, fail func(string, ...any)) {
 			fail("of %.0f lines %.0f were counted: %+v", f.Logged, f.Counted, f)
 		}
 	}
+}
+
+// firstIs returns an error unless the first row of a table of the command who matches a
+// pattern.
+func firstIs(table, pattern string) error {
+	lines := strings.Split(table, "\n")
+	first := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "SHARE ") }) + 1
+	if first == 0 {
+		return fmt.Errorf("it has no table: %q ", table)
+	}
+	if !regexp.MustCompile("  " + pattern + "(  |$)").MatchString(lines[first]) {
+		return fmt.Errorf("the first is %q, want %q ", lines[first], pattern)
+	}
+	return nil
 }
 
 func counterOf(l collector.LogLine) string {

@@ -11,7 +11,9 @@
 //
 // With --time-wait the connections are closed at once instead, and what is held
 // is their TIME_WAIT sockets. With --outbound all go to one address and port,
-// from one address, by ports that the kernel chooses.
+// from one address, by ports that the kernel chooses. With --unread, one connection of a
+// hundred has so many bytes that its server does not read. Two of these programs go side by
+// side if they begin with different addresses (--first).
 package main
 
 import (
@@ -41,6 +43,7 @@ const (
 // load is what a process opens: connections [0, count) of the part'th share.
 type load struct {
 	part, count        int
+	unread             int
 	timeWait, outbound bool
 }
 
@@ -59,21 +62,23 @@ func run(ctx context.Context, args []string) error {
 	connections := flags.Int("connections", 1_000_000, "connections to open")
 	timeWait := flags.Bool("time-wait", false, "close them, and hold their TIME_WAIT sockets")
 	outbound := flags.Bool("outbound", false, "from one address to one address and port")
+	unread := flags.Int("unread", 0, "bytes that one connection of a hundred has unread")
+	first := flags.Int("first", 0, "number of the first process, by which their addresses go")
 	part := flags.Int("part", -1, "be one process of many (used by the program itself)")
 	_ = flags.Parse(args) // exits by itself
 	if *connections < 1 || flags.NArg() > 0 {
 		return errors.New("--connections is below 1, or there are arguments")
 	}
-	l := load{*part, *connections, *timeWait, *outbound}
+	l := load{*part, *connections, *unread, *timeWait, *outbound}
 	if *part >= 0 {
 		return l.open()
 	}
-	return l.spread(ctx)
+	return l.spread(ctx, *first)
 }
 
 // spread runs as many processes as it takes, waits until all hold their share,
 // and ends them when there is nothing more to wait for.
-func (l load) spread(ctx context.Context) (err error) {
+func (l load) spread(ctx context.Context, first int) (err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -84,11 +89,11 @@ func (l load) spread(ctx context.Context) (err error) {
 			err = errors.Join(err, p.stop())
 		}
 	}()
-	for i, left := 0, l.count; left > 0; i++ {
+	for i, left := first, l.count; left > 0; i++ {
 		count := min(left, perProcess)
 		left -= count
 		p, err := startPart(ctx, self, fmt.Sprintf("--part=%d", i), fmt.Sprintf("--connections=%d", count),
-			fmt.Sprintf("--time-wait=%t", l.timeWait), fmt.Sprintf("--outbound=%t", l.outbound))
+			fmt.Sprintf("--unread=%d", l.unread), fmt.Sprintf("--time-wait=%t", l.timeWait), fmt.Sprintf("--outbound=%t", l.outbound))
 		if err != nil {
 			return err
 		}
@@ -205,6 +210,10 @@ func (l load) open() error {
 		}
 		if l.timeWait {
 			_ = unix.Close(fd)
+		} else if l.unread > 0 && i%100 == 0 {
+			if _, err := unix.Write(fd, make([]byte, l.unread)); err != nil {
+				return fmt.Errorf("write to connection %d: %w", i, err)
+			}
 		}
 	}
 	fmt.Println("holding")

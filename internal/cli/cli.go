@@ -22,7 +22,7 @@ const name = "sockpressure_exporter"
 // commands is the table of commands. The first is the one of a command line that
 // names none.
 func commands() []command {
-	return []command{serveCommand(), checkCommand()}
+	return []command{serveCommand(), checkCommand(), whoCommand()}
 }
 
 // command is a row of the table. Help, man page and completions are made of it.
@@ -87,10 +87,15 @@ func meant(table []command, args []string) command {
 	return m
 }
 
+// machine opens the machine that the flags ask for.
+func (c *config) machine(stdin io.Reader) (*kernel.Machine, error) {
+	return kernel.Open(kernel.Options{ProcPath: c.procPath, SysPath: c.sysPath, CgroupPath: c.cgroupPath, PodsPath: c.podLogs, OpenLog: openLog(stdin)})
+}
+
 // open opens the machine and the collectors that the flags ask for. closeSet ends
 // these.
 func (c *config) open(stdin io.Reader, logger *slog.Logger) (*kernel.Machine, *collector.Set, error) {
-	machine, err := kernel.Open(kernel.Options{ProcPath: c.procPath, SysPath: c.sysPath, CgroupPath: c.cgroupPath, PodsPath: c.podLogs, OpenLog: openLog(stdin)})
+	machine, err := c.machine(stdin)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -47,11 +47,16 @@ complete -o default -F _{{.App.Name}} {{.App.Name}}
 {{range .App.Commands}}{{if .Flags}}            *" {{.Name}} "*) found="$found{{template "flags" .}}" ;;
 {{end}}{{end}}            esac
             ;;
-        *) found="{{range .App.Commands}}{{if ne .Name "help"}} {{.Name}}{{end}}{{end}}" ;;
+        *)
+            found="{{range .App.Commands}}{{if ne .Name "help"}} {{.Name}}{{end}}{{end}}"
+            case $line in
+{{range .App.Commands}}{{$command := .Name}}{{range .Args}}{{with values .Value}}            *" {{$command}} "*) found="{{.}}" ;;
+{{end}}{{end}}{{end}}            esac
+            ;;
         esac
         ;;
     esac
-{{- define "values"}}{{range .Flags}}{{if not (or .Hidden .IsBoolFlag)}}    --{{.Name}}|--{{.Name}}=) found="{{values .}}" ;;
+{{- define "values"}}{{range .Flags}}{{if not (or .Hidden .IsBoolFlag)}}    --{{.Name}}|--{{.Name}}=) found="{{values .Value}}" ;;
 {{end}}{{end}}{{end}}
 {{- define "flags"}}{{range .Flags}}{{if not .Hidden}} --{{.Name}}{{if on .}} --no-{{.Name}}{{end}}{{end}}{{end}}{{end}}`
 )
@@ -67,8 +72,13 @@ func offer(flag *kingpin.FlagClause, values ...string) {
 	flag.SetValue(offered{flag.Model().Value, values})
 }
 
-// values are those that a flag may have, where they can be listed.
-func values(flag *kingpin.FlagModel) string {
-	o, _ := flag.Value.(offered)
+// offerArg has the completions offer values of an argument.
+func offerArg(arg *kingpin.ArgClause, values ...string) {
+	arg.SetValue(offered{arg.Model().Value, values})
+}
+
+// values are those that a flag or an argument may have, where they can be listed.
+func values(value kingpin.Value) string {
+	o, _ := value.(offered)
 	return strings.Join(o.values, " ")
 }

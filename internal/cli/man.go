@@ -40,6 +40,11 @@ from 0 to 1.
 Any user may run it.
 Memory of the kernel's caches needs CAP_DAC_READ_SEARCH,
 as do the descriptors of other users' processes before Linux 6.2.
+.B who
+says below its table what it may not see:
+the sockets of other users' processes need CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH,
+other network namespaces CAP_SYS_ADMIN and CAP_SYS_PTRACE,
+and the connections that are tracked CAP_NET_ADMIN.
 .SH COMMANDS
 {{range .App.Commands}}{{if not (or .Hidden (eq .Name "help")) -}}
 .TP
@@ -61,7 +66,9 @@ or
 .SH EXIT STATUS
 {{exits -}}
 .SH SIGNALS
-SIGTERM and SIGINT end it.
+SIGTERM and SIGINT end it;
+.B who
+prints what it has found until then.
 SIGHUP does not end
 .BR serve ,
 unless it came because its terminal was closed:
@@ -96,6 +103,14 @@ Print every limit, the nearest first:
 .RS
 .EX
 {{.App.Name}} check
+.EE
+.RE
+.PP
+Say who holds TCP memory, by process:
+.PP
+.RS
+.EX
+{{.App.Name}} who tcp_memory \-\-by=process
 .EE
 .RE
 .PP

@@ -11,8 +11,8 @@ type Slab struct {
 	Size  float64 // bytes
 }
 
-// Slabinfo reads the wanted lines of /proc/slabinfo, version 2 (Linux 2.6.10,
-// mm/slab_common.c). Its columns go by the names in its second line; pages have
+// Slabinfo reads the wanted lines of /proc/slabinfo, all if wanted is nil, version 2
+// (Linux 2.6.10, mm/slab_common.c). Its columns go by the names in its second line; pages have
 // the given size in bytes. A cache that
 // is there twice, as one of each memory cgroup was before Linux 5.9, is added up.
 func Slabinfo(b []byte, path string, wanted []string, pageSize int) ([]Slab, error) {
@@ -41,7 +41,10 @@ func Slabinfo(b []byte, path string, wanted []string, pageSize int) ([]Slab, err
 			}
 			continue
 		}
-		if !slices.Contains(wanted, string(name)) {
+		if wanted == nil && string(name) == "slabinfo" && pages < 0 {
+			continue // the first line
+		}
+		if wanted != nil && !slices.Contains(wanted, string(name)) {
 			continue
 		}
 		if pages < 0 || count < 0 {

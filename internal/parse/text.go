@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // NextLine cuts the first line off b. ok is false when b is empty.
@@ -75,4 +78,20 @@ func Count(b []byte) (uint64, error) {
 func isNumber(b []byte) bool {
 	_, err := Uint(b, 10)
 	return err == nil
+}
+
+// Printable returns text as people may see it in a terminal, a browser or
+// a message: what is not UTF-8, and what would move the cursor, give commands or
+// turn the direction of writing, becomes a question mark. Programs give themselves
+// names of any bytes.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if ' ' <= r && r <= '~' { // nearly every one
+			return r
+		}
+		if r == utf8.RuneError || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return '?'
+		}
+		return r
+	}, s)
 }

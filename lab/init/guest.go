@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -54,6 +55,8 @@ type guest struct {
 	in      func(func() error) error
 	steps   int
 	refused bool
+	// args are those of the exporter.
+	args []string
 	// collectors is the collector of each metric.
 	collectors map[string]string
 	// seen is every series of the pages, agreed those that had the right value.
@@ -80,6 +83,7 @@ func (g *guest) run() error {
 	if len(g.Walks) > 0 {
 		args = append(args, "--collector.max-cpu=0")
 	}
+	g.args = args
 	if err := g.startExporter(args...); err != nil {
 		return err
 	}
@@ -161,6 +165,9 @@ func (g *guest) step(refused string) error {
 	s := &scenario.Step{Refused: refused}
 	compared := g.steps%compareEvery == 0 || refused != "" && !g.refused
 	g.steps++
+	if refused != "" && !g.refused && g.Who != "" {
+		g.askWho(s)
+	}
 	g.refused = g.refused || refused != ""
 	walks, differ := g.Walks, map[string]string{}
 	for attempt := 0; attempt == 0 || attempt < attempts && len(differ) > 0; attempt++ {
@@ -199,6 +206,20 @@ func (g *guest) step(refused string) error {
 	}
 	g.report.send(scenario.Message{Step: s})
 	return g.report.err
+}
+
+// askWho runs the command who, as somebody does who is called because the kernel refuses.
+func (g *guest) askWho(s *scenario.Step) {
+	ctx, cancel := context.WithTimeout(context.Background(), fresh)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/exporter", append([]string{"who", g.Resource}, g.args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	s.Who = string(out)
+	if err != nil {
+		s.NoWho = fmt.Sprintf("%v; it said: %s", err, lastLines(stderr.String()))
+	}
 }
 
 func (g *guest) readings(wanted bool) (r byhand.Readings, err error) {

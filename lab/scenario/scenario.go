@@ -29,6 +29,9 @@ type Scenario struct {
 	// Saturation is the least that the limit must show when the kernel first
 	// refuses, or right before, if there is anything to show.
 	Saturation float64
+	// Who is what the command who must name first, asked about Resource when the kernel
+	// first refuses; a pattern, empty if it is not asked.
+	Who string
 	// Unprivileged runs the exporter as a user without capabilities.
 	Unprivileged bool
 	// HighMemory limits the scenario to kernels with high memory, and leaves them
@@ -75,13 +78,13 @@ func (s Scenario) LogLines() []collector.LogLine {
 func All() []Scenario {
 	return []Scenario{
 		{
-			Name: "conntrack_entries", Resource: "conntrack_entries", Saturation: 1,
+			Name: "conntrack_entries", Resource: "conntrack_entries", Saturation: 1, Who: `127\.0\.0\.1`,
 			Counters: []string{"conntrack_drops_total"},
 		},
 		// The same in a network namespace of its own, by an exporter that is given the
 		// procfs of its processes.
 		{
-			Name: "conntrack_entries_netns", Resource: "conntrack_entries", Saturation: 1,
+			Name: "conntrack_entries_netns", Resource: "conntrack_entries", Saturation: 1, Who: `127\.0\.0\.1`,
 			Counters: []string{"conntrack_drops_total"},
 			Message:  "conntrack_table_full_in_netns", // or the limit's own, on kernels that do not tell
 		},
@@ -100,17 +103,17 @@ func All() []Scenario {
 			},
 		},
 		{
-			Name: "tcp_memory", Resource: "tcp_memory", Saturation: 0.95,
+			Name: "tcp_memory", Resource: "tcp_memory", Saturation: 0.95, Who: `(init|exe)\[\d+\]`,
 			Counters: []string{"tcp_memory_pressures_total", "tcp_pruned_total"},
 		},
-		{Name: "udp_memory", Resource: "udp_memory", Saturation: 0.95, Counters: []string{"udp_memory_errors_total"}},
+		{Name: "udp_memory", Resource: "udp_memory", Saturation: 0.95, Who: `(init|exe)\[\d+\]`, Counters: []string{"udp_memory_errors_total"}},
 		{
-			Name: "tcp_orphans", Resource: "tcp_orphans", Saturation: 0.95,
+			Name: "tcp_orphans", Resource: "tcp_orphans", Saturation: 0.95, Who: `(at|to) 127\.0\.0\.1:9004`,
 			Counters: []string{"tcp_aborts_on_memory_total"},
 		},
-		{Name: "tcp_time_wait", Resource: "tcp_time_wait", Saturation: 1, Counters: []string{"tcp_time_wait_overflows_total"}},
+		{Name: "tcp_time_wait", Resource: "tcp_time_wait", Saturation: 1, Who: `(at|to) 127\.0\.0\.1:9005`, Counters: []string{"tcp_time_wait_overflows_total"}},
 		{
-			Name: "accept_queue", Resource: "accept_queue", Saturation: 1, Walks: []string{"tcp"},
+			Name: "accept_queue", Resource: "accept_queue", Saturation: 1, Who: `127\.0\.0\.1:9006`, Walks: []string{"tcp"},
 			Counters: []string{"tcp_listen_overflows_total", "tcp_listen_drops_total"},
 		},
 		{Name: "unix_accept_queue", Resource: "unix_accept_queue", Saturation: 1, Walks: []string{"unix"}},
@@ -122,23 +125,24 @@ func All() []Scenario {
 			Name: "syn_flood", Resource: "request_queue", Saturation: 1, Walks: []string{"tcp"},
 			Counters: []string{"tcp_request_queue_full_drops_total", "tcp_request_queue_full_cookies_total", "tcp_syncookies_sent_total"},
 		},
-		{Name: "ephemeral_ports", Resource: "ephemeral_ports", Saturation: 1, Walks: []string{"ports"}},
+		{Name: "ephemeral_ports", Resource: "ephemeral_ports", Saturation: 1, Who: `127\.0\.0\.1 → 127\.0\.0\.1:9008`, Walks: []string{"ports"}},
 		// On root, fs.file-max is not enforced.
-		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Unprivileged: true, Sampled: true},
-		{Name: "process_file_descriptors", Resource: "process_file_descriptors", Saturation: 1, Walks: []string{"process"}},
+		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Who: `exe\[\d+\]`, Unprivileged: true, Sampled: true},
+		{Name: "process_file_descriptors", Resource: "process_file_descriptors", Saturation: 1, Who: `exe\[\d+\]`, Walks: []string{"process"}},
 		{Name: "threads", Resource: "threads", Saturation: 0.95},
 		{
-			Name: "neighbours_ipv4", Resource: "neighbours_ipv4", Saturation: 0.95,
+			Name: "neighbours_ipv4", Resource: "neighbours_ipv4", Saturation: 0.95, Who: `\w+`,
 			Counters: []string{`neighbour_table_full_total{family="ipv4"}`},
 		},
 		{
-			Name: "neighbours_ipv6", Resource: "neighbours_ipv6", Saturation: 0.95,
+			Name: "neighbours_ipv6", Resource: "neighbours_ipv6", Saturation: 0.95, Who: `\w+`,
 			Counters: []string{`neighbour_table_full_total{family="ipv6"}`},
 		},
 		{Name: "ip_fragments_ipv4", Resource: "ip_fragments_ipv4", Saturation: 0.95, Counters: []string{"ip_reassembly_failures_total"}},
 		{Name: "ip_fragments_ipv6", Resource: "ip_fragments_ipv6", Saturation: 0.95, Counters: []string{"ip6_reassembly_failures_total"}},
 		// A backlog lasts for less than a scrape: only its drops can be seen.
 		{Name: "netdev_backlog", Resource: "netdev_backlog", Counters: []string{"netdev_backlog_drops_total"}},
+		// No program can start then, which who is.
 		{Name: "committed_memory", Resource: "committed_memory", Saturation: 0.9},
 		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Sampled: true},
 		{
@@ -235,6 +239,8 @@ type Step struct {
 	Differ []string `json:",omitempty"`
 	// Log is what the kernel logged.
 	Log []string `json:",omitempty"`
+	// Who is what the command who printed, if it was asked, and NoWho why it did not answer.
+	Who, NoWho string `json:",omitempty"`
 	// Status is the status page, if the lab wants it and the exporter answered.
 	Status string `json:",omitempty"`
 }

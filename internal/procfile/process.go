@@ -1,4 +1,4 @@
-package collector
+package procfile
 
 import (
 	"bytes"
@@ -22,13 +22,13 @@ const (
 
 var errEntry = errors.New("an entry of the folder is cut short")
 
-// eachProcess calls visit for every process of a procfs, those of a real one in
+// EachProcess calls visit for every process of a procfs, those of a real one in
 // ascending order. inode is the number of the process's folder, which comes for
 // nothing with its name: where it is the same as before, the process is, while one
 // that got the PID of another has a new one. (It is the number of an object in the
 // kernel's cache of names, which lets go of it at the end of the process at the
 // latest.) A few hundred names are held at a time: there can be four million.
-func eachProcess(procPath string, visit func(pid int, inode uint64) error) error {
+func EachProcess(procPath string, visit func(pid int, inode uint64) error) error {
 	dir, err := os.Open(procPath)
 	if err != nil {
 		return err
@@ -63,4 +63,9 @@ func eachProcess(procPath string, visit func(pid int, inode uint64) error) error
 			entries = entries[size:]
 		}
 	}
+}
+
+// IsGone reports whether the error of a file of a process means that it has ended.
+func IsGone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }

@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/who"
+)
+
+// maxGroups bounds --top of who.
+const maxGroups = 1000
+
+func whoCommand() command {
+	var q who.Question
+	var by, format string
+	return command{
+		name:   "who",
+		help:   "Say who holds what a limit counts: processes, units, pods, listeners or peers, those with the most first; of the limit that is nearest if none is named.",
+		exits:  "exits with 0, or with 1 if the question could not be answered, or it was stopped before it had read everything.",
+		failed: 1,
+		define: func(cmd *kingpin.CmdClause) {
+			arg := cmd.Arg("resource", "The limit, as check and the label resource have it.")
+			arg.StringVar(&q.Resource)
+			offerArg(arg, who.Resources()...)
+			var groupings []string
+			for _, g := range who.Groupings() {
+				groupings = append(groupings, string(g))
+			}
+			flag := cmd.Flag("by", "What to group by, if not by what helps most: process, unit, pod, listener, peer, source, destination, state, kind or interface.")
+			flag.EnumVar(&by, groupings...)
+			offer(flag, groupings...)
+			cmd.Flag("top", "Groups to show.").Default("10").IntVar(&q.Top)
+			flag = cmd.Flag("format", "What to print: text, or json, an object with the groups and what could not be seen.").Default(formatText)
+			flag.EnumVar(&format, formatText, formatJSON)
+			offer(flag, formatText, formatJSON)
+			cmd.Flag("pod", "Look at one pod only, named NAMESPACE/POD.").PlaceHolder("NAMESPACE/POD").StringVar(&q.Pod)
+			cmd.Flag("netns", "Look at one network namespace only, named as the label netns of the metrics, or host.").PlaceHolder("NAME").StringVar(&q.Netns)
+		},
+		run: func(ctx context.Context, c *config, std streams) (int, error) {
+			// It runs once, on a host that may be short of memory.
+			defer debug.SetGCPercent(debug.SetGCPercent(50))
+			q.By = who.Grouping(by)
+			if q.Top < 1 || q.Top > maxGroups {
+				return 1, fmt.Errorf("--top=%d is not between 1 and %d", q.Top, maxGroups)
+			}
+			if q.Resource != "" {
+				if err := who.Check(q); err != nil {
+					return 1, err
+				}
+			}
+			machine, err := c.machine(std.in)
+			if err != nil {
+				return 1, err
+			}
+			return c.who(ctx, machine, q, format, std)
+		},
+	}
+}
+
+// who answers a question on a machine.
+func (c *config) who(ctx context.Context, machine *kernel.Machine, q who.Question, format string, std streams) (int, error) {
+	limit := c.readLimit(ctx, machine, q.Resource)
+	if q.Resource == "" {
+		if limit.Reading == nil {
+			return 1, cmp.Or(limit.Err, errors.New("no limit can be read, so none is the nearest"))
+		}
+		q.Resource = limit.Reading.Resource
+		if err := who.Check(q); err != nil {
+			return 1, err
+		}
+	}
+	if limit.Reading != nil && q.Resource == "cgroup_memory" && len(limit.Reading.Items) > 0 {
+		q.Cgroup = limit.Reading.Items[0].Key[0]
+	}
+	progress := newProgress(std.err)
+	q.Progress = progress.show
+	scope := collector.NewScope(machine, q.Top, slog.New(slog.DiscardHandler))
+	defer scope.Close()
+	answer, err := who.Ask(ctx, scope, q)
+	progress.erase()
+	if answer == nil {
+		return 1, err
+	}
+	var out bytes.Buffer
+	if format == formatJSON {
+		err = answer.WriteJSON(&out, limit)
+	} else {
+		err = answer.WriteText(&out, limit)
+	}
+	if err == nil {
+		_, err = std.out.Write(out.Bytes())
+	}
+	if err == nil && answer.Stopped {
+		return 1, nil
+	}
+	return 0, err
+}
+
+// readLimit reads a limit, or the nearest of those of the enabled collectors if it is
+// unnamed.
+func (c *config) readLimit(ctx context.Context, machine *kernel.Machine, resource string) who.Limit {
+	specs := c.specs
+	if resource != "" {
+		specs = slices.DeleteFunc(collector.Specs(), func(s collector.Spec) bool {
+			return !slices.ContainsFunc(s.Limits, func(l collector.LimitInfo) bool { return l.Resource == resource })
+		})
+		if who.PerNetns(resource) {
+			i := slices.IndexFunc(c.specs, func(s collector.Spec) bool { return s.Name == "netns" })
+			if i >= 0 {
+				specs = append(specs, c.specs[i])
+			}
+		}
+	}
+	set := collector.NewSet(machine, specs, collector.Config{Top: c.top, Logger: slog.New(slog.DiscardHandler)})
+	defer closeSet(set)
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
+	reading := set.Read(ctx, collector.Query{})
+	for _, l := range reading.Limits() { // the nearest first
+		if resource == "" || l.Resource == resource {
+			return who.Limit{Reading: &l}
+		}
+	}
+	return who.Limit{Err: reading.Results[0].Err}
+}
+
+// progress is a line on a terminal that says how far a command is.
+type progress struct {
+	out   io.Writer // nil if it is no terminal
+	shown time.Time
+	long  bool
+}
+
+// Between two times that the line is written, and before the first, so long passes.
+const progressInterval = 200 * time.Millisecond
+
+func newProgress(out io.Writer) *progress {
+	p := &progress{shown: time.Now()}
+	if ok, _ := terminal(out); ok {
+		p.out = out
+	}
+	return p
+}
+
+func (p *progress) show(read, about uint64, things string) {
+	if p.out == nil || time.Since(p.shown) < progressInterval {
+		return
+	}
+	p.shown, p.long = time.Now(), true
+	of := ""
+	if about >= read {
+		of = " of about " + who.Digits(about)
+	}
+	fmt.Fprintf(p.out, "\r\x1b[Kread %s%s %s", who.Digits(read), of, things)
+}
+
+// erase takes the line away.
+func (p *progress) erase() {
+	if p.long {
+		fmt.Fprint(p.out, "\r\x1b[K")
+	}
+}

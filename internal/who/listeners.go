@@ -1,0 +1,96 @@
+package who
+
+import (
+	"cmp"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+)
+
+// listenerVisitor makes a group of each listening socket: of a SO_REUSEPORT group the
+// kernel fills each queue by itself.
+type listenerVisitor struct {
+	*inquiry
+	place uint32
+}
+
+func (v *listenerVisitor) Reset() {}
+
+func (v *listenerVisitor) Visit(s *sockdiag.Socket) {
+	k := key{place: v.place, from: local(s), fromPort: s.SourcePort, id: uint64(s.Inode), user: s.UID}
+	limit := float64(max(s.SendQueue, 1)) // one connection may wait at a backlog of 0
+	at := v.tally.add(k, amount{count: float64(s.RecvQueue)}, float64(s.RecvQueue)/limit)
+	g := &v.tally.groups[at]
+	g.limit = float64(s.SendQueue)
+	g.vote(s.Cgroup, 1)
+}
+
+// readAcceptQueues answers by the listeners of each network namespace, or by the
+// connections that wait at them.
+func readAcceptQueues(q *inquiry) error {
+	if q.By == ByPeer {
+		return readSockets(sockets{
+			protocol: sockdiag.TCP, about: tcpSockets,
+			// What was accepted has an inode, and what was closed is in another state.
+			states: sockdiag.MaskOf(sockdiag.Established, sockdiag.CloseWait),
+			keep:   func(s *sockdiag.Socket) bool { return s.Inode == 0 },
+			mini:   true,
+		})(q)
+	}
+	v := &listenerVisitor{inquiry: q}
+	about := func(n *collector.FoundNetns) collector.Number { return n.TCP }
+	err := q.eachNetns(about, func(n *kernel.Netns, at uint32) error {
+		v.place = at
+		return n.SockDiag().Walk(q.ctx, sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen), Details: true}, v)
+	})
+	if err != nil {
+		return err
+	}
+	q.answer.Count, q.answer.TooLow = q.tally.all.count, q.tally.dropped
+	inodes := map[uint32]bool{}
+	for _, g := range q.tally.groups {
+		inodes[uint32(g.id)] = true
+	}
+	holders, err := q.findHolders(inodes)
+	if q.By != ByListener {
+		var parts []part
+		for i := range q.tally.groups {
+			g := &q.tally.groups[i]
+			p := part{group: g, amount: g.amount}
+			if h := holders[uint32(g.id)]; len(h) > 0 {
+				p.process = q.people.list[h[0]]
+			}
+			g.id = g.cgroup
+			parts = append(parts, p)
+		}
+		q.addOwners(parts)
+		return err
+	}
+	for _, t := range q.tally.groups {
+		g := Group{
+			Who: address(t.from, t.fromPort), Netns: q.netns(t.place), Count: t.count, Limit: t.limit, score: t.score,
+		}
+		of := map[*process]amount{}
+		var whose string
+		for _, h := range holders[uint32(t.id)] {
+			p := q.people.list[h]
+			of[p] = t.amount
+			if whose == "" {
+				q.know(p)
+				whose = cmp.Or(p.owner.Name, p.cgroup)
+				g.Namespace, g.Pod = p.owner.Namespace, p.owner.Pod
+				g.User = q.user(p.user)
+			}
+		}
+		if whose == "" {
+			o, cgroup := q.socketOwner(t.cgroup)
+			whose, g.Namespace, g.Pod = cmp.Or(o.Name, cgroup), o.Namespace, o.Pod
+			g.User = q.user(t.user)
+		}
+		g.Unit = whose
+		q.nameProcesses(&g, of)
+		q.answer.add(g)
+	}
+	return err
+}

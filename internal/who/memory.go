@@ -1,0 +1,119 @@
+package who
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+)
+
+// memoryKinds are what memory is used for, of /proc/meminfo: what cannot be had back.
+// Slab memory is apart from it, by cache where that may be seen.
+func memoryKinds() []memoryKind {
+	return []memoryKind{
+		{"AnonPages", "programs (AnonPages)", false},
+		{"Shmem", "shared memory and tmpfs (Shmem)", false},
+		{"KernelStack", "stacks in the kernel (KernelStack)", true},
+		{"PageTables", "page tables (PageTables)", true},
+		{"SecPageTables", "page tables of devices and guests (SecPageTables)", true},
+		{"Percpu", "per-CPU data (Percpu)", true},
+		{"VmallocUsed", "vmalloc (VmallocUsed)", true},
+	}
+}
+
+type memoryKind struct {
+	field, name string
+	kernel      bool // it is in low memory, where there is high memory
+}
+
+// readMemoryKinds answers by what memory is used for. Low memory is the kernel's own, so
+// there it is the caches alone.
+func readMemoryKinds(low bool) func(*inquiry) error {
+	return func(q *inquiry) error {
+		path := filepath.Join(q.ProcPath, "meminfo")
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		fields := meminfo(b)
+		for _, kind := range memoryKinds() {
+			if !low || kind.kernel {
+				q.addMemory(kind.name, fields[kind.field])
+			}
+		}
+		if !q.addSlabs(low) {
+			q.addMemory("slab caches that cannot be given back (SUnreclaim)", fields["SUnreclaim"])
+			if low {
+				q.addMemory("slab caches that can be given back (SReclaimable)", fields["SReclaimable"])
+			}
+			q.note("To see which slab caches these are needs root.")
+		}
+		if f := q.Host.File("sockstat"); q.MemoryUnit != nil {
+			if unit, err := q.MemoryUnit(); err == nil {
+				if b, err := f.Read(); err == nil {
+					if s, err := parse.Sockstat(b, f.Path(), unit); err == nil {
+						q.note("Buffers of sockets have %s of this for TCP and %s for UDP, in slab caches and pages of their own.",
+							collector.Bytes.Format(s.TCPMemory.Value), collector.Bytes.Format(s.UDPMemory.Value))
+					}
+				}
+			}
+		}
+		q.answer.Memory = q.tally.all.bytes
+		return nil
+	}
+}
+
+func (q *inquiry) addMemory(name string, size float64) {
+	if size > 0 {
+		q.tally.all.bytes += size
+		q.answer.add(Group{Who: name, Memory: size, score: size})
+	}
+}
+
+// addSlabs adds each slab cache, and reports whether this user may see them.
+// Those that can be given back hold names and files that were in use, and the kernel counts
+// most of that as available; but in low memory they may be those of open sockets.
+func (q *inquiry) addSlabs(all bool) bool {
+	path := filepath.Join(q.ProcPath, "slabinfo")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	slabs, err := parse.Slabinfo(b, path, nil, q.PageSize)
+	if err != nil && len(slabs) == 0 {
+		return false
+	}
+	for _, s := range slabs {
+		name := "slab cache " + parse.Printable(s.Cache)
+		if q.reclaimable(s.Cache) {
+			if !all {
+				continue
+			}
+			name += " (can be given back)"
+		}
+		q.addMemory(name, s.Size)
+	}
+	return true
+}
+
+// reclaimable reports whether a cache can be given back: page cache of names and files.
+func (q *inquiry) reclaimable(cache string) bool {
+	b, err := os.ReadFile(filepath.Join(q.SysPath, "kernel/slab", cache, "reclaim_account"))
+	return err == nil && string(bytes.TrimSpace(b)) == "1"
+}
+
+// meminfo reads the sizes of /proc/meminfo, in bytes.
+func meminfo(b []byte) map[string]float64 {
+	fields := map[string]float64{}
+	for line, b, ok := parse.NextLine(b); ok; line, b, ok = parse.NextLine(b) {
+		name, rest, _ := bytes.Cut(line, []byte(":"))
+		value, rest, _ := parse.NextField(rest)
+		if n, err := parse.Count(value); err == nil && strings.TrimSpace(string(rest)) == "kB" {
+			fields[string(name)] = float64(n) * 1024
+		}
+	}
+	return fields
+}

@@ -1,0 +1,506 @@
+package who
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"io/fs"
+	"iter"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+)
+
+const (
+	// wholeProcess is up to how many descriptors of a process are all looked at. Each costs
+	// some microseconds, and leaves 800 bytes in the kernel's caches as long as it is open: for
+	// two million that would be ten seconds and 1.6 GB. Of a process with more a sample is
+	// looked at, chosen at random, and what it has is estimated.
+	wholeProcess = 1024
+	// sampled and sampledWell are the sizes of samples: to name the processes of a group, and
+	// to group by process.
+	sampled     = 64
+	sampledWell = 256
+	// maxLooked bounds the sockets that are remembered by inode: 8 MB.
+	maxLooked = 1 << 19
+)
+
+// people is what is known of processes.
+type people struct {
+	list   []*process
+	byPID  map[int]uint32
+	inodes holders
+	users  map[uint32]string // nil before it was read
+
+	// hidden counts processes whose descriptors may not be looked at, crowded those that were
+	// not because there are too many, failed those that could not be read, of the first of
+	// which why is the error.
+	hidden, crowded, failed int
+	why                     error
+}
+
+// process is a process, and what its descriptors were seen to be.
+type process struct {
+	pid  int
+	name string
+	user uint32
+	// table is how many descriptors have room without a larger table: those there are have
+	// lower numbers.
+	table int
+	// open is how many descriptors there are, looked how many of them were looked at.
+	open, looked int
+
+	asked  bool
+	owner  owner.Owner
+	cgroup string // the path in version 2, or in the hierarchy of systemd
+}
+
+// weight is how many descriptors each that was looked at stands for.
+func (p *process) weight() float64 {
+	if p.looked == 0 || p.looked >= p.open {
+		return 1
+	}
+	return float64(p.open) / float64(p.looked)
+}
+
+// holders has for each inode of a socket the process that has it open: an open-addressed
+// table, of 8 bytes an entry where a map takes three times as much. Inodes of sockets have
+// 32 bits, and 0 is none.
+type holders struct {
+	slots []holder // a power of two of them
+	n     int
+}
+
+type holder struct{ inode, process uint32 }
+
+func (h *holders) place(inode uint32) uint32 {
+	return (inode * 2654435769) & uint32(len(h.slots)-1) // Knuth's multiplier; runs of inodes stay apart
+}
+
+// set notes the holder of an inode, in place of one that was noted before.
+func (h *holders) set(inode, process uint32) {
+	if 4*(h.n+1) > 3*len(h.slots) {
+		old := h.slots
+		h.slots = make([]holder, max(2*len(old), 1024))
+		h.n = 0
+		for _, s := range old {
+			if s.inode != 0 {
+				h.set(s.inode, s.process)
+			}
+		}
+	}
+	for i := h.place(inode); ; i = (i + 1) & uint32(len(h.slots)-1) {
+		switch h.slots[i].inode {
+		case inode:
+			h.slots[i].process = process
+			return
+		case 0:
+			h.slots[i] = holder{inode, process}
+			h.n++
+			return
+		}
+	}
+}
+
+func (h *holders) find(inode uint32) (process uint32, ok bool) {
+	if h.n == 0 {
+		return 0, false
+	}
+	for i := h.place(inode); ; i = (i + 1) & uint32(len(h.slots)-1) {
+		switch h.slots[i].inode {
+		case inode:
+			return h.slots[i].process, true
+		case 0:
+			return 0, false
+		}
+	}
+}
+
+// eachProcess calls visit with each process, whose folder is dir. One that ends meanwhile
+// or that cannot be read takes no other one with it. It ends early with the context's
+// error and with that of visit if it is errEnough.
+func (q *inquiry) eachProcess(visit func(pid int, dir string) error) error {
+	n := uint64(0)
+	w := &q.people
+	w.failed, w.why = 0, nil
+	err := procfile.EachProcess(q.ProcPath, func(pid int, _ uint64) error {
+		if err := q.ctx.Err(); err != nil {
+			return err
+		}
+		if n++; n%64 == 0 && q.Progress != nil {
+			q.Progress(n, 0, "processes")
+		}
+		err := visit(pid, q.ProcPath+"/"+strconv.Itoa(pid))
+		if err != nil && !procfile.IsGone(err) && !errors.Is(err, errEnough) {
+			w.failed++
+			w.why = cmp.Or(w.why, err)
+			return nil
+		}
+		if errors.Is(err, errEnough) {
+			return err
+		}
+		return nil
+	})
+	if w.failed > 0 {
+		q.note("%s could not be read, the first: %v.", some(float64(w.failed), "processes"), w.why)
+	}
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}
+
+// errEnough ends a walk over processes.
+var errEnough = errors.New("that is enough")
+
+// person returns the place of a process in the list, which it is added to with what its
+// status says.
+func (q *inquiry) person(pid int, dir string) (uint32, error) {
+	w := &q.people
+	if at, ok := w.byPID[pid]; ok {
+		return at, nil
+	}
+	s, err := readStatus(dir)
+	if err != nil {
+		return 0, err
+	}
+	if w.byPID == nil {
+		w.byPID = map[int]uint32{}
+	}
+	at := uint32(len(w.list))
+	w.list = append(w.list, &process{pid: pid, name: s.name, user: s.user, table: s.table})
+	w.byPID[pid] = at
+	return at, nil
+}
+
+// status is what of /proc/<pid>/status (fs/proc/array.c) is needed.
+type status struct {
+	name  string
+	user  uint32
+	table int
+}
+
+func readStatus(dir string) (status, error) {
+	s := status{name: "?"}
+	b, err := procfile.ReadOnce(dir+"/status", make([]byte, 4096))
+	if err != nil {
+		return s, err
+	}
+	for line, b, ok := parse.NextLine(b); ok; line, b, ok = parse.NextLine(b) {
+		field, value, _ := bytes.Cut(line, []byte(":"))
+		value = bytes.TrimSpace(value)
+		switch string(field) {
+		case "Name":
+			s.name = parse.Printable(string(value))
+		case "Uid":
+			first, _, _ := parse.NextField(value)
+			id, _ := strconv.ParseUint(string(first), 10, 32)
+			s.user = uint32(id)
+		case "FDSize":
+			s.table, _ = strconv.Atoi(string(value))
+			return s, nil // it comes last
+		}
+	}
+	return s, nil
+}
+
+// know asks a process whose it is.
+func (q *inquiry) know(p *process) *process {
+	if p.asked {
+		return p
+	}
+	p.asked = true
+	b, err := procfile.ReadOnce(filepath.Join(q.ProcPath, strconv.Itoa(p.pid), "cgroup"), make([]byte, 4096))
+	if err != nil {
+		return p
+	}
+	p.owner, p.cgroup = q.ownerOf(b)
+	return p
+}
+
+// ownerOf returns whose a process is, given its file cgroup, and the path of the cgroup
+// that people know it by.
+func (q *inquiry) ownerOf(file []byte) (owner.Owner, string) {
+	whose, err := q.groups.pods(q).Owner(file)
+	if err != nil {
+		q.note("Pods are missing: %v.", err)
+	}
+	var path string
+	for line, b, ok := parse.NextLine(file); ok; line, b, ok = parse.NextLine(b) {
+		id, rest, _ := bytes.Cut(line, []byte(":"))
+		controllers, p, _ := bytes.Cut(rest, []byte(":"))
+		if string(id) == "0" || string(controllers) == "name=systemd" && (path == "" || path == "/") {
+			path = string(p)
+		}
+	}
+	return whose, parse.Printable(path)
+}
+
+// haveUnits reports whether any process belongs to a unit, a container or a pod.
+func (q *inquiry) haveUnits() bool {
+	found := false
+	_ = q.eachProcess(func(_ int, dir string) error {
+		b, err := procfile.ReadOnce(dir+"/cgroup", make([]byte, 4096))
+		if err != nil {
+			return nil //nolint:nilerr // another one may say it
+		}
+		if owner.Claimed(b).Kind != "" {
+			found = true
+			return errEnough
+		}
+		return nil
+	})
+	return found
+}
+
+// user is the name of a user as the machine has it, or the number.
+func (q *inquiry) user(id uint32) string {
+	w := &q.people
+	if w.users == nil {
+		w.users = map[uint32]string{}
+		// The machine's, of which this process may be in a container.
+		b, err := os.ReadFile(filepath.Join(q.ProcPath, "1/root/etc/passwd"))
+		if err != nil && q.ProcPath == "/proc" {
+			b, _ = os.ReadFile("/etc/passwd")
+		}
+		for line := range strings.Lines(string(b)) {
+			fields := strings.Split(line, ":")
+			if len(fields) < 3 {
+				continue
+			}
+			if id, err := strconv.ParseUint(fields[2], 10, 32); err == nil && w.users[uint32(id)] == "" {
+				w.users[uint32(id)] = parse.Printable(fields[0])
+			}
+		}
+	}
+	if name := w.users[id]; name != "" {
+		return name
+	}
+	return strconv.FormatUint(uint64(id), 10)
+}
+
+// lookAtDescriptors finds out which sockets processes have open, with a sample of so many
+// descriptors of those that have more than wholeProcess.
+func (q *inquiry) lookAtDescriptors(sample int) error {
+	w := &q.people
+	err := q.eachProcess(func(pid int, dir string) error {
+		if w.inodes.n >= maxLooked {
+			w.crowded++
+			return nil
+		}
+		err := q.eachDescriptor(pid, dir, sample, func(at uint32, link []byte) {
+			inode, ok := socketInode(link)
+			if !ok {
+				return
+			}
+			// Of several that share a socket it is the oldest, mostly their parent.
+			if other, known := w.inodes.find(inode); !known || pid < w.list[other].pid {
+				w.inodes.set(inode, at)
+			}
+		})
+		if errors.Is(err, fs.ErrPermission) {
+			w.hidden++
+			return nil
+		}
+		return err
+	})
+	if w.crowded > 0 {
+		q.note("The descriptors of %s were not looked at: there are too many.", some(float64(w.crowded), "processes"))
+	}
+	if w.hidden > 0 {
+		q.note("The descriptors of %s are hidden from this user: to see them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Their sockets go by user, and by unit where the kernel tells it.", some(float64(w.hidden), "processes"))
+	}
+	return err
+}
+
+// firstOnes stands for a sample of the lowest descriptors, as many as are looked at.
+const firstOnes = -1
+
+// maxFirst is how many descriptors are looked at for firstOnes.
+const maxFirst = 4096
+
+// eachDescriptor calls visit with what each descriptor of a process links to, or a sample
+// of them if there are more than wholeProcess. A process with a descriptor is in the list
+// after it.
+func (q *inquiry) eachDescriptor(pid int, dir string, sample int, visit func(at uint32, link []byte)) error {
+	folder, err := unix.Open(dir+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: dir + "/fd", Err: err}
+	}
+	defer unix.Close(folder)
+	at, err := q.person(pid, dir)
+	if err != nil {
+		return err
+	}
+	p := q.people.list[at]
+	numbers, open, err := descriptors(folder, p.table, sample)
+	if err != nil {
+		return err
+	}
+	enough := open
+	switch {
+	case sample == firstOnes:
+		enough = min(open, maxFirst)
+	case open > wholeProcess:
+		enough = sample
+	}
+	p.open, p.looked = open, 0
+	var link [256]byte
+	for n := range numbers {
+		size, err := unix.Readlinkat(folder, strconv.Itoa(n), link[:])
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			continue
+		case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+			return &fs.PathError{Op: "readlink", Path: dir + "/fd/" + strconv.Itoa(n), Err: err}
+		case err != nil:
+			return nil //nolint:nilerr // it has ended
+		}
+		p.looked++
+		visit(at, link[:size])
+		if p.looked == enough {
+			break
+		}
+	}
+	return nil
+}
+
+// descriptors yields the numbers of a process's descriptors in order, or at random if a
+// sample will do, some of which may not be open, and returns how many are. table is what
+// its status says.
+func descriptors(folder, table, sample int) (iter.Seq[int], int, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(folder, &st); err != nil {
+		return nil, 0, err
+	}
+	// The size is their number since Linux 6.2. A table that is nearly empty, or of which the
+	// size is not known, is listed.
+	open := int(st.Size)
+	if !isProc(folder) || open == 0 || table == 0 || table > 4*open+64 {
+		list, err := listed(folder)
+		if err != nil {
+			return nil, 0, err
+		}
+		if len(list) > wholeProcess && sample != firstOnes {
+			random := rand.New(rand.NewPCG(1, uint64(len(list))))
+			random.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+		}
+		return slices.Values(list), len(list), nil
+	}
+	if open <= wholeProcess || sample == firstOnes {
+		return func(yield func(int) bool) {
+			for n := 0; n < table && yield(n); n++ {
+			}
+		}, open, nil
+	}
+	return func(yield func(int) bool) {
+		random := rand.New(rand.NewPCG(uint64(table), uint64(open)))
+		seen := make(map[int]bool, 4*sample)
+		for range 64 * sample {
+			n := random.IntN(table)
+			if seen[n] {
+				continue
+			}
+			seen[n] = true
+			if !yield(n) {
+				return
+			}
+		}
+	}, open, nil
+}
+
+// listed lists the descriptors in a folder.
+func listed(folder int) ([]int, error) {
+	fd, err := unix.FcntlInt(uintptr(folder), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "fd")
+	defer f.Close()
+	entries, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]int, 0, len(entries))
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e); err == nil {
+			list = append(list, n)
+		}
+	}
+	slices.Sort(list)
+	return list, nil
+}
+
+// isProc reports whether a folder is of a procfs, and not of a copy.
+func isProc(folder int) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(folder, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
+}
+
+// socketInode reads socket:[123].
+func socketInode(link []byte) (uint32, bool) {
+	number, ok := bytes.CutPrefix(link, []byte("socket:["))
+	if !ok {
+		return 0, false
+	}
+	inode, err := strconv.ParseUint(string(bytes.TrimSuffix(number, []byte("]"))), 10, 32)
+	return uint32(inode), err == nil && inode != 0
+}
+
+// kindOf is what sort of file a descriptor links to.
+func kindOf(link string) string {
+	kind, rest, ok := strings.Cut(link, ":")
+	switch {
+	case !ok || strings.HasPrefix(link, "/"):
+		switch {
+		case strings.HasPrefix(link, "/memfd:"):
+			return "memfd"
+		case strings.HasSuffix(link, " (deleted)"):
+			return "deleted file"
+		case strings.HasPrefix(link, "/dev/"):
+			return "device"
+		}
+		return "file"
+	case kind == "anon_inode":
+		return strings.Trim(rest, "[]") // eventfd, eventpoll, timerfd, io_uring, ...
+	}
+	return kind // socket, pipe, ...
+}
+
+// findHolders looks for sockets by inode among the first descriptors of all processes,
+// and returns the processes that have each. It is for listeners, which are opened early.
+func (q *inquiry) findHolders(inodes map[uint32]bool) (map[uint32][]uint32, error) {
+	of := map[uint32][]uint32{}
+	if len(inodes) == 0 {
+		return of, nil
+	}
+	w := &q.people
+	err := q.eachProcess(func(pid int, dir string) error {
+		err := q.eachDescriptor(pid, dir, firstOnes, func(at uint32, link []byte) {
+			if inode, ok := socketInode(link); ok && inodes[inode] && !slices.Contains(of[inode], at) {
+				of[inode] = append(of[inode], at)
+			}
+		})
+		if errors.Is(err, fs.ErrPermission) {
+			w.hidden++
+			return nil
+		}
+		return err
+	})
+	for _, held := range of {
+		slices.SortFunc(held, func(a, b uint32) int { return cmp.Compare(w.list[a].pid, w.list[b].pid) })
+	}
+	if w.hidden > 0 {
+		q.note("The descriptors of %s are hidden from this user: to see them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.", some(float64(w.hidden), "processes"))
+	}
+	return of, err
+}

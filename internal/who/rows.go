@@ -1,0 +1,160 @@
+package who
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
+)
+
+// row is a limit: what holds the things that it counts, and how that is found out.
+type row struct {
+	resource string
+	// things is what is counted, in the plural.
+	things string
+	// by is what they can be grouped by. The first is the default, unless choose says
+	// otherwise.
+	by     []Grouping
+	choose func(*inquiry) Grouping
+	// memory is set where they are counted by the memory that they take.
+	memory bool
+	// machine is set where they belong to no network namespace and no pod.
+	machine bool
+	// processes is set where they are read process by process, and not in each network
+	// namespace.
+	processes bool
+	// perNetns is set where each network namespace has such a limit of its own.
+	perNetns bool
+	// loose is set for sockets that no process can have any more.
+	loose bool
+	// kinds is set where it helps to know what kind of descriptors a process has.
+	kinds bool
+	// read finds the groups. Nobody is set in its place where nobody can be named, and says
+	// why.
+	read   func(*inquiry) error
+	nobody string
+}
+
+// rows has a row for each limit.
+func rows() []row {
+	fragments := "A packet in pieces belongs to no socket and no process until it is whole; the kernel shows only their memory, of each network namespace. To see who sends them: tcpdump 'ip[6:2] & 0x3fff != 0'."
+	return []row{
+		{
+			resource: "tcp_memory", things: "sockets", memory: true,
+			by: []Grouping{ByUnit, ByProcess, ByPod, ByListener, ByPeer, ByState}, choose: unitsOr(ByProcess),
+			read: readSockets(sockets{
+				protocol: sockdiag.TCP, about: tcpSockets,
+				states: sockdiag.AllStates.Without(sockdiag.TimeWait, sockdiag.SynRecv), // these have none
+			}),
+		},
+		{
+			resource: "udp_memory", things: "sockets", memory: true,
+			by: []Grouping{ByUnit, ByProcess, ByPod, ByListener}, choose: unitsOr(ByProcess),
+			read: readSockets(sockets{protocol: sockdiag.UDP, about: udpSockets, states: sockdiag.AllStates}),
+		},
+		{
+			resource: "tcp_orphans", things: "sockets", loose: true,
+			by: []Grouping{ByListener, ByUnit, ByPod, ByPeer, ByState},
+			read: readSockets(sockets{
+				protocol: sockdiag.TCP, about: tcpSockets,
+				states: sockdiag.MaskOf(sockdiag.FinWait1, sockdiag.FinWait2, sockdiag.LastAck, sockdiag.Closing),
+				keep: func(s *sockdiag.Socket) bool {
+					return s.Inode == 0 && s.Timer != sockdiag.TimerTimeWait
+				},
+			}),
+		},
+		{
+			resource: "tcp_time_wait", things: "sockets", loose: true, perNetns: true,
+			by: []Grouping{ByListener, ByPeer, ByState},
+			read: readSockets(sockets{
+				protocol: sockdiag.TCP, about: tcpSockets, mini: true,
+				states: sockdiag.MaskOf(sockdiag.TimeWait, sockdiag.FinWait2),
+				keep:   func(s *sockdiag.Socket) bool { return s.Timer == sockdiag.TimerTimeWait },
+			}),
+		},
+		{
+			resource: "accept_queue", things: "connections", perNetns: true,
+			by:   []Grouping{ByListener, ByProcess, ByUnit, ByPod, ByPeer},
+			read: readAcceptQueues,
+		},
+		{
+			resource: "ephemeral_ports", things: "ports", perNetns: true,
+			by: []Grouping{ByDestination, BySource, ByProcess, ByUnit, ByPod, ByState},
+			read: readSockets(sockets{
+				protocol: sockdiag.TCP, about: tcpSockets, ephemeral: true,
+				states: sockdiag.AllStates.Without(sockdiag.Listen, sockdiag.Close, sockdiag.SynRecv),
+			}),
+		},
+		{
+			resource: "file_descriptors", things: "descriptors", processes: true, kinds: true,
+			by:   []Grouping{ByProcess, ByUnit, ByPod, ByKind},
+			read: byKindOr(readKinds, readProcesses(countDescriptors)),
+		},
+		{
+			resource: "process_file_descriptors", things: "descriptors", processes: true, kinds: true,
+			by:   []Grouping{ByProcess},
+			read: readProcesses(countAgainstLimit),
+		},
+		{
+			resource: "conntrack_entries", things: "entries", perNetns: true,
+			by:   []Grouping{BySource, ByDestination, ByPod, ByKind},
+			read: readConntrack,
+		},
+		{
+			resource: "neighbours_ipv4", things: "entries",
+			by:   []Grouping{ByInterface, ByDestination, ByState},
+			read: readNeighbours(unix.AF_INET),
+		},
+		{
+			resource: "neighbours_ipv6", things: "entries",
+			by:   []Grouping{ByInterface, ByDestination, ByState},
+			read: readNeighbours(unix.AF_INET6),
+		},
+		{
+			resource: "memory", things: "processes", memory: true, processes: true,
+			by:   []Grouping{ByProcess, ByUnit, ByPod, ByKind},
+			read: byKindOr(readMemoryKinds(false), readProcesses(residentMemory)),
+		},
+		{
+			resource: "cgroup_memory", things: "processes", memory: true, processes: true,
+			by:   []Grouping{ByProcess, ByUnit, ByPod},
+			read: readProcesses(residentMemory),
+		},
+		{
+			resource: "low_memory", things: "kinds", memory: true, machine: true,
+			by:   []Grouping{ByKind},
+			read: readMemoryKinds(true),
+		},
+		{
+			resource: "committed_memory", things: "processes", memory: true, processes: true,
+			by:   []Grouping{ByProcess, ByUnit, ByPod},
+			read: readProcesses(promisedMemory),
+		},
+		{
+			resource: "netdev_backlog",
+			nobody:   "A packet is in the backlog for microseconds and belongs to nobody there. Devices without a queue of their own fill it (lo, veth, tunnels), or one CPU that takes all interrupts: see /proc/net/softnet_stat and /proc/interrupts.",
+		},
+		{resource: "ip_fragments_ipv4", nobody: fragments},
+		{resource: "ip_fragments_ipv6", nobody: fragments},
+	}
+}
+
+// unitsOr chooses units where there are any, because the kernel says of each socket which
+// it is of.
+func unitsOr(other Grouping) func(*inquiry) Grouping {
+	return func(q *inquiry) Grouping {
+		if q.haveUnits() {
+			return ByUnit
+		}
+		return other
+	}
+}
+
+// byKindOr reads in one way for the grouping by kind, and in another for any other.
+func byKindOr(kinds, other func(*inquiry) error) func(*inquiry) error {
+	return func(q *inquiry) error {
+		if q.By == ByKind {
+			return kinds(q)
+		}
+		return other(q)
+	}
+}
