@@ -26,7 +26,7 @@ func TestCheckJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := []string{"check", "--path.procfs=" + dir}
-	args := append(slices.Clone(all), "--no-collector.tcp", "--no-collector.ports")
+	args := append(slices.Clone(all), "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp")
 	for _, c := range []struct {
 		entries string
 		args    []string
@@ -38,8 +38,8 @@ func TestCheckJSON(t *testing.T) {
 		{"49152", args, 1, "warning", nil},
 		{"65536", args, 2, "critical", nil},
 		// The recording has no sockets.
-		{"12", all, unknown, "unknown", []string{"tcp", "ports"}},
-		{"65536", all, 2, "critical", []string{"tcp", "ports"}},
+		{"12", all, unknown, "unknown", []string{"tcp", "ports", "unix", "udp"}},
+		{"65536", all, 2, "critical", []string{"tcp", "ports", "unix", "udp"}},
 	} {
 		if err := os.WriteFile(filepath.Join(dir, "sys/net/netfilter/nf_conntrack_count"), []byte(c.entries+"\n"), 0o600); err != nil {
 			t.Fatal(err)
@@ -183,7 +183,7 @@ func TestCheckUnwritten(t *testing.T) {
 	defer full.Close()
 	for _, format := range []string{formatText, formatJSON} {
 		var stderr bytes.Buffer
-		args := []string{"check", "--format=" + format, "--log.level=error", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
+		args := []string{"check", "--format=" + format, "--log.level=error", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
 		if got := Run(t.Context(), args, nil, full, &stderr); got != unknown || strings.Count(stderr.String(), "\n") != 1 {
 			t.Errorf("%s: status %d, %q", format, got, stderr.String())
 		}

@@ -36,7 +36,7 @@ func TestCheck(t *testing.T) {
 	}
 	// The recording has no sockets but those of the running kernel, which are
 	// not shown beside it.
-	args := []string{"check", "--path.procfs=" + dir, "--no-collector.tcp", "--no-collector.ports"}
+	args := []string{"check", "--path.procfs=" + dir, "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
 	for _, c := range []struct {
 		entries string
 		args    []string
@@ -72,7 +72,7 @@ func TestCheck(t *testing.T) {
 // TestCheckColours expects colours on a terminal, unless NO_COLOR is set, and the
 // same table.
 func TestCheckColours(t *testing.T) {
-	args := []string{"check", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports"}
+	args := []string{"check", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
 	table := func(noColour, term string) string {
 		t.Setenv("NO_COLOR", noColour)
 		t.Setenv("TERM", term)

@@ -46,7 +46,7 @@ func hog(t *testing.T, descriptors int) (procfs string) {
 // TestWho expects the state of the limit and the process, of a limit that is named and of
 // the one that is the nearest.
 func TestWho(t *testing.T) {
-	args := []string{"--path.procfs=" + hog(t, 10), "--no-collector.tcp", "--no-collector.ports"}
+	args := []string{"--path.procfs=" + hog(t, 10), "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
 	for _, resource := range []string{"process_file_descriptors", ""} {
 		var stdout, stderr bytes.Buffer
 		all := append([]string{"who"}, args...)

@@ -226,6 +226,17 @@ func countDescriptors(_ *inquiry, dir string) (m measurement, err error) {
 	return m, err
 }
 
+// countThreads measures how many threads a process has: its folder of them has two links
+// more than that.
+func countThreads(_ *inquiry, dir string) (m measurement, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir+"/task", &st); err != nil {
+		return m, &fs.PathError{Op: "stat", Path: dir + "/task", Err: err}
+	}
+	m.count = float64(max(int64(st.Nlink)-2, 0))
+	return m, nil
+}
+
 // countAgainstLimit measures how many descriptors a process has open of those that it may.
 func countAgainstLimit(q *inquiry, dir string) (measurement, error) {
 	m, err := countDescriptors(q, dir)

@@ -77,6 +77,27 @@ func rows() []row {
 			read: readAcceptQueues,
 		},
 		{
+			resource: "request_queue", things: "connections", loose: true, perNetns: true,
+			by: []Grouping{ByListener, ByPeer},
+			read: readSockets(sockets{
+				protocol: sockdiag.TCP, about: tcpSockets, mini: true, states: sockdiag.MaskOf(sockdiag.SynRecv),
+			}),
+		},
+		{
+			resource: "unix_accept_queue",
+			nobody:   "Who waits to be accepted at a unix socket has no name there; the command check names the socket and the program that should accept. All of them: ss -Hlx | awk '$3 > 0'.",
+		},
+		{
+			resource: "udp_receive_queue", things: "sockets", memory: true, perNetns: true,
+			by:   []Grouping{ByProcess, ByUnit, ByPod, ByListener},
+			read: readSockets(sockets{protocol: sockdiag.UDP, about: udpSockets, states: sockdiag.AllStates}),
+		},
+		{
+			resource: "threads", things: "threads", processes: true,
+			by:   []Grouping{ByProcess, ByUnit, ByPod},
+			read: readProcesses(countThreads),
+		},
+		{
 			resource: "ephemeral_ports", things: "ports", perNetns: true,
 			by: []Grouping{ByDestination, BySource, ByProcess, ByUnit, ByPod, ByState},
 			read: readSockets(sockets{
