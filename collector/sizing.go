@@ -19,9 +19,9 @@ type Load struct {
 	// Opens and Closes are connections a second. Closes are those that the host closes
 	// first, and so has to remember.
 	Opens, Closes float64
-	// Truesize is the memory of the data that waits in each connection for the program,
-	// in bytes, with what the kernel needs around it; Charged is what it counts as such.
-	Truesize, Charged float64
+	// Waiting is the memory of the data that waits in each connection for the program, in
+	// bytes, with what the kernel needs around it; Charged is what it counts as such.
+	Waiting, Charged float64
 	// Processes hold the connections in equal parts.
 	Processes float64
 	// Pause is the longest time for which no program accepts.

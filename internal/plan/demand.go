@@ -123,29 +123,34 @@ func (d Demand) load(unit int) collector.Load {
 		Tracked:      float64(d.Connections),
 		Destinations: float64(max(d.Destinations, 1)),
 		Opens:        float64(d.Opens), Closes: float64(d.Closes),
-		Truesize:  truesize(float64(d.Unread), d.Loopback),
 		Processes: float64(max(d.Processes, 1)),
 		Pause:     d.Pause,
 	}
 	if d.Proxy {
 		l.Tracked, l.Opens, l.Closes = 2*l.Tracked, 2*l.Opens, 2*l.Closes
 	}
-	l.Charged = math.Ceil(l.Truesize/float64(unit)) * float64(unit)
+	var truesize float64
+	l.Waiting, truesize = waiting(float64(d.Unread), d.Loopback)
+	l.Charged = math.Ceil(truesize/float64(unit)) * float64(unit)
 	return l
 }
 
-// truesize is the memory that unread data takes, in bytes.
-func truesize(data float64, loopback bool) float64 {
+// waiting is the memory that unread data takes, and what the kernel calls its truesize, in
+// bytes.
+func waiting(data float64, loopback bool) (taken, truesize float64) {
 	const (
-		// Of a segment over Ethernet most drivers fill half a page, with a header of
-		// sk_buff: struct sk_buff 256, data 2048.
-		segment, ofSegment = 1448, 2304
-		// Loopback copies nothing and cuts at 64 KiB, in pieces of up to 32: struct
-		// sk_buff and skb_shared_info come on top.
-		piece, ofPiece = 32 << 10, 832
+		// Of a segment over Ethernet most drivers fill half a page, with a struct sk_buff
+		// of 256.
+		segment, ofSegment = 1448, 2048 + 256
+		// Loopback hands over what was written, in pages and with a header: here in
+		// pieces of 4 KiB. The header is allocated as skbuff_fclone_cache and
+		// skbuff_small_head, and counted as struct sk_buff and skb_shared_info.
+		piece, ofPiece, counted = 4096, 512 + 704, 832
 	)
 	if loopback {
-		return data + math.Ceil(data/piece)*ofPiece
+		pieces := math.Ceil(data / piece)
+		return data + pieces*ofPiece, data + pieces*counted
 	}
-	return math.Ceil(data/segment) * ofSegment
+	segments := math.Ceil(data / segment)
+	return segments * ofSegment, segments * ofSegment
 }

@@ -131,8 +131,8 @@ func (f *Facts) bill(l collector.Load) []Item {
 	for _, o := range collector.Socket() {
 		add(l.Ends(), o)
 	}
-	if l.Truesize > 0 {
-		items = append(items, Item{What: "data that waits, with its headers", Count: l.Tracked, Each: l.Truesize})
+	if l.Waiting > 0 {
+		items = append(items, Item{What: "data that waits, with its headers", Count: l.Tracked, Each: l.Waiting})
 	}
 	for i := range f.Infos {
 		info := &f.Infos[i]

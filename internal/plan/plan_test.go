@@ -218,7 +218,7 @@ func TestBill(t *testing.T) {
 		"TCP":                               {Count: 2000, Each: 3000, Read: true},
 		"filp":                              {Count: 2000, Each: 192},
 		"nf_conntrack":                      {Count: 1000, Each: 256},
-		"data that waits, with its headers": {Count: 1000, Each: 1832},
+		"data that waits, with its headers": {Count: 1000, Each: 2216},
 		"TLS in the programs, about":        {Count: 2000, Each: tls},
 		"the programs":                      {Count: 1, Each: 77},
 	} {

@@ -29,6 +29,7 @@ const (
 	workMap     = "map"     // asks for memory, so many KiB a step
 	workTouch   = "touch"   // asks for memory and uses it
 	workConnect = "connect" // makes connections with unread data, so many a step
+	workHold    = "hold"    // holds connections: a stage of heldLoad a step
 	workMount   = "mount"   // mounts procfs, in the first step
 	workFork    = "fork"    // makes processes that do nothing, so many a step
 	workLog     = "log"     // writes into the kernel's log, so many milliseconds a step
@@ -57,6 +58,9 @@ func work(words []string) int {
 func workerStep(words []string) (func() (string, error), error) {
 	if len(words) != 2 {
 		return nil, fmt.Errorf("%q are not two words", words)
+	}
+	if words[0] == workHold {
+		return newHeld(words[1])
 	}
 	if words[0] == workMount {
 		// It is the procfs of this process's namespace.
