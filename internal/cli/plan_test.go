@@ -55,13 +55,13 @@ func TestPlanSysctl(t *testing.T) {
 			t.Errorf("%q is neither a setting nor a comment", l)
 		}
 	}
-	want := map[string]string{"net.netfilter.nf_conntrack_max": "96100"} // 72,000 and room, of 65,536
+	want := map[string]string{"net.netfilter.nf_conntrack_max": "96000"} // 72,000 and room, of 65,536
 	if !maps.Equal(settings, want) {
 		t.Errorf("%v, want %v", settings, want)
 	}
 	for _, words := range []string{
 		"# sockpressure_exporter plan --connections=60000 --opens-per-second=100 --closes-per-second=100\n",
-		"#   options nf_conntrack hashsize=96100\n", "#   --conntrack-min=96100\n", "#   LimitNOFILE=75000\n",
+		"#   options nf_conntrack hashsize=96000\n", "#   --conntrack-min=96000\n", "#   LimitNOFILE=75000\n",
 		`"nf_conntrack: table full, dropping packet"`,
 	} {
 		if !strings.Contains(out, words) {
@@ -141,7 +141,7 @@ func TestPlanJSON(t *testing.T) {
 func TestPlanGrowth(t *testing.T) {
 	dir := sysfs(t)
 	status, out, errors := planned(t, "--path.sysfs="+dir)
-	if status != 0 || errors != "" || !strings.HasPrefix(out, "This host holds no connection now. The first limit on the way up is ") || !strings.Contains(out, "\nCONNECTIONS ") {
+	if status != 0 || errors != "" || !strings.HasPrefix(out, "This host holds 23 connections now. The first limit on the way up is ") || !strings.Contains(out, "\nCONNECTIONS ") {
 		t.Errorf("status %d, %s\n%s", status, errors, out)
 	}
 	_, out, _ = planned(t, "--path.sysfs="+dir, "--format=json")

@@ -19,8 +19,10 @@ type Facts struct {
 	// stand.
 	Infos  []collector.LimitInfo
 	Limits []collector.LimitReading
-	// Connections is the ends of TCP connections in the host's network namespace.
+	// Connections is the ends of TCP connections in the host's network namespace, if they
+	// are Counted.
 	Connections float64
+	Counted     bool
 	// Sysctls is the numbers of the settings of Infos, as far as the kernel has them.
 	Sysctls map[string][]float64
 	// Objects is what each object of a cache takes, in bytes, of those that could be read.
@@ -34,15 +36,24 @@ type Facts struct {
 // FactsOf returns what a reading tells. It lacks settings and sizes of objects.
 func FactsOf(r *collector.Reading) Facts {
 	f := Facts{Limits: r.Limits()}
+	sockets, known := 0.0, false
 	for _, result := range r.Results {
 		f.Infos = append(f.Infos, result.Infos...)
 		for labels, n := range result.Samples("tcp_sockets") {
-			switch strings.Join(labels, "") {
+			switch f.Counted = true; strings.Join(labels, "") {
 			case "listen", "syn_recv", "time_wait", "close":
 			default:
 				f.Connections += n
 			}
 		}
+		for labels, n := range result.Samples("sockets_inuse") {
+			if labels[len(labels)-1] == "tcp" {
+				sockets, known = sockets+n, true
+			}
+		}
+	}
+	if !f.Counted { // then with those that listen
+		f.Connections, f.Counted = sockets, known
 	}
 	return f
 }
