@@ -11,7 +11,8 @@
 //
 // With --time-wait the connections are closed at once instead, and what is held
 // is their TIME_WAIT sockets. With --outbound all go to one address and port,
-// from one address, by ports that the kernel chooses.
+// from one address, by ports that the kernel chooses. With --epoll each end is in an
+// epoll set, as servers have it.
 package main
 
 import (
@@ -42,6 +43,7 @@ const (
 type load struct {
 	part, count        int
 	timeWait, outbound bool
+	epoll              bool
 }
 
 func main() {
@@ -59,12 +61,13 @@ func run(ctx context.Context, args []string) error {
 	connections := flags.Int("connections", 1_000_000, "connections to open")
 	timeWait := flags.Bool("time-wait", false, "close them, and hold their TIME_WAIT sockets")
 	outbound := flags.Bool("outbound", false, "from one address to one address and port")
+	epoll := flags.Bool("epoll", false, "put each end into an epoll set")
 	part := flags.Int("part", -1, "be one process of many (used by the program itself)")
 	_ = flags.Parse(args) // exits by itself
 	if *connections < 1 || flags.NArg() > 0 {
 		return errors.New("--connections is below 1, or there are arguments")
 	}
-	l := load{*part, *connections, *timeWait, *outbound}
+	l := load{*part, *connections, *timeWait, *outbound, *epoll}
 	if *part >= 0 {
 		return l.open()
 	}
@@ -88,7 +91,7 @@ func (l load) spread(ctx context.Context) (err error) {
 		count := min(left, perProcess)
 		left -= count
 		p, err := startPart(ctx, self, fmt.Sprintf("--part=%d", i), fmt.Sprintf("--connections=%d", count),
-			fmt.Sprintf("--time-wait=%t", l.timeWait), fmt.Sprintf("--outbound=%t", l.outbound))
+			fmt.Sprintf("--time-wait=%t", l.timeWait), fmt.Sprintf("--outbound=%t", l.outbound), fmt.Sprintf("--epoll=%t", l.epoll))
 		if err != nil {
 			return err
 		}
@@ -177,6 +180,16 @@ func (l load) open() error {
 	if err != nil {
 		return fmt.Errorf("listen on %v: %w", server, err)
 	}
+	set, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("epoll_create: %w", err)
+	}
+	watch := func(fd int) error {
+		if !l.epoll {
+			return nil
+		}
+		return unix.EpollCtl(set, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
+	}
 	orders := bufio.NewScanner(os.Stdin)
 	fmt.Println("listening")
 	if !orders.Scan() {
@@ -191,6 +204,9 @@ func (l load) open() error {
 			if err != nil {
 				return // the listener was shut down
 			}
+			if err := watch(fd); err != nil {
+				fmt.Fprintln(os.Stderr, "sockets:", err)
+			}
 			if l.timeWait {
 				// The client closes first, and so has the TIME_WAIT.
 				_, _ = unix.Read(fd, make([]byte, 1))
@@ -202,6 +218,9 @@ func (l load) open() error {
 		fd, err := l.connect(client, server, firstPort+i)
 		if err != nil {
 			return fmt.Errorf("connection %d of %d: %w", i, l.count, err)
+		}
+		if err := watch(fd); err != nil {
+			return fmt.Errorf("epoll_ctl: %w", err)
 		}
 		if l.timeWait {
 			_ = unix.Close(fd)
