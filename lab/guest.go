@@ -84,6 +84,7 @@ type outcome struct {
 	seconds  float64 // of the whole boot
 	steps    []scenario.Step
 	planned  *scenario.Planned
+	tried    []scenario.Tried
 	done     *scenario.Done
 	notes    []string // what a Prometheus saw
 	hung     bool     // it had to be stopped
@@ -185,6 +186,8 @@ func (o *outcome) read(path string) error {
 			o.steps = append(o.steps, *m.Step)
 		case m.Planned != nil:
 			o.planned = m.Planned
+		case m.Tried != nil:
+			o.tried = append(o.tried, *m.Tried)
 		case m.Done != nil:
 			o.done = m.Done
 		}

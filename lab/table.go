@@ -31,6 +31,9 @@ func (v verdict) print(out io.Writer) {
 			fmt.Fprintf(out, "\n    %s %s in place of %s: %s", c.Setting, c.To, c.From, cmp.Or(c.Refused, strings.Join(c.Moved, ", ")))
 		}
 	}
+	for _, t := range v.tried {
+		fmt.Fprintf(out, "\n    %s: %s", t.Setting, t.Result)
+	}
 	fmt.Fprintln(out)
 	for _, note := range v.notes {
 		fmt.Fprintf(out, "    %s\n", note)

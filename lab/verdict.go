@@ -80,6 +80,7 @@ type verdict struct {
 	notes                   []string // for people who wait
 	hung                    bool     // it had to be stopped
 	planned                 *scenario.Planned
+	tried                   []scenario.Tried
 }
 
 // planTolerance is how far the memory of a plan may be from what was taken.
@@ -108,6 +109,20 @@ func judgePlan(o *outcome) verdict {
 	for _, c := range p.Cuts {
 		if !c.Named {
 			fail("%s %s in place of %s: %q, and %v moved, which is not what %s is to refuse", c.Setting, c.To, c.From, c.Refused, c.Moved, c.Resource)
+		}
+	}
+	return v
+}
+
+// judgeTuning wants settings to do what docs/million.md says.
+func judgeTuning(o *outcome) verdict {
+	v := verdict{image: o.image, scenario: o.scenario.Name, bigEndian: o.bigEndian, seconds: o.seconds, refusal: -1, tried: o.tried}
+	if len(o.tried) == 0 {
+		v.failures = append(v.failures, "the guest tried nothing")
+	}
+	for _, t := range o.tried {
+		if t.Wrong {
+			v.failures = append(v.failures, "not as docs/million.md says: "+t.Setting+": "+t.Result)
 		}
 	}
 	return v

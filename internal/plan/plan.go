@@ -91,7 +91,30 @@ func Make(d Demand, f Facts) Plan {
 			p.Verdict = max(p.Verdict, row.Verdict)
 		}
 	}
+	p.unite()
 	return p
+}
+
+// unite has a sysctl that moves several limits be as the one that needs the most of it
+// wants it, in the first row that writes it, which stands for all.
+func (p *Plan) unite() {
+	first := map[string]*Write{}
+	for i := range p.Rows {
+		r := &p.Rows[i]
+		r.Writes = slices.DeleteFunc(r.Writes, func(w Write) bool {
+			have := first[w.Name]
+			if have == nil {
+				return false
+			}
+			if len(w.Value) == 1 {
+				have.Value = []float64{max(have.Value[0], w.Value[0])}
+			}
+			return true
+		})
+		for j := range r.Writes {
+			first[r.Writes[j].Name] = &r.Writes[j]
+		}
+	}
 }
 
 // tls is the memory of a program for an end of a connection that it encrypts, in bytes:

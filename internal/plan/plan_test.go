@@ -350,6 +350,24 @@ func TestNewLimit(t *testing.T) {
 	}
 }
 
+// TestUnite expects a sysctl that moves two limits once, as high as the higher needs it.
+func TestUnite(t *testing.T) {
+	f := host(tight(), nil)
+	f.Infos = append(f.Infos, collector.LimitInfo{
+		Resource: "things", Unit: collector.Connections, WarningRatio: 0.8, CriticalRatio: 0.9, Effect: "They end.",
+		Sysctls: []collector.Sysctl{{Name: "net.core.somaxconn", Unit: collector.Connections}},
+		Sizing:  collector.Sizing{Needs: func(collector.Load) float64 { return 8000 }, Rule: "many"},
+	})
+	f.Limits = append(f.Limits, collector.LimitReading{LimitInfo: &f.Infos[len(f.Infos)-1], Limit: 4096})
+	p := Make(Demand{Connections: 9000, Opens: 5000, Pause: time.Second, Processes: 1}, f)
+	if w := p.of("accept_queue").Writes; len(w) != 1 || !slices.Equal(w[0].Value, []float64{10000}) {
+		t.Errorf("accept_queue writes %v", w)
+	}
+	if w := p.of("things").Writes; len(w) != 0 || p.of("things").Verdict != Set {
+		t.Errorf("things writes %v", w)
+	}
+}
+
 func TestGroup(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", 7: "7", 999: "999", 1000: "1,000", 1234567: "1,234,567", -1234: "-1,234"} {
 		if got := Group(v); got != want {

@@ -24,7 +24,7 @@ import (
 // The demand that a guest is asked to meet, but for the connections, which are as many
 // as its memory allows.
 const (
-	planMost      = 4000 // connections: an emulator takes a millisecond for each
+	planMost      = 3000 // connections: an emulator takes a millisecond for each
 	planLeast     = 500
 	planProcesses = 2
 	planPairs     = 4
@@ -237,10 +237,10 @@ type planned struct{ connections, descriptors, backlog int }
 
 // ran is what came of one.
 type ran struct {
-	refused string   // what a program saw
-	moved   []string // resources whose proof moved, or whose line was logged
-	memory  float64  // bytes that the connections and their data took
-	peak    map[string]float64
+	refused string             // what a program saw
+	moved   []string           // resources whose proof moved, or whose line was logged
+	memory  float64            // bytes that the connections and their data took
+	usage   map[string]float64 // saturation
 }
 
 // names reports whether a limit refused in the way that its row names.
@@ -255,7 +255,7 @@ func names(resource string, r ran) bool {
 					return strings.Contains(r.refused, e.Error())
 				}
 			}
-			if len(l.Proofs) == 0 && r.refused != "" && r.peak[resource] >= 0.9 {
+			if len(l.Proofs) == 0 && r.refused != "" && r.usage[resource] >= l.WarningRatio {
 				return true
 			}
 		}
@@ -329,11 +329,11 @@ func (g *guest) hold(p planned) (ran, error) {
 	if err != nil {
 		return r, err
 	}
-	r.peak = map[string]float64{}
+	r.usage = map[string]float64{}
 	log := g.logged()
 	for _, spec := range collector.Specs() {
 		for _, l := range spec.Limits {
-			r.peak[l.Resource] = after[saturation(l.Resource)]
+			r.usage[l.Resource] = after[saturation(l.Resource)]
 			moved := slices.ContainsFunc(l.LogLines, func(line collector.LogLine) bool {
 				return slices.ContainsFunc(log, line.Matches)
 			})
@@ -509,7 +509,7 @@ func (h *held) connect() (string, error) {
 	}
 	// In two parts: the kernel takes what is the first data of a connection in any case.
 	part := make([]byte, h.Unread/2)
-	for range 2 {
+	for parts := range 2 {
 		for n, fd := range h.clients {
 			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 				return "", err
@@ -517,23 +517,34 @@ func (h *held) connect() (string, error) {
 			if sent, err := unix.Write(fd, part); err != nil || sent < len(part) {
 				return fmt.Sprintf("connection %d takes %d bytes of %d: %v", n, max(sent, 0), len(part), err), nil
 			}
+			// Few at once: the backlog of received packets is another limit.
+			if n%32 == 0 {
+				if refused, err := h.arrived(n, (parts+1)*len(part)); refused != "" || err != nil {
+					return refused, err
+				}
+			}
 		}
 	}
-	for n, fd := range h.servers {
-		for end := time.Now().Add(answer); ; time.Sleep(time.Millisecond) {
-			arrived, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
-			if err != nil {
-				return "", err
-			}
-			if arrived >= h.Unread {
-				break
-			}
-			if time.Now().After(end) {
-				return fmt.Sprintf("of %d bytes in connection %d, %d arrived", h.Unread, n, arrived), nil
-			}
+	for n := range h.servers {
+		if refused, err := h.arrived(n, h.Unread); refused != "" || err != nil {
+			return refused, err
 		}
 	}
 	return "", nil
+}
+
+// arrived waits until so many bytes wait in a connection. What is lost on the way is sent
+// again.
+func (h *held) arrived(n, bytes int) (string, error) {
+	for end := time.Now().Add(5 * answer); ; time.Sleep(time.Millisecond) {
+		arrived, err := unix.IoctlGetInt(h.servers[n], unix.TIOCINQ)
+		if err != nil || arrived >= bytes {
+			return "", err
+		}
+		if time.Now().After(end) {
+			return fmt.Sprintf("of %d bytes in connection %d, %d arrived", bytes, n, arrived), nil
+		}
+	}
 }
 
 // orphan closes connections whose data the other side does not take.
