@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/alecthomas/kingpin/v2"
 
@@ -99,8 +100,8 @@ func planCommand() command {
 }
 
 // planTime is how long the readings may take. A walk over millions of sockets takes
-// seconds.
-const planTime = 2 * checkTime
+// seconds, and nobody's monitoring waits for it.
+const planTime = 30 * time.Second
 
 // checkDemand reports whether something is asked for, and returns an error for what
 // cannot be.
