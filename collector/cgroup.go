@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"iter"
+	"math"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 )
@@ -103,6 +104,16 @@ func cgroupSpec() Spec {
 					List:   &ListInfo{Title: "Control groups nearest to their limit of memory", Column: "group"},
 					Proofs: []Proof{{Counter: series("cgroup_oom_kills_all_total")}},
 					Moves:  "resources.limits.memory of the container, MemoryMax= of the unit",
+					Sizing: Sizing{
+						Needs:   func(l Load) float64 { return l.KernelBytes + l.ProgramBytes },
+						Rule:    "the programs of the group, and what the kernel takes for their connections and data, which is charged to the group",
+						Initial: "none",
+						Fresh:   math.MaxInt64, // as memory.max is where nobody sets it
+						Settings: []Setting{
+							{"the container of a pod, in bytes", "resources.limits.memory: %.0f"},
+							{"the unit of the service, in bytes", "MemoryMax=%.0f"},
+						},
+					},
 				}},
 			},
 			List[cgroups, *cgroupReading]{

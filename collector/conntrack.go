@@ -95,9 +95,20 @@ func conntrackSpec() Spec {
 					{Counter: series("conntrack_early_drops_total")},
 				},
 				// Set in the first network namespace for all, each of which may have as many.
-				Sysctls:   []Sysctl{{"net.netfilter.nf_conntrack_max", Entries, false}},
-				LogLines:  []LogLine{{Message: "conntrack_table_full", Pattern: `(nf_conntrack: ){1,2}table full, dropping packet`}},
-				UnitBytes: 256 + 128 + 8, // nf_conntrack, its extensions, a bucket
+				Sysctls:  []Sysctl{{"net.netfilter.nf_conntrack_max", Entries, false}},
+				LogLines: []LogLine{{Message: "conntrack_table_full", Pattern: `(nf_conntrack: ){1,2}table full, dropping packet`}},
+				Sizing: Sizing{
+					Needs:   func(l Load) float64 { return l.Tracked + max(l.Opens, l.Closes)*trackedAfter },
+					Rule:    "the connections, and 120 times those that end a second; `net.netfilter.nf_conntrack_buckets` the same number, or a quarter of it",
+					Initial: "by memory: 65,536 for 2 GiB",
+					// Its extensions, and a bucket of the table.
+					Objects: []Object{{"nf_conntrack", 256}, {"kmalloc-128", 128}, {"its bucket", 8}},
+					Most:    forever,
+					Settings: []Setting{
+						{"/etc/modprobe.d, and /etc/modules-load.d so that the sysctl is there at boot", "options nf_conntrack hashsize=%.0f"},
+						{"kube-proxy, which sets it again when it starts", "--conntrack-min=%.0f"},
+					},
+				},
 			},
 		}},
 		LogLines: []LogLine{

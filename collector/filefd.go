@@ -54,9 +54,14 @@ func filefdSpec() Spec {
 				Resource: "file_descriptors", Unit: Descriptors, WarningRatio: 0.8, CriticalRatio: 0.95,
 				Effect: "open, socket and accept fail with ENFILE for every unprivileged process: \"VFS: file-max limit reached\".",
 				Usage:  series("file_descriptors_allocated"), Max: series("file_descriptors_limit"),
-				Sysctls:   []Sysctl{{"fs.file-max", Descriptors, false}},
-				LogLines:  []LogLine{{Message: "file_max_reached", Pattern: `VFS: file-max limit \d+ reached`}},
-				UnitBytes: 192, // filp
+				Sysctls:  []Sysctl{{"fs.file-max", Descriptors, false}},
+				LogLines: []LogLine{{Message: "file_max_reached", Pattern: `VFS: file-max limit \d+ reached`}},
+				Sizing: Sizing{
+					Needs:   Load.Ends,
+					Rule:    "the connections, and the files of everything else",
+					Initial: "none where systemd lifts it, else by memory: 200,000 for 2 GiB",
+					Objects: []Object{{"filp", 192}}, OfSocket: true,
+				},
 			},
 		}},
 	})

@@ -74,9 +74,8 @@ type LimitInfo struct {
 	// LogLines are what the kernel logs when the limit is reached, empty if it logs
 	// nothing.
 	LogLines []LogLine
-	// UnitBytes is the kernel memory that one unit takes, of the slab objects that
-	// belong to it (Linux 6.12, 64 bits), without data; 0 for a limit in bytes.
-	UnitBytes float64
+	// Sizing is what it takes, and what it costs, to set the limit for a load.
+	Sizing
 }
 
 // ListInfo describes a list for people.

@@ -156,6 +156,11 @@ func memorySpec() Spec {
 					Effect:   "The OOM killer ends a process: \"Out of memory: Killed process\".",
 					Moves:    "the machine's memory",
 					LogLines: oomLines(),
+					Sizing: Sizing{
+						Needs: func(l Load) float64 { return l.KernelBytes + l.ProgramBytes },
+						Rule:  "what the kernel takes for the connections and their data, and the programs",
+						Fixed: true,
+					},
 				},
 				Used: func(s *memory) Number {
 					used := s.Total.Minus(s.Available, s.Hugetlb.OrZero(), s.evictable())
@@ -171,6 +176,12 @@ func memorySpec() Spec {
 					Moves:    "a 64-bit kernel; vm.min_free_kbytes",
 					Sysctls:  []Sysctl{{"vm.min_free_kbytes", Kibibytes, false}},
 					LogLines: oomLines(),
+					Sizing: Sizing{
+						Needs:   func(l Load) float64 { return l.KernelBytes },
+						Rule:    "what the kernel takes for the connections and their data; no setting changes that much",
+						Initial: "less than 900 MiB on 32 bits",
+						Fixed:   true,
+					},
 				},
 				Used: func(s *memory) Number { return s.low },
 				Most: func(s *memory) Number { return s.lowLimit },
@@ -181,6 +192,10 @@ func memorySpec() Spec {
 					Effect: "fork, mmap and malloc fail with ENOMEM; without CAP_SYS_ADMIN some percent earlier (vm.admin_reserve_kbytes, vm.user_reserve_kbytes). Enforced while vm.overcommit_memory is 2.",
 					Usage:  series("memory_committed_bytes"), Max: series("memory_commit_limit_bytes"),
 					Sysctls: []Sysctl{{"vm.overcommit_ratio", Percents, false}, {"vm.overcommit_kbytes", Kibibytes, false}},
+					Sizing: Sizing{
+						Needs: func(l Load) float64 { return l.ProgramBytes },
+						Rule:  "what the programs ask for, used or not, while `vm.overcommit_memory` is 2",
+					},
 				},
 				Most: func(s *memory) Number {
 					if !s.overcommit.Present || s.overcommit.Value != overcommitNever {

@@ -69,7 +69,11 @@ func neighbourLimit(family, sysctl, table string) LimitInfo {
 			Message: "neighbour_" + family + "_table_overflow",
 			Pattern: `neighbour: ` + table + `: neighbor table overflow!`,
 		}},
-		UnitBytes: 512, // struct neighbour and its key, by kmalloc
+		Sizing: Sizing{
+			Rule:    "the hosts and pods of the local networks, and half as many more",
+			Initial: "1,024",
+			Objects: []Object{{"kmalloc-512", 512}}, // struct neighbour and its key
+		},
 	}
 }
 

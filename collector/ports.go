@@ -93,9 +93,23 @@ func portsSpec() Spec {
 				Resource: "ephemeral_ports", Unit: Ports, WarningRatio: 0.7, CriticalRatio: 0.9,
 				Effect: "connect to that destination fails with EADDRNOTAVAIL; nothing is counted or logged.",
 				Usage:  series("ephemeral_ports_used"), Max: series("ephemeral_ports_limit"),
-				List:      &ListInfo{Title: "Addresses and destinations that hold the most ephemeral ports", Column: "from → to"},
-				Sysctls:   []Sysctl{{"net.ipv4.ip_local_port_range", Ports, true}},
-				UnitBytes: 2432 + 832 + 192 + 192, // TCP, sock_inode_cache, dentry, filp
+				List:    &ListInfo{Title: "Addresses and destinations that hold the most ephemeral ports", Column: "from → to"},
+				Sysctls: []Sysctl{{"net.ipv4.ip_local_port_range", Ports, true}},
+				Sizing: Sizing{
+					// One that the host closes first holds its port in TIME_WAIT.
+					Needs: func(l Load) float64 {
+						if l.Outbound == 0 {
+							return 0
+						}
+						return (l.Outbound + l.Closes*timeWait*l.Outbound/l.Tracked) / max(l.Destinations, 1)
+					},
+					Rule:    "the connections that the host opens, and 60 times those that it opened and closes a second, for each pair of its address and a destination; the services of these ports have to stand in `net.ipv4.ip_local_reserved_ports`",
+					Initial: "32768 60999: 28,232",
+					Objects: Socket(), OfSocket: true,
+					Most:  highestPort - lowestPort + 1,
+					Write: writeRange,
+					Safe:  true,
+				},
 			}},
 		}},
 	})

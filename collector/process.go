@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -96,9 +97,20 @@ func processSpec() Spec {
 					Title: "Processes nearest to their limit of descriptors", Column: "process",
 					Hidden: series("processes_unreadable"), HiddenNote: "processes are missing: this user may not look into them.",
 				},
-				Moves:     "ulimit -n, LimitNOFILE=, up to fs.nr_open",
-				Sysctls:   []Sysctl{{"fs.nr_open", Descriptors, false}},
-				UnitBytes: 192 + 8, // filp, its place in the table
+				Moves:   "ulimit -n, LimitNOFILE=, up to fs.nr_open",
+				Sysctls: []Sysctl{{"fs.nr_open", Descriptors, false}},
+				Sizing: Sizing{
+					Needs:   func(l Load) float64 { return l.Ends() / max(l.Processes, 1) },
+					Rule:    "the connections of one process, two for each client of a proxy, and its other files",
+					Initial: "1,024 (soft); `fs.nr_open` 1,048,576",
+					Objects: []Object{{"filp", 192}, {"its place in the table of descriptors", 8}}, OfSocket: true,
+					Fresh: 1024, // INR_OPEN_CUR (include/uapi/linux/fs.h), as systemd leaves it
+					Most:  math.MaxInt32 &^ 63,
+					Settings: []Setting{
+						{"the unit of the service", "LimitNOFILE=%.0f"},
+						{"a container that the container runtime's unit does not bound", "--ulimit nofile=%.0[1]f:%.0[1]f"},
+					},
+				},
 			}},
 		}},
 		Holders: func(s *processes) []holding {

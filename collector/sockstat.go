@@ -149,6 +149,12 @@ func sockstatSpec() Spec {
 					Soft:     series("tcp_memory_threshold_bytes", "threshold", "pressure"),
 					Sysctls:  []Sysctl{{"net.ipv4.tcp_mem", Pages, false}},
 					LogLines: []LogLine{{Message: "tcp_out_of_memory", Pattern: `TCP: out of memory -- consider tuning tcp_mem`}},
+					Sizing: Sizing{
+						Needs:   func(l Load) float64 { return l.Tracked * l.Charged },
+						Rule:    "the connections, times what waits in the buffers of each: 4 KiB of data count as 8 KiB",
+						Initial: "high is 9 % of memory",
+						Write:   writeThresholds,
+					},
 				},
 			},
 			{
@@ -161,6 +167,11 @@ func sockstatSpec() Spec {
 					Max:     series("udp_memory_threshold_bytes", "threshold", "low"),
 					Proofs:  []Proof{{Counter: series("udp_memory_errors_total")}, {Counter: series("udp6_memory_errors_total")}},
 					Sysctls: []Sysctl{{"net.ipv4.udp_mem", Pages, false}},
+					Sizing: Sizing{
+						Rule:    "the sockets, times the datagrams that wait in each; the first number counts",
+						Initial: "the first is 9 % of memory",
+						Write:   writeFirst,
+					},
 				},
 			},
 			{
@@ -168,9 +179,15 @@ func sockstatSpec() Spec {
 					Resource: "tcp_orphans", Unit: Sockets, WarningRatio: 0.25, CriticalRatio: 0.5,
 					Effect: "Closed connections are reset with their data unsent: \"TCP: too many orphaned sockets\". It can start at a quarter of the limit.",
 					Usage:  series("tcp_orphans"), Max: series("tcp_orphans_limit"),
-					Sysctls:   []Sysctl{{"net.ipv4.tcp_max_orphans", Sockets, false}},
-					LogLines:  []LogLine{{Message: "tcp_too_many_orphans", Pattern: `TCP: too many orphaned sockets`}},
-					UnitBytes: 2432, // TCP
+					Sysctls:  []Sysctl{{"net.ipv4.tcp_max_orphans", Sockets, false}},
+					LogLines: []LogLine{{Message: "tcp_too_many_orphans", Pattern: `TCP: too many orphaned sockets`}},
+					Sizing: Sizing{
+						Needs:   func(l Load) float64 { return l.Closes * orphaned },
+						Rule:    "4 times the connections that the host closes a second",
+						Initial: "by memory: 8,192 for 2 GiB",
+						Objects: []Object{{"TCP", 2432}},
+						Most:    forever,
+					},
 				},
 			},
 			{
@@ -178,10 +195,16 @@ func sockstatSpec() Spec {
 					Resource: "tcp_time_wait", Unit: Sockets, WarningRatio: 0.8, CriticalRatio: 0.95,
 					Effect: "Connections are closed without TIME_WAIT, so that late segments can reach their successors; nothing is logged.",
 					Usage:  series("tcp_time_wait"), Max: series("tcp_time_wait_limit"),
-					Proofs:    []Proof{{Counter: series("tcp_time_wait_overflows_total")}},
-					Sysctls:   []Sysctl{{"net.ipv4.tcp_max_tw_buckets", Sockets, true}},
-					LogLines:  []LogLine{{Message: "tcp_time_wait_overflow", Pattern: `TCP: time wait bucket table overflow`, Before: "4.1"}},
-					UnitBytes: 256, // tw_sock_TCP
+					Proofs:   []Proof{{Counter: series("tcp_time_wait_overflows_total")}},
+					Sysctls:  []Sysctl{{"net.ipv4.tcp_max_tw_buckets", Sockets, true}},
+					LogLines: []LogLine{{Message: "tcp_time_wait_overflow", Pattern: `TCP: time wait bucket table overflow`, Before: "4.1"}},
+					Sizing: Sizing{
+						Needs:   func(l Load) float64 { return l.Closes * timeWait },
+						Rule:    "60 times the connections that the host closes a second",
+						Initial: "by memory: 8,192 for 2 GiB, 262,144 at most",
+						Objects: []Object{{"tw_sock_TCP", 256}},
+						Most:    forever,
+					},
 				},
 			},
 			{LimitInfo: fragmentLimit("ipv4", "net.ipv4.ipfrag_high_thresh")},
@@ -196,6 +219,10 @@ func fragmentLimit(family, sysctl string) LimitInfo {
 		Effect: "Fragments are dropped, and with them the packets that they belong to.",
 		Usage:  series("ip_fragment_memory_bytes", "family", family), Max: series("ip_fragment_memory_limit_bytes", "family", family),
 		Sysctls: []Sysctl{{sysctl, Bytes, true}},
+		Sizing: Sizing{
+			Rule:    "fragmented packets a second, times their size, times the seconds that the rest of them takes",
+			Initial: "4 MiB",
+		},
 	}
 }
 

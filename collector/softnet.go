@@ -69,9 +69,13 @@ func softnetSpec() Spec {
 				Resource: "netdev_backlog", Unit: Packets, WarningRatio: 0.5, CriticalRatio: 0.9,
 				Effect: "Received packets are dropped before any protocol sees them.",
 				Usage:  series("netdev_backlog_length"), Max: series("netdev_backlog_limit"),
-				Proofs:    []Proof{{Counter: series("netdev_backlog_drops_total")}},
-				Sysctls:   []Sysctl{{"net.core.netdev_max_backlog", Packets, false}},
-				UnitBytes: 256 + 704, // skbuff_head_cache, skbuff_small_head
+				Proofs:  []Proof{{Counter: series("netdev_backlog_drops_total")}},
+				Sysctls: []Sysctl{{"net.core.netdev_max_backlog", Packets, false}},
+				Sizing: Sizing{
+					Rule:    "packets that arrive while a CPU is busy for a moment",
+					Initial: "1,000",
+					Objects: []Object{{"skbuff_head_cache", 256}, {"skbuff_small_head", 704}},
+				},
 			},
 			// Of the packets that wait, those that the kernel compares with the limit.
 			Used: func(s *softnet) Number { return s.input },

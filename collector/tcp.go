@@ -123,10 +123,24 @@ func tcpSpec() Spec {
 						Title: "Listeners with the fullest accept queue", Column: "listener",
 						Note: "The connections of a SO_REUSEPORT group are added up; bar and share are those of its fullest socket, because the kernel fills each by itself.",
 					},
-					Proofs:    []Proof{{Counter: series("tcp_listen_overflows_total")}},
-					Moves:     "net.core.somaxconn and the program's backlog",
-					Sysctls:   []Sysctl{{"net.core.somaxconn", Connections, true}},
-					UnitBytes: 2432, // TCP
+					Proofs:  []Proof{{Counter: series("tcp_listen_overflows_total")}},
+					Moves:   "net.core.somaxconn and the program's backlog",
+					Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}},
+					Sizing: Sizing{
+						Needs: func(l Load) float64 {
+							if l.Accepted == 0 {
+								return 0
+							}
+							return l.Opens * l.Accepted / l.Tracked * l.Pause.Seconds()
+						},
+						Rule:    "connections that others open a second, times the longest time for which the program does not accept",
+						Initial: "4,096; 128 before Linux 5.4",
+						Objects: []Object{{"TCP", 2432}},
+						Most:    forever,
+						Settings: []Setting{
+							{"the program, whose own backlog counts where it is lower", "listen(fd, %.0[1]f); backlog=%.0[1]f (nginx, on its line listen), backlog %.0[1]f (HAProxy)"},
+						},
+					},
 				},
 				Used: func(q acceptQueue) Number { return number(q.worst.length) },
 				Most: func(q acceptQueue) Number { return number(max(q.worst.limit, 1)) },

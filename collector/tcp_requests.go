@@ -66,7 +66,7 @@ func requestQueues() Lister[tcp] {
 					Message: "tcp_syn_flooding",
 					Pattern: `TCP: (?:\w+: )?[Pp]ossible SYN flooding on port (?P<port>\S*\d)\. `,
 				}},
-				UnitBytes: 312, // request_sock_TCP
+				Sizing: Sizing{Objects: []Object{{"request_sock_TCP", 312}}},
 			},
 			Most: func(q requestQueue) Number { return number(max(q.limit, 1)) },
 		},

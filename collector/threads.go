@@ -56,8 +56,8 @@ func threadsSpec() Spec {
 				Resource: "threads", Unit: Threads, WarningRatio: 0.8, CriticalRatio: 0.95,
 				Effect: "fork and pthread_create fail with EAGAIN for every user, root too: \"Resource temporarily unavailable\". Nothing is counted or logged.",
 				Usage:  series("threads"), Max: series("threads_limit"),
-				Sysctls:   []Sysctl{{"kernel.threads-max", Threads, false}, {"kernel.pid_max", Threads, false}},
-				UnitBytes: 16384 + 9792, // its stack in the kernel, task_struct
+				Sysctls: []Sysctl{{"kernel.threads-max", Threads, false}, {"kernel.pid_max", Threads, false}},
+				Sizing:  Sizing{Objects: []Object{{"its stack in the kernel", 16384}, {"task_struct", 9792}}},
 			},
 		}},
 	})

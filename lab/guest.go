@@ -83,6 +83,8 @@ type outcome struct {
 	scenario scenario.Scenario
 	seconds  float64 // of the whole boot
 	steps    []scenario.Step
+	planned  *scenario.Planned
+	tried    []scenario.Tried
 	done     *scenario.Done
 	notes    []string // what a Prometheus saw
 	hung     bool     // it had to be stopped
@@ -182,6 +184,10 @@ func (o *outcome) read(path string) error {
 			return fmt.Errorf("the guest failed after step %d: %s", len(o.steps)-1, strings.TrimSpace(m.Error))
 		case m.Step != nil:
 			o.steps = append(o.steps, *m.Step)
+		case m.Planned != nil:
+			o.planned = m.Planned
+		case m.Tried != nil:
+			o.tried = append(o.tried, *m.Tried)
 		case m.Done != nil:
 			o.done = m.Done
 		}

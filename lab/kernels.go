@@ -67,7 +67,7 @@ func kernels() []kernel {
 	}
 	// CI has no time for all of every kernel: the oldest, the newest and the one of 32
 	// bits have the rest.
-	const between = "conntrack_entries,pods,tcp_memory,accept_queue,memory,log_forged"
+	const between = "conntrack_entries,pods,tcp_memory,accept_queue,memory,log_forged,plan"
 	return []kernel{
 		{"5.10", "amd64", "bullseye", amd64, 4, everything},
 		{"6.1", "amd64", "bookworm", amd64, 4, between},

@@ -82,7 +82,8 @@ func run(args []string, out io.Writer) error {
 	printKernels(out, verdicts)
 	fmt.Fprintf(out, "%d guests in %v\n", len(verdicts), time.Since(began).Round(time.Second))
 	if *record {
-		if err := writeKernels("docs/kernels.md", "lab/recordings", verdicts); err != nil {
+		recorded := slices.DeleteFunc(slices.Clone(verdicts), func(v verdict) bool { return v.planned != nil || v.tried != nil })
+		if err := writeKernels("docs/kernels.md", "lab/recordings", recorded); err != nil {
 			return err
 		}
 	}
@@ -235,6 +236,12 @@ func drive(ctx context.Context, i image, s scenario.Scenario, l lab) verdict {
 			failed.seconds, failed.steps, failed.hung = o.seconds, len(o.steps), o.hung
 		}
 		return failed
+	}
+	if s.Planned {
+		return judgePlan(o)
+	}
+	if s.Tuned {
+		return judgeTuning(o)
 	}
 	r, err := o.recording()
 	if err != nil {

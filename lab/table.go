@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"fmt"
 	"io"
@@ -23,6 +24,15 @@ func (v verdict) print(out io.Writer) {
 	fmt.Fprintf(out, "%-21s %-25s %-6s %5.1f s  %d/%d scrapes, slowest %.2f s", v.image.name(), v.scenario, state, v.seconds, v.answered, v.steps, v.slowest)
 	if v.refusal >= 0 {
 		fmt.Fprintf(out, "; step %d: %s; saturation %s", v.refusal, v.refused, ratio(v.saturation))
+	}
+	if p := v.planned; p != nil {
+		fmt.Fprintf(out, "; %d connections held, %.1f MiB where plan said %.1f MiB", p.Connections, p.Measured/(1<<20), p.Predicted/(1<<20))
+		for _, c := range p.Cuts {
+			fmt.Fprintf(out, "\n    %s %s in place of %s: %s", c.Setting, c.To, c.From, cmp.Or(c.Refused, strings.Join(c.Moved, ", ")))
+		}
+	}
+	for _, t := range v.tried {
+		fmt.Fprintf(out, "\n    %s: %s", t.Setting, t.Result)
 	}
 	fmt.Fprintln(out)
 	for _, note := range v.notes {

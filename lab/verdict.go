@@ -80,7 +80,57 @@ type verdict struct {
 	failures                []string
 	notes                   []string // for people who wait
 	hung                    bool     // it had to be stopped
+	planned                 *scenario.Planned
+	tried                   []scenario.Tried
 }
+
+// planTolerance is how far the memory of a plan may be from what was taken.
+const planTolerance = 0.1
+
+// judgePlan wants a guest that is set to what plan says to hold what was asked of it, in
+// the memory that plan says, and to refuse as each row says once its value is a third
+// lower.
+func judgePlan(o *outcome) verdict {
+	p := o.planned
+	v := verdict{image: o.image, scenario: o.scenario.Name, bigEndian: o.bigEndian, seconds: o.seconds, refusal: -1, planned: p}
+	fail := func(format string, args ...any) { v.failures = append(v.failures, fmt.Sprintf(format, args...)) }
+	if p == nil {
+		fail("the guest reported no plan")
+		return v
+	}
+	if p.Refused != "" || len(p.Moved) > 0 {
+		fail("%d connections: %q was refused, and %v moved, with\n%s", p.Connections, p.Refused, p.Moved, p.File)
+	}
+	if off := p.Predicted/p.Measured - 1; !(math.Abs(off) <= planTolerance) {
+		fail("the connections took %.1f MiB, and plan said %.1f MiB (%+.0f %%)", p.Measured/(1<<20), p.Predicted/(1<<20), 100*off)
+	}
+	if len(p.Cuts) < leastCuts {
+		fail("only %d values had to be set", len(p.Cuts))
+	}
+	for _, c := range p.Cuts {
+		if !c.Named {
+			fail("%s %s in place of %s: %q, and %v moved, which is not what %s is to refuse", c.Setting, c.To, c.From, c.Refused, c.Moved, c.Resource)
+		}
+	}
+	return v
+}
+
+// judgeTuning wants settings to do what docs/million.md says.
+func judgeTuning(o *outcome) verdict {
+	v := verdict{image: o.image, scenario: o.scenario.Name, bigEndian: o.bigEndian, seconds: o.seconds, refusal: -1, tried: o.tried}
+	if len(o.tried) == 0 {
+		v.failures = append(v.failures, "the guest tried nothing")
+	}
+	for _, t := range o.tried {
+		if t.Wrong {
+			v.failures = append(v.failures, "not as docs/million.md says: "+t.Setting+": "+t.Result)
+		}
+	}
+	return v
+}
+
+// leastCuts is how many limits the guests are too tight in.
+const leastCuts = 8
 
 // judge holds what a guest reported against what its scenario demands.
 func judge(o *outcome, r *recording.Recording) verdict {

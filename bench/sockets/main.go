@@ -12,8 +12,9 @@
 // With --time-wait the connections are closed at once instead, and what is held
 // is their TIME_WAIT sockets. With --outbound all go to one address and port,
 // from one address, by ports that the kernel chooses. With --unread, one connection of a
-// hundred has so many bytes that its server does not read. Two of these programs go side by
-// side if they begin with different addresses (--first).
+// hundred has so many bytes that its server does not read. With --epoll each end is in an
+// epoll set, as servers have it. Two of these programs go side by side if they begin with
+// different addresses (--first).
 package main
 
 import (
@@ -45,6 +46,7 @@ type load struct {
 	part, count        int
 	unread             int
 	timeWait, outbound bool
+	epoll              bool
 }
 
 func main() {
@@ -64,12 +66,13 @@ func run(ctx context.Context, args []string) error {
 	outbound := flags.Bool("outbound", false, "from one address to one address and port")
 	unread := flags.Int("unread", 0, "bytes that one connection of a hundred has unread")
 	first := flags.Int("first", 0, "number of the first process, by which their addresses go")
+	epoll := flags.Bool("epoll", false, "put each end into an epoll set")
 	part := flags.Int("part", -1, "be one process of many (used by the program itself)")
 	_ = flags.Parse(args) // exits by itself
 	if *connections < 1 || flags.NArg() > 0 {
 		return errors.New("--connections is below 1, or there are arguments")
 	}
-	l := load{*part, *connections, *unread, *timeWait, *outbound}
+	l := load{*part, *connections, *unread, *timeWait, *outbound, *epoll}
 	if *part >= 0 {
 		return l.open()
 	}
@@ -93,7 +96,7 @@ func (l load) spread(ctx context.Context, first int) (err error) {
 		count := min(left, perProcess)
 		left -= count
 		p, err := startPart(ctx, self, fmt.Sprintf("--part=%d", i), fmt.Sprintf("--connections=%d", count),
-			fmt.Sprintf("--unread=%d", l.unread), fmt.Sprintf("--time-wait=%t", l.timeWait), fmt.Sprintf("--outbound=%t", l.outbound))
+			fmt.Sprintf("--unread=%d", l.unread), fmt.Sprintf("--time-wait=%t", l.timeWait), fmt.Sprintf("--outbound=%t", l.outbound), fmt.Sprintf("--epoll=%t", l.epoll))
 		if err != nil {
 			return err
 		}
@@ -182,6 +185,16 @@ func (l load) open() error {
 	if err != nil {
 		return fmt.Errorf("listen on %v: %w", server, err)
 	}
+	set, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("epoll_create: %w", err)
+	}
+	watch := func(fd int) error {
+		if !l.epoll {
+			return nil
+		}
+		return unix.EpollCtl(set, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
+	}
 	orders := bufio.NewScanner(os.Stdin)
 	fmt.Println("listening")
 	if !orders.Scan() {
@@ -196,6 +209,9 @@ func (l load) open() error {
 			if err != nil {
 				return // the listener was shut down
 			}
+			if err := watch(fd); err != nil {
+				fmt.Fprintln(os.Stderr, "sockets:", err)
+			}
 			if l.timeWait {
 				// The client closes first, and so has the TIME_WAIT.
 				_, _ = unix.Read(fd, make([]byte, 1))
@@ -207,6 +223,9 @@ func (l load) open() error {
 		fd, err := l.connect(client, server, firstPort+i)
 		if err != nil {
 			return fmt.Errorf("connection %d of %d: %w", i, l.count, err)
+		}
+		if err := watch(fd); err != nil {
+			return fmt.Errorf("epoll_ctl: %w", err)
 		}
 		if l.timeWait {
 			_ = unix.Close(fd)

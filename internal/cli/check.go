@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -347,10 +346,7 @@ func (r report) writeJSON(out io.Writer) error {
 	for _, n := range r.notes {
 		doc.KernelMessages = append(doc.KernelMessages, jsonMessage{n.Message, append([]string{}, n.Resources...), n.At.UTC(), n.Text})
 	}
-	e := json.NewEncoder(out)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(doc)
+	return encode(out, doc)
 }
 
 // Colours of a terminal, each with two digits: what is written has to be of the

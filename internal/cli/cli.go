@@ -22,7 +22,7 @@ const name = "sockpressure_exporter"
 // commands is the table of commands. The first is the one of a command line that
 // names none.
 func commands() []command {
-	return []command{serveCommand(), checkCommand(), whoCommand()}
+	return []command{serveCommand(), checkCommand(), whoCommand(), planCommand()}
 }
 
 // command is a row of the table. Help, man page and completions are made of it.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kingpin/v2"
@@ -38,7 +39,8 @@ complete -o default -F _{{.App.Name}} {{.App.Name}}
 	// completionWords sets found to what may stand in the place of cur, after flag,
 	// which ends in = if cur is the value in --flag=value.
 	completionWords = `    case $flag in
-{{template "values" .App}}{{range .App.Commands}}{{template "values" .}}{{end}}    --*=) found="true false" ;;
+{{template "values" .App.Flags}}{{range commandFlags .App.Commands}}    --{{.Name}}|--{{.Name}}=) {{if or .Values (eq (len .Of) 1)}}found="{{.Values}}"{{else}}case $line in{{range .Of}} *" {{.Command}} "*) found="{{.Values}}" ;;{{end}} esac{{end}} ;;
+{{end}}    --*=) found="true false" ;;
     *)
         case $cur in
         -*)
@@ -56,7 +58,7 @@ complete -o default -F _{{.App.Name}} {{.App.Name}}
         esac
         ;;
     esac
-{{- define "values"}}{{range .Flags}}{{if not (or .Hidden .IsBoolFlag)}}    --{{.Name}}|--{{.Name}}=) found="{{values .Value}}" ;;
+{{- define "values"}}{{range .}}{{if not (or .Hidden .IsBoolFlag)}}    --{{.Name}}|--{{.Name}}=) found="{{values .Value}}" ;;
 {{end}}{{end}}{{end}}
 {{- define "flags"}}{{range .Flags}}{{if not .Hidden}} --{{.Name}}{{if on .}} --no-{{.Name}}{{end}}{{end}}{{end}}{{end}}`
 )
@@ -75,6 +77,35 @@ func offer(flag *kingpin.FlagClause, values ...string) {
 // offerArg has the completions offer values of an argument.
 func offerArg(arg *kingpin.ArgClause, values ...string) {
 	arg.SetValue(offered{arg.Model().Value, values})
+}
+
+// commandFlag is a flag of one or more commands that takes a value.
+type commandFlag struct {
+	Name string
+	// Of is the commands that have it, and Values what it may be where that is the same
+	// for all of them.
+	Of     []struct{ Command, Values string }
+	Values string
+}
+
+// commandFlags are the flags of commands that take a value, each name once.
+func commandFlags(commands []*kingpin.CmdModel) []commandFlag {
+	var flags []commandFlag
+	for _, c := range commands {
+		for _, f := range c.Flags {
+			if f.Hidden || f.IsBoolFlag() {
+				continue
+			}
+			at := slices.IndexFunc(flags, func(have commandFlag) bool { return have.Name == f.Name })
+			if at < 0 {
+				at, flags = len(flags), append(flags, commandFlag{Name: f.Name, Values: values(f.Value)})
+			} else if flags[at].Values != values(f.Value) {
+				flags[at].Values = ""
+			}
+			flags[at].Of = append(flags[at].Of, struct{ Command, Values string }{c.Name, values(f.Value)})
+		}
+	}
+	return flags
 }
 
 // values are those that a flag or an argument may have, where they can be listed.

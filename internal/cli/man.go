@@ -142,8 +142,9 @@ func pages() map[string]string {
 // pageFuncs are functions that manPage and the completions need beside kingpin's.
 func pageFuncs(table []command) template.FuncMap {
 	return template.FuncMap{
-		"roff":   roff,
-		"values": values,
+		"roff":         roff,
+		"values":       values,
+		"commandFlags": commandFlags,
 		// on reports whether a flag is on without being given. Its value is not yet
 		// set where it is another command's.
 		"on": func(flag *kingpin.FlagModel) bool {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/plan"
 )
 
 //go:embed status.html runbooks.html status.css
@@ -220,6 +221,15 @@ func bars(l collector.LimitReading) []bar {
 
 // Drawn is how much of the bar is full: a limit can be passed, its bar cannot.
 func (b bar) Drawn() float64 { return min(b.Worst(), 1) }
+
+// Headroom says how far the present load can grow; empty where that is not known.
+func (p *view) Headroom() string {
+	facts := plan.FactsOf(p.Reading)
+	if !facts.Counted {
+		return ""
+	}
+	return plan.Grow(facts).String()
+}
 
 // Headline is the state of the host in a few words, for the title of the page.
 func (p *view) Headline() string {

@@ -97,6 +97,7 @@ func TestStatus(t *testing.T) {
 	}
 	for _, want := range []string{
 		"<title>1 warning, limits missing · &lt;node&gt; · sockpressure_exporter</title>",
+		"connections now. The first limit on the way up is ",
 		"49152 of 65536 entries",
 		"1 descriptor, no limit",
 		"nf_conntrack: table full, dropping packet",

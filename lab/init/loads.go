@@ -78,6 +78,7 @@ const (
 	portChurn
 	portUnread
 	portDropped
+	portPlan // and those after it
 )
 
 // everybody is a backlog that no load fills by accident.

@@ -105,6 +105,12 @@ func drive(r *report) error {
 	if err := loadModules(scenario.Modules); err != nil {
 		return err
 	}
+	if s.Tuned {
+		return g.tune()
+	}
+	if s.Planned {
+		return g.plan()
+	}
 	return g.run()
 }
 

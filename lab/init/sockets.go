@@ -73,11 +73,19 @@ func bound(kind int, at netip.AddrPort) (int, error) {
 
 // listen is a listener that nobody accepts from but the load.
 func listen(at netip.AddrPort, backlog int) (int, error) {
-	fd, err := bound(unix.SOCK_STREAM, at)
+	fd, err := socket(unix.SOCK_STREAM, at)
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.Listen(fd, backlog); err != nil {
+	// An earlier listener may have left TIME_WAIT behind.
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if err == nil {
+		err = unix.Bind(fd, sockaddr(at))
+	}
+	if err == nil {
+		err = unix.Listen(fd, backlog)
+	}
+	if err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("listen on %v: %w", at, err)
 	}

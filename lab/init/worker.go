@@ -29,6 +29,8 @@ const (
 	workMap     = "map"     // asks for memory, so many KiB a step
 	workTouch   = "touch"   // asks for memory and uses it
 	workConnect = "connect" // makes connections with unread data, so many a step
+	workHold    = "hold"    // holds connections: a stage of heldLoad a step
+	workStuff   = "stuff"   // makes connections with all the unread data that they take
 	workMount   = "mount"   // mounts procfs, in the first step
 	workFork    = "fork"    // makes processes that do nothing, so many a step
 	workLog     = "log"     // writes into the kernel's log, so many milliseconds a step
@@ -57,6 +59,9 @@ func work(words []string) int {
 func workerStep(words []string) (func() (string, error), error) {
 	if len(words) != 2 {
 		return nil, fmt.Errorf("%q are not two words", words)
+	}
+	if words[0] == workHold {
+		return newHeld(words[1])
 	}
 	if words[0] == workMount {
 		// It is the procfs of this process's namespace.
@@ -88,7 +93,9 @@ func workerStep(words []string) (func() (string, error), error) {
 			return "", nil
 		}, nil
 	case workConnect:
-		return connections(each)
+		return connections(each, 4096)
+	case workStuff:
+		return connections(each, 64<<20)
 	case workFork:
 		return func() (string, error) {
 			for range each {
@@ -104,8 +111,9 @@ func workerStep(words []string) (func() (string, error), error) {
 	return nil, fmt.Errorf("no work %q", words[0])
 }
 
-// connections makes connections over loopback that hold 4 KiB each.
-func connections(each int) (func() (string, error), error) {
+// connections makes connections over loopback that hold so much unread data each, or as
+// much as they take.
+func connections(each, unread int) (func() (string, error), error) {
 	const port, perAddress = 8000, 10000
 	at := netip.AddrPortFrom(netip.IPv4Unspecified(), port)
 	listener, err := listen(at, everybody)
@@ -120,7 +128,7 @@ func connections(each int) (func() (string, error), error) {
 			if err != nil {
 				return err.Error(), nil
 			}
-			fill(client, 4096)
+			fill(client, unread)
 			made++
 		}
 		return "", nil

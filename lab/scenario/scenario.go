@@ -52,6 +52,12 @@ type Scenario struct {
 	Prometheus bool
 	// Longer is the time that it may take above that of others.
 	Longer time.Duration
+	// Planned has the guest set to what the command plan says, and has it hold what that
+	// was asked for. It has no steps, and is not recorded.
+	Planned bool
+	// Tuned has the guest try settings of tuning lists that a network namespace does not
+	// have for itself. It has no steps either.
+	Tuned bool
 	// Healthy has nothing go wrong: no refusal, and no alert.
 	Healthy bool
 }
@@ -169,6 +175,8 @@ func All() []Scenario {
 
 		// A table is full between two scrapes.
 		{Name: "between_scrapes", Resource: "conntrack_entries", Unrecorded: true, Prometheus: true, Longer: 5 * time.Minute},
+		{Name: "plan", Planned: true},
+		{Name: "tuning", Tuned: true},
 
 		// Every collector must have read something that can be compared.
 		{Name: "idle", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
@@ -177,6 +185,9 @@ func All() []Scenario {
 		{Name: "page_cache", Healthy: true, HighMemory: true, Disk: 300},
 	}
 }
+
+// Recorded reports whether the scenario has steps, which can be recorded.
+func (s Scenario) Recorded() bool { return !s.Planned && !s.Tuned }
 
 // Ramp is the steps that a load takes from nothing to its limit, more or less:
 // ten minutes if a step is laid out at 15 s. Before and After are the steps
@@ -212,6 +223,8 @@ const (
 type Message struct {
 	Machine *Machine `json:",omitempty"` // the first
 	Step    *Step    `json:",omitempty"`
+	Planned *Planned `json:",omitempty"`
+	Tried   *Tried   `json:",omitempty"`
 	Done    *Done    `json:",omitempty"` // the last, if all went well
 	Error   string   `json:",omitempty"` // the last, if not
 }
@@ -243,6 +256,37 @@ type Step struct {
 	Who, NoWho string `json:",omitempty"`
 	// Status is the status page, if the lab wants it and the exporter answered.
 	Status string `json:",omitempty"`
+}
+
+// Planned is what came of a plan.
+type Planned struct {
+	Connections int
+	// File is what plan printed for /etc/sysctl.d.
+	File string
+	// Predicted is the kernel memory that plan has in its bill, Measured what the
+	// connections took, in bytes.
+	Predicted, Measured float64
+	// Refused is what a program saw while the guest was set to File, Moved the limits
+	// whose counters or lines told of a refusal: there should be none.
+	Refused string
+	Moved   []string
+	Cuts    []Cut
+}
+
+// Tried is a setting that was tried.
+type Tried struct {
+	Setting, Result string
+	// Wrong is set where that was not what docs/million.md says of it.
+	Wrong bool
+}
+
+// Cut is a value that plan said to set, a third lower.
+type Cut struct {
+	Resource, Setting, From, To string
+	Refused                     string
+	Moved                       []string
+	// Named is set where the refusal is the one that the limit's row names.
+	Named bool
 }
 
 // Done is the sum of all steps.

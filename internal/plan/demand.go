@@ -1,0 +1,156 @@
+// Package plan says what a host needs to hold a number of connections: which of the
+// kernel's limits would be reached, what to set them to, what that costs in memory, and
+// what gives first. What it knows of a limit is in the limit's own row
+// (collector.LimitInfo); a limit that is new there is in the plan.
+package plan
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// Demand is what is asked of a host. Counts and rates are whole numbers, sizes are in
+// bytes; 0 is what is not asked.
+type Demand struct {
+	// Connections are the TCP connections that are open at once, and Outbound those of
+	// them that the host opens itself, to so many Destinations: pairs of an address of
+	// its own and an address and port elsewhere.
+	Connections, Outbound, Destinations int64
+	// Opens and Closes are connections a second; Closes are those that the host is the
+	// first to close.
+	Opens, Closes int64
+	// Unread is the data that waits in each connection.
+	Unread int64
+	// Processes hold the connections in equal parts.
+	Processes int64
+	// Pause is the longest time for which the program does not accept.
+	Pause time.Duration
+	// TLS is set where the programs encrypt.
+	TLS bool
+	// Proxy has the host open a connection for each that it accepts, and Loopback has it
+	// be both ends of each.
+	Proxy, Loopback bool
+	// Memory is that of the host, 0 for what it has, and ApplicationMemory what its
+	// programs take, without what they take for TLS.
+	Memory, ApplicationMemory int64
+}
+
+// most is more connections than there are addresses of IPv4.
+const most = 1 << 32
+
+// mostMemory is more than any machine has, in bytes.
+const mostMemory = 1 << 50
+
+// mostPause is a pause in which every client gives up.
+const mostPause = time.Hour
+
+// Validate returns an error for what cannot be asked. It names flags of the command line.
+func (d Demand) Validate() error {
+	for _, n := range []struct {
+		flag     string
+		value    int64
+		min, max int64
+	}{
+		{"connections", d.Connections, 1, most},
+		{"outbound", d.Outbound, 0, most},
+		{"destinations", d.Destinations, 0, most},
+		{"opens-per-second", d.Opens, 0, most},
+		{"closes-per-second", d.Closes, 0, most},
+		{"processes", d.Processes, 1, most},
+		{"unread", d.Unread, 0, math.MaxInt32},
+		{"memory", d.Memory, 0, mostMemory},
+		{"application-memory", d.ApplicationMemory, 0, mostMemory},
+	} {
+		if n.value < n.min || n.value > n.max {
+			return fmt.Errorf("--%s=%d is not between %d and %d", n.flag, n.value, n.min, n.max)
+		}
+	}
+	switch {
+	case d.Pause < 0 || d.Pause > mostPause:
+		return fmt.Errorf("--listen-pause=%v is not between 0s and %v", d.Pause, mostPause)
+	case d.Proxy && d.Loopback:
+		return errors.New("--proxy and --loopback contradict each other: a proxy's other ends are elsewhere")
+	case (d.Proxy || d.Loopback) && d.Outbound > 0:
+		return errors.New("--outbound is as many as --connections with --proxy or --loopback, leave it out")
+	case d.Outbound > d.Connections:
+		return fmt.Errorf("--outbound=%d is more than --connections=%d, of which it is a part", d.Outbound, d.Connections)
+	case d.Destinations > 0 && d.outbound() == 0:
+		return errors.New("--destinations needs --outbound, --proxy or --loopback: the host opens no connection")
+	case d.Destinations > max(d.outbound(), 1):
+		return fmt.Errorf("--destinations=%d is more than the %d connections that the host opens", d.Destinations, d.outbound())
+	case d.Opens > 0 && d.Closes > d.Opens:
+		return fmt.Errorf("--closes-per-second=%d is more than --opens-per-second=%d: there would be ever fewer connections", d.Closes, d.Opens)
+	case d.Pause > 0 && d.Opens == 0:
+		return errors.New("--listen-pause needs --opens-per-second: connections that nobody opens do not wait")
+	case d.Pause > 0 && d.accepted() == 0:
+		return errors.New("--listen-pause contradicts --outbound: the host accepts no connection")
+	case d.Processes > d.ends():
+		return fmt.Errorf("--processes=%d are more than the %d sockets that they hold", d.Processes, d.ends())
+	case d.Memory > 0 && d.ApplicationMemory > d.Memory:
+		return fmt.Errorf("--application-memory=%d is more than --memory=%d", d.ApplicationMemory, d.Memory)
+	}
+	return nil
+}
+
+// outbound is the ends that the host opens.
+func (d Demand) outbound() int64 {
+	if d.Proxy || d.Loopback {
+		return d.Connections
+	}
+	return d.Outbound
+}
+
+// accepted is the ends that it accepts.
+func (d Demand) accepted() int64 { return d.ends() - d.outbound() }
+
+// ends is the sockets that it has open.
+func (d Demand) ends() int64 {
+	if d.Proxy || d.Loopback {
+		return 2 * d.Connections
+	}
+	return d.Connections
+}
+
+// load returns the demand as limits see it. unit is what the kernel counts socket memory
+// in, in bytes.
+func (d Demand) load(unit int) collector.Load {
+	l := collector.Load{
+		Accepted: float64(d.accepted()), Outbound: float64(d.outbound()),
+		Tracked:      float64(d.Connections),
+		Destinations: float64(max(d.Destinations, 1)),
+		Opens:        float64(d.Opens), Closes: float64(d.Closes),
+		Processes: float64(max(d.Processes, 1)),
+		Pause:     d.Pause,
+	}
+	if d.Proxy {
+		l.Tracked, l.Opens, l.Closes = 2*l.Tracked, 2*l.Opens, 2*l.Closes
+	}
+	var truesize float64
+	l.Waiting, truesize = waiting(float64(d.Unread), d.Loopback)
+	l.Charged = math.Ceil(truesize/float64(unit)) * float64(unit)
+	return l
+}
+
+// waiting is the memory that unread data takes, and what the kernel calls its truesize, in
+// bytes.
+func waiting(data float64, loopback bool) (taken, truesize float64) {
+	const (
+		// Of a segment over Ethernet most drivers fill half a page, with a struct sk_buff
+		// of 256.
+		segment, ofSegment = 1448, 2048 + 256
+		// Loopback hands over what was written, in pages and with a header: here in
+		// pieces of 4 KiB. The header is allocated as skbuff_fclone_cache and
+		// skbuff_small_head, and counted as struct sk_buff and skb_shared_info.
+		piece, ofPiece, counted = 4096, 512 + 704, 832
+	)
+	if loopback {
+		pieces := math.Ceil(data / piece)
+		return data + pieces*ofPiece, data + pieces*counted
+	}
+	segments := math.Ceil(data / segment)
+	return segments * ofSegment, segments * ofSegment
+}

@@ -1,0 +1,133 @@
+package plan
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
+)
+
+// Facts is what a plan knows of the host.
+type Facts struct {
+	// Infos are the limits of the collectors, and Limits those that the host has, as they
+	// stand.
+	Infos  []collector.LimitInfo
+	Limits []collector.LimitReading
+	// Connections is the ends of TCP connections in the host's network namespace, if they
+	// are Counted.
+	Connections float64
+	Counted     bool
+	// Sysctls is the numbers of the settings of Infos, as far as the kernel has them.
+	Sysctls map[string][]float64
+	// Objects is what each object of a cache takes, in bytes, of those that could be read.
+	Objects map[string]float64
+	// PageSize is in bytes, as is Unit, in which the kernel counts socket memory.
+	PageSize, Unit int
+	// Release is the kernel's, empty where that is not known.
+	Release string
+}
+
+// FactsOf returns what a reading tells. It lacks settings and sizes of objects.
+func FactsOf(r *collector.Reading) Facts {
+	f := Facts{Limits: r.Limits()}
+	sockets, known := 0.0, false
+	for _, result := range r.Results {
+		f.Infos = append(f.Infos, result.Infos...)
+		for labels, n := range result.Samples("tcp_sockets") {
+			switch f.Counted = true; strings.Join(labels, "") {
+			case "listen", "syn_recv", "time_wait", "close":
+			default:
+				f.Connections += n
+			}
+		}
+		for labels, n := range result.Samples("sockets_inuse") {
+			if labels[len(labels)-1] == "tcp" {
+				sockets, known = sockets+n, true
+			}
+		}
+	}
+	if !f.Counted { // then with those that listen
+		f.Connections, f.Counted = sockets, known
+	}
+	return f
+}
+
+// Read reads the facts of a machine beside a reading of it.
+func Read(ctx context.Context, m *kernel.Machine, set *collector.Set) (Facts, error) {
+	reading := set.Read(ctx, collector.Query{})
+	if err := reading.View.Network; err != nil {
+		return Facts{}, err
+	}
+	for _, r := range reading.Results {
+		needed := slices.ContainsFunc(r.Infos, func(l collector.LimitInfo) bool { return l.Needs != nil })
+		if r.Err != nil && needed {
+			return Facts{}, fmt.Errorf("collector %s: %w", r.Collector, r.Err)
+		}
+	}
+	f := FactsOf(reading)
+	var closers []func()
+	defer func() {
+		for _, c := range closers {
+			c()
+		}
+	}()
+	files := &kernel.Files{Machine: m, Defer: func(c func()) { closers = append(closers, c) }}
+	host := files.Host()
+	f.PageSize = m.PageSize
+	var err error
+	if f.Unit, err = m.MemoryUnit(); err != nil {
+		return Facts{}, err
+	}
+	f.Sysctls = map[string][]float64{}
+	for _, l := range f.Infos {
+		for _, s := range l.Sysctls {
+			file := files.GlobalSysctl(s.Name)
+			if strings.HasPrefix(s.Name, "net.") {
+				file = host.Sysctl(s.Name)
+			}
+			if numbers := all(file); numbers != nil {
+				f.Sysctls[s.Name] = numbers
+			}
+		}
+	}
+	f.Objects = map[string]float64{}
+	objects := collector.Socket()
+	for _, l := range f.Infos {
+		objects = append(objects, l.Objects...)
+	}
+	for _, o := range objects {
+		dir := filepath.Join("kernel/slab", o.Cache)
+		of, order := all(files.Sys(dir+"/objs_per_slab", procfile.Open)), all(files.Sys(dir+"/order", procfile.Open))
+		if len(of) > 0 && len(order) > 0 && of[0] > 0 && order[0] < 20 {
+			f.Objects[o.Cache] = float64(f.PageSize) * float64(int(1)<<int(order[0])) / of[0]
+		}
+	}
+	if file, err := files.Proc("sys/kernel/osrelease").Read(); err == nil {
+		f.Release = strings.TrimSpace(string(file))
+	}
+	return f, nil
+}
+
+// all reads the numbers of a setting; nil where there is none, or this user may not read
+// it.
+func all(file kernel.File) []float64 {
+	b, err := file.Read()
+	if err != nil {
+		return nil
+	}
+	into := make([]parse.Number, len(strings.Fields(string(b))))
+	if parse.Numbers(b, file.Path(), into) != nil {
+		return nil
+	}
+	var numbers []float64
+	for _, n := range into {
+		numbers = append(numbers, n.Value)
+	}
+	return numbers
+}

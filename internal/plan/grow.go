@@ -1,0 +1,125 @@
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// Growth is how far the load of a host can grow, if it stays of its kind: what its
+// connections take now, each further one takes too.
+type Growth struct {
+	// Connections are the ends that the host's network namespace has open now.
+	Connections float64
+	// Steps are the limits that are met on the way up, the first one first.
+	Steps []Step
+}
+
+// Step is a limit on the way up.
+type Step struct {
+	*collector.LimitInfo
+	// Item is what has the limit for itself, if that is one of many.
+	Item       string
+	Now, Limit float64
+	// Connections is at how many the limit is met.
+	Connections float64
+}
+
+// beyond is more connections than anybody thinks of: a limit that is met there is none.
+const beyond = most
+
+// few is so few connections that what else is in use does not come of them.
+const few = 100
+
+// carries is the least share of the connections that something has to hold for its limit
+// to be one of theirs.
+const carries = 0.1
+
+// Grow follows the present load up to its limits.
+func Grow(f Facts) Growth {
+	g := Growth{Connections: f.Connections}
+	now := f.present()
+	// Whether the host accepted or opened it does not show.
+	next := collector.Load{Accepted: now.Accepted, Outbound: 1, Tracked: now.Tracked + 1, Destinations: 1, Processes: 1}
+	for _, i := range f.bill(next) {
+		next.KernelBytes += i.Bytes()
+	}
+	for i := range f.Limits {
+		l := &f.Limits[i]
+		// What is not in use now, such as entries of connections that no rule tracks, does
+		// not come with more of the same.
+		if l.Needs == nil || l.Usage == 0 && g.Connections >= few {
+			continue
+		}
+		each := l.Needs(next) - l.Needs(now) // of a connection more
+		at := func(usage, limit, each float64) float64 {
+			return max(math.Floor(g.Connections+(limit-usage)/each), 0)
+		}
+		step := Step{LimitInfo: l.LimitInfo, Now: l.Usage, Limit: l.Limit, Connections: math.Inf(1)}
+		if l.List != nil {
+			for _, item := range l.Items {
+				share := min(item.Usage/g.Connections, 1)
+				// A queue is full because its program does not accept, however many others
+				// have been accepted.
+				if each == 0 || g.Connections < few || share < carries {
+					continue
+				}
+				if c := at(item.Usage, item.Limit, share); c < step.Connections {
+					step.Item, step.Now, step.Limit, step.Connections = item.Name(), item.Usage, item.Limit, c
+				}
+			}
+		} else {
+			if each == 0 && g.Connections >= few {
+				each = l.Usage / g.Connections // it grows with them
+			}
+			if each > 0 {
+				step.Connections = at(l.Usage, l.Limit, each)
+			}
+		}
+		if step.Connections < beyond {
+			g.Steps = append(g.Steps, step)
+		}
+	}
+	slices.SortStableFunc(g.Steps, func(a, b Step) int { return cmp.Compare(a.Connections, b.Connections) })
+	return g
+}
+
+// String says it in a line.
+func (g Growth) String() string {
+	var b strings.Builder
+	switch g.Connections {
+	case 0:
+		b.WriteString("This host holds no connection now.")
+	case 1:
+		b.WriteString("This host holds 1 connection now.")
+	default:
+		fmt.Fprintf(&b, "This host holds %s connections now.", Group(g.Connections))
+	}
+	if len(g.Steps) == 0 {
+		b.WriteString(" No limit is known on the way up.")
+		return b.String()
+	}
+	s := g.Steps[0]
+	fmt.Fprintf(&b, " The first limit on the way up is %s", s.Resource)
+	if s.Item != "" {
+		fmt.Fprintf(&b, " of %s", s.Item)
+	}
+	fmt.Fprintf(&b, ", at %s.", Group(s.Connections))
+	return b.String()
+}
+
+// Group writes a whole number with a comma before each thousand.
+func Group(v float64) string {
+	s := fmt.Sprintf("%.0f", math.Abs(v))
+	for at := len(s) - 3; at > 0; at -= 3 {
+		s = s[:at] + "," + s[at:]
+	}
+	if v <= -0.5 {
+		s = "-" + s
+	}
+	return s
+}
