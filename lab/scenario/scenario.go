@@ -175,8 +175,8 @@ func All() []Scenario {
 
 		// A table is full between two scrapes.
 		{Name: "between_scrapes", Resource: "conntrack_entries", Unrecorded: true, Prometheus: true, Longer: 5 * time.Minute},
-		{Name: "plan", Planned: true},
-		{Name: "tuning", Tuned: true},
+		{Name: "plan", Unrecorded: true, Planned: true},
+		{Name: "tuning", Unrecorded: true, Tuned: true},
 
 		// Every collector must have read something that can be compared.
 		{Name: "idle", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
