@@ -43,8 +43,7 @@ func (o outcome) lead(f *firing) time.Duration {
 
 // unforeseen says why nothing can come before the refusal, if so.
 func unforeseen(resource string) string {
-	switch resource {
-	case "netdev_backlog":
+	if resource == "netdev_backlog" {
 		return "a moment's length: over before a scrape sees it"
 	}
 	return ""

@@ -82,7 +82,7 @@ func newRequestLimits(k *Scope) *requestLimits {
 
 // requests returns the queues of what a walk has found, nil where their limit is not
 // known. A listener is that of the address itself, or of all addresses of its family, or
-// of both. (inet_csk_reqsk_queue_is_full and tcp_conn_request of net/ipv4)
+// of both. See inet_csk_reqsk_queue_is_full and tcp_conn_request of net/ipv4.
 func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) {
 	var p parse.Problems
 	cookies, err := sysctlNumber(r.cookies)

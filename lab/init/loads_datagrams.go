@@ -23,7 +23,7 @@ func udpMemory(*guest) (*load, error) {
 	}
 	var open sockets
 	receiver := func() (int, unix.Sockaddr, error) {
-		fd, err := bound(unix.SOCK_DGRAM, loopback(0))
+		fd, err := bound(loopback(0))
 		if err != nil {
 			return -1, nil, err
 		}
@@ -84,7 +84,7 @@ func udpMemory(*guest) (*load, error) {
 
 // udpReceiveQueue sends datagrams to a socket that reads none.
 func udpReceiveQueue(*guest) (*load, error) {
-	receiver, err := bound(unix.SOCK_DGRAM, loopback(portUnread))
+	receiver, err := bound(loopback(portUnread))
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +184,7 @@ func fragments(sysctls, file, line string, at netip.AddrPort, send func(id int) 
 	if err := linkUp("lo", 1500); err != nil {
 		return nil, err
 	}
-	receiver, err := bound(unix.SOCK_DGRAM, at)
+	receiver, err := bound(at)
 	if err != nil {
 		return nil, err
 	}

@@ -107,7 +107,7 @@ func netdevBacklog(*guest) (*load, error) {
 		return nil, fmt.Errorf("taking datagrams apart: %w", err)
 	}
 	at := loopback(portBacklog)
-	receiver, err := bound(unix.SOCK_DGRAM, at)
+	receiver, err := bound(at)
 	if err != nil {
 		return nil, err
 	}

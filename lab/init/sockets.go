@@ -58,9 +58,9 @@ func socket(kind int, of netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// bound is a socket of an address and port.
-func bound(kind int, at netip.AddrPort) (int, error) {
-	fd, err := socket(kind, at)
+// bound is a UDP socket of an address and port.
+func bound(at netip.AddrPort) (int, error) {
+	fd, err := socket(unix.SOCK_DGRAM, at)
 	if err != nil {
 		return -1, err
 	}
