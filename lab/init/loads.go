@@ -42,6 +42,7 @@ func loads() map[string]func(*guest) (*load, error) {
 		"committed_memory":         committedMemory,
 		"memory":                   memory,
 		"cgroup_memory":            cgroupMemory,
+		"cgroup_sockets":           cgroupSockets,
 		"low_memory":               lowMemory,
 		"idle":                     idle,
 		"busy":                     busy,
@@ -70,6 +71,7 @@ const (
 	portFragments
 	portBacklog
 	portChurn
+	portUnread
 )
 
 // everybody is a backlog that no load fills by accident.
