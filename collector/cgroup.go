@@ -6,27 +6,33 @@ import (
 	"iter"
 	"math"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/cgroup"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
+	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
 // cgroups is one reading of the host's control groups.
 type cgroups struct {
-	count Number
+	// count is how many there are, unreadable how many of them could not be read.
+	count, unreadable Number
 	// owners are the groups of pods, containers, units, and those of nobody that have no
 	// other below. bounded are all groups that have a limit.
 	owners, bounded []cgroupReading
-	kills           Number // in all groups, those that are gone included
+	// kills and ooms are those of all groups, of those that are gone too.
+	kills, ooms Number
 }
 
 // cgroupReading is one group.
 type cgroupReading struct {
 	inode uint64
+	// group is the outermost of its owner's groups, or itself if it is nobody's.
+	group cgroup.Group
 	// owner is whose it is. Its name is that of no other owner.
 	owner owner.Owner
 	// sockets is the memory of the buffers of its sockets; used what it has and cannot
 	// give back, limit what it may have: all in bytes, of it and of those below.
 	sockets, used, limit Number
-	kills                Number
+	events               parse.MemoryEvents
 	rose                 int // the reading at which kills rose last
 }
 
@@ -52,8 +58,18 @@ func cgroupSpec() Spec {
 				Value: func(s *cgroups) Number { return s.count },
 			},
 			{
+				Name:  "cgroup_unreadable",
+				Help:  "Control groups that could not be read. They are in no other metric but cgroup_groups. Where there are too many groups, all that are left out count as one.",
+				Value: func(s *cgroups) Number { return s.unreadable },
+			},
+			{
+				Name:  "cgroup_ooms_all_total",
+				Help:  "How often control groups reached a limit of memory and had nothing left to give back, since the exporter was started, of those that are gone too. From memory.events, oom; cgroup v1 does not count it.",
+				Value: func(s *cgroups) Number { return s.ooms },
+			},
+			{
 				Name:  "cgroup_oom_kills_all_total",
-				Help:  "Processes that the OOM killer has ended in control groups since the exporter was started, in those that are gone too. From memory.events, of cgroup v1 memory.oom_control.",
+				Help:  "Processes that the OOM killer has ended in control groups since the exporter was started, in those that are gone too, whether the group or the machine was out of memory. From memory.events, of cgroup v1 memory.oom_control.",
 				Value: func(s *cgroups) Number { return s.kills },
 			},
 		},
@@ -102,7 +118,7 @@ func cgroupSpec() Spec {
 					Effect: "The OOM killer ends a process of the pod, container or unit: \"Memory cgroup out of memory: Killed process\".",
 					Usage:  series("cgroup_memory_used_bytes"), Max: series("cgroup_memory_limit_bytes"), Share: series("cgroup_memory_saturation_ratio"),
 					List:   &ListInfo{Title: "Control groups nearest to their limit of memory", Column: "group"},
-					Proofs: []Proof{{Counter: series("cgroup_oom_kills_all_total")}},
+					Proofs: []Proof{{Counter: series("cgroup_ooms_all_total")}}, // the machine can be out of memory where there are kills
 					Moves:  "resources.limits.memory of the container, MemoryMax= of the unit",
 					Sizing: Sizing{
 						Needs:   func(l Load) float64 { return l.KernelBytes + l.ProgramBytes },
@@ -118,16 +134,16 @@ func cgroupSpec() Spec {
 			},
 			List[cgroups, *cgroupReading]{
 				Items: func(s *cgroups) iter.Seq[*cgroupReading] {
-					return those(s.owners, func(c *cgroupReading) bool { return c.kills.Value > 0 })
+					return those(s.owners, func(c *cgroupReading) bool { return c.events.Kills.Value > 0 })
 				},
 				Before: func(a, b *cgroupReading) bool {
-					return cmp.Or(cmp.Compare(b.rose, a.rose), cmp.Compare(b.kills.Value, a.kills.Value), cmp.Compare(a.inode, b.inode)) < 0
+					return cmp.Or(cmp.Compare(b.rose, a.rose), cmp.Compare(b.events.Kills.Value, a.events.Kills.Value), cmp.Compare(a.inode, b.inode)) < 0
 				},
 				Labels: labels, Key: key,
 				Columns: []Metric[*cgroupReading]{{
 					Name:  "cgroup_oom_kills_total",
 					Help:  "Processes that the OOM killer has ended in a pod, container or unit since it began, of those where it came last. From memory.events, of cgroup v1 memory.oom_control.",
-					Value: func(c **cgroupReading) Number { return (*c).kills },
+					Value: func(c **cgroupReading) Number { return (*c).events.Kills },
 				}},
 			},
 		},

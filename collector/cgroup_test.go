@@ -4,10 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/cgroup"
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
@@ -86,22 +92,13 @@ func TestCgroups(t *testing.T) {
 	pod, own := `{cgroup="pod/shop/cart-0",namespace="shop",pod="cart-0"}`, func(name string) string {
 		return fmt.Sprintf(`{cgroup=%q,namespace="",pod=""}`, name)
 	}
+	other := own("/system.slice/nginx.service") // another unit has its name
 	got, result := c.page()
 	if result.Err != nil {
 		t.Error(result.Err)
 	}
-	// Which of the two units has the name depends on the order of the folders.
-	other := own("unit/nginx.service")
-	if got["socket_memory_bytes"+other] == 6 {
-		got["socket_memory_bytes"+other], got["socket_memory_bytes"+own("/user.slice/nginx.service")] = 50, 6
-		delete(got, "socket_memory_bytes"+own("/system.slice/nginx.service"))
-		for _, m := range []string{"memory_used_bytes", "memory_limit_bytes", "memory_saturation_ratio"} {
-			got[m+other] = got[m+own("/system.slice/nginx.service")]
-			delete(got, m+own("/system.slice/nginx.service"))
-		}
-	}
 	want := map[string]float64{
-		"groups": 11, "oom_kills_all_total": 0,
+		"groups": 11, "unreadable": 0, "ooms_all_total": 0, "oom_kills_all_total": 0,
 		"socket_memory_bytes" + pod: 600, "socket_memory_bytes" + other: 50,
 		"socket_memory_bytes" + own("/user.slice/nginx.service"):   6,
 		"socket_memory_bytes" + own("/user.slice/session-1.scope"): 1,
@@ -121,12 +118,12 @@ func TestCgroups(t *testing.T) {
 	// A pod begins, is killed and ends between two readings: its slice tells.
 	c.v2("kubepods.slice", "10000", 5000, 10, 700, 5)
 	got, _ = c.page()
-	if got["oom_kills_all_total"] != 2 {
-		t.Errorf("%v were killed, not 2", got["oom_kills_all_total"])
+	if got["oom_kills_all_total"] != 2 || got["ooms_all_total"] != 0 {
+		t.Errorf("%v were killed, not 2, %v times at a limit, not 0", got["oom_kills_all_total"], got["ooms_all_total"])
 	}
 	c.v2("new.slice", "max", 1, 0, 0, 4)
-	if got, _ = c.page(); got["oom_kills_all_total"] != 6 {
-		t.Errorf("%v were killed, not 6", got["oom_kills_all_total"])
+	if got, _ = c.page(); got["oom_kills_all_total"] != 6 || got["ooms_all_total"] != 1 {
+		t.Errorf("%v were killed, not 6, %v times at a limit, not 1", got["oom_kills_all_total"], got["ooms_all_total"])
 	}
 	c.remove("sys/fs/cgroup/new.slice")
 	if got, _ = c.page(); got["oom_kills_all_total"] != 6 {
@@ -139,32 +136,237 @@ func TestCgroups(t *testing.T) {
 	if result.Err == nil || !strings.Contains(result.Err.Error(), "memory.stat") {
 		t.Errorf("a broken file: %v", result.Err)
 	}
-	if _, ok := got["socket_memory_bytes"+pod]; ok || got["memory_used_bytes"+own("/kubepods.slice")] != 4980 {
+	if _, ok := got["socket_memory_bytes"+pod]; ok || got["memory_used_bytes"+own("/kubepods.slice")] != 4980 || got["unreadable"] != 1 {
 		t.Errorf("a broken file gives %v", got)
 	}
 }
 
-// TestCgroupsV1 expects the files of version 1.
+// v1 writes the files of a group of version 1.
+func (c *cgroupTree) v1(path, limit string, kills int) {
+	dir := "sys/fs/cgroup/memory/" + path + "/"
+	c.write(dir+"memory.limit_in_bytes", limit+"\n")
+	c.write(dir+"memory.usage_in_bytes", "500\n")
+	c.write(dir+"memory.stat", "cache 1\ninactive_file 7\ntotal_inactive_file 50\ntotal_active_file 50\n")
+	c.write(dir+"memory.kmem.tcp.usage_in_bytes", "8192\n")
+	c.write(dir+"memory.oom_control", fmt.Sprintf("oom_kill_disable 0\nunder_oom 0\noom_kill %d\n", kills))
+}
+
+// TestCgroupsV1 expects the files of version 1, where a group has the memory of those
+// below it, and not their kills.
 func TestCgroupsV1(t *testing.T) {
+	const none = "9223372036854771712"
 	c := newCgroupTree(t)
 	c.write("sys/fs/cgroup/memory/memory.usage_in_bytes", "1\n")
 	c.write("sys/fs/cgroup/memory/release_agent", "\n")
-	for path, limit := range map[string]string{"docker": "9223372036854771712", "docker/" + strings.Repeat("ab", 32): "1000"} {
-		dir := "sys/fs/cgroup/memory/" + path + "/"
-		c.write(dir+"memory.limit_in_bytes", limit+"\n")
-		c.write(dir+"memory.usage_in_bytes", "500\n")
-		c.write(dir+"memory.stat", "cache 1\ninactive_file 7\ntotal_inactive_file 50\ntotal_active_file 50\n")
-		c.write(dir+"memory.kmem.tcp.usage_in_bytes", "8192\n")
-		c.write(dir+"memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
+	id := "docker/" + strings.Repeat("ab", 32)
+	c.v1("docker", none, 3)
+	c.v1(id, "1000", 3)
+	c.v1(id+"/a", none, 2)
+	c.v1(id+"/b", none, 1)
+	labels := `{cgroup="docker/abababababab",namespace="",pod=""}`
+	expect := func(what string, groups, kills, all float64) {
+		t.Helper()
+		got, result := c.page()
+		expectSeries(t, what, got, map[string]float64{
+			"groups": groups, "unreadable": 0, "oom_kills_all_total": all, "socket_memory_bytes" + labels: 8192, "oom_kills_total" + labels: kills,
+			"memory_used_bytes" + labels: 400, "memory_limit_bytes" + labels: 1000, "memory_saturation_ratio" + labels: 0.4,
+		})
+		if result.Err != nil {
+			t.Error(result.Err)
+		}
+	}
+	expect("first", 4, 6, 0)
+	c.v1(id+"/b", none, 3)
+	expect("a kill below", 4, 8, 2)
+	c.remove("sys/fs/cgroup/memory/" + id + "/b")
+	expect("a group is gone", 3, 8, 2)
+}
+
+// TestCgroupNames expects names that any group may have, and one name for each.
+func TestCgroupNames(t *testing.T) {
+	c := newCgroupTree(t)
+	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
+	long := "x" + strings.Repeat("y", 250)
+	names := []string{"a\x01", "a\x02", "a\xff", "a?", "a\nb", `a"b`, "ä", "a b", long, long + "/x/y/z/u/v/w"}
+	want := map[string]bool{"/a?": true, `/a"b`: true, "/ä": true, "/a b": true}
+	h, err := cgroup.Unified(c.dir + "/sys/fs/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range names {
+		path := "/"
+		for part := range strings.SplitSeq(name, "/") {
+			path += part
+			c.v2(path, "max", 1, 1, 1+i, 0)
+			path += "/"
+		}
+		c.write("sys/fs/cgroup/"+long+"/cgroup.subtree_control", "memory\n")
+	}
+	for _, name := range []string{"a\x01", "a\x02", "a\xff", "a\nb", long + "/x/y/z/u/v/w"} {
+		want["inode/"+inode(t, h.Root+"/"+name)] = true
 	}
 	got, result := c.page()
-	labels := `{cgroup="docker/abababababab",namespace="",pod=""}`
-	expectSeries(t, "version 1", got, map[string]float64{
-		"groups": 2, "oom_kills_all_total": 0, "socket_memory_bytes" + labels: 8192, "oom_kills_total" + labels: 3,
-		"memory_used_bytes" + labels: 400, "memory_limit_bytes" + labels: 1000, "memory_saturation_ratio" + labels: 0.4,
+	if result.Err != nil {
+		t.Error(result.Err)
+	}
+	found := 0
+	for series := range got {
+		if labels, ok := strings.CutPrefix(series, "socket_memory_bytes{cgroup="); ok {
+			name, err := strconv.Unquote(labels[:strings.Index(labels, ",namespace=")])
+			if !want[name] || err != nil {
+				t.Errorf("a group is called %s, %v", labels, err)
+			}
+			found++
+		}
+	}
+	if found != len(want) {
+		t.Errorf("%d groups of %d: %v", found, len(want), got)
+	}
+}
+
+func inode(t *testing.T, path string) string {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return strconv.FormatUint(st.Ino, 10)
+}
+
+// TestCgroupTwins expects two pods of one name to be two, as while one replaces the
+// other.
+func TestCgroupTwins(t *testing.T) {
+	c := newCgroupTree(t)
+	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
+	paths := []string{}
+	for i, uid := range []string{strings.Repeat("a", 32), strings.Repeat("b", 32)} {
+		if err := os.Mkdir(filepath.Join(c.pods, "shop_cart-0_"+uid), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, "kubepods/pod"+uid)
+		c.v2(paths[i], "100", 50+i, 0, 5, 0)
+		c.v2(paths[i]+"/container", "100", 50+i, 0, 5, 0)
+	}
+	c.v2("kubepods", "max", 101, 0, 10, 0)
+	c.write("sys/fs/cgroup/kubepods/cgroup.subtree_control", "cpu memory pids\n")
+	got, _ := c.page()
+	for i, path := range paths {
+		labels := fmt.Sprintf(`{cgroup="/%s",namespace="shop",pod="cart-0"}`, path)
+		if got["socket_memory_bytes"+labels] != 5 || got["memory_used_bytes"+labels] != float64(40+i) {
+			t.Errorf("%s: %v", path, got)
+		}
+	}
+	if len(got) != 4+2+6 {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestCgroupUndivided expects a group whose groups do not account memory to have it for
+// itself.
+func TestCgroupUndivided(t *testing.T) {
+	c := newCgroupTree(t)
+	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
+	c.v2("work", "max", 10, 0, 5, 0)
+	c.write("sys/fs/cgroup/work/cgroup.subtree_control", "pids\n")
+	c.write("sys/fs/cgroup/work/a/cgroup.procs", "1\n")
+	got, result := c.page()
+	expectSeries(t, "undivided", got, map[string]float64{
+		"groups": 2, "unreadable": 0, "ooms_all_total": 0, "oom_kills_all_total": 0, `socket_memory_bytes{cgroup="/work",namespace="",pod=""}`: 5,
 	})
 	if result.Err != nil {
 		t.Error(result.Err)
+	}
+}
+
+// TestCgroupMany expects groups that a user makes to take no other's place.
+func TestCgroupMany(t *testing.T) {
+	c := newCgroupTree(t)
+	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
+	c.v2("user@1000.service", "max", 10, 0, 5, 0)
+	for i := range maxBelow + 10 {
+		if err := os.Mkdir(filepath.Join(c.dir, "sys/fs/cgroup/user@1000.service", strconv.Itoa(i)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deep := "sys/fs/cgroup/user@1001.service" + strings.Repeat("/x", 500)
+	c.v2("user@1001.service", "max", 10, 0, 6, 0)
+	c.write(deep+"/memory.max", "1\n")
+	c.v2("web.service", "100", 50, 0, 7, 0)
+	got, result := c.page()
+	if got["unreadable"] != 1 || got["groups"] > maxBelow+100 || result.Err != nil {
+		t.Errorf("%v groups, %v unreadable, %v", got["groups"], got["unreadable"], result.Err)
+	}
+	for name, sockets := range map[string]float64{"user@1000.service": 5, "user@1001.service": 6, "web.service": 7} {
+		if v := got[fmt.Sprintf(`socket_memory_bytes{cgroup="unit/%s",namespace="",pod=""}`, name)]; v != sockets {
+			t.Errorf("%s has %v", name, v)
+		}
+	}
+}
+
+// TestCgroupDamage expects of damaged files that what is left is right, and that the
+// error names the file.
+func TestCgroupDamage(t *testing.T) {
+	for _, file := range []string{"memory.max", "memory.current", "memory.stat", "memory.events"} {
+		c := newCgroupTree(t)
+		c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
+		c.v2("a.service", "1000", 500, 100, 50, 2)
+		c.v2("b.service", "1000", 600, 100, 60, 3)
+		whole, _ := c.page()
+		name := "sys/fs/cgroup/a.service/" + file
+		content := c.read(name)
+		damaged := []string{"", "\n", "\x00\xff\n", content + content, "new 1\n" + content, strings.ReplaceAll(content, "\n", " 7\n")}
+		for cut := range len(content) {
+			damaged = append(damaged, content[:cut])
+		}
+		for _, number := range []string{"-1", "18446744073709551616", "text", ""} {
+			damaged = append(damaged, regexp.MustCompile(`[0-9]+`).ReplaceAllString(content, number))
+		}
+		for _, content := range damaged {
+			c.write(name, content)
+			got, result := c.page()
+			if result.Err != nil && !strings.Contains(result.Err.Error(), "a.service/"+file) {
+				t.Errorf("%s %q: the error is %v", file, content, result.Err)
+			}
+			if (result.Err != nil) != (got["unreadable"] == 1) {
+				t.Errorf("%s %q: %v unreadable, %v", file, content, got["unreadable"], result.Err)
+			}
+			for series, v := range whole {
+				if strings.Contains(series, "b.service") && got[series] != v {
+					t.Errorf("%s %q: %s is %v, not %v", file, content, series, got[series], v)
+				}
+			}
+			for series, v := range got {
+				_, ok := whole[series]
+				if !ok || math.IsNaN(v) || v < 0 || file != "memory.events" && strings.Contains(series, "kills") && v != whole[series] {
+					t.Errorf("%s %q: %s is %v", file, content, series, v)
+				}
+			}
+		}
+		c.write(name, content)
+		got, result := c.page()
+		delete(got, "oom_kills_all_total") // the counter of another group, as far as it knows
+		delete(whole, "oom_kills_all_total")
+		delete(got, "ooms_all_total")
+		delete(whole, "ooms_all_total")
+		if !maps.Equal(got, whole) || result.Err != nil {
+			t.Errorf("%s again: %v, not %v, %v", file, got, whole, result.Err)
+		}
+	}
+}
+
+// TestCgroupUnread expects kills of the past not to be new where they could not be read.
+func TestCgroupUnread(t *testing.T) {
+	c := newCgroupTree(t)
+	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
+	c.v2("a.service", "max", 1, 0, 1, 100)
+	c.write("sys/fs/cgroup/a.service/memory.events", "oom_kill ?\n")
+	c.page()
+	c.v2("a.service", "max", 1, 0, 1, 100)
+	for kills, want := range []float64{0, 1} {
+		c.v2("a.service", "max", 1, 0, 1, 100+kills)
+		if got, _ := c.page(); got["oom_kills_all_total"] != want {
+			t.Errorf("%v were killed, not %v", got["oom_kills_all_total"], want)
+		}
 	}
 }
 

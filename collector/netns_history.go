@@ -1,8 +1,6 @@
 package collector
 
 import (
-	"cmp"
-	"maps"
 	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
@@ -48,14 +46,7 @@ func (h *netnsHistory) begin() {
 // that is not there may come back: that of ip netns has a process only now and then.
 func (h *netnsHistory) end() {
 	h.complete = true
-	if len(h.of) <= 2*maxNamespaces {
-		return
-	}
-	surplus := len(h.of) - maxNamespaces
-	ids := slices.SortedFunc(maps.Keys(h.of), func(a, b uint64) int { return cmp.Compare(h.of[a].reading, h.of[b].reading) })
-	for _, id := range ids[:surplus] {
-		delete(h.of, id)
-	}
+	forget(h.of, maxNamespaces, func(p *netnsPast) int { return p.reading })
 }
 
 // keep remembers a namespace that is there and could not be read.
@@ -97,16 +88,6 @@ func (h *netnsHistory) note(n *netnsReading, processes []string) {
 		h.of[n.id] = past
 	} else {
 		counts = past.known
-	}
-	grown := func(now Number, before *Number) (by float64) {
-		if now.Present {
-			// A number that is less than it was is of another namespace, which began at 0.
-			if by = now.Value; now.Value >= before.Value {
-				by -= before.Value
-			}
-			*before = now
-		}
-		return by
 	}
 	rise := 0.0
 	var grew [netnsCounterCount]float64

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -241,14 +243,14 @@ func newMemoryGroup(t *testing.T, bytes int) memoryGroup {
 	} else if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
 		needs.Skip(t, "cgroups with memory that root may make: "+err.Error())
 	}
-	g.dir = filepath.Join(root, fmt.Sprintf("sockpressure-flood-%d", os.Getpid()))
+	g.dir = filepath.Join(root, fmt.Sprintf("sockpressure-%s-%d", strings.ToLower(t.Name()), os.Getpid()))
 	if err := os.Mkdir(g.dir, 0o755); err != nil {
 		needs.Skip(t, "cgroups with memory that root may make: "+err.Error())
 	}
 	t.Cleanup(func() {
 		// The last process is gone a moment later.
 		for range 100 {
-			if err := os.Remove(g.dir); err == nil {
+			if err := os.Remove(g.dir); err == nil || errors.Is(err, fs.ErrNotExist) {
 				return
 			}
 			time.Sleep(10 * time.Millisecond)

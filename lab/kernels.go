@@ -123,7 +123,8 @@ func (k kernel) lacks(metric string) bool {
 		return k.noHugePages
 	case "memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes":
 		return k.lowMemory == ""
-	case "netns_namespaces", "netns_unreadable", "netns_refusals_total", "cgroup_groups", "cgroup_oom_kills_all_total":
+	case "netns_namespaces", "netns_unreadable", "netns_refusals_total",
+		"cgroup_groups", "cgroup_unreadable", "cgroup_ooms_all_total", "cgroup_oom_kills_all_total":
 		return false
 	}
 	// Those of other network namespaces than the host's and of control groups, of which

@@ -26,31 +26,40 @@ type Hierarchy struct {
 	Version int
 }
 
+// places are where version 2 is mounted: by itself, or beside version 1.
+func places(path string) [2]string { return [2]string{path, filepath.Join(path, "unified")} }
+
 // Memory finds the hierarchy that accounts memory, given where control groups are
-// mounted, which is /sys/fs/cgroup: version 2 there, or version 1 in the folder
-// memory. The error is fs.ErrNotExist where there is none.
+// mounted, which is /sys/fs/cgroup: version 2 there or in the folder unified, or
+// version 1 in the folder memory. A controller is in one of them only. The error is
+// fs.ErrNotExist where none has it, and ErrForeign where it is not the host's.
 func Memory(path string) (Hierarchy, error) {
-	if controllers, err := os.ReadFile(filepath.Join(path, "cgroup.controllers")); err == nil {
-		if !slices.Contains(strings.Fields(string(controllers)), "memory") {
-			return Hierarchy{}, &fs.PathError{Op: "find the controller memory in", Path: path, Err: fs.ErrNotExist}
+	for _, root := range places(path) {
+		controllers, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return Hierarchy{}, err
 		}
-		return whole(Hierarchy{path, 2})
-	} else if !errors.Is(err, fs.ErrNotExist) {
+		if slices.Contains(strings.Fields(string(controllers)), "memory") {
+			return whole(Hierarchy{root, 2})
+		}
+	}
+	root := filepath.Join(path, "memory")
+	if _, err := os.Stat(filepath.Join(root, "memory.usage_in_bytes")); errors.Is(err, fs.ErrNotExist) {
+		return Hierarchy{}, &fs.PathError{Op: "find the controller memory in", Path: path, Err: fs.ErrNotExist}
+	} else if err != nil {
 		return Hierarchy{}, err
 	}
-	path = filepath.Join(path, "memory")
-	if _, err := os.Stat(filepath.Join(path, "memory.usage_in_bytes")); err != nil {
-		return Hierarchy{}, err
-	}
-	return whole(Hierarchy{path, 1})
+	return whole(Hierarchy{root, 1})
 }
 
 // Unified finds version 2, by itself or beside version 1: the one by whose inode
-// numbers sockets name their group.
+// numbers sockets name their group. Its errors are those of Memory.
 func Unified(path string) (Hierarchy, error) {
-	for _, path := range []string{path, filepath.Join(path, "unified")} {
-		if _, err := os.Stat(filepath.Join(path, "cgroup.controllers")); err == nil {
-			return whole(Hierarchy{path, 2})
+	for _, root := range places(path) {
+		if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err == nil {
+			return whole(Hierarchy{root, 2})
 		}
 	}
 	return Hierarchy{}, &fs.PathError{Op: "find version 2 in", Path: path, Err: fs.ErrNotExist}
@@ -78,14 +87,33 @@ type Group struct {
 	Leaf bool
 }
 
+// maxDepth is how deep groups are looked for. Kubernetes in a container in a unit has
+// them ten deep. Of each level a descriptor is open, and whoever has a group may make
+// two thousand levels.
+const maxDepth = 32
+
 // Walk calls visit for every group but the root, a group before those below it, which
-// come in no order. One that is removed meanwhile is left out. A hundred names are held
-// at a time, for each level.
+// come in no order. One that is removed meanwhile is left out, and so are those of more
+// than 32 levels. A hundred names are held at a time, for each level.
+//
+// visit may return fs.SkipDir to leave out the groups below, and fs.SkipAll to leave
+// out all that are to come.
 func (h Hierarchy) Walk(ctx context.Context, visit func(Group) error) error {
-	return h.walk(ctx, "", visit)
+	return h.WalkBelow(ctx, "", visit)
+}
+
+// WalkBelow is Walk for the groups below the one with a path.
+func (h Hierarchy) WalkBelow(ctx context.Context, path string, visit func(Group) error) error {
+	if err := h.walk(ctx, path, visit); !errors.Is(err, fs.SkipAll) {
+		return err
+	}
+	return nil
 }
 
 func (h Hierarchy) walk(ctx context.Context, path string, visit func(Group) error) error {
+	if strings.Count(path, "/") >= maxDepth {
+		return nil
+	}
 	dir, err := os.Open(h.Root + path)
 	if err != nil {
 		return present(err, path)
@@ -100,19 +128,16 @@ func (h Hierarchy) walk(ctx context.Context, path string, visit func(Group) erro
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			child := path + "/" + entry.Name()
-			var st unix.Stat_t
-			if unix.Lstat(h.Root+child, &st) != nil {
+			g, ok := h.group(path + "/" + entry.Name())
+			if !ok {
 				continue
 			}
-			g := Group{Path: child, Inode: st.Ino, Leaf: st.Nlink == 2}
-			if err := visit(g); err != nil {
-				return err
+			err := visit(g)
+			if err == nil && !g.Leaf {
+				err = h.walk(ctx, g.Path, visit)
 			}
-			if !g.Leaf {
-				if err := h.walk(ctx, child, visit); err != nil {
-					return err
-				}
+			if err != nil && !errors.Is(err, fs.SkipDir) {
+				return err
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -122,6 +147,15 @@ func (h Hierarchy) walk(ctx context.Context, path string, visit func(Group) erro
 			return present(err, path)
 		}
 	}
+}
+
+// group looks at the group with a path. ok is false for one that was removed.
+func (h Hierarchy) group(path string) (g Group, ok bool) {
+	var st unix.Stat_t
+	if unix.Lstat(h.Root+path, &st) != nil {
+		return Group{}, false
+	}
+	return Group{Path: path, Inode: st.Ino, Leaf: st.Nlink == 2}, true
 }
 
 // present is the error of a group, nil if it was removed. The root cannot be.
@@ -136,12 +170,16 @@ func present(err error, path string) error {
 func Gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 // Path returns the path of the group with an ID: the inode number of its folder, as in
-// INET_DIAG_CGROUP_ID. ok is false for one that was removed. It goes through the tree.
+// INET_DIAG_CGROUP_ID. The root's is "/". ok is false for one that was removed. It goes
+// through the tree.
 func (h Hierarchy) Path(ctx context.Context, id uint64) (path string, ok bool) {
+	if root, there := h.group(""); there && root.Inode == id {
+		return "/", true
+	}
 	_ = h.Walk(ctx, func(g Group) error {
 		if g.Inode == id {
 			path, ok = g.Path, true
-			return io.EOF
+			return fs.SkipAll
 		}
 		return nil
 	})

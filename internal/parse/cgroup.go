@@ -33,12 +33,21 @@ func MemoryStatV1(b []byte, path string) (s MemoryStat, err error) {
 	return s, err
 }
 
-// CgroupOOMKills reads oom_kill of memory.events (version 2) or memory.oom_control
-// (version 1), both since Linux 4.13: the processes that the OOM killer has ended in the
-// group, of version 2 also in those below. Other kernels do not have it.
-func CgroupOOMKills(b []byte, path string) (kills Number, err error) {
-	err = numbersByName(b, path, map[string]*Number{"oom_kill": &kills})
-	return kills, err
+// MemoryEvents is what memory.events of a control group counts.
+type MemoryEvents struct {
+	// OOMs is how often a limit was reached with nothing left to give back (oom).
+	OOMs Number
+	// Kills are the processes that the OOM killer has ended, whoever was out of memory:
+	// the group, one above it, or the machine (oom_kill).
+	Kills Number
+}
+
+// CgroupEvents reads memory.events of version 2, whose counters have those of the groups
+// below in them, or memory.oom_control of version 1, which has the kills in the group
+// itself only. oom_kill is there since Linux 4.13.
+func CgroupEvents(b []byte, path string) (e MemoryEvents, err error) {
+	err = numbersByName(b, path, map[string]*Number{"oom": &e.OOMs, "oom_kill": &e.Kills})
+	return e, err
 }
 
 // CgroupLimit reads memory.max or memory.limit_in_bytes. It is absent for a group

@@ -45,6 +45,7 @@ func loads() map[string]func(*guest) (*load, error) {
 		"committed_memory":         committedMemory,
 		"memory":                   memory,
 		"cgroup_memory":            cgroupMemory,
+		"cgroup_sockets":           cgroupSockets,
 		"low_memory":               lowMemory,
 		"log_forged":               logForged,
 		"log_flood":                logFlood,

@@ -8,10 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,6 +33,7 @@ const (
 	workConnect = "connect" // makes connections with unread data, so many a step
 	workHold    = "hold"    // holds connections: a stage of heldLoad a step
 	workStuff   = "stuff"   // makes connections with all the unread data that they take
+	workAccept  = "accept"  // accepts connections at a port and does not read
 	workMount   = "mount"   // mounts procfs, in the first step
 	workFork    = "fork"    // makes processes that do nothing, so many a step
 	workLog     = "log"     // writes into the kernel's log, so many milliseconds a step
@@ -107,6 +110,8 @@ func workerStep(words []string) (func() (string, error), error) {
 		}, nil
 	case workLog, workSysrq:
 		return flooder(words[0], each)
+	case workAccept:
+		return acceptAll(uint16(each))
 	}
 	return nil, fmt.Errorf("no work %q", words[0])
 }
@@ -132,6 +137,23 @@ func connections(each, unread int) (func() (string, error), error) {
 			made++
 		}
 		return "", nil
+	}, nil
+}
+
+// acceptAll listens, and then accepts what there is.
+func acceptAll(port uint16) (func() (string, error), error) {
+	listener := -1
+	return func() (string, error) {
+		if listener < 0 {
+			var err error
+			listener, err = listen(loopback(port), everybody)
+			return "", err
+		}
+		for {
+			if _, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC); err != nil {
+				return "", nil
+			}
+		}
 	}, nil
 }
 
@@ -320,24 +342,81 @@ func memory(*guest) (*load, error) {
 	return w.load(), nil
 }
 
+// unit is a control group of a unit, as systemd names them.
+const unit = "/sys/fs/cgroup/system.slice/web.service"
+
+// intoUnit moves a worker into a unit that may have so much memory, in KiB.
+func (w *worker) intoUnit(limit int) error {
+	if err := os.MkdirAll(unit, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(
+		writeFile(filepath.Dir(unit)+"/cgroup.subtree_control", "+memory"),
+		writeFile(unit+"/cgroup.procs", strconv.Itoa(w.cmd.Process.Pid)),
+		writeFile(unit+"/memory.max", strconv.Itoa(limit<<10)),
+	)
+}
+
 // cgroupMemory has a process of a unit use memory until it is killed at the unit's limit.
 func cgroupMemory(*guest) (*load, error) {
 	const limit = 64 << 10 // KiB
-	const slice, unit = "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/system.slice/web.service"
-	if err := os.MkdirAll(unit, 0o755); err != nil {
-		return nil, err
-	}
-	if err := writeFile(slice+"/cgroup.subtree_control", "+memory"); err != nil {
-		return nil, err
-	}
 	w, err := newWorker(workTouch, share(1, limit), 0, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFile(unit+"/cgroup.procs", strconv.Itoa(w.cmd.Process.Pid)); err != nil {
+	return w.load(), w.intoUnit(limit)
+}
+
+// cgroupSockets has a process of a unit not read what clients outside of it send, until
+// the unit has no memory for more.
+func cgroupSockets(*guest) (*load, error) {
+	const limit, each = 48 << 10, 48 // KiB
+	w, err := newWorker(workAccept, portUnread, 1<<20, 0)
+	if err != nil {
 		return nil, err
 	}
-	return w.load(), writeFile(unit+"/memory.max", strconv.Itoa(limit<<10))
+	if err := w.intoUnit(limit); err != nil {
+		return nil, err
+	}
+	if err := sysctl("net/core/somaxconn", "4096"); err != nil {
+		return nil, err
+	}
+	if _, err := w.step(); err != nil { // it listens
+		return nil, err
+	}
+	var open sockets
+	return &load{
+		step: func(int) (string, error) {
+			for range share(1, limit) / each {
+				client, err := connect(loopback(portUnread))
+				if err != nil {
+					return err.Error(), nil
+				}
+				fill(open.keep(client), each<<10)
+			}
+			if refused, err := w.step(); refused != "" || err != nil {
+				return refused, err
+			}
+			return unsent(open[len(open)-1])
+		},
+		release: func() error { return errors.Join(open.close(), w.stop()) },
+	}, nil
+}
+
+// unsent returns what of a connection's data the other side does not take.
+func unsent(fd int) (string, error) {
+	for end := time.Now().Add(answer); ; time.Sleep(answer / 20) {
+		left, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		if err != nil {
+			return "", fmt.Errorf("SIOCOUTQ: %w", err)
+		}
+		if left == 0 {
+			return "", nil
+		}
+		if time.Now().After(end) {
+			return fmt.Sprintf("%d bytes of a connection are not taken in %v", left, answer), nil
+		}
+	}
 }
 
 // lowMemory makes connections until the kernel has no memory for another.

@@ -156,6 +156,10 @@ func All() []Scenario {
 			Counters: []string{"cgroup_oom_kills_all_total"},
 			Message:  "oom_kill_cgroup",
 		},
+		// The same by data that clients send and the program does not read.
+		{
+			Name: "cgroup_sockets", Resource: "cgroup_memory", Saturation: 0.9, Walks: []string{"cgroup"},
+		},
 		{
 			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"},
 			HighMemory: true, Sampled: true,
