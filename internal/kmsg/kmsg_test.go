@@ -126,7 +126,7 @@ func TestFollow(t *testing.T) {
 // be counted as lost.
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &ring{size: 1000, written: 10, cost: time.Microsecond}
+		r := &ring{size: 1000, written: 10, cost: 20 * time.Microsecond}
 		_, visited, lost, end := follow(t, r)
 		synctest.Wait()
 		before := r.written

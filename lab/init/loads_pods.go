@@ -69,9 +69,6 @@ func loadInside(in func(func() error) error, prepare func() (*load, error)) (l *
 // its own.
 func pods(g *guest) (*load, error) {
 	const root, logs = "/sys/fs/cgroup", "/var/log/pods"
-	if err := unix.Mount("cgroup2", root, "cgroup2", 0, ""); err != nil {
-		return nil, fmt.Errorf("%s: %w", root, err)
-	}
 	if err := setAll("net/netfilter/nf_conntrack_max", strconv.Itoa(entries)); err != nil {
 		return nil, err
 	}
