@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -119,8 +120,8 @@ func (d device) Close() error { return errors.Join(unix.Close(d.fd), unix.Close(
 
 const (
 	// A flood of records must not cost more than a twentieth of a core, waking up for
-	// them included. After each burst the reader rests for 24 times as long, and pause at
-	// least, and then waits for the next record.
+	// them included. After each burst the reader rests for 24 times the CPU time that it
+	// took, and pause at least, and then waits for the next record.
 	burst = 10 * time.Millisecond
 	rest  = 24
 	pause = 250 * time.Millisecond
@@ -140,6 +141,9 @@ type Follower struct {
 	Lost func(n uint64)
 	// Ready is called when all old records have been visited.
 	Ready func()
+
+	// clock is the CPU time of this thread, unless it is a test's.
+	clock func() time.Duration
 
 	buf [maxRecord]byte
 	// next is the sequence number of the next record, 0 if that is not known.
@@ -169,13 +173,34 @@ func (f *Follower) Run(ctx context.Context) error {
 		if err := log.Wait(ctx); err != nil {
 			return err
 		}
-		began := time.Now()
-		if _, _, err := f.read(log, false); err != nil {
+		used, err := f.measured(func() error { _, _, err := f.read(log, false); return err })
+		if err != nil {
 			return err
 		}
-		sleep(ctx, max(rest*time.Since(began), pause))
+		sleep(ctx, max(rest*used, pause))
 	}
 	return nil
+}
+
+// measured returns the CPU time that something takes. On a host that is short of it
+// that is less than the time that passes.
+func (f *Follower) measured(do func() error) (time.Duration, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	clock := f.clock
+	if clock == nil {
+		clock = threadTime
+	}
+	began := clock()
+	err := do()
+	return clock() - began, err
+}
+
+// threadTime returns the CPU time of this thread.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) // never fails for one's own
+	return time.Duration(t.Nano())
 }
 
 // read visits the records that there are, for the time of a burst at most, and

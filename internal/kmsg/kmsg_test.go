@@ -79,8 +79,10 @@ func (r *reader) Close() error { return nil }
 func follow(t *testing.T, r *ring) (old, visited, lost *uint64, end func()) {
 	t.Helper()
 	old, visited, lost = new(uint64), new(uint64), new(uint64)
+	start := time.Now()
 	f := Follower{
-		Open: r.open,
+		Open:  r.open,
+		clock: func() time.Duration { return time.Since(start) },
 		Visit: func(_ parse.Record, before bool) {
 			if before {
 				*old++
@@ -124,7 +126,7 @@ func TestFollow(t *testing.T) {
 // be counted as lost.
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &ring{size: 1000, written: 10, cost: time.Microsecond}
+		r := &ring{size: 1000, written: 10, cost: 20 * time.Microsecond}
 		_, visited, lost, end := follow(t, r)
 		synctest.Wait()
 		before := r.written

@@ -230,7 +230,7 @@ func (g *guest) flood(kind string, lasts time.Duration) (f scenario.Flood, err e
 // counts has packets dropped, and expects as many lines to be counted. What was logged
 // before may still be read when it begins, so it tries until that is over.
 func (g *guest) counts(packets int) error {
-	for end := time.Now().Add(fresh); ; {
+	for end := time.Now().Add(2 * fresh); ; {
 		before, err := g.counters()
 		if err != nil {
 			return err
