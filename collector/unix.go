@@ -78,10 +78,14 @@ func unixSpec() Spec {
 					Resource: "unix_accept_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
 					Effect: "connect blocks until the program accepts, or fails with EAGAIN if it may not block. Nothing is counted or logged.",
 					Usage:  series("unix_accept_queue_length"), Max: series("unix_accept_queue_limit"),
-					List:      &ListInfo{Title: "Unix sockets with the fullest accept queue", Column: "path"},
-					Moves:     "net.core.somaxconn and the program's backlog",
-					Sysctls:   []Sysctl{{"net.core.somaxconn", Connections, true}},
-					UnitBytes: 1152 + 256, // UNIX, the message that waits
+					List:    &ListInfo{Title: "Unix sockets with the fullest accept queue", Column: "path"},
+					Moves:   "net.core.somaxconn and the program's backlog",
+					Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}},
+					Sizing: Sizing{
+						Rule:    "connections that programs open a second, times the longest time for which the other one does not accept",
+						Initial: "4,096; 128 before Linux 5.4",
+						Objects: []Object{{"UNIX", 1152}, {"the message that waits", 256}},
+					},
 				},
 				Most: func(q unixQueue) Number { return number(max(q.limit, 1)) },
 			},
