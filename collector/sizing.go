@@ -58,6 +58,8 @@ type Sizing struct {
 	// where it is now and makes the given limit, all in the sysctl's unit: it narrows
 	// nothing. nil is for a sysctl that is the limit itself.
 	Write func(now []float64, limit, needed float64) []float64
+	// Alone is set where the first of Sysctls is enough.
+	Alone bool
 	// Settings move it besides Sysctls.
 	Settings []Setting
 	// Safe is set where Kubernetes lets a pod set Sysctls without the kubelet's
@@ -101,6 +103,8 @@ const (
 	timeWait = 60
 	// trackedAfter is net.netfilter.nf_conntrack_tcp_timeout_time_wait as it is at first.
 	trackedAfter = 120
+	// handshake is how long a request for a connection waits for a client that is far away.
+	handshake = 0.25
 	// orphaned is how long a closed connection has unsent data at most, if its last
 	// segment is lost four times and sent again after 0.2, 0.4, 0.8 and 1.6 s; or one
 	// second, where the kernel counts it four times (tcp_out_of_resources).
@@ -144,6 +148,9 @@ func higher(now []float64, wanted ...float64) []float64 {
 	}
 	return wanted
 }
+
+// backlogLine is how programs are told how many connections may wait.
+const backlogLine = "listen(fd, %.0[1]f); backlog=%.0[1]f (nginx, on its line listen), backlog %.0[1]f (HAProxy)"
 
 // forever is what the kernel takes for no limit of connections: an int.
 const forever = math.MaxInt32

@@ -138,7 +138,7 @@ func tcpSpec() Spec {
 						Objects: []Object{{"TCP", 2432}},
 						Most:    forever,
 						Settings: []Setting{
-							{"the program, whose own backlog counts where it is lower", "listen(fd, %.0[1]f); backlog=%.0[1]f (nginx, on its line listen), backlog %.0[1]f (HAProxy)"},
+							{"the program, whose own backlog counts where it is lower", backlogLine},
 						},
 					},
 				},

@@ -66,7 +66,22 @@ func requestQueues() Lister[tcp] {
 					Message: "tcp_syn_flooding",
 					Pattern: `TCP: (?:\w+: )?[Pp]ossible SYN flooding on port (?P<port>\S*\d)\. `,
 				}},
-				Sizing: Sizing{Objects: []Object{{"request_sock_TCP", 312}}},
+				Sizing: Sizing{
+					Needs: func(l Load) float64 {
+						if l.Accepted == 0 {
+							return 0
+						}
+						return l.Opens * l.Accepted / l.Tracked * handshake
+					},
+					Rule:    "connections that others open a second, times the quarter of a second that a handshake takes with a client far away",
+					Initial: "as `accept_queue`",
+					Objects: []Object{{"request_sock_TCP", 312}},
+					Most:    forever,
+					Alone:   true,
+					Settings: []Setting{
+						{"the program, whose own backlog counts where it is lower", backlogLine},
+					},
+				},
 			},
 			Most: func(q requestQueue) Number { return number(max(q.limit, 1)) },
 		},

@@ -57,7 +57,13 @@ func threadsSpec() Spec {
 				Effect: "fork and pthread_create fail with EAGAIN for every user, root too: \"Resource temporarily unavailable\". Nothing is counted or logged.",
 				Usage:  series("threads"), Max: series("threads_limit"),
 				Sysctls: []Sysctl{{"kernel.threads-max", Threads, false}, {"kernel.pid_max", Threads, false}},
-				Sizing:  Sizing{Objects: []Object{{"its stack in the kernel", 16384}, {"task_struct", 9792}}},
+				Sizing: Sizing{
+					Needs:   func(l Load) float64 { return l.Processes },
+					Rule:    "the processes, each with all its threads, and those of everything else",
+					Initial: "by memory: 15,000 for 2 GiB; `kernel.pid_max` 32,768, or 4,194,304 where systemd sets it",
+					Objects: []Object{{"its stack in the kernel", 16384}, {"task_struct", 9792}},
+					Most:    1 << 22, // PID_MAX_LIMIT (include/linux/threads.h) of 64 bits
+				},
 			},
 		}},
 	})

@@ -87,6 +87,10 @@ func udpSpec() Spec {
 					List:    &ListInfo{Title: "UDP sockets with the fullest receive queue", Column: "socket"},
 					Moves:   "the program's SO_RCVBUF, up to net.core.rmem_max; net.core.rmem_default",
 					Sysctls: []Sysctl{{"net.core.rmem_max", Bytes, false}, {"net.core.rmem_default", Bytes, false}},
+					Sizing: Sizing{
+						Rule:    "datagrams that arrive while the program is busy for a moment, times what the kernel counts for each: 768 bytes and more",
+						Initial: "208 KiB",
+					},
 				}},
 			},
 			List[udp, udpDrops]{

@@ -81,7 +81,11 @@ func unixSpec() Spec {
 					List:    &ListInfo{Title: "Unix sockets with the fullest accept queue", Column: "path"},
 					Moves:   "net.core.somaxconn and the program's backlog",
 					Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}},
-					Sizing:  Sizing{Objects: []Object{{"UNIX", 1152}, {"skbuff_head_cache", 256}}},
+					Sizing: Sizing{
+						Rule:    "connections that programs open a second, times the longest time for which the other one does not accept",
+						Initial: "4,096; 128 before Linux 5.4",
+						Objects: []Object{{"UNIX", 1152}, {"the message that waits", 256}},
+					},
 				},
 				Most: func(q unixQueue) Number { return number(max(q.limit, 1)) },
 			},

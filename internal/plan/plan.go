@@ -272,7 +272,7 @@ func (f *Facts) writes(l *collector.LimitInfo, r Row) []Write {
 	for i, s := range l.Sysctls {
 		now := f.Sysctls[s.Name]
 		unit := f.bytes(l.Unit, s.Unit)
-		if now == nil || unit == 0 {
+		if now == nil || unit == 0 || i > 0 && l.Alone {
 			continue
 		}
 		wanted := slices.Clone(now)

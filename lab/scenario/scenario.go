@@ -53,7 +53,7 @@ type Scenario struct {
 	// Longer is the time that it may take above that of others.
 	Longer time.Duration
 	// Planned has the guest set to what the command plan says, and has it hold what that
-	// was asked for. It has no steps, and is not recorded.
+	// was asked for. It has no steps.
 	Planned bool
 	// Tuned has the guest try settings of tuning lists that a network namespace does not
 	// have for itself. It has no steps either.
@@ -179,8 +179,8 @@ func All() []Scenario {
 
 		// A table is full between two scrapes.
 		{Name: "between_scrapes", Resource: "conntrack_entries", Unrecorded: true, Prometheus: true, Longer: 5 * time.Minute},
-		{Name: "plan", Unrecorded: true, Planned: true},
-		{Name: "tuning", Unrecorded: true, Tuned: true},
+		{Name: "plan", Planned: true, Unrecorded: true, Longer: 3 * time.Minute},
+		{Name: "tuning", Tuned: true, Unrecorded: true, Longer: 2 * time.Minute},
 
 		// Every collector must have read something that can be compared.
 		{Name: "idle", Healthy: true, Walks: []string{"tcp", "ports", "process"}},
@@ -189,9 +189,6 @@ func All() []Scenario {
 		{Name: "page_cache", Healthy: true, HighMemory: true, Disk: 300},
 	}
 }
-
-// Recorded reports whether the scenario has steps, which can be recorded.
-func (s Scenario) Recorded() bool { return !s.Planned && !s.Tuned }
 
 // Ramp is the steps that a load takes from nothing to its limit, more or less:
 // ten minutes if a step is laid out at 15 s. Before and After are the steps
