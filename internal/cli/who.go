@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -51,6 +53,11 @@ func whoCommand() command {
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
 			// It runs once, on a host that may be short of memory.
 			defer debug.SetGCPercent(debug.SetGCPercent(50))
+			// It is one long system call after the other. Go's scheduler takes its only
+			// processor away from each, and leaves one of two.
+			if os.Getenv("GOMAXPROCS") == "" {
+				defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+			}
 			q.By = who.Grouping(by)
 			if q.Top < 1 || q.Top > maxGroups {
 				return 1, fmt.Errorf("--top=%d is not between 1 and %d", q.Top, maxGroups)
