@@ -11,6 +11,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
+// cgroupWarning is the share of its limit from which a group is near it.
+const cgroupWarning = 0.9
+
 // cgroups is one reading of the host's control groups.
 type cgroups struct {
 	// count is how many there are, unreadable how many of them could not be read.
@@ -24,16 +27,19 @@ type cgroups struct {
 
 // cgroupReading is one group.
 type cgroupReading struct {
+	path  string
 	inode uint64
 	// group is the outermost of its owner's groups, or itself if it is nobody's.
 	group cgroup.Group
 	// owner is whose it is. Its name is that of no other owner.
 	owner owner.Owner
-	// sockets is the memory of the buffers of its sockets; used what it has and cannot
-	// give back, limit what it may have: all in bytes, of it and of those below.
-	sockets, used, limit Number
-	events               parse.MemoryEvents
-	rose                 int // the reading at which kills rose last
+	past  *cgroupPast
+	// sockets is the memory of the buffers of its sockets; usage what it has, used what
+	// of that it cannot give back, limit what it may have: all in bytes, of it and of
+	// those below.
+	sockets, usage, used, limit Number
+	events                      parse.MemoryEvents
+	failed                      bool // a part of it could not be read
 }
 
 func (c *cgroupReading) saturation() float64 { return c.used.Value / c.limit.Value }
@@ -114,7 +120,7 @@ func cgroupSpec() Spec {
 					},
 				},
 				Limit: &ItemLimit[*cgroupReading]{LimitInfo: LimitInfo{
-					Resource: "cgroup_memory", Unit: Bytes, WarningRatio: 0.9, CriticalRatio: 0.97,
+					Resource: "cgroup_memory", Unit: Bytes, WarningRatio: cgroupWarning, CriticalRatio: 0.97,
 					Effect: "The OOM killer ends a process of the pod, container or unit: \"Memory cgroup out of memory: Killed process\".",
 					Usage:  series("cgroup_memory_used_bytes"), Max: series("cgroup_memory_limit_bytes"), Share: series("cgroup_memory_saturation_ratio"),
 					List:   &ListInfo{Title: "Control groups nearest to their limit of memory", Column: "group"},
@@ -137,7 +143,7 @@ func cgroupSpec() Spec {
 					return those(s.owners, func(c *cgroupReading) bool { return c.events.Kills.Value > 0 })
 				},
 				Before: func(a, b *cgroupReading) bool {
-					return cmp.Or(cmp.Compare(b.rose, a.rose), cmp.Compare(b.events.Kills.Value, a.events.Kills.Value), cmp.Compare(a.inode, b.inode)) < 0
+					return cmp.Or(cmp.Compare(b.past.rose, a.past.rose), cmp.Compare(b.events.Kills.Value, a.events.Kills.Value), cmp.Compare(a.inode, b.inode)) < 0
 				},
 				Labels: labels, Key: key,
 				Columns: []Metric[*cgroupReading]{{

@@ -72,8 +72,10 @@ func BenchmarkCgroups(b *testing.B) {
 		b.Run(fmt.Sprint(3*pods), func(b *testing.B) {
 			livePods(b, pods)
 			read := cgroupSpec().open(scope(b, running()))
-			if _, err := read(b.Context(), nil); err != nil {
-				b.Fatal(err)
+			for range 2 { // the first readings read more
+				if _, err := read(b.Context(), nil); err != nil {
+					b.Fatal(err)
+				}
 			}
 			b.ReportAllocs()
 			var before, after unix.Rusage

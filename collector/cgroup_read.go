@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/cgroup"
+	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
@@ -30,14 +32,15 @@ const (
 // open one keeps the memory of a group that was removed.
 type cgroupReader struct {
 	*Scope
-	pods *owner.Pods
-	past cgroupHistory
-	buf  []byte
+	pods   *owner.Pods
+	vmstat kernel.File
+	past   cgroupHistory
+	buf    []byte
 }
 
 func newCgroupReader(k *Scope) *cgroupReader {
 	return &cgroupReader{
-		Scope: k, pods: owner.NewPods(k.PodsPath), buf: make([]byte, 16<<10),
+		Scope: k, pods: owner.NewPods(k.PodsPath), vmstat: k.Proc("vmstat"), buf: make([]byte, 16<<10),
 		past: cgroupHistory{of: map[uint64]*cgroupPast{}},
 	}
 }
@@ -67,12 +70,13 @@ func (r *cgroupReader) read(ctx context.Context, s *cgroups) error {
 	if err != nil {
 		return err
 	}
-	defer r.Place.Leave()
 	w := cgroupWalk{cgroupReader: r, tree: tree, files: cgroupVersion(tree.Version), s: s}
-	r.past.reading++
+	w.Add(r.past.begin(r.vmstat))
+	defer r.Place.Leave()
 	if err := tree.Walk(ctx, func(g cgroup.Group) error { return w.visit(ctx, g) }); err != nil {
 		return err
 	}
+	w.nearest()
 	r.past.end()
 	distinguish(s.owners, s.bounded)
 	s.count, s.unreadable = number(w.seen+w.below), number(w.unread)
@@ -90,6 +94,8 @@ type cgroupWalk struct {
 	tree  cgroup.Hierarchy
 	files cgroupFiles
 	s     *cgroups
+	// bounded are the groups that have a limit.
+	bounded []cgroupReading
 	// seen counts the groups that are below no owner's, below the others.
 	seen, below, unread int
 }
@@ -104,49 +110,51 @@ func (w *cgroupWalk) visit(ctx context.Context, g cgroup.Group) error {
 	w.seen++
 	claim := owner.Claimed([]byte("0::" + g.Path + "\n"))
 	owns := claim.Kind != "" || g.Leaf || !w.divides(g)
-	c := cgroupReading{inode: g.Inode, group: g}
-	var err error
-	c.owner, err = w.pods.Of(claim)
+	whose, err := w.pods.Of(claim)
 	w.Add(err)
-	// Of version 2 a group's counters have those of the groups below it in them, of those
-	// that are gone too.
-	total := w.tree.Version == 1 || strings.Count(g.Path, "/") == 1
-	if !w.look(g, &c, owns, owns || total) {
+	c := cgroupReading{path: g.Path, inode: g.Inode, group: g, owner: whose, past: w.past.find(g.Inode)}
+	if !w.look(&c, owns) {
 		return nil
 	}
-	past := w.past.note(&c, total)
-	if owns {
-		if err := w.within(ctx, c, past); err != nil {
-			return err
-		}
-		if w.tree.Version == 1 {
-			c.events.Kills = number(past.within)
-		}
-		c.rose = past.rose
-		w.s.owners = append(w.s.owners, c)
-		return fs.SkipDir
+	// Of version 2 a group's counters have those of the groups below it in them, of those
+	// that are gone too.
+	switch v1, top := w.tree.Version == 1, strings.Count(g.Path, "/") == 1; {
+	case v1 || top:
+		w.count(&c, true, !v1)
+	case owns:
+		w.count(&c, false, false)
 	}
-	return nil
+	if !owns {
+		return nil
+	}
+	if err := w.within(ctx, c); err != nil {
+		return err
+	}
+	if w.tree.Version == 1 {
+		c.events.Kills = number(c.past.within)
+	}
+	w.s.owners = append(w.s.owners, c)
+	return fs.SkipDir
 }
 
 // within reads the groups below that of an owner.
-func (w *cgroupWalk) within(ctx context.Context, whose cgroupReading, past *cgroupPast) error {
+func (w *cgroupWalk) within(ctx context.Context, whose cgroupReading) error {
 	if whose.group.Leaf {
 		return nil
 	}
-	v1, below := w.tree.Version == 1, 0
-	return w.tree.WalkBelow(ctx, whose.group.Path, func(g cgroup.Group) error {
+	below := 0
+	return w.tree.WalkBelow(ctx, whose.path, func(g cgroup.Group) error {
 		if below == maxBelow || w.below == maxCgroups {
 			w.unread++
 			return fs.SkipAll
 		}
 		below++
 		w.below++
-		c := cgroupReading{inode: g.Inode, group: whose.group, owner: whose.owner}
-		if w.look(g, &c, false, v1) && v1 {
-			inner := w.past.note(&c, true)
-			past.within += inner.grew
-			past.rose = max(past.rose, inner.rose)
+		c := cgroupReading{path: g.Path, inode: g.Inode, group: whose.group, owner: whose.owner, past: w.past.find(g.Inode)}
+		if w.look(&c, false) && w.tree.Version == 1 {
+			w.count(&c, true, false)
+			whose.past.within += c.past.grew
+			whose.past.rose = max(whose.past.rose, c.past.rose)
 		}
 		return nil
 	})
@@ -165,51 +173,118 @@ func (w *cgroupWalk) divides(g cgroup.Group) bool {
 	return err != nil || slices.Contains(strings.Fields(controllers), "memory")
 }
 
-// look reads a group: its limit, what it has if it has a limit or is to be counted, and
-// what was killed in it if events is set. It is false for one that was removed.
-func (w *cgroupWalk) look(g cgroup.Group, c *cgroupReading, counted, events bool) bool {
-	err := w.readGroup(w.tree.Root+g.Path, w.files, c, counted, events)
+// failed notes that a part of a group could not be read. It is nothing if the group was
+// removed meanwhile.
+func (w *cgroupWalk) failed(c *cgroupReading, err error) {
+	if err == nil || cgroup.Gone(err) {
+		return
+	}
+	w.Add(err)
+	if !c.failed {
+		c.failed = true
+		w.unread++
+	}
+}
+
+// look reads the limit of a group, and what it has if it has a limit or is an owner's. It
+// is false for one that was removed, or does not account memory.
+func (w *cgroupWalk) look(c *cgroupReading, owns bool) bool {
+	dir, past := w.tree.Root+c.path, c.past
+	if past.limitRead == 0 || past.near || (uint64(w.past.reading)+c.inode)%freshEvery == 0 {
+		limit, err := read(w.cgroupReader, dir, w.files.limit, parse.CgroupLimit)
+		if cgroup.Gone(err) {
+			return false
+		}
+		w.failed(c, err)
+		past.limit, past.limitRead = limit, w.past.reading
+		if err != nil {
+			past.limitRead = 0
+		}
+	}
+	c.limit = past.limit
+	if !owns && c.limit.Value == 0 {
+		return true
+	}
+	var err error
+	c.usage, err = read(w.cgroupReader, dir, w.files.usage, parse.CgroupLimit)
 	if cgroup.Gone(err) {
 		return false
 	}
-	if err != nil {
-		w.unread++
-		w.Add(err)
+	w.failed(c, err)
+	if owns {
+		w.stat(c)
+		if w.files.sockets != "" {
+			c.sockets, err = read(w.cgroupReader, dir, w.files.sockets, parse.CgroupLimit)
+			w.failed(c, absent(err))
+		}
 	}
-	if c.limit.Value > 0 && c.used.Present {
-		w.s.bounded = append(w.s.bounded, *c)
+	if c.limit.Value > 0 && c.usage.Present {
+		w.bounded = append(w.bounded, *c)
 	}
 	return true
 }
 
-// readGroup reads the group in a folder.
-func (r *cgroupReader) readGroup(dir string, files cgroupFiles, c *cgroupReading, counted, events bool) (err error) {
-	var p parse.Problems
-	c.limit, err = read(r, dir, files.limit, parse.CgroupLimit)
-	if cgroup.Gone(err) {
-		return err // the file is there in every group
+// stat reads what a group's usage is made of. It is read right after the usage.
+func (w *cgroupWalk) stat(c *cgroupReading) {
+	stat, err := read(w.cgroupReader, w.tree.Root+c.path, "memory.stat", w.files.stat)
+	w.failed(c, err)
+	c.sockets = stat.Sockets
+	if err != nil {
+		return // without a part of it used would be too much
 	}
-	p.Add(err)
-	if counted || c.limit.Value > 0 {
-		usage, err := read(r, dir, files.usage, parse.CgroupLimit)
-		p.Add(err)
-		stat, err := read(r, dir, "memory.stat", files.stat)
-		p.Add(err)
-		// Both are read one after the other.
-		if c.used = usage.Minus(stat.Files.OrZero(), stat.Slab.OrZero()); c.used.Value < 0 {
-			c.used.Value = 0
+	if c.used = c.usage.Minus(stat.Files.OrZero(), stat.Slab.OrZero()); c.used.Value < 0 {
+		c.used.Value = 0
+	}
+}
+
+// nearest finds the groups that are nearest to their limit. memory.stat costs the most
+// of all files, and nobody is nearer than by all that it has: so it is read of those that
+// may be among the first only.
+func (w *cgroupWalk) nearest() {
+	slices.SortFunc(w.bounded, func(a, b cgroupReading) int {
+		return cmp.Compare(b.usage.Value/b.limit.Value, a.usage.Value/a.limit.Value)
+	})
+	first := top[*cgroupReading]{
+		n:      w.Top,
+		before: func(a, b *cgroupReading) bool { return a.saturation() > b.saturation() },
+		same:   func(a, b *cgroupReading) bool { return a.group.Inode == b.group.Inode },
+	}
+	for i := range w.bounded {
+		c := &w.bounded[i]
+		if c.past.near = false; !c.used.Present && !c.failed {
+			atMost := *c
+			atMost.used = c.usage
+			if !first.admits(&atMost) {
+				continue
+			}
+			usage, err := read(w.cgroupReader, w.tree.Root+c.path, w.files.usage, parse.CgroupLimit)
+			w.failed(c, err)
+			if err != nil {
+				continue
+			}
+			c.usage = usage
+			w.stat(c)
 		}
-		c.sockets = stat.Sockets
-		if counted && files.sockets != "" {
-			c.sockets, err = read(r, dir, files.sockets, parse.CgroupLimit)
-			p.Add(absent(err))
+		if c.used.Present {
+			c.past.near = near(c.saturation(), cgroupWarning)
+			first.offer(c)
+			w.s.bounded = append(w.s.bounded, *c)
 		}
 	}
-	if events {
-		c.events, err = read(r, dir, files.events, parse.CgroupEvents)
-		p.Add(absent(err))
+}
+
+// count reads what was killed in a group, and adds it to that of all groups if total is
+// set. Where nothing was killed on this machine it is as it was: it is read always or
+// then only.
+func (w *cgroupWalk) count(c *cgroupReading, total, always bool) {
+	if always || w.past.killing || !c.past.known {
+		var err error
+		c.events, err = read(w.cgroupReader, w.tree.Root+c.path, w.files.events, parse.CgroupEvents)
+		w.failed(c, absent(err))
+		w.past.note(c, total)
+		return
 	}
-	return p.Err()
+	c.events.Kills, c.past.grew = c.past.kills, 0
 }
 
 // absent is the error of a file that not every kernel has.
@@ -260,7 +335,7 @@ func distinguish(lists ...[]cgroupReading) {
 	}
 }
 
-// cgroupHistory remembers the counters of groups.
+// cgroupHistory remembers the counters of groups, and what seldom changes.
 type cgroupHistory struct {
 	of map[uint64]*cgroupPast // by inode
 	// kills and ooms are those of all groups since the first reading, of groups that are
@@ -268,11 +343,16 @@ type cgroupHistory struct {
 	kills, ooms float64
 	reading     int // counts them
 	complete    bool
+	// now is how many processes were killed on the machine, before that at the last
+	// complete reading. killing is set if some were meanwhile, or right before that:
+	// the machine counts a kill a moment before the group does.
+	now, before        Number
+	killing, unsettled bool
 }
 
 // cgroupPast is a group as it was.
 type cgroupPast struct {
-	// known is set once it was read.
+	// known is set once the counters were read.
 	known       bool
 	kills, ooms Number
 	grew        float64 // kills, at the last reading
@@ -280,22 +360,45 @@ type cgroupPast struct {
 	// rose is the last reading at which kills grew, reading the last at which it was
 	// there.
 	rose, reading int
+	since         int // the first at which it was there
+	// limitRead is the reading at which the limit was read, 0 if it was not. near is set
+	// if that is near.
+	limit     Number
+	limitRead int
+	near      bool
+}
+
+func (h *cgroupHistory) begin(vmstat kernel.File) (err error) {
+	h.reading++
+	b, err := optional(vmstat)
+	h.now = Number{}
+	if b != nil {
+		h.now, err = parse.OOMKills(b, vmstat.Path())
+	}
+	changed := !h.now.Present || h.now != h.before
+	h.killing, h.unsettled = changed || h.unsettled, changed
+	return err
+}
+
+// find returns what a group was, nothing for a new one.
+func (h *cgroupHistory) find(inode uint64) *cgroupPast {
+	past := h.of[inode]
+	if past == nil {
+		past = &cgroupPast{since: h.reading}
+		h.of[inode] = past
+	}
+	past.reading = h.reading
+	return past
 }
 
 // note compares the counters of a group with what they were, and adds to those of all
 // groups if total is set. What a new one has counted happened since the last reading,
 // unless it was there before and could not be read, or nobody knows because this is the
 // first reading.
-func (h *cgroupHistory) note(c *cgroupReading, total bool) *cgroupPast {
-	past := h.of[c.inode]
-	counts := h.complete
-	if past == nil {
-		past = new(cgroupPast)
-		h.of[c.inode] = past
-	} else {
-		counts = past.known
-	}
-	past.known, past.reading = past.known || c.events.Kills.Present, h.reading
+func (h *cgroupHistory) note(c *cgroupReading, total bool) {
+	past := c.past
+	counts := past.known || h.complete && past.since == h.reading
+	past.known = past.known || c.events.Kills.Present
 	past.grew = grown(c.events.Kills, &past.kills)
 	past.within += past.grew
 	ooms := grown(c.events.OOMs, &past.ooms)
@@ -306,10 +409,9 @@ func (h *cgroupHistory) note(c *cgroupReading, total bool) *cgroupPast {
 		h.kills += past.grew
 		h.ooms += ooms
 	}
-	return past
 }
 
 func (h *cgroupHistory) end() {
-	h.complete = true
-	forget(h.of, maxCgroups, func(p *cgroupPast) int { return p.reading })
+	h.complete, h.before = true, h.now
+	forget(h.of, 2*maxCgroups, func(p *cgroupPast) int { return p.reading })
 }

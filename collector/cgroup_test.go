@@ -28,10 +28,18 @@ type cgroupTree struct {
 
 func newCgroupTree(t *testing.T) *cgroupTree {
 	c := &cgroupTree{tree: newTree(t, "linux-6.12"), pods: t.TempDir()}
-	m := machine(t, kernel.Options{ProcPath: filepath.Join(c.dir, "proc"), SysPath: filepath.Join(c.dir, "sys"), PodsPath: c.pods})
-	c.set = NewSet(m, []Spec{cgroupSpec()}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
+	c.open()
 	t.Cleanup(func() { closeSet(t, c.set) })
 	return c
+}
+
+// open opens the collector, anew if it is open.
+func (c *cgroupTree) open() {
+	if c.set != nil {
+		closeSet(c.t, c.set)
+	}
+	m := machine(c.t, kernel.Options{ProcPath: filepath.Join(c.dir, "proc"), SysPath: filepath.Join(c.dir, "sys"), PodsPath: c.pods})
+	c.set = NewSet(m, []Spec{cgroupSpec()}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // v2 writes the files of a group of version 2.
@@ -176,7 +184,10 @@ func TestCgroupsV1(t *testing.T) {
 		}
 	}
 	expect("first", 4, 6, 0)
+	expect("the same", 4, 6, 0)
+	expect("again", 4, 6, 0)
 	c.v1(id+"/b", none, 3)
+	c.edit("proc/vmstat", "oom_kill 0\n", "oom_kill 2\n")
 	expect("a kill below", 4, 8, 2)
 	c.remove("sys/fs/cgroup/memory/" + id + "/b")
 	expect("a group is gone", 3, 8, 2)
@@ -323,6 +334,7 @@ func TestCgroupDamage(t *testing.T) {
 		}
 		for _, content := range damaged {
 			c.write(name, content)
+			c.open() // one that has read nothing yet
 			got, result := c.page()
 			if result.Err != nil && !strings.Contains(result.Err.Error(), "a.service/"+file) {
 				t.Errorf("%s %q: the error is %v", file, content, result.Err)
@@ -343,6 +355,7 @@ func TestCgroupDamage(t *testing.T) {
 			}
 		}
 		c.write(name, content)
+		c.open()
 		got, result := c.page()
 		delete(got, "oom_kills_all_total") // the counter of another group, as far as it knows
 		delete(whole, "oom_kills_all_total")
@@ -367,6 +380,92 @@ func TestCgroupUnread(t *testing.T) {
 		if got, _ := c.page(); got["oom_kills_all_total"] != want {
 			t.Errorf("%v were killed, not %v", got["oom_kills_all_total"], want)
 		}
+	}
+}
+
+// TestCgroupsSpared expects files that cannot matter not to be read, and to be read once
+// they do.
+func TestCgroupsSpared(t *testing.T) {
+	c := newCgroupTree(t)
+	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
+	c.v2("box.service", "max", 5000, 0, 7, 0)
+	spoil := func(group, file string) {
+		c.write("sys/fs/cgroup/box.service/"+group+"/"+file, "spoilt ?\noom_kill ?\nsock ?\n")
+	}
+	for i := range 20 { // the first 10 are nearer than all that the others have
+		group := fmt.Sprintf("box.service/%d", i)
+		used := 50
+		if i >= 10 {
+			used = 40
+		}
+		c.v2(group, "100", used+20, 10, 0, 0)
+		c.v2(fmt.Sprintf("%d.service", i), "100", used+20-i/10*10, 10, 0, 0)
+		spoil(strconv.Itoa(i), "memory.events")
+	}
+	got, result := c.page()
+	if result.Err != nil || got[`memory_saturation_ratio{cgroup="unit/0.service",namespace="",pod=""}`] != 0.5 {
+		t.Errorf("%v, %v", got, result.Err)
+	}
+
+	// Those of one owner are one item: of box.service only the nearest counts, and groups
+	// that have less than the tenth item are not looked into.
+	for i := 10; i < 20; i++ {
+		c.v2(fmt.Sprintf("box.service/%d", i), "100", 30, 10, 0, 0)
+		spoil(strconv.Itoa(i), "memory.stat")
+	}
+	if _, result = c.page(); result.Err != nil {
+		t.Errorf("groups that are far from their limits were looked into: %v", result.Err)
+	}
+	c.write("sys/fs/cgroup/box.service/15/memory.current", "99\n")
+	if _, result = c.page(); result.Err == nil || !strings.Contains(result.Err.Error(), "box.service/15/memory.stat") {
+		t.Errorf("a group that may be near: %v", result.Err)
+	}
+	c.v2("box.service/15", "100", 99, 0, 0, 0)
+	if got, _ = c.page(); got[`memory_used_bytes{cgroup="unit/box.service",namespace="",pod=""}`] != 89 {
+		t.Errorf("%v", got)
+	}
+
+	// Limits are read again in the end.
+	for range freshEvery {
+		c.write("sys/fs/cgroup/0.service/memory.max", "1000\n")
+		got, _ = c.page()
+	}
+	if v := got[`memory_saturation_ratio{cgroup="unit/0.service",namespace="",pod=""}`]; v != 0 {
+		t.Errorf("the limit is another, and it is at %v", v)
+	}
+}
+
+// TestCgroupKills expects what was killed in a group below the first level to be read
+// once the machine has counted a kill, and once more.
+func TestCgroupKills(t *testing.T) {
+	c := newCgroupTree(t)
+	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
+	kills := func() float64 {
+		t.Helper()
+		got, result := c.page()
+		if result.Err != nil {
+			t.Error(result.Err)
+		}
+		return got[`oom_kills_total{cgroup="unit/a.service",namespace="",pod=""}`]
+	}
+	c.v2("system.slice", "max", 1, 0, 1, 0)
+	c.write("sys/fs/cgroup/system.slice/cgroup.subtree_control", "memory\n")
+	c.v2("system.slice/a.service", "max", 1, 0, 1, 0)
+	for range 3 {
+		kills()
+	}
+	c.edit("proc/vmstat", "oom_kill 0\n", "oom_kill 1\n")
+	if got := kills(); got != 0 {
+		t.Errorf("%v were killed", got)
+	}
+	c.v2("system.slice/a.service", "max", 1, 0, 1, 1) // a moment later
+	if got := kills(); got != 1 {
+		t.Errorf("%v were killed, not 1", got)
+	}
+	c.edit("proc/vmstat", "oom_kill 1\n", "") // an older kernel
+	c.v2("system.slice/a.service", "max", 1, 0, 1, 2)
+	if got := kills(); got != 2 {
+		t.Errorf("%v were killed, not 2", got)
 	}
 }
 
