@@ -72,7 +72,8 @@ type Object struct {
 	// Cache is the slab cache that it comes from, as below /sys/kernel/slab, or what it
 	// is where it comes from none.
 	Cache string
-	// Bytes is its size on Linux 6.12, 64 bits; another kernel says its own.
+	// Bytes is its size on Linux 6.12, 64 bits; another kernel says its own, or does not
+	// have it.
 	Bytes float64
 }
 
@@ -94,7 +95,19 @@ func (s *Sizing) UnitBytes() (sum float64) {
 // Socket is what the kernel allocates for an open connection that a program waits for by
 // epoll.
 func Socket() []Object {
-	return []Object{{"TCP", 2432}, {"sock_inode_cache", 832}, {"dentry", 192}, {"filp", 192}, {"eventpoll_epi", 128}, {"eventpoll_pwq", 72}, {"its place in the table of descriptors", 8}}
+	return []Object{
+		{"TCP", 2432},
+		{"sock_inode_cache", 832},
+		{"dentry", 192},
+		{"filp", 192},
+		{"eventpoll_epi", 128},
+		{"eventpoll_pwq", 72},
+		{"ep_head", 16},
+		// What security modules keep, on a kernel that has some.
+		{"lsm_inode_cache", 0},
+		{"lsm_file_cache", 0},
+		{"its place in the table of descriptors", 8},
+	}
 }
 
 // Times that the kernel keeps what is left of a connection, in seconds.

@@ -28,7 +28,7 @@ func (v verdict) print(out io.Writer) {
 	if p := v.planned; p != nil {
 		fmt.Fprintf(out, "; %d connections held, %.1f MiB where plan said %.1f MiB", p.Connections, p.Measured/(1<<20), p.Predicted/(1<<20))
 		for _, c := range p.Cuts {
-			fmt.Fprintf(out, "\n    %s %s in place of %s: %s", c.Setting, c.To, c.From, cmp.Or(c.Refused, strings.Join(c.Moved, ", ")))
+			fmt.Fprintf(out, "\n    %s %s (%s of it was in use), cut to %s: %s", c.Setting, c.From, ratio(p.Saturation[c.Resource]), c.To, cmp.Or(c.Refused, strings.Join(c.Moved, ", ")))
 		}
 	}
 	for _, t := range v.tried {

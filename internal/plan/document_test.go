@@ -47,6 +47,9 @@ func TestDocument(t *testing.T) {
 		"objects": func(objects []collector.Object) string {
 			var words []string
 			for _, o := range objects {
+				if o.Bytes == 0 {
+					continue
+				}
 				words = append(words, fmt.Sprintf("%s %.0f", o.Cache, o.Bytes))
 			}
 			return strings.Join(words, ", ")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
@@ -69,7 +70,7 @@ func (i Item) Bytes() float64 { return i.Count * i.Each }
 // Make plans for a demand, which is valid, on a host with all its facts.
 func Make(d Demand, f Facts) Plan {
 	p := Plan{Demand: d, Facts: f}
-	load := d.load(cmp.Or(f.Unit, f.PageSize))
+	load := d.load(cmp.Or(f.Unit, f.PageSize), f.keeps())
 	p.Bill = f.bill(load)
 	for _, i := range p.Bill {
 		p.Kernel += i.Bytes()
@@ -139,12 +140,12 @@ func (f *Facts) bill(l collector.Load) []Item {
 	var items []Item
 	add := func(count float64, o collector.Object) {
 		i := Item{What: o.Cache, Count: count, Each: o.Bytes}
-		if size, ok := f.Objects[o.Cache]; ok {
-			i.Each, i.Read = size, true
+		if len(f.Objects) > 0 && !strings.Contains(o.Cache, " ") {
+			i.Each, i.Read = f.Objects[o.Cache], true
 		}
 		at := slices.IndexFunc(items, func(have Item) bool { return have.What == i.What })
 		switch {
-		case count == 0:
+		case count == 0, i.Each == 0:
 		case at >= 0:
 			items[at].Count += count
 		default:

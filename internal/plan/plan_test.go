@@ -205,7 +205,7 @@ func TestLowMemory(t *testing.T) {
 // TestBill expects the objects of the kernel that runs, each once.
 func TestBill(t *testing.T) {
 	f := host(tight(), nil)
-	f.Objects = map[string]float64{"TCP": 3000}
+	f.Objects = map[string]float64{"TCP": 3000, "filp": 192, "nf_conntrack": 256}
 	p := Make(Demand{Connections: 1000, Loopback: true, Unread: 1000, Processes: 1, TLS: true, ApplicationMemory: 77}, f)
 	seen, kernel := map[string]Item{}, 0.0
 	for _, i := range p.Bill {
@@ -216,8 +216,8 @@ func TestBill(t *testing.T) {
 	}
 	for what, want := range map[string]Item{
 		"TCP":                               {Count: 2000, Each: 3000, Read: true},
-		"filp":                              {Count: 2000, Each: 192},
-		"nf_conntrack":                      {Count: 1000, Each: 256},
+		"filp":                              {Count: 2000, Each: 192, Read: true},
+		"nf_conntrack":                      {Count: 1000, Each: 256, Read: true},
 		"data that waits, with its headers": {Count: 1000, Each: 2216},
 		"TLS in the programs, about":        {Count: 2000, Each: tls},
 		"the programs":                      {Count: 1, Each: 77},
@@ -226,6 +226,9 @@ func TestBill(t *testing.T) {
 		if got := seen[what]; got != want {
 			t.Errorf("%+v, want %+v", got, want)
 		}
+	}
+	if _, ok := seen["dentry"]; ok {
+		t.Error("the bill has what this kernel does not have")
 	}
 	for _, i := range p.Bill {
 		kernel += i.Bytes()
@@ -239,6 +242,22 @@ func TestBill(t *testing.T) {
 	p = Make(Demand{Connections: 1000, Processes: 1}, host(limits, nil))
 	if p.of("conntrack_entries") != nil || slices.ContainsFunc(p.Bill, func(i Item) bool { return i.What == "nf_conntrack" }) {
 		t.Error("connections are tracked where nothing is")
+	}
+}
+
+// TestKeeps expects more TCP memory of a kernel whose sockets keep what they once needed.
+func TestKeeps(t *testing.T) {
+	for release, want := range map[string]float64{"": 3 * 4096, "6.0.0": 3 * 4096, "5.10.0-32-amd64": 5 * 4096, "4.18.0": 5 * 4096} {
+		f := host(tight(), nil)
+		f.Release = release
+		p := Make(Demand{Connections: 1000, Loopback: true, Unread: 8192, Processes: 1}, f)
+		if got := p.of("tcp_memory").Takes; got != 1000*want {
+			t.Errorf("%s: %v, want %v", release, got, 1000*want)
+		}
+		p = Make(Demand{Connections: 1000, Processes: 1}, f)
+		if got := p.of("tcp_memory").Takes; (got == 0) != (want == 3*4096) {
+			t.Errorf("%s: connections without data take %v", release, got)
+		}
 	}
 }
 

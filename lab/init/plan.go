@@ -141,7 +141,7 @@ func (g *guest) plan() error {
 	if err != nil {
 		return err
 	}
-	result.Refused, result.Moved, result.Measured = run.refused, run.moved, run.memory
+	result.Refused, result.Moved, result.Measured, result.Saturation = run.refused, run.moved, run.memory, run.usage
 	// The one whose load is for the minute comes last: what is left of the first is then
 	// over.
 	lasts := func(l planLimit) bool { return l.Resource == "tcp_time_wait" }

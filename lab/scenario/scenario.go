@@ -271,7 +271,9 @@ type Planned struct {
 	// whose counters or lines told of a refusal: there should be none.
 	Refused string
 	Moved   []string
-	Cuts    []Cut
+	// Saturation is that of each limit while they were held.
+	Saturation map[string]float64
+	Cuts       []Cut
 }
 
 // Tried is a setting that was tried.
