@@ -232,8 +232,7 @@ func judgeForged(r *recording.Recording, fail func(string, ...any)) {
 }
 
 // judgeFloods wants a flood to cost a twentieth of a processor at most, and what was
-// missed of it to be said. What the exporter takes without a flood is its samples, which
-// cost many times of what they do on a real processor.
+// missed of it to be said.
 func judgeFloods(floods []scenario.Flood, fail func(string, ...any)) {
 	if len(floods) == 0 {
 		fail("there was no flood")

@@ -120,10 +120,10 @@ func (d device) Close() error { return errors.Join(unix.Close(d.fd), unix.Close(
 
 const (
 	// A flood of records must not cost more than a twentieth of a core, waking up for
-	// them included. After each burst the reader rests for 24 times the CPU time that it
+	// them included. After each burst the reader rests for 32 times the CPU time that it
 	// took, and pause at least, and then waits for the next record.
 	burst = 10 * time.Millisecond
-	rest  = 24
+	rest  = 32
 	pause = 250 * time.Millisecond
 	// history bounds how many of the records from before are read, should others come
 	// as fast as they are.

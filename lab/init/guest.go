@@ -84,6 +84,9 @@ func (g *guest) run() error {
 		args = append(args, "--collector.max-cpu=0")
 	}
 	g.args = args
+	if g.Unsampled {
+		args = append(args, "--collector.sample-interval=0s")
+	}
 	if err := g.startExporter(args...); err != nil {
 		return err
 	}
