@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -285,11 +286,27 @@ func threads(*guest) (*load, error) {
 	if err != nil {
 		return nil, err
 	}
+	makeThreads(8) // that this process may need when none can be made
 	w, err := newWorker(workFork, share(1, limit-now), 0, 0)
 	if err != nil {
 		return nil, err
 	}
 	return w.load(), sysctl("kernel/threads-max", strconv.Itoa(limit))
+}
+
+// makeThreads has Go's runtime make threads, which it keeps.
+func makeThreads(n int) {
+	var all, there sync.WaitGroup
+	there.Add(n)
+	for range n {
+		all.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			there.Done()
+			there.Wait()
+		})
+	}
+	all.Wait()
 }
 
 // forkIdle makes a process that waits until its parent has ended. It is a copy of this one
