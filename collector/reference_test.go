@@ -91,8 +91,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestSeries fills every list of a 32-bit kernel and counts: a page stays below
-// 400 series, the exporter's own (some 45) included.
+// TestSeries fills the lists of a 32-bit kernel and counts: a page stays below
+// 400 series, the exporter's own (some 45) included, and below 700 with pods.
 func TestSeries(t *testing.T) {
 	tr := newTree(t, "linux-6.1-686-pae")
 	tr.write("proc/sys/vm/overcommit_memory", "2\n")
@@ -122,14 +122,31 @@ func TestSeries(t *testing.T) {
 		message(132, 1000+port, true)      // the IPv4 listener
 		message(132+124, 2000+port, false) // a connection
 	}
-	page := tr.render()
-	lines := 0
-	for line := range strings.Lines(page) {
-		if !strings.HasPrefix(line, "#") {
-			lines++
-		}
+	// Units, of which two have a limit.
+	tr.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
+	unit := func(n int, limit string, kills int) {
+		dir := fmt.Sprintf("sys/fs/cgroup/u%d.service/", n)
+		tr.write(dir+"memory.max", limit+"\n")
+		tr.write(dir+"memory.current", "500\n")
+		tr.write(dir+"memory.stat", "sock 10\n")
+		tr.write(dir+"memory.events", fmt.Sprintf("oom_kill %d\n", kills))
 	}
-	for _, list := range []string{"accept_queue_length", "ephemeral_ports_used", "process_open_file_descriptors", "memory_zone_free_bytes", "memory_slab_bytes"} {
+	for n := range 20 {
+		unit(n, "max", 0)
+	}
+	unit(0, "1000", 0)
+	unit(1, "1000", 1)
+	count := func() (page string, lines int) {
+		page = tr.render()
+		for line := range strings.Lines(page) {
+			if !strings.HasPrefix(line, "#") {
+				lines++
+			}
+		}
+		return page, lines
+	}
+	page, lines := count()
+	for _, list := range []string{"accept_queue_length", "ephemeral_ports_used", "process_open_file_descriptors", "memory_zone_free_bytes", "memory_slab_bytes", "cgroup_socket_memory_bytes"} {
 		if n := strings.Count(page, "\n"+namespace+list+"{"); n != 10 {
 			t.Errorf("%s has %d series, want a full list of 10", list, n)
 		}
@@ -137,5 +154,26 @@ func TestSeries(t *testing.T) {
 	if lines+55 >= 400 {
 		t.Errorf("%d series", lines)
 	}
+
+	// Pods, and whatever else: these lists are full too, and those of network namespaces
+	// would be.
+	for n := range 20 {
+		unit(n, "1000", 1)
+	}
+	page, most := count()
+	for _, list := range []string{"cgroup_memory_used_bytes", "cgroup_oom_kills_total"} {
+		if n := strings.Count(page, "\n"+namespace+list+"{"); n != 10 {
+			t.Errorf("%s has %d series, want a full list of 10", list, n)
+		}
+	}
+	for _, m := range Metrics() {
+		if slices.Contains(m.Labels, "netns") {
+			most += 10
+		}
+	}
+	if most+55 >= 700 {
+		t.Errorf("%d series with pods", most)
+	}
+	t.Logf("%d series with pods", most)
 	t.Logf("%d series with full lists, less the duration of 10 collectors and the exporter's own", lines)
 }

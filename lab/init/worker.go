@@ -395,7 +395,8 @@ func cgroupSockets(*guest) (*load, error) {
 	if err := w.intoUnit(limit); err != nil {
 		return nil, err
 	}
-	if err := sysctl("net/core/somaxconn", "4096"); err != nil {
+	// The machine's own limit is far.
+	if err := setAll("net/core/somaxconn", "4096", "net/ipv4/tcp_mem", "1000000 1000000 1000000"); err != nil {
 		return nil, err
 	}
 	if _, err := w.step(); err != nil { // it listens

@@ -156,12 +156,14 @@ func All() []Scenario {
 		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Sampled: true},
 		{
 			Name: "cgroup_memory", Resource: "cgroup_memory", Saturation: 0.9, Walks: []string{"cgroup"},
-			Counters: []string{"cgroup_oom_kills_all_total"},
+			Counters: []string{"cgroup_oom_kills_all_total", "cgroup_ooms_all_total"},
 			Message:  "oom_kill_cgroup",
 		},
 		// The same by data that clients send and the program does not read.
 		{
 			Name: "cgroup_sockets", Resource: "cgroup_memory", Saturation: 0.9, Walks: []string{"cgroup"},
+			Counters: []string{"cgroup_oom_kills_all_total", "cgroup_ooms_all_total"},
+			Message:  "oom_kill_cgroup",
 		},
 		{
 			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"},
