@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -120,8 +119,8 @@ func (d device) Close() error { return errors.Join(unix.Close(d.fd), unix.Close(
 
 const (
 	// A flood of records must not cost more than a twentieth of a core, waking up for
-	// them included. After each burst the reader rests for 32 times the CPU time that it
-	// took, and pause at least, and then waits for the next record.
+	// them included. After each burst the reader rests for 32 times the CPU time that the
+	// process took meanwhile, and pause at least, and then waits for the next record.
 	burst = 10 * time.Millisecond
 	rest  = 32
 	pause = 250 * time.Millisecond
@@ -142,7 +141,7 @@ type Follower struct {
 	// Ready is called when all old records have been visited.
 	Ready func()
 
-	// clock is the CPU time of this thread, unless it is a test's.
+	// clock is the CPU time of this process, unless it is a test's.
 	clock func() time.Duration
 
 	buf [maxRecord]byte
@@ -169,37 +168,28 @@ func (f *Follower) Run(ctx context.Context) error {
 		seen += n
 	}
 	f.Ready()
+	clock := f.clock
+	if clock == nil {
+		clock = processTime
+	}
 	for sleep(ctx, pause); ctx.Err() == nil; {
 		if err := log.Wait(ctx); err != nil {
 			return err
 		}
-		used, err := f.measured(func() error { _, _, err := f.read(log, false); return err })
-		if err != nil {
+		began := clock()
+		if _, _, err := f.read(log, false); err != nil {
 			return err
 		}
-		sleep(ctx, max(rest*used, pause))
+		sleep(ctx, max(rest*(clock()-began), pause))
 	}
 	return nil
 }
 
-// measured returns the CPU time that something takes. On a host that is short of it
-// that is less than the time that passes.
-func (f *Follower) measured(do func() error) (time.Duration, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	clock := f.clock
-	if clock == nil {
-		clock = threadTime
-	}
-	began := clock()
-	err := do()
-	return clock() - began, err
-}
-
-// threadTime returns the CPU time of this thread.
-func threadTime() time.Duration {
+// processTime returns the CPU time of this process. Where system calls are slow, Go's
+// other threads take as much in a flood as the one that reads.
+func processTime() time.Duration {
 	var t unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) // never fails for one's own
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t) // never fails for one's own
 	return time.Duration(t.Nano())
 }
 
