@@ -43,8 +43,13 @@ func (o outcome) lead(f *firing) time.Duration {
 
 // unforeseen says why nothing can come before the refusal, if so.
 func unforeseen(resource string) string {
-	if resource == "netdev_backlog" {
+	switch resource {
+	case "netdev_backlog":
 		return "a moment's length: over before a scrape sees it"
+	case "cgroup_memory":
+		return "programs live close to their limit: minutes of it write a ticket"
+	case "request_queue", "udp_receive_queue":
+		return "full for moments without harm: minutes of it write a ticket"
 	}
 	return ""
 }

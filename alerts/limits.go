@@ -446,6 +446,14 @@ and ignoring (resource) max_over_time(` + saturation + `[5m]) >= ${warning}`,
 						worst("sockpressure_cgroup_memory_saturation_ratio", "", `{{ . | first | label "cgroup" }}`),
 					effect:  "At the limit the OOM killer ends a process of it.",
 					comment: "What it could give back is left out. The harm is that of one program, and some run so for\nyears: it writes one ticket, and never pages.",
+					met: []Rule{{
+						Alert: "SockPressureCgroupOOMKill", Severity: Info,
+						Comment: "SockPressureOOMKill writes the ticket; this one says where.",
+						Expr:    "increase(sockpressure_cgroup_oom_kills_all_total[5m]) > 0",
+						Summary: "The OOM killer ended processes of a pod, container or unit.",
+						Description: `{{ $labels.instance }} ended {{ $value | printf "%.0f" }} processes of control groups that were at
+							their limit of memory in the last 5 minutes` + killedIn() + `.`,
+					}},
 				},
 				{
 					resource: "committed_memory", name: "CommittedMemory", near: "NearlyFull", forecast: jumpy,

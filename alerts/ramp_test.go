@@ -29,7 +29,7 @@ func counters() map[string]string {
 		"netdev_backlog":    "sockpressure_netdev_backlog_drops_total",
 		"memory":            "sockpressure_oom_kills_total",
 		"low_memory":        "sockpressure_oom_kills_total",
-		"cgroup_memory":     "sockpressure_oom_kills_total",
+		"cgroup_memory":     "sockpressure_cgroup_oom_kills_all_total",
 	}
 }
 

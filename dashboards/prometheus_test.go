@@ -147,8 +147,8 @@ scrape_configs:
 			if os.Geteuid() != 0 && strings.Contains(q.expr, "netns_") && !strings.Contains(q.expr, "refusals") {
 				continue // root can make a network namespace
 			}
-			if strings.Contains(q.expr, "sockpressure_cgroup_") {
-				continue // this machine may have no control groups that are near to anything
+			if regexp.MustCompile("sockpressure_(cgroup|unix_accept|udp_receive_queue)_").MatchString(q.expr) {
+				continue // this machine may have no such groups and sockets
 			}
 			if _, err := os.Stat("/proc/net/stat/nf_conntrack"); err != nil && strings.Contains(q.expr, "netns_conntrack") {
 				continue
