@@ -14,7 +14,6 @@ import (
 
 // udp is one reading of the UDP sockets.
 type udp struct {
-	sockets Number
 	queues  []udpQueue // the fullest, or one
 	dropped []udpDrops
 }
@@ -45,11 +44,6 @@ func udpSpec() Spec {
 		Help: "Receive queues of UDP sockets and what each dropped, by netlink sock_diag.",
 		Walk: true,
 		Open: func(k *Scope) func(context.Context, *udp) error { return udpOf(k.Host, k.Top) },
-		Metrics: []Metric[udp]{{
-			Name:  "udp_sockets",
-			Help:  "UDP sockets in the host's network namespace, both address families. From sock_diag.",
-			Value: func(s *udp) Number { return s.sockets },
-		}},
 		Lists: []Lister[udp]{
 			List[udp, udpQueue]{
 				Items: func(s *udp) iter.Seq[udpQueue] {
@@ -124,7 +118,6 @@ func udpOf(n *kernel.Netns, top int) func(context.Context, *udp) error {
 		if err != nil {
 			return err
 		}
-		s.sockets = number(v.count)
 		if s.queues = v.fullest.items; len(s.queues) == 0 && v.count > 0 {
 			s.queues = []udpQueue{v.idle}
 		}

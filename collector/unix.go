@@ -13,8 +13,7 @@ import (
 
 // unixSockets is one reading of the unix sockets that listen.
 type unixSockets struct {
-	listeners Number
-	queues    []unixQueue // those in which somebody waits, or one
+	queues []unixQueue // those in which somebody waits, or one
 }
 
 // unixQueue is the accept queue of a unix socket.
@@ -36,11 +35,6 @@ func unixSpec() Spec {
 		Help: "Accept queues of unix sockets, such as those of databases and container runtimes, by netlink sock_diag.",
 		Walk: true,
 		Open: func(k *Scope) func(context.Context, *unixSockets) error { return unixOf(k.Host, k.Top) },
-		Metrics: []Metric[unixSockets]{{
-			Name:  "unix_listeners",
-			Help:  "Unix sockets that listen, in the host's network namespace. From sock_diag.",
-			Value: func(s *unixSockets) Number { return s.listeners },
-		}},
 		Lists: []Lister[unixSockets]{List[unixSockets, unixQueue]{
 			Items: func(s *unixSockets) iter.Seq[unixQueue] {
 				return func(yield func(unixQueue) bool) {
@@ -105,7 +99,6 @@ func unixOf(n *kernel.Netns, top int) func(context.Context, *unixSockets) error 
 		if err != nil {
 			return err
 		}
-		s.listeners = number(v.count)
 		if s.queues = v.fullest.items; len(s.queues) == 0 && v.count > 0 {
 			s.queues = []unixQueue{v.idle}
 		}
