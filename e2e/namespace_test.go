@@ -187,7 +187,7 @@ func TestHiddenProcesses(t *testing.T) {
 // host's network namespace, not from a file below /proc/1/net.
 func needsNamespace(series string) bool {
 	for _, s := range collector.Specs() {
-		if s.Name == "tcp" || s.Name == "ports" {
+		if slices.Contains(ofSockets(), s.Name) {
 			if slices.ContainsFunc(s.Metrics, func(m collector.MetricInfo) bool { return m.FullName() == family(series) }) {
 				return true
 			}
@@ -201,7 +201,8 @@ func needsNamespace(series string) bool {
 		return slices.Contains([]string{
 			`{resource="tcp_memory"}`, `{resource="udp_memory"}`, `{resource="tcp_orphans"}`, `{resource="tcp_time_wait"}`,
 			`{resource="ip_fragments_ipv4"}`, `{resource="ip_fragments_ipv6"}`, `{resource="netdev_backlog"}`,
-			`{resource="neighbours_ipv4"}`, `{resource="neighbours_ipv6"}`, `{resource="accept_queue"}`, `{resource="ephemeral_ports"}`,
+			`{resource="neighbours_ipv4"}`, `{resource="neighbours_ipv6"}`, `{resource="accept_queue"}`, `{resource="ephemeral_ports"}`, `{resource="request_queue"}`,
+			`{resource="unix_accept_queue"}`, `{resource="udp_receive_queue"}`,
 		}, resource)
 	}
 	return slices.Contains([]string{
@@ -396,7 +397,7 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	i.findNothing(t, p)
 	for _, s := range collector.Specs() {
 		want := 1.0
-		if s.Name == "tcp" || s.Name == "ports" || slices.Contains(ofProcesses(), s.Name) && p.value(t, processView) == 0 {
+		if slices.Contains(ofSockets(), s.Name) || slices.Contains(ofProcesses(), s.Name) && p.value(t, processView) == 0 {
 			want = 0
 		}
 		if got := p.value(t, success(s.Name)); got != want {
@@ -406,9 +407,9 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	// One line each for the network, for the processes where they are out of sight, and
 	// for each collector that fails, however many scrapes there were.
 	log := i.logged()
-	warnings := 3
+	warnings := 5
 	if p.value(t, processView) == 0 {
-		warnings = 6
+		warnings = 8
 	}
 	for want, n := range map[string]int{"cannot enter the host's network namespace": 1, "collector=tcp": 1, "collector=ports": 1, "level=WARN": warnings} {
 		if strings.Count(log, want) != n {
@@ -419,6 +420,10 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 
 // processView is the series that says whether the host's processes are seen.
 const processView = `sockpressure_host_view{view="processes"}`
+
+// ofSockets are the collectors that walk sockets, which takes the host's network
+// namespace.
+func ofSockets() []string { return []string{"tcp", "ports", "unix", "udp"} }
 
 // ofProcesses are the collectors that look at every process.
 func ofProcesses() []string { return []string{"process", "netns"} }

@@ -106,6 +106,8 @@ func (p page) stable() map[string]bool {
 		case strings.HasPrefix(f, "sockpressure_process_"),
 			strings.HasPrefix(f, "sockpressure_accept_queue_"),
 			strings.HasPrefix(f, "sockpressure_memory_zone_"),
+			strings.HasPrefix(f, "sockpressure_request_queue_"), strings.HasPrefix(f, "sockpressure_unix_accept_"),
+			strings.HasPrefix(f, "sockpressure_udp_receive_queue_"), f == "sockpressure_udp_socket_drops_total",
 			f == "sockpressure_memory_slab_bytes", f == "sockpressure_ephemeral_ports_used":
 			s = f
 		}

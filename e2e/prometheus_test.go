@@ -68,7 +68,7 @@ func contract(p page) []string {
 	}
 	// There are these where some other namespace has connections.
 	maps.DeleteFunc(names, func(name string, _ bool) bool {
-		return others(name) && len(p.with(name)) == 0
+		return (others(name) || strings.HasPrefix(name, "sockpressure_unix_accept") || strings.HasPrefix(name, "sockpressure_udp_receive_queue") || strings.HasPrefix(name, "sockpressure_udp_socket")) && len(p.with(name)) == 0
 	})
 	// Not every kernel has these.
 	for _, name := range []string{
