@@ -138,9 +138,9 @@ func writeRange(now []float64, limit, needed float64) []float64 {
 	return []float64{low, high}
 }
 
-// pressure is where the kernel begins to save TCP memory, of its limit: below it is what
-// is used, if the limit has the usual room.
-const pressure = 0.72
+// pressure is where the kernel begins to save TCP memory, of its limit: what is used, if
+// the limit has the usual room, stays an eighth below it.
+const pressure = 0.8
 
 // writeThresholds writes the thresholds of a kind of memory: where the kernel stops to
 // save it, begins, and refuses.

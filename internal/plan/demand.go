@@ -116,8 +116,8 @@ func (d Demand) ends() int64 {
 }
 
 // load returns the demand as limits see it. unit is what the kernel counts socket memory
-// in, in bytes, and keeps is set where an end keeps what it was charged.
-func (d Demand) load(unit int, keeps bool) collector.Load {
+// in, in bytes.
+func (d Demand) load(unit int) collector.Load {
 	l := collector.Load{
 		Accepted: float64(d.accepted()), Outbound: float64(d.outbound()),
 		Tracked:      float64(d.Connections),
@@ -132,24 +132,7 @@ func (d Demand) load(unit int, keeps bool) collector.Load {
 	var truesize float64
 	l.Waiting, truesize = waiting(float64(d.Unread), d.Loopback)
 	l.Charged = math.Ceil(truesize/float64(unit)) * float64(unit)
-	if keeps {
-		// What it sent last: some 4 KiB. Of data that waits it is in Charged.
-		ends := l.Ends() / l.Tracked
-		if d.Loopback && d.Unread > 0 {
-			ends--
-		}
-		l.Charged += ends * 2 * 4096
-	}
 	return l
-}
-
-// keeps reports whether an end of a connection keeps what it was charged for its last
-// data: until Linux 6.0 made sk_forward_alloc as small as possible. Distributions that
-// did so earlier need less than is planned then.
-func (f *Facts) keeps() bool {
-	major, minor := 0, 0
-	n, _ := fmt.Sscanf(f.Release, "%d.%d", &major, &minor)
-	return n == 2 && major < 6
 }
 
 // waiting is the memory that unread data takes, and what the kernel calls its truesize, in

@@ -70,7 +70,7 @@ func (i Item) Bytes() float64 { return i.Count * i.Each }
 // Make plans for a demand, which is valid, on a host with all its facts.
 func Make(d Demand, f Facts) Plan {
 	p := Plan{Demand: d, Facts: f}
-	load := d.load(cmp.Or(f.Unit, f.PageSize), f.keeps())
+	load := d.load(cmp.Or(f.Unit, f.PageSize))
 	p.Bill = f.bill(load)
 	for _, i := range p.Bill {
 		p.Kernel += i.Bytes()

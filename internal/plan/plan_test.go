@@ -245,22 +245,6 @@ func TestBill(t *testing.T) {
 	}
 }
 
-// TestKeeps expects more TCP memory of a kernel whose sockets keep what they once needed.
-func TestKeeps(t *testing.T) {
-	for release, want := range map[string]float64{"": 3 * 4096, "6.0.0": 3 * 4096, "5.10.0-32-amd64": 5 * 4096, "4.18.0": 5 * 4096} {
-		f := host(tight(), nil)
-		f.Release = release
-		p := Make(Demand{Connections: 1000, Loopback: true, Unread: 8192, Processes: 1}, f)
-		if got := p.of("tcp_memory").Takes; got != 1000*want {
-			t.Errorf("%s: %v, want %v", release, got, 1000*want)
-		}
-		p = Make(Demand{Connections: 1000, Processes: 1}, f)
-		if got := p.of("tcp_memory").Takes; (got == 0) != (want == 3*4096) {
-			t.Errorf("%s: connections without data take %v", release, got)
-		}
-	}
-}
-
 // TestProxy expects two ends for each client.
 func TestProxy(t *testing.T) {
 	p := Make(Demand{Connections: 1000, Proxy: true, Opens: 10, Closes: 10, Destinations: 2, Processes: 1}, host(tight(), nil))
