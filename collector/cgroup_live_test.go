@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -69,7 +70,7 @@ func livePods(tb testing.TB, pods int) {
 // are those of pods.
 func BenchmarkCgroups(b *testing.B) {
 	for _, pods := range []int{100, 667} {
-		b.Run(fmt.Sprint(3*pods), func(b *testing.B) {
+		b.Run(strconv.Itoa(3*pods), func(b *testing.B) {
 			livePods(b, pods)
 			read := cgroupSpec().open(scope(b, running()))
 			for range 2 { // the first readings read more

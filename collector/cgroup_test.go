@@ -223,7 +223,8 @@ func TestCgroupNames(t *testing.T) {
 	found := 0
 	for series := range got {
 		if labels, ok := strings.CutPrefix(series, "socket_memory_bytes{cgroup="); ok {
-			name, err := strconv.Unquote(labels[:strings.Index(labels, ",namespace=")])
+			quoted, _, _ := strings.Cut(labels, ",namespace=")
+			name, err := strconv.Unquote(quoted)
 			if !want[name] || err != nil {
 				t.Errorf("a group is called %s, %v", labels, err)
 			}
