@@ -5,6 +5,7 @@ import (
 	"context"
 	"iter"
 	"math"
+	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/cgroup"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
@@ -20,7 +21,7 @@ type cgroups struct {
 	count, unreadable Number
 	// owners are the groups of pods, containers, units, and those of nobody that have no
 	// other below. bounded are all groups that have a limit.
-	owners, bounded []cgroupReading
+	owners, bounded []*cgroupReading
 	// kills and ooms are those of all groups, of those that are gone too.
 	kills, ooms Number
 }
@@ -96,7 +97,7 @@ func cgroupSpec() Spec {
 			},
 			List[cgroups, *cgroupReading]{
 				Items: func(s *cgroups) iter.Seq[*cgroupReading] {
-					return those(s.bounded, func(*cgroupReading) bool { return true })
+					return slices.Values(s.bounded)
 				},
 				Before: func(a, b *cgroupReading) bool {
 					return cmp.Or(cmp.Compare(b.saturation(), a.saturation()), cmp.Compare(a.inode, b.inode)) < 0
@@ -123,9 +124,8 @@ func cgroupSpec() Spec {
 					Resource: "cgroup_memory", Unit: Bytes, WarningRatio: cgroupWarning, CriticalRatio: 0.97,
 					Effect: "The OOM killer ends a process of the pod, container or unit: \"Memory cgroup out of memory: Killed process\".",
 					Usage:  series("cgroup_memory_used_bytes"), Max: series("cgroup_memory_limit_bytes"), Share: series("cgroup_memory_saturation_ratio"),
-					List:   &ListInfo{Title: "Control groups nearest to their limit of memory", Column: "group"},
-					Proofs: []Proof{{Counter: series("cgroup_ooms_all_total")}}, // the machine can be out of memory where there are kills
-					Moves:  "resources.limits.memory of the container, MemoryMax= of the unit",
+					List:  &ListInfo{Title: "Control groups nearest to their limit of memory", Column: "group"},
+					Moves: "resources.limits.memory of the container, MemoryMax= of the unit",
 					Sizing: Sizing{
 						Needs:   func(l Load) float64 { return l.KernelBytes + l.ProgramBytes },
 						Rule:    "the programs of the group, and what the kernel takes for their connections and data, which is charged to the group",
@@ -155,8 +155,8 @@ func cgroupSpec() Spec {
 		},
 		Holders: func(s *cgroups) []holding {
 			most := func(of func(*cgroupReading) Number) (held holding) {
-				for i := range s.owners {
-					if c := &s.owners[i]; of(c).Value > held.amount {
+				for _, c := range s.owners {
+					if of(c).Value > held.amount {
 						held = holding{owner: c.owner, amount: of(c).Value}
 					}
 				}
@@ -172,10 +172,10 @@ func cgroupSpec() Spec {
 }
 
 // those yields the groups that are wanted.
-func those(all []cgroupReading, wanted func(*cgroupReading) bool) iter.Seq[*cgroupReading] {
+func those(all []*cgroupReading, wanted func(*cgroupReading) bool) iter.Seq[*cgroupReading] {
 	return func(yield func(*cgroupReading) bool) {
-		for i := range all {
-			if wanted(&all[i]) && !yield(&all[i]) {
+		for _, c := range all {
+			if wanted(c) && !yield(c) {
 				return
 			}
 		}

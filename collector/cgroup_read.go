@@ -95,7 +95,7 @@ type cgroupWalk struct {
 	files cgroupFiles
 	s     *cgroups
 	// bounded are the groups that have a limit.
-	bounded []cgroupReading
+	bounded []*cgroupReading
 	// seen counts the groups that are below no owner's, below the others.
 	seen, below, unread int
 }
@@ -112,17 +112,17 @@ func (w *cgroupWalk) visit(ctx context.Context, g cgroup.Group) error {
 	owns := claim.Kind != "" || g.Leaf || !w.divides(g)
 	whose, err := w.pods.Of(claim)
 	w.Add(err)
-	c := cgroupReading{path: g.Path, inode: g.Inode, group: g, owner: whose, past: w.past.find(g.Inode)}
-	if !w.look(&c, owns) {
+	c := &cgroupReading{path: g.Path, inode: g.Inode, group: g, owner: whose, past: w.past.find(g.Inode)}
+	if !w.look(c, owns) {
 		return nil
 	}
 	// Of version 2 a group's counters have those of the groups below it in them, of those
 	// that are gone too.
 	switch v1, top := w.tree.Version == 1, strings.Count(g.Path, "/") == 1; {
 	case v1 || top:
-		w.count(&c, true, !v1)
+		w.count(c, true, !v1)
 	case owns:
-		w.count(&c, false, false)
+		w.count(c, false, false)
 	}
 	if !owns {
 		return nil
@@ -138,7 +138,7 @@ func (w *cgroupWalk) visit(ctx context.Context, g cgroup.Group) error {
 }
 
 // within reads the groups below that of an owner.
-func (w *cgroupWalk) within(ctx context.Context, whose cgroupReading) error {
+func (w *cgroupWalk) within(ctx context.Context, whose *cgroupReading) error {
 	if whose.group.Leaf {
 		return nil
 	}
@@ -150,9 +150,9 @@ func (w *cgroupWalk) within(ctx context.Context, whose cgroupReading) error {
 		}
 		below++
 		w.below++
-		c := cgroupReading{path: g.Path, inode: g.Inode, group: whose.group, owner: whose.owner, past: w.past.find(g.Inode)}
-		if w.look(&c, false) && w.tree.Version == 1 {
-			w.count(&c, true, false)
+		c := &cgroupReading{path: g.Path, inode: g.Inode, group: whose.group, owner: whose.owner, past: w.past.find(g.Inode)}
+		if w.look(c, false) && w.tree.Version == 1 {
+			w.count(c, true, false)
 			whose.past.within += c.past.grew
 			whose.past.rose = max(whose.past.rose, c.past.rose)
 		}
@@ -219,7 +219,7 @@ func (w *cgroupWalk) look(c *cgroupReading, owns bool) bool {
 		}
 	}
 	if c.limit.Value > 0 && c.usage.Present {
-		w.bounded = append(w.bounded, *c)
+		w.bounded = append(w.bounded, c)
 	}
 	return true
 }
@@ -241,7 +241,7 @@ func (w *cgroupWalk) stat(c *cgroupReading) {
 // of all files, and nobody is nearer than by all that it has: so it is read of those that
 // may be among the first only.
 func (w *cgroupWalk) nearest() {
-	slices.SortFunc(w.bounded, func(a, b cgroupReading) int {
+	slices.SortFunc(w.bounded, func(a, b *cgroupReading) int {
 		return cmp.Compare(b.usage.Value/b.limit.Value, a.usage.Value/a.limit.Value)
 	})
 	first := top[*cgroupReading]{
@@ -249,8 +249,7 @@ func (w *cgroupWalk) nearest() {
 		before: func(a, b *cgroupReading) bool { return a.saturation() > b.saturation() },
 		same:   func(a, b *cgroupReading) bool { return a.group.Inode == b.group.Inode },
 	}
-	for i := range w.bounded {
-		c := &w.bounded[i]
+	for _, c := range w.bounded {
 		if c.past.near = false; !c.used.Present && !c.failed {
 			atMost := *c
 			atMost.used = c.usage
@@ -268,7 +267,7 @@ func (w *cgroupWalk) nearest() {
 		if c.used.Present {
 			c.past.near = near(c.saturation(), cgroupWarning)
 			first.offer(c)
-			w.s.bounded = append(w.s.bounded, *c)
+			w.s.bounded = append(w.s.bounded, c)
 		}
 	}
 }
@@ -308,11 +307,10 @@ func read[T any](r *cgroupReader, dir, name string, parse func([]byte, string) (
 
 // distinguish gives groups that are nobody's their path as a name, and those of which
 // several would have one name. A path that cannot be shown is the inode number.
-func distinguish(lists ...[]cgroupReading) {
+func distinguish(lists ...[]*cgroupReading) {
 	named := map[string]uint64{} // by name, 0 where several groups would have it
 	for _, list := range lists {
-		for i := range list {
-			c := &list[i]
+		for _, c := range list {
 			c.owner.Name = parse.Printable(c.owner.Name)
 			if of, ok := named[c.owner.Name]; ok && of != c.group.Inode {
 				named[c.owner.Name] = 0
@@ -322,8 +320,7 @@ func distinguish(lists ...[]cgroupReading) {
 		}
 	}
 	for _, list := range lists {
-		for i := range list {
-			c := &list[i]
+		for _, c := range list {
 			if c.owner.Name != "" && named[c.owner.Name] != 0 {
 				continue
 			}

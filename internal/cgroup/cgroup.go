@@ -4,7 +4,6 @@ package cgroup
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
 // ErrForeign means that what is mounted is the tree of a container: the host's has
@@ -104,49 +105,65 @@ func (h Hierarchy) Walk(ctx context.Context, visit func(Group) error) error {
 
 // WalkBelow is Walk for the groups below the one with a path.
 func (h Hierarchy) WalkBelow(ctx context.Context, path string, visit func(Group) error) error {
-	if err := h.walk(ctx, path, visit); !errors.Is(err, fs.SkipAll) {
+	w := walk{Hierarchy: h, visit: visit}
+	if err := w.below(ctx, path); !errors.Is(err, fs.SkipAll) {
 		return err
 	}
 	return nil
 }
 
-func (h Hierarchy) walk(ctx context.Context, path string, visit func(Group) error) error {
-	if strings.Count(path, "/") >= maxDepth {
+// walk is one way through the tree.
+type walk struct {
+	Hierarchy
+	visit   func(Group) error
+	buffers [maxDepth][]byte // by level
+}
+
+func (w *walk) below(ctx context.Context, path string) error {
+	depth := strings.Count(path, "/")
+	if depth >= maxDepth {
 		return nil
 	}
-	dir, err := os.Open(h.Root + path)
+	dir := w.Root + path
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return present(err, path)
+		return present(&fs.PathError{Op: "open", Path: dir, Err: err}, path)
 	}
-	defer dir.Close()
-	for {
-		entries, err := dir.ReadDir(100)
-		for _, entry := range entries {
-			if !entry.IsDir() {
-				continue
-			}
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			g, ok := h.group(path + "/" + entry.Name())
-			if !ok {
-				continue
-			}
-			err := visit(g)
-			if err == nil && !g.Leaf {
-				err = h.walk(ctx, g.Path, visit)
-			}
-			if err != nil && !errors.Is(err, fs.SkipDir) {
-				return err
-			}
-		}
-		if errors.Is(err, io.EOF) {
+	defer unix.Close(fd)
+	if w.buffers[depth] == nil {
+		w.buffers[depth] = make([]byte, 4<<10)
+	}
+	var failed error // of a visit, which is not the folder's
+	err = procfile.Entries(fd, dir, w.buffers[depth], func(e procfile.Entry) error {
+		if e.Type != unix.DT_DIR || string(e.Name) == "." || string(e.Name) == ".." {
 			return nil
 		}
-		if err != nil {
-			return present(err, path)
-		}
+		failed = w.child(ctx, path+"/"+string(e.Name))
+		return failed
+	})
+	if failed != nil {
+		return failed
 	}
+	return present(err, path)
+}
+
+// child visits a group and those below it.
+func (w *walk) child(ctx context.Context, path string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	g, ok := w.group(path)
+	if !ok {
+		return nil
+	}
+	err := w.visit(g)
+	if err == nil && !g.Leaf {
+		err = w.below(ctx, path)
+	}
+	if errors.Is(err, fs.SkipDir) {
+		return nil
+	}
+	return err
 }
 
 // group looks at the group with a path. ok is false for one that was removed.

@@ -1,26 +1,13 @@
 package procfile
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 )
-
-// The layout of struct linux_dirent64 (include/linux/dirent.h): the number of the
-// inode, an offset, the size of the entry, its type, and its name, which ends with a
-// zero.
-const (
-	entrySize = 16
-	entryName = 19
-)
-
-var errEntry = errors.New("an entry of the folder is cut short")
 
 // EachProcess calls visit for every process of a procfs, those of a real one in
 // ascending order. inode is the number of the process's folder, which comes for
@@ -34,35 +21,13 @@ func EachProcess(procPath string, visit func(pid int, inode uint64) error) error
 		return err
 	}
 	defer dir.Close()
-	fd, buf := int(dir.Fd()), make([]byte, 16<<10)
-	for {
-		n, err := unix.Getdents(fd, buf)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+	return Entries(int(dir.Fd()), procPath, make([]byte, 16<<10), func(e Entry) error {
+		pid, err := strconv.Atoi(string(e.Name))
 		if err != nil {
-			return &fs.PathError{Op: "getdents", Path: procPath, Err: err}
-		}
-		if n == 0 {
 			return nil
 		}
-		for entries := buf[:n]; len(entries) > 0; {
-			if len(entries) < entryName {
-				return fmt.Errorf("%s: %w", procPath, errEntry)
-			}
-			size := int(binary.NativeEndian.Uint16(entries[entrySize:]))
-			if size < entryName || size > len(entries) {
-				return fmt.Errorf("%s: %w", procPath, errEntry)
-			}
-			name, _, _ := bytes.Cut(entries[entryName:size], []byte{0})
-			if pid, err := strconv.Atoi(string(name)); err == nil {
-				if err := visit(pid, binary.NativeEndian.Uint64(entries)); err != nil {
-					return err
-				}
-			}
-			entries = entries[size:]
-		}
-	}
+		return visit(pid, e.Inode)
+	})
 }
 
 // IsGone reports whether the error of a file of a process means that it has ended.
