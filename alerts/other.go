@@ -293,9 +293,10 @@ func refusals() []Rule {
 		{"", "tcp_time_wait", "rate(sockpressure_tcp_time_wait_overflows_total[5m])"},
 		{"", "accept_queue", "rate(sockpressure_tcp_listen_overflows_total[5m])"},
 		{
-			"Not a limit of docs/metrics.md, because the kernel shows no usage: the queue of connection\nrequests. A cookie is an answer, so cookies are not in.",
+			"A cookie is an answer, so cookies are not in.",
 			"request_queue", "rate(sockpressure_tcp_request_queue_full_drops_total[5m])",
 		},
+		{"", "udp_receive_queue", udpDrops("rate")},
 		{
 			"", "udp_memory",
 			"rate(sockpressure_udp_memory_errors_total[5m])\n+ rate(sockpressure_udp6_memory_errors_total[5m])\nor\nrate(sockpressure_udp_memory_errors_total[5m])",

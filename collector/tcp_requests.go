@@ -97,7 +97,12 @@ func newRequestLimits(k *Scope) *requestLimits {
 
 // requests returns the queues of what a walk has found, nil where their limit is not
 // known. A listener is that of the address itself, or of all addresses of its family, or
-// of both. See inet_csk_reqsk_queue_is_full and tcp_conn_request of net/ipv4.
+// of both.
+//
+// The kernel compares what a socket has in SYN_RECV with its backlog
+// (inet_csk_reqsk_queue_is_full), and without SYN cookies keeps the last quarter of
+// tcp_max_syn_backlog for peers that it knows (tcp_conn_request), which it counts as
+// drops of the listener alone.
 func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) {
 	var p parse.Problems
 	cookies, err := sysctlNumber(r.cookies)
@@ -113,7 +118,7 @@ func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) 
 	}
 	limit := func(backlog uint64) uint64 {
 		if off && most.Present {
-			return min(backlog, uint64(most.Value)*3/4)
+			return min(backlog, uint64(most.Value)-uint64(most.Value)/4)
 		}
 		return backlog
 	}
