@@ -122,6 +122,14 @@ func loudHosts() []loud {
 			want: []string{"SockPressureNetnsNearLimit" + note, "SockPressureNetnsNearLimit" + page}, within: 11 * time.Minute,
 		},
 		{
+			host: host{name: "a pod reads too slowly", gauges: series{`sockpressure_netns_saturation_ratio{resource="udp_receive_queue",netns="pod/shop/a",namespace="shop",pod="a"}`: noise(0.95, 0.05)}},
+			want: []string{"SockPressureNetnsNearLimit" + note}, within: 11 * time.Minute, not: []string{"SockPressureNetnsNearLimit" + page},
+		},
+		{
+			host: host{name: "a pod never reads", gauges: series{`sockpressure_netns_saturation_ratio{resource="udp_receive_queue",netns="pod/shop/a",namespace="shop",pod="a"}`: at(1.02)}},
+			not:  []string{"SockPressureNetnsNearLimit" + note},
+		},
+		{
 			host: host{name: "a pod does not accept", gauges: series{`sockpressure_netns_saturation_ratio{resource="accept_queue",netns="pod/shop/a",namespace="shop",pod="a"}`: until(5, 0, 1.02)}},
 			want: []string{"SockPressureNetnsNearLimit" + note}, within: 11 * time.Minute, not: []string{"SockPressureNetnsNearLimit" + page},
 		},

@@ -116,8 +116,11 @@ func namespaces() Group {
 	}
 	ticket, page := near, near
 	ticket.Severity, ticket.For, ticket.Params = Warning, "5m", map[string]string{"warning": "0.8"}
-	ticket.Comment = "Not for moments: a burst fills an accept queue without harm, a program that has stopped\naccepting keeps it full for minutes. TIME_WAIT is left out, because it is capped by design."
-	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports"} >= ${warning}`
+	ticket.Comment = "Not for moments: a burst fills a queue without harm, a program that has stopped accepting\nkeeps it full for minutes. A UDP queue that stands still is that of a program which never\nreads it. TIME_WAIT is left out, because it is capped by design, and the queue of connection\nrequests, because SYN cookies go on without it."
+	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports|unix_accept_queue"} >= ${warning}
+or
+` + ratio + `{resource="udp_receive_queue"} >= ${warning}
+unless changes(` + ratio + `{resource="udp_receive_queue"}[10m]) == 0`
 	page.Severity, page.For, page.Params = Critical, "2m", map[string]string{"critical": "0.95"}
 	page.Comment = "Connections of the pod fail, or are about to."
 	page.Expr = ratio + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`

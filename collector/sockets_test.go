@@ -45,7 +45,7 @@ func TestRequestQueues(t *testing.T) {
 		tr := newTree(t, "linux-6.12")
 		tr.write("proc/sys/net/ipv4/tcp_syncookies", cookies+"\n")
 		tr.write("proc/sys/net/ipv4/tcp_max_syn_backlog", "128\n")
-		queues, err := newRequestLimits(scope(t, tr.options())).requests(v)
+		queues, err := newRequestLimits(scope(t, tr.options()).Host).requests(v)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
 // requestQueue is the connections to a listener whose handshake is under way: those in
@@ -91,8 +92,30 @@ func requestQueues() Lister[tcp] {
 // requestLimits are the settings that bound a queue of requests beside the backlog.
 type requestLimits struct{ cookies, most kernel.File }
 
-func newRequestLimits(k *Scope) *requestLimits {
-	return &requestLimits{k.Host.Sysctl("net.ipv4.tcp_syncookies"), k.Host.Sysctl("net.ipv4.tcp_max_syn_backlog")}
+func newRequestLimits(n *kernel.Netns) *requestLimits {
+	return &requestLimits{n.Sysctl("net.ipv4.tcp_syncookies"), n.Sysctl("net.ipv4.tcp_max_syn_backlog")}
+}
+
+// requestsOf returns what tells how full the fullest queue of a network namespace is. It
+// walks the kernel's whole table of connections.
+func requestsOf(n *kernel.Netns) func(context.Context) (Number, error) {
+	client, limits, v := n.SockDiag(), newRequestLimits(n), newTCPVisitor(0)
+	request := sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen, sockdiag.SynRecv)}
+	return func(ctx context.Context) (fullest Number, err error) {
+		if err := walk(ctx, client, request, v); err != nil {
+			return Number{}, err
+		}
+		queues, err := limits.requests(v)
+		if queues == nil {
+			return Number{}, err
+		}
+		for q := range queues {
+			if s := number(q.saturation()); s.Value > fullest.Value {
+				fullest = s
+			}
+		}
+		return fullest, err
+	}
 }
 
 // requests returns the queues of what a walk has found, nil where their limit is not

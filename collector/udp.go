@@ -107,21 +107,34 @@ func udpSpec() Spec {
 
 // udpOf returns what reads the UDP sockets of a network namespace.
 func udpOf(n *kernel.Netns, top int) func(context.Context, *udp) error {
-	client := n.SockDiag()
-	request := sockdiag.Request{Protocol: sockdiag.UDP, States: sockdiag.AllStates, Details: true}
-	v := newUDPVisitor(top)
+	walk := udpQueuesOf(n, top)
 	history := udpHistory{known: map[uint32]udpKnown{}, totals: map[string]*udpDrops{}}
 	return func(ctx context.Context, s *udp) error {
-		err := client.Walk(ctx, request, v)
-		if errors.Is(err, sockdiag.ErrUDPNotSupported) {
-			return &NotSupportedError{Feature: sockdiag.ErrUDPNotSupported.Error(), Err: err}
-		}
+		v, err := walk(ctx)
 		if err != nil {
 			return err
 		}
 		s.queues = v.worth()
 		s.dropped = history.note(v.drops)
 		return nil
+	}
+}
+
+// udpQueuesOf returns what walks the UDP sockets of a network namespace, and keeps the
+// fullest. What it returns is good until the next walk.
+func udpQueuesOf(n *kernel.Netns, top int) func(context.Context) (*udpVisitor, error) {
+	client := n.SockDiag()
+	request := sockdiag.Request{Protocol: sockdiag.UDP, States: sockdiag.AllStates, Details: true}
+	v := newUDPVisitor(top)
+	return func(ctx context.Context) (*udpVisitor, error) {
+		err := client.Walk(ctx, request, v)
+		if errors.Is(err, sockdiag.ErrUDPNotSupported) {
+			return nil, &NotSupportedError{Feature: sockdiag.ErrUDPNotSupported.Error(), Err: err}
+		}
+		if err != nil {
+			return nil, err
+		}
+		return v, nil
 	}
 }
 
