@@ -30,6 +30,7 @@ func requestQueues() Lister[tcp] {
 		Items:  func(s *tcp) iter.Seq[requestQueue] { return s.requests },
 		Before: requestQueue.before,
 		Labels: []string{"listener"},
+		Part:   3,
 		Key:    func(q requestQueue) []string { return []string{q.listener.String()} },
 		Columns: []Metric[requestQueue]{
 			{

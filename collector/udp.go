@@ -54,6 +54,7 @@ func udpSpec() Spec {
 				},
 				Before: udpQueue.before,
 				Labels: []string{"socket"},
+				Part:   3,
 				Key:    func(q udpQueue) []string { return []string{q.socket} },
 				Columns: []Metric[udpQueue]{
 					{
@@ -94,6 +95,7 @@ func udpSpec() Spec {
 					return cmp.Or(cmp.Compare(b.rose, a.rose), cmp.Compare(b.total, a.total), cmp.Compare(a.socket, b.socket)) < 0
 				},
 				Labels: []string{"socket"},
+				Part:   3,
 				Key:    func(d udpDrops) []string { return []string{d.socket} },
 				Columns: []Metric[udpDrops]{{
 					Name:  "udp_socket_drops_total",

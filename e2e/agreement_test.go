@@ -219,19 +219,16 @@ func readUnix(t *testing.T, r byhand.Readings) {
 	t.Helper()
 	type queue struct{ length, limit float64 }
 	queues := map[string]queue{}
-	listeners := 0
 	for line := range strings.Lines(command(t, "", "ss", "-Hxl")) {
 		f := strings.Fields(line)
 		if f[1] != "LISTEN" {
 			continue
 		}
-		listeners++
 		q := queue{decimal(t, f[2]), decimal(t, f[3])}
 		if was, ok := queues[f[4]]; !ok || q.length/max(q.limit, 1) > was.length/max(was.limit, 1) {
 			queues[f[4]] = q
 		}
 	}
-	r.Set(float64(listeners), "unix_listeners")
 	fullest, all := 0.0, slices.Sorted(maps.Keys(queues))
 	waiting := slices.DeleteFunc(slices.Clone(all), func(path string) bool { return queues[path].length == 0 })
 	if len(waiting) == 0 {

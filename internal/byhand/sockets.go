@@ -95,8 +95,8 @@ func (p *pass) address(s string) netip.AddrPort {
 func Unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 // Table counts the lines of /proc/net/tcp and tcp6: the states, what waits at the
-// listeners and before that, the ephemeral ports, and UDP sockets. The files are those of the namespace of the
-// calling thread.
+// listeners and before that, and the ephemeral ports. The files are those of the
+// namespace of the calling thread.
 func Table() (Readings, error) {
 	p := newPass()
 	table := p.sockets()
@@ -118,10 +118,6 @@ func Table() (Readings, error) {
 	p.Set(float64(len(queues)), "tcp_listeners")
 	p.Set(float64(max(len(queues)-8192, 0)), "tcp_listeners_crowded")
 	p.ports(table)
-	// Each file has a heading.
-	if udp := len(p.lines("/proc/net/udp")); udp > 0 {
-		p.Set(float64(udp-1+max(len(p.lines("/proc/net/udp6")), 1)-1), "udp_sockets")
-	}
 	return p.result()
 }
 
