@@ -66,8 +66,8 @@ func kernelLog() Group {
 			},
 			{
 				Alert: "SockPressureKernelLoggedLimit", Severity: Warning, Labels: map[string]string{"stage": met},
-				Comment: "The messages of the other limits: nearly all have counters as well, with alerts that know\nhow bad it is.",
-				Expr:    said(strings.Join(limitMessages("file_max_reached", "oom_kill"), "|")) + " > 0",
+				Comment: "The messages of the other limits: nearly all have counters as well, with alerts that know\nhow bad it is. That of a SYN flood is left out: with cookies it does little harm, and the\ncounters tell.",
+				Expr:    said(strings.Join(limitMessages("file_max_reached", "oom_kill", "tcp_syn_flooding"), "|")) + " > 0",
 				Summary: "The kernel logged that a limit was reached.",
 				Description: `The kernel of {{ $labels.instance }} logged {{ $labels.message }} {{ $value | printf "%.0f" }} times in the last 5
 					minutes. Its rate limits keep most lines of this kind from the log.`,
