@@ -279,11 +279,12 @@ increase(sockpressure_tcp_request_queue_full_cookies_total[5m])
 					usage: `has a UDP socket whose receive queue is {{ $value | humanizePercentage }} full` +
 						worst("sockpressure_udp_receive_queue_bytes", "sockpressure_udp_receive_queue_limit_bytes", `{{ . | first | label "socket" }}`),
 					effect:  "While it is full, datagrams to it are dropped.",
-					comment: "A queue is full for a moment at every burst, so only one that stays so writes a ticket.",
+					comment: "A queue is full for a moment at every burst, so only one that stays so writes a ticket. Some\nprograms never read a socket of theirs (dhclient has one), whose queue is full and stands\nstill: that is told of where datagrams for it keep coming.",
+					unless:  "(\n  changes(" + saturation + "[10m]) == 0\n  unless ignoring (resource) " + udpDrops("rate") + " > 1\n)",
 					met: []Rule{{
 						Alert: "SockPressureUDPReceiveQueueFull", Severity: Info,
 						Comment: "Drops by the thousand are SockPressureUDPReceiveErrors.",
-						Expr:    "increase(sockpressure_udp_receive_buffer_errors_total[5m]) > 0\nand " + seen,
+						Expr:    udpDrops("increase") + " > 0\nand " + seen,
 						Summary: "A UDP socket dropped datagrams because its receive queue was full.",
 						Description: `{{ $labels.instance }} dropped {{ $value | printf "%.0f" }} datagrams in the last 5 minutes while the
 							receive queue of a UDP socket was full.`,
@@ -581,4 +582,11 @@ func pressure(severity, hold, share string) Rule {
 		Description: `{{ $labels.instance }} stood still {{ $value | humanizePercentage }} of the last 5 minutes because every
 			task that could run waited for memory (PSI, full).`,
 	}
+}
+
+// udpDrops is what sockets of both address families dropped in 5 minutes, by a function of
+// a counter. Without IPv6 there is no counter of it.
+func udpDrops(function string) string {
+	ipv4, ipv6 := function+"(sockpressure_udp_receive_buffer_errors_total[5m])", function+"(sockpressure_udp6_receive_buffer_errors_total[5m])"
+	return "(" + ipv4 + " + " + ipv6 + " or " + ipv4 + ")"
 }

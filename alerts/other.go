@@ -66,8 +66,8 @@ func kernelLog() Group {
 			},
 			{
 				Alert: "SockPressureKernelLoggedLimit", Severity: Warning, Labels: map[string]string{"stage": met},
-				Comment: "The messages of the other limits: nearly all have counters as well, with alerts that know\nhow bad it is.",
-				Expr:    said(strings.Join(limitMessages("file_max_reached", "oom_kill"), "|")) + " > 0",
+				Comment: "The messages of the other limits: nearly all have counters as well, with alerts that know\nhow bad it is. That of a SYN flood is left out: with cookies it does little harm, and the\ncounters tell.",
+				Expr:    said(strings.Join(limitMessages("file_max_reached", "oom_kill", "tcp_syn_flooding"), "|")) + " > 0",
 				Summary: "The kernel logged that a limit was reached.",
 				Description: `The kernel of {{ $labels.instance }} logged {{ $labels.message }} {{ $value | printf "%.0f" }} times in the last 5
 					minutes. Its rate limits keep most lines of this kind from the log.`,
@@ -116,8 +116,11 @@ func namespaces() Group {
 	}
 	ticket, page := near, near
 	ticket.Severity, ticket.For, ticket.Params = Warning, "5m", map[string]string{"warning": "0.8"}
-	ticket.Comment = "Not for moments: a burst fills an accept queue without harm, a program that has stopped\naccepting keeps it full for minutes. TIME_WAIT is left out, because it is capped by design."
-	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports"} >= ${warning}`
+	ticket.Comment = "Not for moments: a burst fills a queue without harm, a program that has stopped accepting\nkeeps it full for minutes. A UDP queue that stands still is that of a program which never\nreads it. TIME_WAIT is left out, because it is capped by design, and the queue of connection\nrequests, because SYN cookies go on without it."
+	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports|unix_accept_queue"} >= ${warning}
+or
+` + ratio + `{resource="udp_receive_queue"} >= ${warning}
+unless changes(` + ratio + `{resource="udp_receive_queue"}[10m]) == 0`
 	page.Severity, page.For, page.Params = Critical, "2m", map[string]string{"critical": "0.95"}
 	page.Comment = "Connections of the pod fail, or are about to."
 	page.Expr = ratio + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`
@@ -293,9 +296,10 @@ func refusals() []Rule {
 		{"", "tcp_time_wait", "rate(sockpressure_tcp_time_wait_overflows_total[5m])"},
 		{"", "accept_queue", "rate(sockpressure_tcp_listen_overflows_total[5m])"},
 		{
-			"Not a limit of docs/metrics.md, because the kernel shows no usage: the queue of connection\nrequests. A cookie is an answer, so cookies are not in.",
+			"A cookie is an answer, so cookies are not in.",
 			"request_queue", "rate(sockpressure_tcp_request_queue_full_drops_total[5m])",
 		},
+		{"", "udp_receive_queue", udpDrops("rate")},
 		{
 			"", "udp_memory",
 			"rate(sockpressure_udp_memory_errors_total[5m])\n+ rate(sockpressure_udp6_memory_errors_total[5m])\nor\nrate(sockpressure_udp_memory_errors_total[5m])",

@@ -219,6 +219,23 @@ func quietHosts() []host {
 			},
 		},
 		{
+			name: "datagrams", about: "Bursts at a statsd, a php-fpm and a web server, scanned from the internet, beside a UDP socket that nobody reads in a pod",
+			gauges: merged(
+				of(every(7*time.Minute, through([2]float64{1, 0.01}, [2]float64{1.25, 1.02}, [2]float64{3, 0.9}, [2]float64{3.25, 0.01})), "udp_receive_queue"),
+				of(every(11*time.Minute, through([2]float64{2, 0}, [2]float64{2.25, 1.01}, [2]float64{3.25, 1.01}, [2]float64{3.5, 0})), "unix_accept_queue"),
+				of(every(13*time.Minute, through([2]float64{3, 0.05}, [2]float64{3.25, 1}, [2]float64{5, 1}, [2]float64{5.25, 0.05})), "request_queue"),
+				of(noise(0.4, 0.2), "threads"),
+				series{
+					pod("udp_receive_queue", "a"): at(1.02), pod("request_queue", "b"): at(1),
+					pod("unix_accept_queue", "c"): every(9*time.Minute, through([2]float64{1, 0}, [2]float64{1.25, 1.1}, [2]float64{4, 1.1}, [2]float64{4.25, 0})),
+				},
+			),
+			rates: series{
+				"sockpressure_udp_receive_buffer_errors_total":      at(2),
+				"sockpressure_tcp_request_queue_full_cookies_total": at(0.05),
+			},
+		},
+		{
 			name: "spikes", about: "Accept queues and backlogs that are full for a moment between scrapes, and lines of the kernel about memory that came in pieces",
 			gauges: merged(of(noise(0.19, 0.05), everyLimit()...), series{
 				`sockpressure_saturation_peak_ratio{resource="accept_queue"}`:      every(9*time.Minute, through([2]float64{1, 0.3}, [2]float64{1.25, 1}, [2]float64{2.25, 1}, [2]float64{2.5, 0.3})),

@@ -72,6 +72,15 @@ func TestGolden(t *testing.T) {
 			tr.edit("proc/net/sockstat", "mem 0", "mem 100")
 		}},
 		"overcommit-2": {"linux-6.12", func(tr *tree) { tr.write("proc/sys/vm/overcommit_memory", "2\n") }},
+		"unix-udp": {"linux-6.12", func(tr *tree) {
+			for name, dump := range map[string]*[]byte{"unix": &tr.replay.Unix, "udp": &tr.replay.UDP} {
+				b, err := os.ReadFile(filepath.Join(testdata, "sock_diag", name+".bin"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				*dump = b
+			}
+		}},
 		"slab-sysfs": {"linux-6.12", func(tr *tree) {
 			tr.write("sys/kernel/slab/TCP/slabs", "3 N0=2 N1=1\n")
 			tr.write("sys/kernel/slab/TCP/order", "3\n")

@@ -29,7 +29,11 @@ type netnsReading struct {
 	// inuse counts TCP sockets of both address families, udp UDP sockets, timeWait
 	// mini-sockets.
 	inuse, udp, timeWait, conntrack Number
-	saturation                      [netnsLimitCount]Number
+	// others counts sockets of neither TCP nor UDP, such as unix ones.
+	others Number
+	// stirred is the sum of what the kernel counts where connection requests wait.
+	stirred    Number
+	saturation [netnsLimitCount]Number
 	// queues are the fullest accept queues. Their limits are known if limited is set.
 	queues   []acceptQueue
 	limited  bool
@@ -55,6 +59,9 @@ const (
 	netnsTimeWait
 	netnsAcceptQueue
 	netnsPorts
+	netnsRequestQueue
+	netnsUnixQueue
+	netnsUDPQueue
 	netnsLimitCount
 )
 
@@ -70,10 +77,22 @@ type netnsLimit struct {
 
 func netnsLimits() [netnsLimitCount]netnsLimit {
 	return [netnsLimitCount]netnsLimit{
-		netnsConntrack:   {"conntrack_entries", Critical},
-		netnsTimeWait:    {"tcp_time_wait", Warning},
-		netnsAcceptQueue: {"accept_queue", Warning},
-		netnsPorts:       {"ephemeral_ports", Critical},
+		netnsConntrack:    {"conntrack_entries", Critical},
+		netnsTimeWait:     {"tcp_time_wait", Warning},
+		netnsAcceptQueue:  {"accept_queue", Warning},
+		netnsPorts:        {"ephemeral_ports", Critical},
+		netnsRequestQueue: {"request_queue", Warning},
+		netnsUnixQueue:    {"unix_accept_queue", Warning},
+		netnsUDPQueue:     {"udp_receive_queue", Warning},
+	}
+}
+
+// netnsStirs are counters of the host that move where requests for connections wait: a
+// SYN/ACK is sent again after a second, and a full queue is counted.
+func netnsStirs() []string {
+	return []string{
+		"tcp_syn_retransmits_total", "tcp_listen_overflows_total",
+		"tcp_request_queue_full_drops_total", "tcp_request_queue_full_cookies_total",
 	}
 }
 
@@ -164,7 +183,7 @@ func netnsSpec() Spec {
 			},
 			{
 				Name:   "netns_saturation_ratio",
-				Help:   "Usage of a limit that each network namespace has for itself divided by the limit, of the namespaces nearest to it. All but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE; ephemeral_ports is there where a namespace has connections enough for half of its ports.",
+				Help:   "Usage of a limit that each network namespace has for itself divided by the limit, of the namespaces nearest to it. All but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE; ephemeral_ports is there where a namespace has connections enough for half of its ports, request_queue while requests wait for a second or more; four namespaces are looked at for these in a reading, by turns.",
 				Labels: slices.Concat([]string{"resource"}, labels),
 				Values: (*namespaces).saturations,
 			},

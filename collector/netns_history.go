@@ -10,6 +10,9 @@ import (
 type netnsHistory struct {
 	of      map[uint64]*netnsPast
 	reading int // counts them
+	// stirring is in how many namespaces connection requests waited, now and at the last
+	// reading.
+	stirring, stirred int
 	// complete is set after the first one that was not cut short.
 	complete bool
 	refused  [netnsCounterCount]Number
@@ -22,6 +25,8 @@ type netnsPast struct {
 	counters [netnsCounterCount]Number
 	clashes  Number
 	udp      Number // sockets
+	stirred  Number
+	requests Number // the saturation of the queue of requests
 	settings netnsSettings
 	// processes are those by which it was found, and claim whose it was by them. name
 	// is what it was called.
@@ -37,6 +42,7 @@ type netnsPast struct {
 
 func (h *netnsHistory) begin() {
 	h.reading++
+	h.stirring, h.stirred = 0, h.stirring
 	for i := range h.refused {
 		h.refused[i] = h.refused[i].OrZero()
 	}
@@ -77,6 +83,22 @@ func (h *netnsHistory) last(id uint64) (past netnsPast, fresh bool) {
 	return *known, (uint64(h.reading)+id)%freshEvery == 0
 }
 
+// requestTurns is how many namespaces are looked at for connection requests in a reading,
+// more or less: the kernel goes through the connections of all namespaces for each.
+const requestTurns = 4
+
+// turn reports whether it is a namespace's turn to be looked at for connection requests.
+func (h *netnsHistory) turn(id uint64) bool {
+	turns := (h.stirred + requestTurns - 1) / requestTurns
+	return turns < 2 || (uint64(h.reading)+id)%uint64(turns) == 0
+}
+
+// stirs reports whether connection requests have waited in a namespace since it was what
+// it is compared with.
+func (n *netnsReading) stirs(past *netnsPast) bool {
+	return past.known && n.stirred.Value > past.stirred.Value
+}
+
 // note compares a namespace with what it was. What a new one has counted happened since
 // the last reading, unless it was there before and could not be read, or nobody knows
 // because this is the first reading.
@@ -88,6 +110,9 @@ func (h *netnsHistory) note(n *netnsReading, processes []string) {
 		h.of[n.id] = past
 	} else {
 		counts = past.known
+	}
+	if n.stirs(past) {
+		h.stirring++
 	}
 	rise := 0.0
 	var grew [netnsCounterCount]float64
@@ -106,6 +131,7 @@ func (h *netnsHistory) note(n *netnsReading, processes []string) {
 	}
 	n.rose, n.rise = past.rose, past.rise
 	past.known, past.udp, past.settings, past.reading = true, n.udp, n.settings, h.reading
+	past.stirred, past.requests = n.stirred, n.saturation[netnsRequestQueue]
 	if n.claim.Kind != "" || !slices.Equal(past.processes, processes) {
 		past.nobodys = 0
 	} else {

@@ -50,8 +50,9 @@ type netnsPlace struct {
 	path      string
 	// past is what the namespace was when it was last read.
 	past netnsPast
-	// fresh is set where what seldom changes is to be read again.
-	fresh bool
+	// fresh is set where what seldom changes is to be read again, turn where it is this
+	// one's turn to be looked at for connection requests.
+	fresh, turn bool
 }
 
 // netnsSettings are the settings of a namespace.
@@ -200,7 +201,7 @@ func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded in
 		default:
 			at[id] = len(places)
 			past, fresh := r.history.last(id)
-			places = append(places, netnsPlace{id: id, processes: []string{process}, past: past, fresh: fresh})
+			places = append(places, netnsPlace{id: id, processes: []string{process}, past: past, fresh: fresh, turn: r.history.turn(id)})
 		}
 		return nil
 	})

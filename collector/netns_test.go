@@ -2,10 +2,12 @@ package collector
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
@@ -125,6 +129,128 @@ func TestNetnsLimits(t *testing.T) {
 	if v, ok := got["netns_saturation_ratio resource=tcp_time_wait netns="+label]; ok {
 		t.Errorf("TIME_WAIT is at %v without any", v)
 	}
+}
+
+// TestNetnsQueues expects the fullest unix, UDP and request queue of a namespace against
+// its own limit, and nothing of a namespace in which nobody waits.
+func TestNetnsQueues(t *testing.T) {
+	needs.Check(t, needs.Root, "ip")
+	busy, busyName := newNamespace(t)
+	calm, calmName := newNamespace(t)
+	calm.Listen(8, 1)
+	busy.Listen(1, 0)
+	var open []int
+	t.Cleanup(func() {
+		for _, fd := range open {
+			_ = unix.Close(fd)
+		}
+	})
+	socket := func(family, kind int) (int, error) {
+		fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err == nil {
+			open = append(open, fd)
+		}
+		return fd, err
+	}
+	// Two of at most four connections wait at a unix socket.
+	busy.Inside(func() error {
+		l, err := socket(unix.AF_UNIX, unix.SOCK_STREAM)
+		if err != nil {
+			return err
+		}
+		at := &unix.SockaddrUnix{Name: fmt.Sprintf("@%s-%d", t.Name(), os.Getpid())}
+		if err := errors.Join(unix.Bind(l, at), unix.Listen(l, 4)); err != nil {
+			return err
+		}
+		for range 2 {
+			fd, err := socket(unix.AF_UNIX, unix.SOCK_STREAM)
+			if err := errors.Join(err, unix.Connect(fd, at)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	// A UDP socket is sent datagrams until one is dropped.
+	busy.Inside(func() error {
+		fd, err := socket(unix.AF_INET6, unix.SOCK_DGRAM)
+		if err != nil {
+			return err
+		}
+		at := &unix.SockaddrInet6{Addr: netip.IPv6Loopback().As16(), Port: nettest.Port}
+		if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 8<<10), unix.Bind(fd, at)); err != nil {
+			return err
+		}
+		for range 100 {
+			if err := unix.Sendto(fd, make([]byte, 500), 0, at); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	set := netnsSet(t)
+	got := readNetns(t, set)
+	if v := got["netns_saturation_ratio resource=unix_accept_queue netns="+busyName]; v != 0.5 {
+		t.Errorf("2 of 4 connections are %v", v)
+	}
+	if v := got["netns_saturation_ratio resource=udp_receive_queue netns="+busyName]; v < 0.9 || v > 1.5 {
+		t.Errorf("a full receive buffer is %v", v)
+	}
+	// Nobody answers the SYN/ACK of a request: it goes to an address that is nowhere.
+	busy.Inside(func() error {
+		if out, err := exec.Command("ip", "route", "add", "198.51.100.0/24", "dev", "lo").CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return ask(nettest.Port, 1)
+	})
+	key := "netns_saturation_ratio resource=request_queue netns=" + busyName
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if v, ok := readNetns(t, set)[key]; v == 1 {
+			break
+		} else if time.Now().After(end) {
+			t.Fatalf("a queue of one request with one in it is %v (%v)", v, ok)
+		}
+	}
+	for key := range readNetns(t, set) {
+		if strings.HasPrefix(key, "netns_saturation_ratio") && strings.HasSuffix(key, "netns="+calmName) && !strings.Contains(key, "accept_queue") {
+			t.Errorf("%s says nothing", key)
+		}
+	}
+}
+
+// ask sends SYNs to a port of this machine from addresses of nobody.
+func ask(port uint16, n int) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	const sizeofIP, sizeofTCP = 20, 20
+	for i := range n {
+		from, to := [4]byte{198, 51, 100, byte(i)}, [4]byte{127, 0, 0, 1}
+		b := make([]byte, sizeofIP+sizeofTCP)
+		b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_TCP // version and size, hops, protocol
+		copy(b[12:], from[:])
+		copy(b[16:], to[:])
+		tcp := b[sizeofIP:]
+		binary.BigEndian.PutUint16(tcp, 1024)
+		binary.BigEndian.PutUint16(tcp[2:], port)
+		tcp[12], tcp[13] = sizeofTCP/4<<4, 0x02 // size, SYN
+		binary.BigEndian.PutUint16(tcp[14:], 1024)
+		sum := uint32(unix.IPPROTO_TCP + sizeofTCP)
+		for _, part := range [][]byte{from[:], to[:], tcp} {
+			for j := 0; j < len(part); j += 2 {
+				sum += uint32(binary.BigEndian.Uint16(part[j:]))
+			}
+		}
+		for sum > 0xffff {
+			sum = sum>>16 + sum&0xffff
+		}
+		binary.BigEndian.PutUint16(tcp[16:], ^uint16(sum))
+		if err := unix.Sendto(fd, b, 0, &unix.SockaddrInet4{Addr: to}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // TestNetnsRefusals expects what was refused in namespaces to be counted once, over

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
@@ -22,9 +23,14 @@ type netnsVisitor struct {
 	tcpCounters, udpCounters       func(context.Context, *netstat) error
 	listeners                      func(context.Context, *tcp) error
 	ports                          func(context.Context, *ports) error
+	requests                       func(context.Context) (Number, error)
+	unix                           func(context.Context, *unixSockets) error
+	udp                            func(context.Context) (*udpVisitor, error)
 	// places are those of the counters of the host that each counter is the sum of.
 	places [netnsCounterCount][]int
-	buf    []byte
+	// stirs are the places of netnsStirs.
+	stirs []int
+	buf   []byte
 	// brief is set where only the numbers of sockets and connections are wanted.
 	brief bool
 }
@@ -36,9 +42,14 @@ func newNetnsVisitor(k *Scope, t *kernel.Tour) *netnsVisitor {
 		timeWaitMax: t.Sysctl("net.ipv4.tcp_max_tw_buckets"), portRange: t.Sysctl("net.ipv4.ip_local_port_range"),
 		tcpCounters: netstatOf(t.Netns, "netstat"), udpCounters: netstatOf(t.Netns, "snmp", "snmp6"),
 		listeners: listenersOf(t.Netns, k.Top),
-		buf:       make([]byte, 4096),
+		// The fullest is all that is said of these.
+		unix: unixOf(t.Netns, 1), udp: udpQueuesOf(t.Netns, 1),
+		buf: make([]byte, 4096),
 	}
 	for place, c := range netstatCounters() {
+		if slices.Contains(netnsStirs(), c.name) {
+			v.stirs = append(v.stirs, place)
+		}
 		for i, n := range netnsCounters() {
 			for _, name := range n.of {
 				if name == c.name {
@@ -145,7 +156,8 @@ func (v *netnsVisitor) read(ctx context.Context, at netnsPlace, n *netnsReading)
 	}
 	v.readConntrack(n, &p)
 	if n.limited {
-		v.readInside(ctx, at.fresh, n, &p)
+		v.readTCP(ctx, at, n, &p)
+		v.readQueues(ctx, n, &p)
 	}
 	return p.Err()
 }
@@ -162,6 +174,11 @@ func (v *netnsVisitor) count(ctx context.Context, read func(context.Context, *ne
 			if c := counters[place]; c.Present {
 				n.counters[i] = n.counters[i].OrZero().Plus(c)
 			}
+		}
+	}
+	for _, place := range v.stirs {
+		if c := counters[place]; c.Present {
+			n.stirred = n.stirred.OrZero().Plus(c)
 		}
 	}
 	return err
@@ -192,6 +209,7 @@ func (v *netnsVisitor) readSockstat(n *netnsReading, p *parse.Problems) {
 	}
 	n.inuse, n.timeWait = ipv4.TCP.Plus(ipv6.TCP.OrZero()), ipv4.TimeWait
 	n.udp = ipv4.UDP.Plus(ipv6.UDP.OrZero())
+	n.others = ipv4.Used.Minus(n.inuse).Minus(n.udp)
 }
 
 func (v *netnsVisitor) readConntrack(n *netnsReading, p *parse.Problems) {
@@ -216,12 +234,12 @@ func (v *netnsVisitor) readConntrack(n *netnsReading, p *parse.Problems) {
 	}
 }
 
-// readInside reads what only a thread in the namespace sees.
-func (v *netnsVisitor) readInside(ctx context.Context, fresh bool, n *netnsReading, p *parse.Problems) {
+// readTCP reads what of TCP only a thread in the namespace sees.
+func (v *netnsVisitor) readTCP(ctx context.Context, at netnsPlace, n *netnsReading, p *parse.Problems) {
 	if n.inuse.Value+n.timeWait.Value == 0 {
 		return // nothing that a limit could be set for
 	}
-	if fresh || n.settings == (netnsSettings{}) {
+	if at.fresh || n.settings == (netnsSettings{}) {
 		p.Add(v.readSettings(&n.settings))
 	}
 	if most := n.settings.timeWaitMax; most.Value > 0 && n.timeWait.Present {
@@ -242,6 +260,14 @@ func (v *netnsVisitor) readInside(ctx context.Context, fresh bool, n *netnsReadi
 			n.saturation[netnsAcceptQueue] = number(n.queues[0].saturation())
 		}
 	}
+	if n.stirs(&at.past) && len(n.queues) > 0 {
+		n.saturation[netnsRequestQueue] = at.past.requests // until it is its turn
+		if at.turn {
+			var err error
+			n.saturation[netnsRequestQueue], err = v.readRequests(ctx)
+			p.Add(err)
+		}
+	}
 
 	// The kernel's table of connections is that of all namespaces, and a walk goes
 	// through all of it. So there is none where they are too few for one destination to
@@ -251,6 +277,36 @@ func (v *netnsVisitor) readInside(ctx context.Context, fresh bool, n *netnsReadi
 		n.saturation[netnsPorts], err = v.readPorts(ctx)
 		p.Add(err)
 	}
+}
+
+// readQueues reads the queues of other sockets, where there are such.
+func (v *netnsVisitor) readQueues(ctx context.Context, n *netnsReading, p *parse.Problems) {
+	if n.others.Value > 0 {
+		var s unixSockets
+		if err := v.unix(ctx, &s); !isNotSupported(err) {
+			p.Add(err)
+		}
+		if len(s.queues) > 0 {
+			n.saturation[netnsUnixQueue] = number(s.queues[0].saturation())
+		}
+	}
+	if n.udp.Value > 0 {
+		s, err := v.udp(ctx)
+		if !isNotSupported(err) {
+			p.Add(err)
+		}
+		if s != nil && len(s.fullest.items) > 0 {
+			n.saturation[netnsUDPQueue] = number(s.fullest.items[0].saturation())
+		}
+	}
+}
+
+// readRequests returns how full the fullest queue of connection requests is.
+func (v *netnsVisitor) readRequests(ctx context.Context) (Number, error) {
+	if v.requests == nil {
+		v.requests = requestsOf(v.tour.Netns)
+	}
+	return v.requests(ctx)
 }
 
 func (v *netnsVisitor) readSettings(s *netnsSettings) (err error) {

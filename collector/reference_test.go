@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,6 +9,9 @@ import (
 	"text/template"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
 // TestReference holds docs/metrics.md to the rows it is made from.
@@ -122,6 +126,13 @@ func TestSeries(t *testing.T) {
 		message(132, 1000+port, true)      // the IPv4 listener
 		message(132+124, 2000+port, false) // a connection
 	}
+	// Half-open connections to them, and queues of unix and UDP sockets.
+	for port := range 20 {
+		message(132, 1000+port, true)
+		tr.replay.Dump[16+1] = byte(sockdiag.SynRecv)
+		tr.replay.Unix = append(tr.replay.Unix, unixWaiting(port)...)
+		tr.replay.UDP = append(tr.replay.UDP, udpWaiting(port)...)
+	}
 	// Units, of which two have a limit.
 	tr.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
 	unit := func(n int, limit string, kills int) {
@@ -146,6 +157,11 @@ func TestSeries(t *testing.T) {
 		return page, lines
 	}
 	page, lines := count()
+	for _, list := range []string{"request_queue_length", "unix_accept_queue_length", "udp_receive_queue_bytes", "udp_socket_drops_total"} {
+		if n := strings.Count(page, "\n"+namespace+list+"{"); n != 4 {
+			t.Errorf("%s has %d series, want a third of a full list", list, n)
+		}
+	}
 	for _, list := range []string{"accept_queue_length", "ephemeral_ports_used", "process_open_file_descriptors", "memory_zone_free_bytes", "memory_slab_bytes", "cgroup_socket_memory_bytes"} {
 		if n := strings.Count(page, "\n"+namespace+list+"{"); n != 10 {
 			t.Errorf("%s has %d series, want a full list of 10", list, n)
@@ -168,7 +184,10 @@ func TestSeries(t *testing.T) {
 		}
 	}
 	for _, m := range Metrics() {
-		if slices.Contains(m.Labels, "netns") {
+		switch {
+		case m.Name == "netns_saturation_ratio":
+			most += 10 * netnsLimitCount
+		case slices.Contains(m.Labels, "netns"):
 			most += 10
 		}
 	}
@@ -177,4 +196,39 @@ func TestSeries(t *testing.T) {
 	}
 	t.Logf("%d series with pods", most)
 	t.Logf("%d series with full lists", lines)
+}
+
+// unixWaiting is a message of sock_diag: at a unix socket two connections wait.
+func unixWaiting(n int) []byte {
+	name := fmt.Sprintf("/run/%04d", n)
+	b := []byte{unix.AF_UNIX, unix.SOCK_STREAM, byte(sockdiag.Listen), 0}
+	b = append(b, make([]byte, 12)...)
+	b = attribute(b, 0, []byte(name)) // UNIX_DIAG_NAME
+	return netlinkMessage(attribute(b, 4, binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, 2), 8)))
+}
+
+// udpWaiting is another: half of a UDP socket's buffer is full, and a datagram was
+// dropped.
+func udpWaiting(port int) []byte {
+	b := make([]byte, 72) // struct inet_diag_msg
+	b[0], b[1] = unix.AF_INET, byte(sockdiag.Close)
+	binary.BigEndian.PutUint16(b[4:], uint16(9000+port))
+	binary.NativeEndian.PutUint32(b[68:], uint32(1+port)) // its inode
+	var memory []byte                                     // INET_DIAG_SKMEMINFO
+	for _, v := range []uint32{4096, 8192, 0, 0, 0, 0, 0, 0, 1} {
+		memory = binary.NativeEndian.AppendUint32(memory, v)
+	}
+	return netlinkMessage(attribute(b, 7, memory))
+}
+
+func attribute(b []byte, kind uint16, value []byte) []byte {
+	b = binary.NativeEndian.AppendUint16(b, uint16(4+len(value)))
+	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
+	return append(b, make([]byte, (4-len(value)%4)%4)...)
+}
+
+func netlinkMessage(payload []byte) []byte {
+	b := binary.NativeEndian.AppendUint32(nil, uint32(16+len(payload)))
+	b = binary.NativeEndian.AppendUint16(b, 20) // SOCK_DIAG_BY_FAMILY
+	return append(append(b, make([]byte, 10)...), payload...)
 }

@@ -110,6 +110,9 @@ type List[S, T any] struct {
 	Columns []Metric[T]
 	// Limit is that which each item has for itself, nil if there is none.
 	Limit *ItemLimit[T]
+	// Part divides how many items are shown, for a list of what is seldom near its limit:
+	// with 3 it is a third of --collector.top. 0 is all of them.
+	Part int
 	// Holders returns who holds each of some items that are near their limit. It may ask
 	// the kernel again, and it may be nil.
 	Holders func(context.Context, *S, []T) []holding
@@ -323,8 +326,12 @@ func (l List[S, T]) define(spec *Spec) tabulator[S] {
 		if items == nil {
 			return // they could not be read
 		}
+		length := t.top
+		if l.Part > 0 {
+			length = t.top/l.Part + min(t.top%l.Part, 1)
+		}
 		first := top[keyed[T]]{
-			n:      t.top,
+			n:      length,
 			before: func(a, b keyed[T]) bool { return l.Before(a.item, b.item) },
 			same:   func(a, b keyed[T]) bool { return slices.Equal(a.key, b.key) },
 		}

@@ -45,7 +45,7 @@ func TestRequestQueues(t *testing.T) {
 		tr := newTree(t, "linux-6.12")
 		tr.write("proc/sys/net/ipv4/tcp_syncookies", cookies+"\n")
 		tr.write("proc/sys/net/ipv4/tcp_max_syn_backlog", "128\n")
-		queues, err := newRequestLimits(scope(t, tr.options())).requests(v)
+		queues, err := newRequestLimits(scope(t, tr.options()).Host).requests(v)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,6 +110,88 @@ func TestUDPDrops(t *testing.T) {
 	step(15, nil)
 	if all := h.note(map[uint32]udpKnown{2: {":54", 3}}); len(all) != 2 {
 		t.Errorf("another address: %+v", all)
+	}
+}
+
+// TestUDPWorth expects a series for the fullest queue and for others that hold something,
+// and where all are empty for that of the lowest port.
+func TestUDPWorth(t *testing.T) {
+	v := newUDPVisitor(10)
+	visit := func(at string, used uint32) {
+		s := socket(at, "0.0.0.0:0")
+		s.State, s.Memory = sockdiag.Close, sockdiag.Memory{Receive: used, Limit: 16 << 10}
+		v.Visit(s)
+	}
+	listed := func() (sockets []string) {
+		for _, q := range v.worth() {
+			sockets = append(sockets, q.socket)
+		}
+		return sockets
+	}
+	v.Reset()
+	if got := listed(); got != nil {
+		t.Errorf("no socket: %q", got)
+	}
+	visit("127.0.0.1:40001", 0)
+	visit("127.0.0.1:53", 0)
+	visit("127.0.0.1:514", 0)
+	if got := listed(); !slices.Equal(got, []string{"127.0.0.1:53"}) {
+		t.Errorf("all are empty: %q", got)
+	}
+	visit("127.0.0.1:50001", 768)
+	visit("127.0.0.1:50002", 768)
+	if got := listed(); !slices.Equal(got, []string{"127.0.0.1:50001"}) {
+		t.Errorf("a datagram each: %q", got)
+	}
+	visit("127.0.0.1:514", 2<<10)
+	visit("127.0.0.1:53", 1<<10)
+	if got := listed(); !slices.Equal(got, []string{"127.0.0.1:514", "127.0.0.1:53"}) {
+		t.Errorf("two that hold something: %q", got)
+	}
+}
+
+// TestUDPConnected expects drops to count once when a socket is connected after them.
+func TestUDPConnected(t *testing.T) {
+	h := udpHistory{known: map[uint32]udpKnown{}, totals: map[string]*udpDrops{}}
+	sum := 0.0
+	h.note(map[uint32]udpKnown{1: {":53", 4}})
+	for _, d := range h.note(map[uint32]udpKnown{1: {":53 → peer", 6}}) {
+		sum += d.total
+	}
+	if sum != 6 {
+		t.Errorf("6 drops are %v", sum)
+	}
+}
+
+// TestNetnsTurns expects every namespace to be asked for connection requests in turn, some
+// at each reading.
+func TestNetnsTurns(t *testing.T) {
+	h := netnsHistory{of: map[uint64]*netnsPast{}}
+	const stirring = 10 // of these a third each time
+	for id := range uint64(stirring) {
+		if !h.turn(id) {
+			t.Error("not asked though nobody else has to be")
+		}
+	}
+	h.stirred = stirring
+	asked := map[uint64]int{}
+	for range 3 {
+		h.reading++
+		now := 0
+		for id := range uint64(stirring) {
+			if h.turn(id) {
+				asked[id]++
+				now++
+			}
+		}
+		if now > requestTurns {
+			t.Errorf("%d of %d at once", now, stirring)
+		}
+	}
+	for id := range uint64(stirring) {
+		if asked[id] != 1 {
+			t.Errorf("%d: asked %d times", id, asked[id])
+		}
 	}
 }
 

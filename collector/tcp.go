@@ -158,7 +158,7 @@ func openTCP(k *Scope) func(context.Context, *tcp) error {
 	}
 	stat, stat6 := k.Host.File("sockstat"), k.Host.File("sockstat6")
 	v := newTCPVisitor(k.Top)
-	queues := newRequestLimits(k)
+	queues := newRequestLimits(k.Host)
 
 	return func(ctx context.Context, s *tcp) error {
 		if err := walk(ctx, client, request, v); err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
+	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
 // requestQueue is the connections to a listener whose handshake is under way: those in
@@ -29,6 +30,7 @@ func requestQueues() Lister[tcp] {
 		Items:  func(s *tcp) iter.Seq[requestQueue] { return s.requests },
 		Before: requestQueue.before,
 		Labels: []string{"listener"},
+		Part:   3,
 		Key:    func(q requestQueue) []string { return []string{q.listener.String()} },
 		Columns: []Metric[requestQueue]{
 			{
@@ -91,13 +93,40 @@ func requestQueues() Lister[tcp] {
 // requestLimits are the settings that bound a queue of requests beside the backlog.
 type requestLimits struct{ cookies, most kernel.File }
 
-func newRequestLimits(k *Scope) *requestLimits {
-	return &requestLimits{k.Host.Sysctl("net.ipv4.tcp_syncookies"), k.Host.Sysctl("net.ipv4.tcp_max_syn_backlog")}
+func newRequestLimits(n *kernel.Netns) *requestLimits {
+	return &requestLimits{n.Sysctl("net.ipv4.tcp_syncookies"), n.Sysctl("net.ipv4.tcp_max_syn_backlog")}
+}
+
+// requestsOf returns what tells how full the fullest queue of a network namespace is. It
+// walks the kernel's whole table of connections.
+func requestsOf(n *kernel.Netns) func(context.Context) (Number, error) {
+	client, limits, v := n.SockDiag(), newRequestLimits(n), newTCPVisitor(0)
+	request := sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen, sockdiag.SynRecv)}
+	return func(ctx context.Context) (fullest Number, err error) {
+		if err := walk(ctx, client, request, v); err != nil {
+			return Number{}, err
+		}
+		queues, err := limits.requests(v)
+		if queues == nil {
+			return Number{}, err
+		}
+		for q := range queues {
+			if s := number(q.saturation()); s.Value > fullest.Value {
+				fullest = s
+			}
+		}
+		return fullest, err
+	}
 }
 
 // requests returns the queues of what a walk has found, nil where their limit is not
 // known. A listener is that of the address itself, or of all addresses of its family, or
-// of both. See inet_csk_reqsk_queue_is_full and tcp_conn_request of net/ipv4.
+// of both.
+//
+// The kernel compares what a socket has in SYN_RECV with its backlog
+// (inet_csk_reqsk_queue_is_full), and without SYN cookies keeps the last quarter of
+// tcp_max_syn_backlog for peers that it knows (tcp_conn_request), which it counts as
+// drops of the listener alone.
 func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) {
 	var p parse.Problems
 	cookies, err := sysctlNumber(r.cookies)
@@ -113,7 +142,7 @@ func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) 
 	}
 	limit := func(backlog uint64) uint64 {
 		if off && most.Present {
-			return min(backlog, uint64(most.Value)*3/4)
+			return min(backlog, uint64(most.Value)-uint64(most.Value)/4)
 		}
 		return backlog
 	}

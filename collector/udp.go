@@ -54,6 +54,7 @@ func udpSpec() Spec {
 				},
 				Before: udpQueue.before,
 				Labels: []string{"socket"},
+				Part:   3,
 				Key:    func(q udpQueue) []string { return []string{q.socket} },
 				Columns: []Metric[udpQueue]{
 					{
@@ -79,6 +80,7 @@ func udpSpec() Spec {
 					Effect: "Datagrams to that socket are dropped.",
 					Usage:  series("udp_receive_queue_bytes"), Max: series("udp_receive_queue_limit_bytes"),
 					List:    &ListInfo{Title: "UDP sockets with the fullest receive queue", Column: "socket"},
+					Proofs:  []Proof{{Counter: series("udp_receive_buffer_errors_total")}, {Counter: series("udp6_receive_buffer_errors_total")}},
 					Moves:   "the program's SO_RCVBUF, up to net.core.rmem_max; net.core.rmem_default",
 					Sysctls: []Sysctl{{"net.core.rmem_max", Bytes, false}, {"net.core.rmem_default", Bytes, false}},
 					Sizing: Sizing{
@@ -93,6 +95,7 @@ func udpSpec() Spec {
 					return cmp.Or(cmp.Compare(b.rose, a.rose), cmp.Compare(b.total, a.total), cmp.Compare(a.socket, b.socket)) < 0
 				},
 				Labels: []string{"socket"},
+				Part:   3,
 				Key:    func(d udpDrops) []string { return []string{d.socket} },
 				Columns: []Metric[udpDrops]{{
 					Name:  "udp_socket_drops_total",
@@ -106,32 +109,45 @@ func udpSpec() Spec {
 
 // udpOf returns what reads the UDP sockets of a network namespace.
 func udpOf(n *kernel.Netns, top int) func(context.Context, *udp) error {
-	client := n.SockDiag()
-	request := sockdiag.Request{Protocol: sockdiag.UDP, States: sockdiag.AllStates, Details: true}
-	v := newUDPVisitor(top)
+	walk := udpQueuesOf(n, top)
 	history := udpHistory{known: map[uint32]udpKnown{}, totals: map[string]*udpDrops{}}
 	return func(ctx context.Context, s *udp) error {
-		err := client.Walk(ctx, request, v)
-		if errors.Is(err, sockdiag.ErrUDPNotSupported) {
-			return &NotSupportedError{Feature: sockdiag.ErrUDPNotSupported.Error(), Err: err}
-		}
+		v, err := walk(ctx)
 		if err != nil {
 			return err
 		}
-		if s.queues = v.fullest.items; len(s.queues) == 0 && v.count > 0 {
-			s.queues = []udpQueue{v.idle}
-		}
+		s.queues = v.worth()
 		s.dropped = history.note(v.drops)
 		return nil
 	}
 }
 
-// udpVisitor keeps the fullest queues, of the empty ones the first, and who dropped.
+// udpQueuesOf returns what walks the UDP sockets of a network namespace, and keeps the
+// fullest. What it returns is good until the next walk.
+func udpQueuesOf(n *kernel.Netns, top int) func(context.Context) (*udpVisitor, error) {
+	client := n.SockDiag()
+	request := sockdiag.Request{Protocol: sockdiag.UDP, States: sockdiag.AllStates, Details: true}
+	v := newUDPVisitor(top)
+	return func(ctx context.Context) (*udpVisitor, error) {
+		err := client.Walk(ctx, request, v)
+		if errors.Is(err, sockdiag.ErrUDPNotSupported) {
+			return nil, &NotSupportedError{Feature: sockdiag.ErrUDPNotSupported.Error(), Err: err}
+		}
+		if err != nil {
+			return nil, err
+		}
+		return v, nil
+	}
+}
+
+// udpVisitor keeps the fullest queues, of the empty ones one, and who dropped.
 type udpVisitor struct {
 	count   uint64
 	fullest top[udpQueue]
-	idle    udpQueue
-	drops   map[uint32]udpKnown // by inode
+	// idle is the empty queue of the lowest port.
+	idle     udpQueue
+	idlePort uint16
+	drops    map[uint32]udpKnown // by inode
 }
 
 // udpKnown is what a socket has dropped.
@@ -162,15 +178,37 @@ func (v *udpVisitor) Visit(s *sockdiag.Socket) {
 		v.drops[s.Inode] = udpKnown{udpName(s), s.Memory.Drops}
 	}
 	q := udpQueue{used: uint64(s.Memory.Receive), limit: uint64(s.Memory.Limit)}
-	if q.used > 0 && v.fullest.admits(q) || q.used == 0 && v.idle.socket == "" {
+	idle := q.used == 0 && (v.idle.socket == "" || s.SourcePort < v.idlePort)
+	if q.used > 0 && v.fullest.admits(q) || idle {
 		q.socket = udpName(s)
 		q.held = holding{sockets: []uint32{s.Inode}, cgroup: s.Cgroup, uid: number(s.UID)}
-		if q.used > 0 {
-			v.fullest.offer(q)
-		} else {
-			v.idle = q
-		}
 	}
+	switch {
+	case idle:
+		v.idle, v.idlePort = q, s.SourcePort
+	case q.used > 0:
+		v.fullest.offer(q)
+	}
+}
+
+// udpWorth is the share of its buffer from which on a queue is listed beside the fullest. A
+// datagram that is about to be read would make a series of each port that a resolver asks from.
+const udpWorth = 1. / 16
+
+// worth returns the queues that are worth a series: the fullest, and the next ones if they
+// hold something; where all are empty that of the lowest port, which is likely to stay.
+func (v *udpVisitor) worth() []udpQueue {
+	if len(v.fullest.items) == 0 {
+		if v.idle.socket == "" {
+			return nil
+		}
+		return []udpQueue{v.idle}
+	}
+	n := 1
+	for n < len(v.fullest.items) && v.fullest.items[n].saturation() >= udpWorth {
+		n++
+	}
+	return v.fullest.items[:n]
 }
 
 // udpName is the address of a socket, and that of the other side where it has one.
@@ -195,7 +233,7 @@ func (h *udpHistory) note(drops map[uint32]udpKnown) []udpDrops {
 	h.reading++
 	for inode, now := range drops {
 		by := now.drops
-		if was := h.known[inode]; was.socket == now.socket && now.drops >= was.drops {
+		if was := h.known[inode]; now.drops >= was.drops { // it may have been connected since
 			by -= was.drops
 		}
 		total := h.totals[now.socket]

@@ -47,6 +47,7 @@ func unixSpec() Spec {
 			},
 			Before: unixQueue.before,
 			Labels: []string{"path"},
+			Part:   3,
 			Key:    func(q unixQueue) []string { return []string{q.path} },
 			Columns: []Metric[unixQueue]{
 				{

@@ -28,6 +28,7 @@ func TestAgreement(t *testing.T) {
 		n := enterNetns(t, "nft", "ss")
 		n.everyState()
 		n.trackedTrouble()
+		n.fullQueues()
 		e := n.start(fmt.Sprintf("--collector.top=%d", longestList))
 		agree(t, e, fmt.Sprintf("/proc/%d/root/proc", e.cmd.Process.Pid))
 	})
@@ -96,7 +97,7 @@ func ofMachine(series string) bool {
 	if resource, ok := strings.CutPrefix(name, `saturation_ratio{resource="`); ok {
 		name = resource
 	}
-	for _, prefix := range []string{"tcp_orphans", "file_descriptors", "process", "memory", "netdev_", "neighbour"} {
+	for _, prefix := range []string{"tcp_orphans", "file_descriptors", "process", "memory", "netdev_", "neighbour", "threads"} {
 		if strings.HasPrefix(name, prefix) {
 			return true
 		}
@@ -178,6 +179,8 @@ func read[T any](t *testing.T, by func() (T, error)) T {
 func readSS(t *testing.T) byhand.Readings {
 	t.Helper()
 	r := byhand.Readings{}
+	readUnix(t, r)
+	readUDP(t, r)
 	states := ssStates(t)
 	for state := byhand.Established; state <= byhand.Closing; state++ {
 		r.Set(float64(states[state.String()]), "tcp_sockets", "state", state.String())
@@ -208,6 +211,113 @@ func readSS(t *testing.T) byhand.Readings {
 		}
 	}
 	return r
+}
+
+// readUnix adds the unix sockets that listen: those in which somebody waits, or the
+// first.
+func readUnix(t *testing.T, r byhand.Readings) {
+	t.Helper()
+	type queue struct{ length, limit float64 }
+	queues := map[string]queue{}
+	for line := range strings.Lines(command(t, "", "ss", "-Hxl")) {
+		f := strings.Fields(line)
+		if f[1] != "LISTEN" {
+			continue
+		}
+		q := queue{decimal(t, f[2]), decimal(t, f[3])}
+		if was, ok := queues[f[4]]; !ok || q.length/max(q.limit, 1) > was.length/max(was.limit, 1) {
+			queues[f[4]] = q
+		}
+	}
+	fullest, all := 0.0, slices.Sorted(maps.Keys(queues))
+	waiting := slices.DeleteFunc(slices.Clone(all), func(path string) bool { return queues[path].length == 0 })
+	if len(waiting) == 0 {
+		waiting = all[:min(len(all), 1)]
+	}
+	for _, path := range waiting {
+		q := queues[path]
+		r.Set(q.length, "unix_accept_queue_length", "path", path)
+		r.Set(q.limit, "unix_accept_queue_limit", "path", path)
+		fullest = max(fullest, q.length/max(q.limit, 1))
+	}
+	if len(all) > 0 {
+		r.Set(fullest, "saturation_ratio", "resource", "unix_accept_queue")
+	}
+}
+
+// readUDP adds the UDP sockets that hold something, of which there are some, and those that
+// dropped something.
+func readUDP(t *testing.T, r byhand.Readings) {
+	t.Helper()
+	fullest := 0.0
+	// UNCONN 4352 0 127.0.0.1:1400 0.0.0.0:* skmem:(r4352,rb4608,t0,tb212992,f3840,w0,o0,bl0,d7)
+	for line := range strings.Lines(command(t, "", "ss", "-HuanmO")) {
+		f := strings.Fields(line)
+		socket := f[3]
+		if f[0] == "ESTAB" {
+			socket += " → " + f[4]
+		}
+		memory := map[string]float64{}
+		_, list, _ := strings.Cut(f[len(f)-1], "(")
+		for item := range strings.SplitSeq(strings.TrimSuffix(list, ")"), ",") {
+			digits := strings.IndexAny(item, "0123456789")
+			memory[item[:digits]] = decimal(t, item[digits:])
+		}
+		if memory["r"] > 0 {
+			r.Set(memory["r"], "udp_receive_queue_bytes", "socket", socket)
+			r.Set(memory["rb"], "udp_receive_queue_limit_bytes", "socket", socket)
+			fullest = max(fullest, memory["r"]/memory["rb"])
+		}
+		if memory["d"] > 0 {
+			r.Set(memory["d"], "udp_socket_drops_total", "socket", socket)
+		}
+	}
+	r.Set(fullest, "saturation_ratio", "resource", "udp_receive_queue")
+}
+
+// fullQueues has connections wait at unix sockets, and datagrams at UDP sockets, of which
+// some are dropped.
+func (n *netns) fullQueues() {
+	n.t.Helper()
+	check := func(err error) {
+		n.t.Helper()
+		if err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	socket := func() int {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		check(err)
+		n.open[fd] = true
+		return fd
+	}
+	for name, waiting := range map[string]int{"@abstract": 3, n.t.TempDir() + "/full.sock": 5, n.t.TempDir() + "/idle.sock": 0} {
+		at, listener := &unix.SockaddrUnix{Name: name}, socket()
+		check(unix.Bind(listener, at))
+		check(unix.Listen(listener, 4))
+		for range waiting {
+			check(unix.Connect(socket(), at))
+		}
+	}
+	for i, ip := range []string{"127.0.0.1", "::1"} {
+		addr := netip.MustParseAddr(ip)
+		udp := func(port uint16) (fd int, at netip.AddrPort) {
+			fd, at = n.socket(addr, unix.SOCK_DGRAM, 0), netip.AddrPortFrom(addr, port)
+			check(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10))
+			n.bind(fd, at)
+			return fd, at
+		}
+		send := func(fd int, to netip.AddrPort, times int) {
+			for range times {
+				check(unix.Sendto(fd, make([]byte, 100), 0, sockaddr(to)))
+			}
+		}
+		full, at := udp(1400)
+		connected, other := udp(1401)
+		check(unix.Connect(connected, sockaddr(at)))
+		send(n.socket(addr, unix.SOCK_DGRAM, 0), at, 20+i)
+		send(full, other, 4+i)
+	}
 }
 
 func decimal(t *testing.T, s string) float64 {

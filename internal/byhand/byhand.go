@@ -2,8 +2,8 @@
 // any of its code, to compare the two: the slow and plain way. It is for the tests
 // and the lab; nothing of it is in the exporter.
 //
-// It has what comes of more than one number: TCP states, accept queues and ephemeral
-// ports, counted from /proc/net/tcp where the exporter asks sock_diag; counters of
+// It has what comes of more than one number: TCP states, accept queues, connection requests
+// and ephemeral ports, counted from /proc/net/tcp where the exporter asks sock_diag; counters of
 // connection tracking, softnet and neighbours, which are of all CPUs; descriptors of
 // processes and the worst of a name; slabs, and which of them share their memory;
 // open files; the saturation of memory; and whether this is the host.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -94,8 +95,8 @@ func (p *pass) address(s string) netip.AddrPort {
 func Unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 // Table counts the lines of /proc/net/tcp and tcp6: the states, what waits at the
-// listeners, and the ephemeral ports. The files are those of the namespace of the
-// calling thread.
+// listeners and before that, and the ephemeral ports. The files are those of the
+// namespace of the calling thread.
 func Table() (Readings, error) {
 	p := newPass()
 	table := p.sockets()
@@ -113,10 +114,43 @@ func Table() (Readings, error) {
 	for at, waiting := range queues {
 		p.Set(waiting, "accept_queue_length", "listener", at)
 	}
+	p.requests(table)
 	p.Set(float64(len(queues)), "tcp_listeners")
 	p.Set(float64(max(len(queues)-8192, 0)), "tcp_listeners_crowded")
 	p.ports(table)
 	return p.result()
+}
+
+// requests counts the connection requests of each listener. Where there are none the first
+// listener has none.
+func (p *pass) requests(table []Socket) {
+	var listeners []netip.AddrPort
+	for _, s := range table {
+		if s.State == Listening {
+			listeners = append(listeners, Unmap(s.Local))
+		}
+	}
+	slices.SortFunc(listeners, netip.AddrPort.Compare)
+	asked := false
+	for _, s := range table {
+		if s.State != SynRecv {
+			continue
+		}
+		// The listener of this address, or of all IPv4 ones, or of all.
+		at := Unmap(s.Local)
+		for _, of := range []netip.Addr{at.Addr(), netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			listener := netip.AddrPortFrom(of, at.Port())
+			if of == netip.IPv4Unspecified() && at.Addr().Is6() || !slices.Contains(listeners, listener) {
+				continue
+			}
+			p.Readings[Series("request_queue_length", "listener", listener.String())]++
+			asked = true
+			break
+		}
+	}
+	if !asked && len(listeners) > 0 {
+		p.Set(0, "request_queue_length", "listener", listeners[0].String())
+	}
 }
 
 // ports counts the ephemeral ports that are held.

@@ -20,8 +20,8 @@ type Tour struct {
 	inside uint64 // the ID of the namespace that the thread has entered, 0 if not known
 }
 
-// Tour runs fn with a tour, on a thread of its own that ends with it. The tour, and
-// what was made of its Netns, belongs to that thread.
+// Tour runs fn with a tour, on a thread of its own. The tour, and what was made of its
+// Netns, belongs to that thread.
 func (f *Files) Tour(fn func(*Tour) error) error {
 	return hostns.Travel(func(g *hostns.Guest) error {
 		return fn(&Tour{Netns: &Netns{files: f, host: hostns.Unreachable(hostns.ErrForeign)}, guest: g})

@@ -23,6 +23,7 @@ func recordings(t testing.TB) [][]byte {
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("no recordings: %v", err)
 	}
+	paths = append(paths, "../../testdata/sock_diag/udp.bin")
 	var all [][]byte
 	for _, p := range paths {
 		b, err := os.ReadFile(p)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -57,6 +58,15 @@ func TestDecodeUnix(t *testing.T) {
 func FuzzDecodeUnix(f *testing.F) {
 	f.Add(unixMessage(Listen, 7, "/run/a.sock", 3, 128))
 	f.Add(unixMessage(Listen, 7, "\x00abstract", 0, 0)[:20])
+	recorded, err := os.ReadFile("../../testdata/sock_diag/unix.bin")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for b := recorded; len(b) >= sizeofHeader; {
+		size := int(binary.NativeEndian.Uint32(b))
+		f.Add(b[sizeofHeader:size])
+		b = b[(size+3)&^3:]
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s UnixSocket
 		if known, err := decodeUnix(b, &s); err != nil && known {
