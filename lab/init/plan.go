@@ -24,7 +24,7 @@ import (
 // The demand that a guest is asked to meet, but for the connections, which are as many
 // as its memory allows.
 const (
-	planMost      = 3000 // connections: an emulator takes a millisecond for each
+	planMost      = 6000 // connections: an emulator takes a millisecond for each
 	planLeast     = 500
 	planProcesses = 2
 	planPairs     = 4
