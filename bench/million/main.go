@@ -217,9 +217,9 @@ func meminfo() (map[string]float64, error) {
 	return info, nil
 }
 
-// taken is what is neither free nor page cache.
+// taken is what is neither free nor page cache nor a program's.
 func (s state) taken() float64 {
-	return s.meminfo["MemTotal"] - s.meminfo["MemFree"] - s.meminfo["Buffers"] - s.meminfo["Cached"]
+	return s.meminfo["MemTotal"] - s.meminfo["MemFree"] - s.meminfo["Buffers"] - s.meminfo["Cached"] - s.meminfo["AnonPages"]
 }
 
 func gib(v float64) string { return fmt.Sprintf("%.2f GiB", v/(1<<30)) }
@@ -278,14 +278,14 @@ func (o *options) measure(ctx context.Context, out io.Writer) (err error) {
 	for _, cache := range caches[:12] {
 		row("cache "+cache, before.slabs[cache].bytes, after.slabs[cache].bytes)
 	}
-	row("neither free nor page cache", before.taken(), after.taken())
+	row("neither free nor page cache nor a program's", before.taken(), after.taken())
 	row("the programs, resident", 0, programs)
 	// Whoever looks through /proc/PID/fd leaves an inode and a directory entry for each
 	// descriptor, until memory is needed.
 	looked := (after.slabs["proc_inode_cache"].bytes - before.slabs["proc_inode_cache"].bytes) +
 		(after.slabs["proc_inode_cache"].objects-before.slabs["proc_inode_cache"].objects)*entry
-	kernel := after.taken() - before.taken() - programs - looked
-	fmt.Fprintf(out, "\nWithout the programs, and %s that were left by programs that looked through /proc, that is %s, %.0f bytes for each connection of two sockets; plan said %s (%+.1f %%).\n",
+	kernel := after.taken() - before.taken() - looked
+	fmt.Fprintf(out, "\nWithout %s that were left by programs that looked through /proc, that is %s, %.0f bytes for each connection of two sockets; plan said %s (%+.1f %%).\n",
 		gib(looked), gib(kernel), kernel/n, gib(o.predicted), 100*(o.predicted/kernel-1))
 	fmt.Fprintf(out, "\nBefore and after:\n\n```\n%s\nfile-nr %s\n\n%s\nfile-nr %s\n```\n\n", before.sockstat, before.fileNr, after.sockstat, after.fileNr)
 	return o.look(ctx, out)

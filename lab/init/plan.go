@@ -24,7 +24,7 @@ import (
 // The demand that a guest is asked to meet, but for the connections, which are as many
 // as its memory allows.
 const (
-	planMost      = 3000 // connections: an emulator takes a millisecond for each
+	planMost      = 6000 // connections: an emulator takes a millisecond for each
 	planLeast     = 500
 	planProcesses = 2
 	planPairs     = 4
@@ -387,11 +387,12 @@ func (g *guest) page() (map[string]float64, error) {
 	return parsePage(s.Page)
 }
 
-// usedMemory is what is neither free nor page cache, in bytes.
+// usedMemory is what is neither free nor page cache nor a program's, in bytes: the
+// kernel's.
 func usedMemory() (float64, error) {
 	time.Sleep(200 * time.Millisecond) // for what the kernel frees a moment later
 	used := 0
-	for name, sign := range map[string]int{"MemTotal:": 1, "MemFree:": -1, "Buffers:": -1, "Cached:": -1} {
+	for name, sign := range map[string]int{"MemTotal:": 1, "MemFree:": -1, "Buffers:": -1, "Cached:": -1, "AnonPages:": -1} {
 		n, err := meminfo(name)
 		if err != nil {
 			return 0, err

@@ -184,7 +184,7 @@ func All() []Scenario {
 
 		// A table is full between two scrapes.
 		{Name: "between_scrapes", Resource: "conntrack_entries", Unrecorded: true, Prometheus: true, Longer: 5 * time.Minute},
-		{Name: "plan", Planned: true, Unrecorded: true, Longer: 3 * time.Minute},
+		{Name: "plan", Planned: true, Unrecorded: true, Longer: 5 * time.Minute},
 		{Name: "tuning", Tuned: true, Unrecorded: true, Longer: 2 * time.Minute},
 
 		// Every collector must have read something that can be compared.
