@@ -135,6 +135,8 @@ type Query struct {
 type Reading struct {
 	// Results are in the order of the set's collectors.
 	Results []Result
+	// Machine is what was read.
+	Machine *kernel.Machine
 	// View is what the exporter sees of the machine.
 	View kernel.View
 
@@ -154,7 +156,7 @@ func (s *Set) Read(ctx context.Context, q Query) *Reading {
 			tickets = append(tickets, r.join(ctx, q.MaxAge))
 		}
 	}
-	reading := &Reading{Results: make([]Result, len(tickets)), View: s.machine.View(), health: s.health}
+	reading := &Reading{Results: make([]Result, len(tickets)), Machine: s.machine, View: s.machine.View(), health: s.health}
 	for i, t := range tickets {
 		reading.Results[i] = t.wait(ctx, asked)
 	}

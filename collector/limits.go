@@ -21,12 +21,15 @@ func (l Level) String() string { return [...]string{"ok", "warning", "critical"}
 // Level compares the saturation with the thresholds of the limit, and that of the worst
 // network namespace besides the host's, which may be worth a warning only.
 func (l LimitReading) Level() Level {
-	level := l.level(l.Saturation())
+	level := l.OwnLevel()
 	if l.Netns != nil {
 		level = max(level, min(l.level(l.Netns.Saturation), l.Netns.Most))
 	}
 	return level
 }
+
+// OwnLevel is the level of the host, without other network namespaces.
+func (l LimitReading) OwnLevel() Level { return l.level(l.Saturation()) }
 
 func (l LimitReading) level(saturation float64) Level {
 	switch s := saturation; {

@@ -81,7 +81,7 @@ func requestQueues() Lister[tcp] {
 					Most:    forever,
 					Alone:   true,
 					Settings: []Setting{
-						{"the program, whose own backlog counts where it is lower", backlogLine},
+						{"the program, whose own backlog counts where it is lower, and which has to be restarted", backlogLine},
 					},
 				},
 			},

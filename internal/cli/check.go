@@ -18,6 +18,7 @@ import (
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
+	"github.com/sockpressure/sockpressure_exporter/internal/plan"
 )
 
 // unknown is the exit status of a monitoring plugin that could not see all.
@@ -117,7 +118,9 @@ type report struct {
 	limits []collector.LimitReading // the most saturated first
 	failed []collector.Result       // those with an error
 	view   kernel.View
-	notes  []collector.Note // the latest first
+	// remedies are what to set, by resource, for limits that are not well.
+	remedies map[string][]string
+	notes    []collector.Note // the latest first
 	// watched is set where peaks are more than the present.
 	watched bool
 }
@@ -131,6 +134,8 @@ func readReport(ctx context.Context, set *collector.Set) report {
 		failed: slices.DeleteFunc(slices.Clone(reading.Results), func(r collector.Result) bool { return r.Err == nil }),
 		view:   reading.View,
 		notes:  reading.Notes(),
+		// They are read once the limits are known, and for those alone that are not well.
+		remedies: plan.Remedies(reading),
 	}
 }
 
@@ -174,7 +179,7 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 			if at := slices.IndexFunc(r.notes, func(n collector.Note) bool { return slices.Contains(n.Resources, l.Resource) }); at >= 0 {
 				fmt.Fprintf(out, "  the kernel said at %s: %s\n", r.notes[at].At.Format(time.DateTime), r.notes[at].Text)
 			}
-			if l.Netns != nil {
+			if l.Netns != nil && (l.OwnLevel() < l.Level() || l.Netns.Saturation >= l.Saturation()) {
 				fmt.Fprintf(out, "  in the network namespace %s: %s%%\n", l.Netns.Title(), l.Netns.Share())
 			}
 			for _, item := range l.Items[:min(shownItems, len(l.Items))] {
@@ -186,6 +191,10 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 			if l.Full > 0 {
 				fmt.Fprintf(out, "  full in %v at the pace of the last minute\n", l.Full)
 			}
+			for _, line := range r.remedies[l.Resource] {
+				fmt.Fprintf(out, "  to set: %s\n", line)
+			}
+			fmt.Fprintf(out, "  more: %s who %s\n", name, l.Resource)
 		}
 	}
 	return nil
@@ -236,6 +245,8 @@ type (
 		Holder     *jsonHolder    `json:"holder"`
 		// FullIn is null where it does not grow, or is far from full.
 		FullIn *float64 `json:"full_in_seconds"`
+		// Set is what raises it, empty where it is well.
+		Set []string `json:"set"`
 	}
 	jsonHolder struct {
 		Process   string  `json:"process"`
@@ -338,6 +349,7 @@ func (r report) writeJSON(out io.Writer) error {
 			WorstNetns: worst,
 			Holder:     jsonHeld(l.Holder),
 			FullIn:     full,
+			Set:        append([]string{}, r.remedies[l.Resource]...),
 		})
 	}
 	for _, f := range r.failed {

@@ -69,7 +69,7 @@ func TestCheckJSON(t *testing.T) {
 		}
 		for i, v := range limits {
 			l := v.(map[string]any)
-			if got := names(l); got != "effect full_in_seconds holder items limit peak resource saturation state sysctl thresholds unit usage worst_netns" {
+			if got := names(l); got != "effect full_in_seconds holder items limit peak resource saturation set state sysctl thresholds unit usage worst_netns" {
 				t.Fatalf("a limit has %s", got)
 			}
 			if row := strings.Fields(rows[i]); row[0] != l["resource"] || row[1] != l["state"] || !strings.HasSuffix(rows[i], l["sysctl"].(string)) {
@@ -132,7 +132,7 @@ func TestCheckItems(t *testing.T) {
 	if err := errors.Join(r.writeText(&text, painter(io.Discard)), r.writeJSON(&doc)); err != nil {
 		t.Fatal(err)
 	}
-	const want = "When ports is met: It ends.\n  a → to: 9 of 10 ports\n  b → to: 9 of 10 ports\n  c → to: 9 of 10 ports\n"
+	const want = "When ports is met: It ends.\n  a → to: 9 of 10 ports\n  b → to: 9 of 10 ports\n  c → to: 9 of 10 ports\n  more: sockpressure_exporter who ports\n"
 	if !strings.HasSuffix(text.String(), want) {
 		t.Errorf("%s, want %s", text.String(), want)
 	}

@@ -279,7 +279,7 @@ func writePlanTable(out io.Writer, p plan.Plan) error {
 		if r.Verdict != plan.Holds {
 			fmt.Fprintf(out, "\n%s: %s\nWhen it is met: %s\n", r.Resource, plainWords(r.Rule), r.Effect)
 			for _, write := range r.Writes {
-				fmt.Fprintf(out, "  %s = %s\n", write.Name, numbers(write.Value))
+				fmt.Fprintf(out, "  %s = %s\n", write.Name, plan.Numbers(write.Value))
 			}
 			for _, s := range r.Settings {
 				fmt.Fprintf(out, "  %s: %s\n", s.Where, fmt.Sprintf(s.Line, r.Needed))
@@ -306,15 +306,6 @@ func scope(r plan.Row) string {
 		return "network namespace"
 	}
 	return "host"
-}
-
-// numbers writes those of a sysctl.
-func numbers(v []float64) string {
-	words := make([]string, len(v))
-	for i, n := range v {
-		words[i] = strconv.FormatFloat(n, 'f', -1, 64)
-	}
-	return strings.Join(words, " ")
 }
 
 // comment writes lines that sysctl skips.
@@ -346,7 +337,7 @@ func writePlanSysctl(out io.Writer, p plan.Plan) error {
 		fmt.Fprintln(out)
 		comment(out, "%s: %s now, %s needed: %s.\nWhen it is met: %s", r.Resource, bytesOr(r, r.Now), bytesOr(r, r.Needed), plainWords(r.Rule), r.Effect)
 		for _, write := range r.Writes {
-			fmt.Fprintf(out, "%s = %s\n", write.Name, numbers(write.Value))
+			fmt.Fprintf(out, "%s = %s\n", write.Name, plan.Numbers(write.Value))
 			if write.PerNetns {
 				pods = append(pods, write)
 				if !r.Safe {
@@ -362,7 +353,7 @@ func writePlanSysctl(out io.Writer, p plan.Plan) error {
 		fmt.Fprintln(out)
 		comment(out, "Each network namespace has its own of these: for a pod that is not in the host's,\nsecurityContext:\n  sysctls:")
 		for _, write := range pods {
-			comment(out, "  - name: %s\n    value: %q", write.Name, numbers(write.Value))
+			comment(out, "  - name: %s\n    value: %q", write.Name, plan.Numbers(write.Value))
 		}
 	}
 	if len(unsafe) > 0 {

@@ -71,31 +71,14 @@ func Read(ctx context.Context, m *kernel.Machine, set *collector.Set) (Facts, er
 		}
 	}
 	f := FactsOf(reading)
-	var closers []func()
-	defer func() {
-		for _, c := range closers {
-			c()
-		}
-	}()
-	files := &kernel.Files{Machine: m, Defer: func(c func()) { closers = append(closers, c) }}
-	host := files.Host()
 	f.PageSize = m.PageSize
 	var err error
 	if f.Unit, err = m.MemoryUnit(); err != nil {
 		return Facts{}, err
 	}
-	f.Sysctls = map[string][]float64{}
-	for _, l := range f.Infos {
-		for _, s := range l.Sysctls {
-			file := files.GlobalSysctl(s.Name)
-			if strings.HasPrefix(s.Name, "net.") {
-				file = host.Sysctl(s.Name)
-			}
-			if numbers := all(file); numbers != nil {
-				f.Sysctls[s.Name] = numbers
-			}
-		}
-	}
+	files, done := open(m)
+	defer done()
+	f.Sysctls = settings(files, f.Infos)
 	f.Objects = map[string]float64{}
 	objects := collector.Socket()
 	for _, l := range f.Infos {
@@ -112,6 +95,36 @@ func Read(ctx context.Context, m *kernel.Machine, set *collector.Set) (Facts, er
 		f.Release = strings.TrimSpace(string(file))
 	}
 	return f, nil
+}
+
+// open returns the files of a machine, and a function that closes those that were read.
+func open(m *kernel.Machine) (files *kernel.Files, done func()) {
+	var closers []func()
+	files = &kernel.Files{Machine: m, Defer: func(c func()) { closers = append(closers, c) }}
+	return files, func() {
+		for _, c := range closers {
+			c()
+		}
+	}
+}
+
+// settings reads the sysctls of limits, as far as the kernel has them and this user may
+// read them.
+func settings(files *kernel.Files, infos []collector.LimitInfo) map[string][]float64 {
+	host := files.Host()
+	found := map[string][]float64{}
+	for _, l := range infos {
+		for _, s := range l.Sysctls {
+			file := files.GlobalSysctl(s.Name)
+			if strings.HasPrefix(s.Name, "net.") {
+				file = host.Sysctl(s.Name)
+			}
+			if numbers := all(file); numbers != nil {
+				found[s.Name] = numbers
+			}
+		}
+	}
+	return found
 }
 
 // all reads the numbers of a setting; nil where there is none, or this user may not read

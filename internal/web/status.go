@@ -61,6 +61,8 @@ type bar struct {
 	Name   string
 	Amount string // the usage and the limit in words
 	Age    time.Duration
+	// Remedy is what to set.
+	Remedy []string
 	// Said is what the kernel logged of it last, nil if that is long ago.
 	Said *collector.Note
 }
@@ -165,8 +167,9 @@ func newView(reading *collector.Reading) *view {
 		p.Lists = append(p.Lists, lists(r)...)
 	}
 	levels := [collector.Critical + 1]int{}
+	remedies := plan.Remedies(reading)
 	for _, l := range reading.Limits() {
-		b := bar{LimitReading: l, Name: l.Resource, Amount: l.Amount(l.Usage, l.Limit), Age: ages[l.Resource]}
+		b := bar{LimitReading: l, Name: l.Resource, Amount: l.Amount(l.Usage, l.Limit), Age: ages[l.Resource], Remedy: remedies[l.Resource]}
 		if at := slices.IndexFunc(p.Log, func(n collector.Note) bool { return slices.Contains(n.Resources, l.Resource) }); at >= 0 && time.Since(p.Log[at].At) < recently {
 			b.Said = &p.Log[at]
 		}

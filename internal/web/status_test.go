@@ -102,6 +102,7 @@ func TestStatus(t *testing.T) {
 		"1 descriptor, no limit",
 		"nf_conntrack: table full, dropping packet",
 		"net.netfilter.nf_conntrack_max",
+		"to set: <code>net.netfilter.nf_conntrack_max = 82000 (now 65536)</code>",
 		`href="./metrics"`,
 		"/docs/metrics.md#conntrack_entries",
 		`Not read: <a href="#collector-tcp">tcp</a>, <a href="#collector-ports">ports</a>`,
@@ -249,7 +250,7 @@ func TestHeadline(t *testing.T) {
 		for _, u := range usages {
 			r.Limits = append(r.Limits, limit(u))
 		}
-		p := newView(&collector.Reading{Results: []collector.Result{r}})
+		p := newView(&collector.Reading{Machine: new(kernel.Machine), Results: []collector.Result{r}})
 		if got := p.Headline(); got != want {
 			t.Errorf("%v: %q, want %q", usages, got, want)
 		}

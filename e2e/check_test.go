@@ -1,0 +1,89 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestCheckAnswers reaches three limits at once, and expects check alone to say which, who
+// holds each, and what to set. What it says to set is then set, and is enough.
+func TestCheckAnswers(t *testing.T) {
+	n := enterNetns(t)
+	n.sysctl("net.core.somaxconn", "64")
+	n.sysctl("net.ipv4.tcp_max_tw_buckets", "40")
+	limit := n.limitPorts()
+	a := netip.MustParseAddr("127.0.0.1")
+	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+
+	// The accept queue of a program that asks for more than somaxconn allows.
+	n.listen(at(1001), 4096)
+	for range 65 {
+		n.dial(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), 0), at(1001))
+	}
+	// Every port to one destination, with some left in TIME_WAIT.
+	pairs := n.pairs(n.listen(at(1002), 64), netip.AddrPortFrom(a, 0), at(1002), limit)
+	for _, p := range pairs[:40] {
+		n.close(p.client)
+		n.poll(p.server, unix.POLLRDHUP)
+		n.close(p.server)
+	}
+
+	said := n.check(t)
+	me := comm(t)
+	for _, want := range []string{
+		"When accept_queue is ",
+		"  127.0.0.1:1001: 65 of 64 connections, held by " + me,
+		"  to set: net.core.somaxconn = 117 (now 64)",
+		"When ephemeral_ports is ",
+		"→ 127.0.0.1:1002: 169 of 169 ports, held by " + me,
+		"  to set: net.ipv4.ip_local_port_range = ",
+		"When tcp_time_wait is ",
+		"  to set: net.ipv4.tcp_max_tw_buckets = 63 (now 40)",
+		"  more: sockpressure_exporter who tcp_time_wait",
+	} {
+		if !strings.Contains(said, want) {
+			t.Errorf("check does not say %q:\n%s", want, said)
+		}
+	}
+
+	done := 0
+	for line := range strings.Lines(said) {
+		rest, found := strings.CutPrefix(line, "  to set: net.")
+		if !found {
+			continue
+		}
+		name, value, _ := strings.Cut(rest, " = ")
+		value, _, _ = strings.Cut(value, " (now")
+		n.sysctl("net."+name, value)
+		done++
+	}
+	if done != 3 {
+		t.Errorf("%d sysctls to set", done)
+	}
+	n.dial(netip.AddrPortFrom(a, 0), at(1002))
+	if said = n.check(t); strings.Contains(said, "When ephemeral_ports") || strings.Contains(said, "When tcp_time_wait") {
+		t.Errorf("after it was set:\n%s", said)
+	}
+}
+
+// check runs check in the namespace, which it takes for the host's.
+func (n *netns) check(t *testing.T) string {
+	t.Helper()
+	cmd := exec.Command(binary, "check")
+	cmd.SysProcAttr = new(syscall.SysProcAttr)
+	asHost(cmd, "")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String()
+}

@@ -1,0 +1,75 @@
+package plan
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// Remedies returns, for each limit of a reading that is not well, what to set so that its
+// present usage is no warning: lines such as "net.ipv4.ip_local_port_range = 32768 60999
+// (now 32768 40999)" by resource. A limit of another network namespace and one that no
+// setting raises have none.
+func Remedies(r *collector.Reading) map[string][]string {
+	var near []collector.LimitReading
+	for _, l := range r.Limits() {
+		if l.OwnLevel() != collector.OK {
+			near = append(near, l)
+		}
+	}
+	if len(near) == 0 {
+		return nil
+	}
+	var infos []collector.LimitInfo
+	for _, l := range near {
+		infos = append(infos, *l.LimitInfo)
+	}
+	f := FactsOf(r)
+	f.PageSize = r.Machine.PageSize
+	files, done := open(r.Machine)
+	defer done()
+	f.Sysctls = settings(files, infos)
+	lines := map[string][]string{}
+	for i := range near {
+		lines[near[i].Resource] = f.remedy(&near[i])
+	}
+	return lines
+}
+
+// growth is how much more than the present usage a limit is to hold: what was refused at
+// the limit is not in the usage.
+const growth = 1.25
+
+// remedy returns what to set for a limit, empty where nothing raises it.
+func (f *Facts) remedy(l *collector.LimitReading) []string {
+	if l.Fixed {
+		return nil
+	}
+	row := Row{LimitInfo: l.LimitInfo, Now: l.Limit, Needed: roundUp(l.Usage * room(l.LimitInfo) * growth)}
+	if l.Most > 0 {
+		row.Needed = min(row.Needed, l.Most)
+	}
+	if row.Needed <= row.Now {
+		return nil
+	}
+	var lines []string
+	for _, w := range f.writes(l.LimitInfo, row) {
+		lines = append(lines, fmt.Sprintf("%s = %s (now %s)", w.Name, Numbers(w.Value), Numbers(w.Now)))
+	}
+	for _, s := range l.Settings {
+		line, _, _ := strings.Cut(fmt.Sprintf(s.Line, row.Needed), ";")
+		lines = append(lines, fmt.Sprintf("%s: %s", s.Where, line))
+	}
+	return lines
+}
+
+// Numbers writes the numbers of a sysctl as its file has them.
+func Numbers(v []float64) string {
+	words := make([]string, len(v))
+	for i, n := range v {
+		words[i] = strconv.FormatFloat(n, 'f', -1, 64)
+	}
+	return strings.Join(words, " ")
+}
