@@ -84,10 +84,10 @@ func TestUnixQueues(t *testing.T) {
 	if len(got) != 2 || got[0].path != "/over" || got[1].path != "/half" || got[1].length != 3 {
 		t.Errorf("%+v", got)
 	}
-	if name := unixName(&sockdiag.UnixSocket{Inode: 5}); name != "inode/5" {
+	if name := (&sockdiag.UnixSocket{Inode: 5}).String(); name != "inode/5" {
 		t.Errorf("a socket without a name is %q", name)
 	}
-	if name := unixName(&sockdiag.UnixSocket{Name: []byte("\x00x")}); name != "@x" {
+	if name := (&sockdiag.UnixSocket{Name: []byte("\x00x")}).String(); name != "@x" {
 		t.Errorf("an abstract name is %q", name)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"strconv"
 
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
@@ -128,26 +127,10 @@ func (v *unixVisitor) Reset() {
 
 func (v *unixVisitor) VisitUnix(s *sockdiag.UnixSocket) {
 	v.count++
-	q := unixQueue{unixName(s), s.Inode, uint64(s.Queue), uint64(s.Backlog)}
+	q := unixQueue{s.String(), s.Inode, uint64(s.Queue), uint64(s.Backlog)}
 	if q.length > 0 {
 		v.fullest.offer(q)
 	} else if v.idle.path == "" || q.path < v.idle.path {
 		v.idle = q
-	}
-}
-
-// unixName is the name of a socket as ss writes it.
-func unixName(s *sockdiag.UnixSocket) string {
-	switch {
-	case len(s.Name) == 0:
-		return "inode/" + strconv.FormatUint(uint64(s.Inode), 10)
-	case s.Name[0] == 0:
-		return "@" + string(s.Name[1:])
-	default:
-		name := s.Name
-		for len(name) > 1 && name[len(name)-1] == 0 { // a path may end with zeros
-			name = name[:len(name)-1]
-		}
-		return string(name)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -216,6 +217,35 @@ func TestWhoAcceptQueue(t *testing.T) {
 	}
 	if a = askWho(t, nil, "accept_queue", "--by=peer", "--netns="+netns); a.Count != 5 || a.group(t, "127.0.0.1").Count != 5 {
 		t.Errorf("by peer: %+v", a)
+	}
+}
+
+// TestWhoUnixQueue fills the queue of a unix socket, and expects it in front of all others,
+// with this process.
+func TestWhoUnixQueue(t *testing.T) {
+	needs.Check(t, needs.Root)
+	n := enterNetns(t)
+	n.sysctl("net.core.somaxconn", "50")
+	path := filepath.Join(t.TempDir(), "db")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	for range 3 {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	a := n.ask("unix_accept_queue")
+	g := a.group(t, path)
+	if a.Count != 3 || g.Count != 3 || a.Groups[0].Who != path || g.Limit != 50 || !slices.Equal(g.Processes, []string{this(t)}) || g.User != "root" {
+		t.Errorf("%+v", a)
+	}
+	if a = n.ask("unix_accept_queue", "--by=process"); a.group(t, this(t)).Count != 3 {
+		t.Errorf("by process: %+v", a)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -24,6 +25,23 @@ type UnixSocket struct {
 	// Queue is the connections that wait to be accepted, Backlog how many may
 	// (UNIX_DIAG_RQLEN).
 	Queue, Backlog uint32
+}
+
+// String is the name of the socket as ss writes it: of an abstract one with an @ before it,
+// and of one without a name its inode.
+func (s *UnixSocket) String() string {
+	switch {
+	case len(s.Name) == 0:
+		return "inode/" + strconv.FormatUint(uint64(s.Inode), 10)
+	case s.Name[0] == 0:
+		return "@" + string(s.Name[1:])
+	default:
+		name := s.Name
+		for len(name) > 1 && name[len(name)-1] == 0 { // a path may end with zeros
+			name = name[:len(name)-1]
+		}
+		return string(name)
+	}
 }
 
 // A UnixVisitor takes the unix sockets of a walk, as a Visitor does.

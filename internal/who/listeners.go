@@ -2,6 +2,7 @@ package who
 
 import (
 	"cmp"
+	"strconv"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
@@ -47,6 +48,48 @@ func readAcceptQueues(q *inquiry) error {
 	if err != nil {
 		return err
 	}
+	return q.addListeners(func(g *group) string { return address(g.from, g.fromPort) })
+}
+
+// unixVisitor makes a group of each unix socket that listens.
+type unixVisitor struct {
+	*inquiry
+	place uint32
+	paths map[key]string
+}
+
+func (v *unixVisitor) Reset() {}
+
+func (v *unixVisitor) VisitUnix(s *sockdiag.UnixSocket) {
+	k := key{place: v.place, id: uint64(s.Inode)}
+	waiting := float64(s.Queue)
+	at := v.tally.add(k, amount{count: waiting}, waiting/float64(max(s.Backlog, 1)))
+	v.tally.groups[at].limit = float64(s.Backlog)
+	if len(v.paths) < maxGroups || s.Queue > 0 {
+		v.paths[k] = s.String()
+	}
+}
+
+// readUnixQueues answers by the unix sockets on which programs listen, in each network
+// namespace. Who waits there has no name in the kernel's answer.
+func readUnixQueues(q *inquiry) error {
+	v := &unixVisitor{inquiry: q, paths: map[key]string{}}
+	unknown := func(*collector.FoundNetns) (n collector.Number) { return n }
+	err := q.eachNetns(unknown, func(n *kernel.Netns, at uint32) error {
+		v.place = at
+		return n.SockDiag().WalkUnix(q.ctx, v)
+	})
+	if err != nil {
+		return err
+	}
+	return q.addListeners(func(g *group) string {
+		return cmp.Or(v.paths[g.key], "inode/"+strconv.FormatUint(g.id, 10))
+	})
+}
+
+// addListeners adds a group for each listener, by its inode and with the programs that have
+// it open, or for who has them.
+func (q *inquiry) addListeners(title func(g *group) string) error {
 	q.answer.Count, q.answer.TooLow = q.tally.all.count, q.tally.dropped
 	inodes := map[uint32]bool{}
 	for _, g := range q.tally.groups {
@@ -67,9 +110,10 @@ func readAcceptQueues(q *inquiry) error {
 		q.addOwners(parts)
 		return err
 	}
-	for _, t := range q.tally.groups {
+	for i := range q.tally.groups {
+		t := &q.tally.groups[i]
 		g := Group{
-			Who: address(t.from, t.fromPort), Netns: q.netns(t.place), Count: t.count, Limit: t.limit, score: t.score,
+			Who: title(t), Netns: q.netns(t.place), Count: t.count, Limit: t.limit, score: t.score,
 		}
 		of := map[*process]amount{}
 		var whose string
@@ -86,7 +130,9 @@ func readAcceptQueues(q *inquiry) error {
 		if whose == "" {
 			o, cgroup := q.socketOwner(t.cgroup)
 			whose, g.Namespace, g.Pod = cmp.Or(o.Name, cgroup), o.Namespace, o.Pod
-			g.User = q.user(t.user)
+			if t.fromPort != 0 { // of a unix socket the kernel tells no user
+				g.User = q.user(t.user)
+			}
 		}
 		g.Unit = whose
 		q.nameProcesses(&g, of)

@@ -84,8 +84,9 @@ func rows() []row {
 			}),
 		},
 		{
-			resource: "unix_accept_queue",
-			nobody:   "Who waits to be accepted at a unix socket has no name there; the command check names the socket and the program that should accept. All of them: ss -Hlx | awk '$3 > 0'.",
+			resource: "unix_accept_queue", things: "connections", perNetns: true,
+			by:   []Grouping{ByListener, ByProcess, ByUnit, ByPod},
+			read: readUnixQueues,
 		},
 		{
 			resource: "udp_receive_queue", things: "sockets", memory: true, perNetns: true,

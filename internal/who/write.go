@@ -72,11 +72,10 @@ func (a *Answer) summary(limit *collector.LimitReading) string {
 		fmt.Fprintf(&b, "No %s were found.", a.Things)
 		return b.String()
 	}
-	memory := a.HasMemory || a.ByMemory
 	switch {
 	case a.Count == 0:
 		b.WriteString(collector.Bytes.Format(a.Memory))
-	case memory:
+	case a.showsMemory():
 		fmt.Fprintf(&b, "%s with %s", some(a.Count, a.Things), collector.Bytes.Format(a.Memory))
 	default:
 		b.WriteString(some(a.Count, a.Things))
@@ -104,7 +103,7 @@ func (a *Answer) writeTable(out io.Writer) error {
 		{"SHARE", func(g *Group) string { return percent(g.Share) }},
 		{"CUMULATIVE", func(g *Group) string { return percent(g.Cumulative) }},
 		{"MEMORY", func(g *Group) string {
-			if !a.HasMemory && !a.ByMemory {
+			if !a.showsMemory() {
 				return ""
 			}
 			return about(g) + collector.Bytes.Format(g.Memory)
@@ -192,6 +191,10 @@ func (a *Answer) writeTable(out io.Writer) error {
 	}
 	return nil
 }
+
+// showsMemory reports whether memory is worth a column: what is counted by something else
+// mostly has none.
+func (a *Answer) showsMemory() bool { return a.ByMemory || a.HasMemory && a.Memory > 0 }
 
 func (a *Answer) estimated() bool {
 	for _, g := range a.Groups {
