@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"math"
 	"strconv"
 	"strings"
 )
@@ -89,7 +90,7 @@ func (u Unit) Format(v float64) string {
 			return strconv.FormatFloat(v/binary.size, 'f', 1, 64) + " " + binary.name
 		}
 	}
-	return strconv.FormatFloat(v, 'f', -1, 64) + " " + u.of(v)
+	return strconv.FormatFloat(math.Round(v), 'f', -1, 64) + " " + u.of(math.Round(v))
 }
 
 // Amount writes a usage and a limit for people: 3 of 10 ports.

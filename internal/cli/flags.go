@@ -268,6 +268,9 @@ func nameFlag(app *kingpin.Application, args []string, err error) error {
 		if valueErr := flag.Value.Set(*e.Value); valueErr != nil {
 			if number, ok := errors.AsType[*strconv.NumError](valueErr); ok {
 				valueErr = number.Err
+				if errors.Is(valueErr, strconv.ErrSyntax) {
+					valueErr = errors.New("not a valid number")
+				}
 			}
 			return fmt.Errorf("--%s=%s: %w", flag.Name, *e.Value, valueErr)
 		}

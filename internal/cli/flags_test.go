@@ -121,7 +121,7 @@ func TestFlagValues(t *testing.T) {
 		{"--collector=false", "", "unknown long flag '--collector'"},
 		{"-- --collector.tcp=false", "", "unexpected --collector.tcp=false"},
 		{"check --format=xml", "", "--format=xml: enum value must be one of text,json"},
-		{"--collector.top=ten", "", "--collector.top=ten: invalid syntax"},
+		{"--collector.top=ten", "", "--collector.top=ten: not a valid number"},
 		{"--collector.max-cpu 1e999", "", "--collector.max-cpu=1e999: value out of range"},
 		{"--log.level=loud", "", "--log.level=loud: unrecognized log level loud"},
 		{"--format=json", "", "unknown long flag '--format'"},

@@ -159,7 +159,7 @@ func TestPlanInput(t *testing.T) {
 		"--connections=0":                    "--connections=0 is not between 1 and 4294967296",
 		"--connections=4294967297":           "--connections=4294967297 is not between 1 and 4294967296",
 		"--connections=99999999999999999999": "--connections=99999999999999999999: value out of range",
-		"--connections=many":                 "--connections=many: invalid syntax",
+		"--connections=many":                 "--connections=many: not a valid number",
 		"--outbound=3":                       "--outbound needs --connections",
 		"--tls":                              "--tls needs --connections",
 		"--format=sysctl":                    "--format=sysctl needs --connections",
