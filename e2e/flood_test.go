@@ -243,7 +243,7 @@ func newMemoryGroup(t *testing.T, bytes int) memoryGroup {
 	} else if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
 		needs.Skip(t, "cgroups with memory that root may make: "+err.Error())
 	}
-	g.dir = filepath.Join(root, fmt.Sprintf("sockpressure-%s-%d", strings.ToLower(t.Name()), os.Getpid()))
+	g.dir = filepath.Join(root, fmt.Sprintf("sockpressure-%s-%d", strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")), os.Getpid()))
 	if err := os.Mkdir(g.dir, 0o755); err != nil {
 		needs.Skip(t, "cgroups with memory that root may make: "+err.Error())
 	}
