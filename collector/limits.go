@@ -43,6 +43,20 @@ func (l LimitReading) level(saturation float64) Level {
 	}
 }
 
+// WithThresholds returns the limit with other levels, given as saturations; 0 keeps its own.
+// A warning that is given holds for the soft threshold too.
+func (l LimitReading) WithThresholds(warning, critical float64) LimitReading {
+	info := *l.LimitInfo
+	if warning > 0 {
+		info.WarningRatio, l.soft = warning, Number{}
+	}
+	if critical > 0 {
+		info.CriticalRatio = critical
+	}
+	l.LimitInfo = &info
+	return l
+}
+
 // Percent is the saturation in percent.
 func (l LimitReading) Percent() float64 { return 100 * l.Saturation() }
 

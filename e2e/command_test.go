@@ -166,7 +166,7 @@ func TestBashCompletion(t *testing.T) {
 		"--path.sysfs = t":                  "", // of a file
 		"--form":                            "",
 		"check --form":                      "--format",
-		"check --format =":                  "text json",
+		"check --format =":                  "text json plugin",
 		"check --format j":                  "json",
 	} {
 		cmd := exec.Command("bash", "--norc", "-c", `. /dev/stdin; COMP_WORDS=(x "$@"); COMP_CWORD=$#; _sockpressure_exporter; echo "${COMPREPLY[*]}"`, "x")

@@ -33,27 +33,34 @@ const checkTime = 8 * time.Second
 
 // The formats of check.
 const (
-	formatText = "text"
-	formatJSON = "json"
+	formatText   = "text"
+	formatJSON   = "json"
+	formatPlugin = "plugin"
 )
 
 func checkCommand() command {
 	var format string
 	var during time.Duration
+	var levels thresholds
 	return command{
 		name:   "check",
 		help:   "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.",
 		exits:  "exits as plugins for monitoring do: with 0, 1, 2 or 3, see above.",
 		failed: unknown,
 		define: func(cmd *kingpin.CmdClause) {
-			flag := cmd.Flag("format", "What to print: text, or json, an object with state, exit_status, host_view, limits, failed_collectors and kernel_messages.").Default(formatText)
-			flag.EnumVar(&format, formatText, formatJSON)
-			offer(flag, formatText, formatJSON)
+			flag := cmd.Flag("format", "What to print: text; json, an object with state, exit_status, host_view, limits, failed_collectors and kernel_messages; or plugin, as Nagios, Icinga and the like read it.").Default(formatText)
+			flag.EnumVar(&format, formatText, formatJSON, formatPlugin)
+			offer(flag, formatText, formatJSON, formatPlugin)
+			cmd.Flag("warning", "Saturation from which every limit is a warning, as in 0.8 or 80%, in place of its own.").Short('w').PlaceHolder("RATIO").SetValue(&levels.warning)
+			cmd.Flag("critical", "Saturation from which every limit is critical, in place of its own.").Short('c').PlaceHolder("RATIO").SetValue(&levels.critical)
 			cmd.Flag("for", "Watch for so long before, a minute at most, and print the host's highest saturation meanwhile too.").Default("0s").DurationVar(&during)
 		},
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
 			if during < 0 || during > maxWatch {
 				return unknown, fmt.Errorf("--for=%v is not between 0s and %v", during, maxWatch)
+			}
+			if err := levels.validate(); err != nil {
+				return unknown, err
 			}
 			// What fails stands below the table, once.
 			_, set, err := c.open(std.in, slog.New(slog.DiscardHandler))
@@ -63,28 +70,38 @@ func checkCommand() command {
 			defer closeSet(set)
 			if during > 0 {
 				// The first reading starts the samples.
-				readReport(ctx, set)
+				readReport(ctx, set, levels)
 				select {
 				case <-time.After(during):
 				case <-ctx.Done():
 				}
 			}
-			return check(ctx, set, format, during > 0, std.out, std.err)
+			return check(ctx, set, checkOptions{format, levels, during > 0}, std.out, std.err)
 		},
 	}
 }
 
-// check reads every limit once, prints them in the given format, with their peaks if
-// they were watched, and returns the exit status of a monitoring plugin: that of the
-// worst limit.
-func check(ctx context.Context, set *collector.Set, format string, watched bool, stdout, stderr io.Writer) (int, error) {
-	r := readReport(ctx, set)
-	r.watched = watched
+// checkOptions is what the command line asks of check.
+type checkOptions struct {
+	format string
+	levels thresholds
+	// watched is set where limits were watched for their peaks.
+	watched bool
+}
+
+// check reads every limit once, prints them, and returns the exit status of a monitoring
+// plugin: that of the worst limit.
+func check(ctx context.Context, set *collector.Set, o checkOptions, stdout, stderr io.Writer) (int, error) {
+	r := readReport(ctx, set, o.levels)
+	r.watched = o.watched
 	var out bytes.Buffer
 	var err error
-	if format == formatJSON {
+	switch o.format {
+	case formatJSON:
 		err = r.writeJSON(&out)
-	} else {
+	case formatPlugin:
+		err = r.writePlugin(&out)
+	default:
 		err = r.writeText(&out, painter(stdout))
 	}
 	if err == nil {
@@ -98,7 +115,7 @@ func check(ctx context.Context, set *collector.Set, format string, watched bool,
 			fmt.Fprintf(stderr, "the host's %s cannot be seen: %v\n", part, err)
 		}
 	}
-	if format == formatText { // the JSON has them
+	if o.format != formatJSON { // which has them
 		for _, f := range r.failed {
 			// A collector that fails for what has just been said need not say it again.
 			if !errors.Is(f.Err, r.view.Processes) {
@@ -125,17 +142,21 @@ type report struct {
 	watched bool
 }
 
-func readReport(ctx context.Context, set *collector.Set) report {
+func readReport(ctx context.Context, set *collector.Set, t thresholds) report {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	reading := set.Read(ctx, collector.Query{})
+	limits := reading.Limits()
+	for i, l := range limits {
+		limits[i] = l.WithThresholds(float64(t.warning), float64(t.critical))
+	}
 	return report{
-		limits: reading.Limits(),
+		limits: limits,
 		failed: slices.DeleteFunc(slices.Clone(reading.Results), func(r collector.Result) bool { return r.Err == nil }),
 		view:   reading.View,
 		notes:  reading.Notes(),
 		// They are read once the limits are known, and for those alone that are not well.
-		remedies: plan.Remedies(reading),
+		remedies: plan.Remedies(reading, limits),
 	}
 }
 
@@ -173,6 +194,12 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	return r.writeDetails(out)
+}
+
+// writeDetails says of each limit that is not well what it does, who holds it and what to
+// set.
+func (r report) writeDetails(out io.Writer) error {
 	for _, l := range r.limits {
 		if l.Level() != collector.OK {
 			fmt.Fprintf(out, "When %s is met: %s\n", l.Resource, l.Effect)

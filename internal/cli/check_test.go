@@ -223,3 +223,55 @@ func TestCheckFor(t *testing.T) {
 		t.Errorf("status %d: %s", status, stderr.String())
 	}
 }
+
+// TestCheckPlugin expects one line as plugins for monitoring print it, with a number for each
+// limit, and thresholds from the command line in place of the limits' own.
+func TestCheckPlugin(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "sys/net/netfilter/nf_conntrack_count"), []byte("49152\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{
+		"check", "--format=plugin", "--path.procfs=" + dir,
+		"--no-collector.ports", "--no-collector.unix", "--no-collector.udp",
+	}
+	for _, c := range []struct {
+		args   []string
+		status int
+		line   string
+		data   string
+	}{
+		{[]string{"--no-collector.tcp"}, 1, "SOCKPRESSURE WARNING: conntrack_entries 75.0% (49152 of 65536 entries) | ", "conntrack_entries=75.0%;75.0;90.0;0"},
+		{[]string{"--no-collector.tcp", "-w", "0.8"}, 0, " limits, the nearest is conntrack_entries with 75.0% | ", "conntrack_entries=75.0%;80.0;90.0;0"},
+		{[]string{"--no-collector.tcp", "-w", "50%", "-c", "70%"}, 2, "SOCKPRESSURE CRITICAL: conntrack_entries 75.0%", "conntrack_entries=75.0%;50.0;70.0;0"},
+		{[]string{"-w", "0.8"}, unknown, "SOCKPRESSURE UNKNOWN: collector tcp failed | ", "conntrack_entries=75.0%;80.0;90.0;0"},
+	} {
+		var stdout bytes.Buffer
+		status := Run(t.Context(), append(slices.Clone(args), c.args...), nil, &stdout, io.Discard)
+		line, details, _ := strings.Cut(stdout.String(), "\n")
+		_, data, _ := strings.Cut(line, " | ")
+		if status != c.status || !strings.Contains(line, c.line) || !slices.Contains(strings.Fields(data), c.data) {
+			t.Errorf("%v: status %d, %s", c.args, status, line)
+		}
+		if len(strings.Fields(data)) < 8 || strings.Count(stdout.String(), "|") != 1 {
+			t.Errorf("%v: %s", c.args, stdout.String())
+		}
+		if (status == 1 || status == 2) != strings.Contains(details, "to set: net.netfilter.nf_conntrack_max = ") {
+			t.Errorf("%v: %s", c.args, details)
+		}
+	}
+	for args, want := range map[string]string{
+		"--warning=0":                "not a saturation, as in 0.8 or 80%",
+		"--critical=300%":            "not a saturation, as in 0.8 or 80%",
+		"--warning=.9 --critical=.8": "--warning=0.9 is not below --critical=0.8",
+		"--warning=NaN":              "not a saturation, as in 0.8 or 80%",
+	} {
+		var stderr bytes.Buffer
+		if status := Run(t.Context(), append([]string{"check"}, strings.Fields(args)...), nil, io.Discard, &stderr); status != unknown || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%s: status %d, %s", args, status, stderr.String())
+		}
+	}
+}

@@ -68,8 +68,8 @@ func TestNewCommand(t *testing.T) {
 			".TP\n.B greet\nPrint a greeting.\n.RS\n.TP\n.I person\nWhom to greet.\n.TP\n\\fB\\-\\-tone\\fR=\\fIwarm\\fR\nHow: warm or cold.\n.TP\n\\fB\\-\\-[no\\-]twice\\fR\nSay it twice.\n.RE\n",
 			".PP\n.B greet\nexits with 5 once it has greeted, and with 4 if there is nobody.\n.SH SIGNALS\n",
 		},
-		"--completion-script-bash": {`found=" serve check who plan greet"`, `--tone|--tone=) found="warm cold" ;;`, `--format|--format=) case $line in *" check "*) found="text json" ;; *" who "*) found="text json" ;; *" plan "*) found="table sysctl json" ;; esac ;;`, `*" greet "*) found="$found --tone --twice --no-twice" ;;`},
-		"--completion-script-zsh":  {`found=" serve check who plan greet"`, `--tone|--tone=) found="warm cold" ;;`, `--format|--format=) case $line in *" check "*) found="text json" ;; *" who "*) found="text json" ;; *" plan "*) found="table sysctl json" ;; esac ;;`, `*" greet "*) found="$found --tone --twice --no-twice" ;;`},
+		"--completion-script-bash": {`found=" serve check who plan greet"`, `--tone|--tone=) found="warm cold" ;;`, `--format|--format=) case $line in *" check "*) found="text json plugin" ;; *" who "*) found="text json" ;; *" plan "*) found="table sysctl json" ;; esac ;;`, `*" greet "*) found="$found --tone --twice --no-twice" ;;`},
+		"--completion-script-zsh":  {`found=" serve check who plan greet"`, `--tone|--tone=) found="warm cold" ;;`, `--format|--format=) case $line in *" check "*) found="text json plugin" ;; *" who "*) found="text json" ;; *" plan "*) found="table sysctl json" ;; esac ;;`, `*" greet "*) found="$found --tone --twice --no-twice" ;;`},
 	} {
 		status, stdout, stderr := do(table, args)
 		if status != 0 || stderr != "" {

@@ -8,13 +8,13 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// Remedies returns, for each limit of a reading that is not well, what to set so that its
+// Remedies returns, for each of some limits of a reading that is not well, what to set so that its
 // present usage is no warning: lines such as "net.ipv4.ip_local_port_range = 32768 60999
 // (now 32768 40999)" by resource. A limit of another network namespace and one that no
 // setting raises have none.
-func Remedies(r *collector.Reading) map[string][]string {
+func Remedies(r *collector.Reading, limits []collector.LimitReading) map[string][]string {
 	var near []collector.LimitReading
-	for _, l := range r.Limits() {
+	for _, l := range limits {
 		if l.OwnLevel() != collector.OK {
 			near = append(near, l)
 		}

@@ -167,8 +167,9 @@ func newView(reading *collector.Reading) *view {
 		p.Lists = append(p.Lists, lists(r)...)
 	}
 	levels := [collector.Critical + 1]int{}
-	remedies := plan.Remedies(reading)
-	for _, l := range reading.Limits() {
+	limits := reading.Limits()
+	remedies := plan.Remedies(reading, limits)
+	for _, l := range limits {
 		b := bar{LimitReading: l, Name: l.Resource, Amount: l.Amount(l.Usage, l.Limit), Age: ages[l.Resource], Remedy: remedies[l.Resource]}
 		if at := slices.IndexFunc(p.Log, func(n collector.Note) bool { return slices.Contains(n.Resources, l.Resource) }); at >= 0 && time.Since(p.Log[at].At) < recently {
 			b.Said = &p.Log[at]
