@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,6 +41,19 @@ func compile(ctx context.Context, goarch, dir string) (programs, error) {
 		}
 	}
 	return p, nil
+}
+
+// accelerator is kvm where this machine can run the guest's code, and else tcg.
+func (a architecture) accelerator() string {
+	if a.goarch != runtime.GOARCH {
+		return "tcg"
+	}
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return "tcg"
+	}
+	_ = f.Close()
+	return "kvm"
 }
 
 // build makes the image of a kernel in a folder of its own.
@@ -114,7 +128,7 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (_ *outcome
 		parameters = append(parameters, scenario.WantStatus)
 	}
 	args := append(slices.Clone(i.machine),
-		"-accel", "tcg", "-smp", strconv.Itoa(max(s.Processors, 1)), "-m", strconv.Itoa(memory), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-accel", i.accelerator(), "-smp", strconv.Itoa(max(s.Processors, 1)), "-m", strconv.Itoa(memory), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-chardev", "file,id=report,path="+reportPath, "-device", "virtio-serial", "-device", "virtserialport,chardev=report",
 		"-kernel", i.vmlinux, "-initrd", i.initrd, "-append", strings.Join(parameters, " "),
 	)
