@@ -55,28 +55,28 @@ func cgroupSpec() Spec {
 	}
 	return define(Definition[cgroups]{
 		Name: "cgroup",
-		Help: "Memory of control groups, such as those of pods and units: that of their sockets, how near each is to its limit, and what the OOM killer has ended in them.",
+		Help: "Memory of cgroups, such as those of pods and units: socket memory, how close each is to its limit, and OOM kills.",
 		Walk: true,
 		Open: func(k *Scope) func(context.Context, *cgroups) error { return newCgroupReader(k).read },
 		Metrics: []Metric[cgroups]{
 			{
 				Name:  "cgroup_groups",
-				Help:  "Control groups of the host that account memory, the root excepted.",
+				Help:  "Cgroups of the host that account for memory, excluding the root.",
 				Value: func(s *cgroups) Number { return s.count },
 			},
 			{
 				Name:  "cgroup_unreadable",
-				Help:  "Control groups that could not be read. They are in no other metric but cgroup_groups. Where there are too many groups, all that are left out count as one.",
+				Help:  "Cgroups that could not be read; only cgroup_groups includes them. If there are too many cgroups, all that are left out count as one.",
 				Value: func(s *cgroups) Number { return s.unreadable },
 			},
 			{
 				Name:  "cgroup_ooms_all_total",
-				Help:  "How often control groups reached a limit of memory and had nothing left to give back, since the exporter was started, of those that are gone too. From memory.events, oom; cgroup v1 does not count it.",
+				Help:  "Times that cgroups reached a memory limit and had nothing left to reclaim since the exporter started, including cgroups that no longer exist. From memory.events, oom; cgroup v1 does not count this.",
 				Value: func(s *cgroups) Number { return s.ooms },
 			},
 			{
 				Name:  "cgroup_oom_kills_all_total",
-				Help:  "Processes that the OOM killer has ended in control groups since the exporter was started, in those that are gone too, whether the group or the machine was out of memory. From memory.events, of cgroup v1 memory.oom_control.",
+				Help:  "Processes killed by the OOM killer in cgroups since the exporter started, including cgroups that no longer exist, whether the cgroup or the machine was out of memory. From memory.events, or memory.oom_control of cgroup v1.",
 				Value: func(s *cgroups) Number { return s.kills },
 			},
 		},
@@ -91,7 +91,7 @@ func cgroupSpec() Spec {
 				Labels: labels, Key: key,
 				Columns: []Metric[*cgroupReading]{{
 					Name:  "cgroup_socket_memory_bytes",
-					Help:  "Memory of the buffers of all sockets of a pod, container or unit, in every network namespace, of those with the most. A socket counts where it was opened. From memory.stat, sock; of cgroup v1 memory.kmem.tcp.usage_in_bytes, which counts where that has a limit.",
+					Help:  "Memory of the socket buffers of a pod, container or unit, in all network namespaces, for those with the most. From memory.stat, sock, or memory.kmem.tcp.usage_in_bytes of cgroup v1, which counts only if it has a limit.",
 					Value: func(c **cgroupReading) Number { return (*c).sockets },
 				}},
 			},
@@ -106,29 +106,29 @@ func cgroupSpec() Spec {
 				Columns: []Metric[*cgroupReading]{
 					{
 						Name:  "cgroup_memory_used_bytes",
-						Help:  "Memory of a control group that it cannot give back: without page cache and without reclaimable caches of the kernel, of the groups nearest to their limit. From memory.current and memory.stat, of cgroup v1 memory.usage_in_bytes.",
+						Help:  "Memory of a cgroup excluding page cache and reclaimable slab, for the cgroups closest to their limit. From memory.current and memory.stat, or memory.usage_in_bytes of cgroup v1.",
 						Value: func(c **cgroupReading) Number { return (*c).used },
 					},
 					{
 						Name:  "cgroup_memory_limit_bytes",
-						Help:  "The memory that the group may have. From memory.max, of cgroup v1 memory.limit_in_bytes.",
+						Help:  "Memory limit of the cgroup. From memory.max, or memory.limit_in_bytes of cgroup v1.",
 						Value: func(c **cgroupReading) Number { return (*c).limit },
 					},
 					{
 						Name:  "cgroup_memory_saturation_ratio",
-						Help:  "cgroup_memory_used_bytes divided by cgroup_memory_limit_bytes. Of a pod it is that of its fullest group: its own or a container's.",
+						Help:  "cgroup_memory_used_bytes divided by cgroup_memory_limit_bytes. For a pod, the ratio of its fullest cgroup, its own or a container's.",
 						Value: func(c **cgroupReading) Number { return number((*c).saturation()) },
 					},
 				},
 				Limit: &ItemLimit[*cgroupReading]{LimitInfo: LimitInfo{
 					Resource: "cgroup_memory", Unit: Bytes, WarningRatio: cgroupWarning, CriticalRatio: 0.97,
-					Effect: "The OOM killer ends a process of the pod, container or unit: \"Memory cgroup out of memory: Killed process\".",
+					Effect: "The OOM killer kills a process of the pod, container or unit: \"Memory cgroup out of memory: Killed process\".",
 					Usage:  series("cgroup_memory_used_bytes"), Max: series("cgroup_memory_limit_bytes"), Share: series("cgroup_memory_saturation_ratio"),
-					List:  &ListInfo{Title: "Control groups nearest to their limit of memory", Column: "group"},
+					List:  &ListInfo{Title: "Cgroups closest to their memory limit", Column: "cgroup"},
 					Moves: "resources.limits.memory of the container, MemoryMax= of the unit",
 					Sizing: Sizing{
 						Needs:   func(l Load) float64 { return l.KernelBytes + l.ProgramBytes },
-						Rule:    "the programs of the group, and what the kernel takes for their connections and data, which is charged to the group",
+						Rule:    "the programs of the cgroup, plus the kernel's memory for their connections and data, which is charged to the cgroup",
 						Initial: "none",
 						Fresh:   math.MaxInt64, // as memory.max is where nobody sets it
 						Settings: []Setting{
@@ -148,7 +148,7 @@ func cgroupSpec() Spec {
 				Labels: labels, Key: key,
 				Columns: []Metric[*cgroupReading]{{
 					Name:  "cgroup_oom_kills_total",
-					Help:  "Processes that the OOM killer has ended in a pod, container or unit since it began, of those where it came last. From memory.events, of cgroup v1 memory.oom_control.",
+					Help:  "Processes killed by the OOM killer in a pod, container or unit since it started, for those with the latest kills. From memory.events, or memory.oom_control of cgroup v1.",
 					Value: func(c **cgroupReading) Number { return (*c).events.Kills },
 				}},
 			},

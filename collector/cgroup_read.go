@@ -65,7 +65,7 @@ func cgroupVersion(version int) cgroupFiles {
 func (r *cgroupReader) read(ctx context.Context, s *cgroups) error {
 	tree, err := cgroup.Memory(r.CgroupPath)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, cgroup.ErrForeign) {
-		return &NotSupportedError{Feature: "control groups that account memory", Err: err}
+		return &NotSupportedError{Feature: "cgroups that account for memory", Err: err}
 	}
 	if err != nil {
 		return err
@@ -104,7 +104,7 @@ type cgroupWalk struct {
 func (w *cgroupWalk) visit(ctx context.Context, g cgroup.Group) error {
 	if w.seen == maxCgroups {
 		w.unread++
-		w.Add(fmt.Errorf("%s: more than %d control groups", w.tree.Root, maxCgroups))
+		w.Add(fmt.Errorf("%s: more than %d cgroups", w.tree.Root, maxCgroups))
 		return fs.SkipAll
 	}
 	w.seen++

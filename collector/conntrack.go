@@ -39,48 +39,48 @@ func conntrackSpec() Spec {
 	const source = " From /proc/net/stat/nf_conntrack or ctnetlink."
 	return define(Definition[conntrack]{
 		Name:      "conntrack",
-		Help:      "The connection tracking table of the host's network namespace, from sysctls and /proc/net/stat/nf_conntrack, or from ctnetlink where the kernel has no such file.",
+		Help:      "Connection tracking table of the host's network namespace, from sysctls and /proc/net/stat/nf_conntrack, or from ctnetlink if the kernel does not have that file.",
 		Privilege: "On a kernel without CONFIG_NF_CONNTRACK_PROCFS the counters need CAP_NET_ADMIN.",
 		Open:      openConntrack,
 		Metrics: []Metric[conntrack]{
 			{
 				Name:  "conntrack_entries",
-				Help:  "Connections tracked now. From net.netfilter.nf_conntrack_count.",
+				Help:  "Connections tracked in the host's network namespace. From net.netfilter.nf_conntrack_count.",
 				Value: func(s *conntrack) Number { return s.entries },
 			},
 			{
 				Name:  "conntrack_entries_limit",
-				Help:  "Connections that may be tracked in each network namespace; 0 is no limit. From net.netfilter.nf_conntrack_max.",
+				Help:  "Connections that may be tracked in each network namespace; 0 means no limit. From net.netfilter.nf_conntrack_max.",
 				Value: func(s *conntrack) Number { return s.limit },
 			},
 			{
 				Name:  "conntrack_buckets",
-				Help:  "Buckets of the hash table, which all network namespaces share. From net.netfilter.nf_conntrack_buckets.",
+				Help:  "Buckets of the connection tracking hash table, which all network namespaces share. From net.netfilter.nf_conntrack_buckets.",
 				Value: func(s *conntrack) Number { return s.buckets },
 			},
 			{
 				Name:  "conntrack_drops_total",
-				Help:  "Packets dropped because a new connection could not be tracked: the table was full, there was no memory, or it could not be inserted (conntrack_insert_failures_total counts that alone)." + source,
+				Help:  "Packets dropped because a new connection could not be tracked: the table was full, memory was exhausted, or the insertion failed, which conntrack_insert_failures_total also counts." + source,
 				Value: counter(conntrackDrop),
 			},
 			{
 				Name:  "conntrack_early_drops_total",
-				Help:  "Tracked connections thrown out to make room in a full table." + source,
+				Help:  "Tracked connections evicted to make room in a full table." + source,
 				Value: counter(conntrackEarlyDrop),
 			},
 			{
 				Name:  "conntrack_insert_failures_total",
-				Help:  "Connections that could not be put into the table, for instance because of a clash." + source,
+				Help:  "Connections that could not be inserted into the table, for example because of a clash." + source,
 				Value: counter(conntrackInsertFailed),
 			},
 			{
 				Name:  "conntrack_invalid_total",
-				Help:  "Packets that belong to no connection and can begin none." + source,
+				Help:  "Packets that belong to no tracked connection and cannot open one." + source,
 				Value: counter(conntrackInvalid),
 			},
 			{
 				Name:  "conntrack_search_restarts_total",
-				Help:  "Searches that began again because the table was being resized." + source,
+				Help:  "Lookups restarted because the table was being resized." + source,
 				Value: counter(conntrackSearchRestart),
 			},
 		},
@@ -99,14 +99,14 @@ func conntrackSpec() Spec {
 				LogLines: []LogLine{{Message: "conntrack_table_full", Pattern: `(nf_conntrack: ){1,2}table full, dropping packet`}},
 				Sizing: Sizing{
 					Needs:   func(l Load) float64 { return l.Tracked + max(l.Opens, l.Closes)*trackedAfter },
-					Rule:    "the connections, and 120 times those that end a second; `net.netfilter.nf_conntrack_buckets` the same number, or a quarter of it",
+					Rule:    "connections, plus 120 times those that end per second; set `net.netfilter.nf_conntrack_buckets` to the same number, or a quarter of it",
 					Initial: "by memory: 65,536 for 2 GiB",
 					// Its extensions, and a bucket of the table.
-					Objects: []Object{{"nf_conntrack", 256}, {"kmalloc-128", 128}, {"its bucket", 8}},
+					Objects: []Object{{"nf_conntrack", 256}, {"kmalloc-128", 128}, {"a hash bucket", 8}},
 					Most:    forever,
 					Settings: []Setting{
-						{"/etc/modprobe.d, and /etc/modules-load.d so that the sysctl is there at boot", "options nf_conntrack hashsize=%.0f"},
-						{"kube-proxy, which sets it again when it starts", "--conntrack-min=%.0f"},
+						{"/etc/modprobe.d, and /etc/modules-load.d so that the sysctl exists at boot", "options nf_conntrack hashsize=%.0f"},
+						{"kube-proxy, which sets it whenever it starts", "--conntrack-min=%.0f"},
 					},
 				},
 			},

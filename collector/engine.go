@@ -77,7 +77,7 @@ func (s *Set) Close(ctx context.Context) error {
 	}
 	for _, r := range s.runners {
 		if !r.idle(ctx) {
-			errs = append(errs, fmt.Errorf("collector %s still reads: %w", r.spec.Name, ctx.Err()))
+			errs = append(errs, fmt.Errorf("collector %s is still reading: %w", r.spec.Name, ctx.Err()))
 			continue
 		}
 		r.scope.Close()
@@ -337,7 +337,7 @@ func (r *runner) start(ctx context.Context, run *run) {
 	r.course.observe(run.limits, time.Now())
 }
 
-var errDeadline = errors.New("no result by the scrape's deadline")
+var errDeadline = errors.New("no result before the deadline of the scrape")
 
 // hangTime is how long a reading takes at least until scrapes no longer wait for
 // it: a client that leaves a collector less time says nothing of it.
@@ -368,7 +368,7 @@ func (t ticket) ended(ctx context.Context) bool {
 func (t ticket) missed(ctx context.Context, asked time.Time) Result {
 	err := errDeadline
 	if path := t.scope.place.String(); path != "" {
-		err = fmt.Errorf("%w: %s does not answer", errDeadline, path)
+		err = fmt.Errorf("%w: %s did not answer", errDeadline, path)
 	}
 	// A client that went away before its deadline says nothing of the collector.
 	if !errors.Is(ctx.Err(), context.Canceled) {
@@ -449,9 +449,9 @@ func (r *runner) report(err error) {
 	unsupported, ok := errors.AsType[*NotSupportedError](err)
 	switch {
 	case err == nil:
-		r.logger.Info("collector works again")
+		r.logger.Info("collector recovered")
 	case ok:
-		r.logger.Info("collector has nothing to read on this kernel", "reason", unsupported.Feature)
+		r.logger.Info("collector is not supported on this kernel", "reason", unsupported.Feature)
 	default:
 		r.logger.Warn("collector failed", "err", err)
 	}

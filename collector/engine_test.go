@@ -377,7 +377,7 @@ func TestReport(t *testing.T) {
 		fail = !fail
 		set.Read(t.Context(), Query{})
 	}
-	if got := b.String(); strings.Count(got, "\n") != 2 || strings.Count(got, "broken") != 1 || !strings.Contains(got, "works again") {
+	if got := b.String(); strings.Count(got, "\n") != 2 || strings.Count(got, "broken") != 1 || !strings.Contains(got, "recovered") {
 		t.Errorf("the log:\n%s", got)
 	}
 }

@@ -16,50 +16,50 @@ func healthRows() *health {
 	h := &health{
 		duration: MetricInfo{
 			Name:   "scrape_collector_duration_seconds",
-			Help:   "How long the collector's last reading took.",
+			Help:   "Duration of the collector's last reading.",
 			Labels: []string{"collector"},
 		},
 		success: MetricInfo{
 			Name:   "scrape_collector_success",
-			Help:   "1 if the collector read all that this kernel has. 0 after a time-out or a panic, when none of its metrics are exported, and after an error, when those are missing that depend on what could not be read.",
+			Help:   "1 if the collector read everything that this kernel provides, 0 if it failed. After a timeout or a panic none of its metrics are exported, after an error only those that could be read.",
 			Labels: []string{"collector"},
 		},
 		supported: MetricInfo{
 			Name:   "scrape_collector_supported",
-			Help:   "0 where this kernel does not have what the collector reads (a module that is not loaded, for instance), else 1.",
+			Help:   "1 if this kernel provides what the collector reads, 0 if not, for example because a module is not loaded.",
 			Labels: []string{"collector"},
 		},
 		age: MetricInfo{
 			Name:   "scrape_collector_age_seconds",
-			Help:   "How old the collector's samples are: 0 if they were read for this scrape, more where --collector.max-cpu put a new reading off.",
+			Help:   "Age of the collector's samples: 0 if they were read for this scrape, more if --collector.max-cpu postponed a new reading.",
 			Labels: []string{"collector"},
 		},
 		saturation: MetricInfo{
 			Name:   "saturation_ratio",
-			Help:   "Usage of a kernel limit divided by the limit, one series for each limit that this kernel has and enforces. At 1 the kernel refuses, drops or kills.",
+			Help:   "Usage of a kernel limit divided by the limit, for each limit that this kernel has and enforces. At 1 the kernel refuses, drops or kills.",
 			Labels: []string{"resource"},
 		},
 		peak: MetricInfo{
 			Name:   "saturation_peak_ratio",
-			Help:   "The highest saturation_ratio of the last 60 seconds, of samples between scrapes too (--collector.sample-interval), and at least 1 where a counter or a message of the kernel tells that the limit was reached.",
+			Help:   "Highest saturation_ratio in the last 60 seconds, including samples between scrapes (--collector.sample-interval). It is at least 1 if a counter or a message of the kernel shows that the limit was reached.",
 			Labels: []string{"resource"},
 		},
 		holder: MetricInfo{
 			Name:   "saturation_holder_ratio",
-			Help:   "How much of a limit's usage its largest holder has, at 1 all of it; of limits that have come half of the way to a warning. item is the listener, pair or process that has the limit for itself. Absent where the holder cannot be seen.",
+			Help:   "Share of a limit's usage that its largest holder has, from 0 to 1, for limits at half of their warning level or above; absent if the holder cannot be determined. For limits that apply per listener, address pair or process, item names which one.",
 			Labels: []string{"resource", "item", "process", "owner", "namespace", "pod"},
 		},
 		skipped: MetricInfo{
 			Name: "saturation_samples_skipped_total",
-			Help: "Samples for saturation_peak_ratio that were not taken because the one before took too long, as on a host that is short of CPU.",
+			Help: "Samples for saturation_peak_ratio that were skipped because the previous one took too long, for example because the host is short of CPU.",
 		},
 		hostNetwork: MetricInfo{
 			Name: "host_network_namespace",
-			Help: "1 if every number is of the host's network namespace. 0 if the exporter is outside of it and may not enter it, when sysctls and sockets of the host are not exported; or if what it takes for the host is a container.",
+			Help: "1 if the exporter reads the host's network namespace. 0 if it may not enter that namespace, so that the host's sockets and network sysctls are not exported, or if --path.procfs is a container's.",
 		},
 		hostView: MetricInfo{
 			Name:   "host_view",
-			Help:   "1 if what the exporter sees of the network, the processes, the memory is the machine's own. 0 if it is hidden or a container's; the log says why.",
+			Help:   "1 if the exporter sees the machine's own network, processes or memory, 0 if that view is hidden or belongs to a container. The log gives the reason.",
 			Labels: []string{"view"},
 		},
 	}

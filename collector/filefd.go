@@ -15,7 +15,7 @@ type filefd struct {
 func filefdSpec() Spec {
 	return define(Definition[filefd]{
 		Name: "filefd",
-		Help: "Open files of the whole machine against fs.file-max, from /proc/sys/fs/file-nr.",
+		Help: "Open files of the whole machine and fs.file-max, from /proc/sys/fs/file-nr.",
 		Open: func(k *Scope) func(context.Context, *filefd) error {
 			file := k.Proc("sys/fs/file-nr")
 			return func(_ context.Context, s *filefd) error {
@@ -40,12 +40,12 @@ func filefdSpec() Spec {
 		Metrics: []Metric[filefd]{
 			{
 				Name:  "file_descriptors_allocated",
-				Help:  "Open files of the whole machine; older kernels count in steps of up to 32 a CPU. From /proc/sys/fs/file-nr.",
+				Help:  "Open files of the whole machine; older kernels count in steps of up to 32 per CPU. From /proc/sys/fs/file-nr.",
 				Value: func(s *filefd) Number { return s.allocated },
 			},
 			{
 				Name:  "file_descriptors_limit",
-				Help:  "Open files above which only a process with CAP_SYS_ADMIN may open another. From /proc/sys/fs/file-nr.",
+				Help:  "Number of open files above which only a process with CAP_SYS_ADMIN may open another. From /proc/sys/fs/file-nr.",
 				Value: func(s *filefd) Number { return s.limit },
 			},
 		},
@@ -58,8 +58,8 @@ func filefdSpec() Spec {
 				LogLines: []LogLine{{Message: "file_max_reached", Pattern: `VFS: file-max limit \d+ reached`}},
 				Sizing: Sizing{
 					Needs:   Load.Ends,
-					Rule:    "the connections, and the files of everything else",
-					Initial: "none where systemd lifts it, else by memory: 200,000 for 2 GiB",
+					Rule:    "connections, plus the files of all other programs",
+					Initial: "none if systemd removes it, otherwise by memory: 200,000 for 2 GiB",
 					Objects: []Object{{"filp", 192}}, OfSocket: true,
 				},
 			},

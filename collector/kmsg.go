@@ -70,13 +70,13 @@ type kernelMessage struct {
 func kmsgSpec(specs []Spec) Spec {
 	return define(Definition[kernelLog]{
 		Name:      "kmsg",
-		Help:      "What the kernel logs when a limit is reached or memory runs out, from /dev/kmsg.",
-		Privilege: "While kernel.dmesg_restrict is 1 the log needs CAP_SYSLOG, or to be given open: by systemd (OpenFile=), or as standard input.",
+		Help:      "Kernel messages about limits reached and memory exhausted, from /dev/kmsg.",
+		Privilege: "While kernel.dmesg_restrict is 1, reading the log needs CAP_SYSLOG, or /dev/kmsg passed in open, by systemd (OpenFile=) or as standard input.",
 		Open:      func(k *Scope) func(context.Context, *kernelLog) error { return openKmsg(k, specs) },
 		Metrics: []Metric[kernelLog]{
 			{
 				Name:   "kernel_messages_total",
-				Help:   "Lines that the kernel logged since the exporter began, by what they say. What programs write into the log is not counted. From /dev/kmsg.",
+				Help:   "Lines logged by the kernel since the exporter started, by message; lines written by programs are not counted. From /dev/kmsg.",
 				Labels: []string{"message"},
 				Values: func(s *kernelLog, emit Emit) {
 					for _, m := range s.messages {
@@ -86,7 +86,7 @@ func kmsgSpec(specs []Spec) Spec {
 			},
 			{
 				Name:   "kernel_message_last_timestamp_seconds",
-				Help:   "When the kernel logged it last, in Unix time; before the exporter began too. Of a time before that it is as right as dmesg -T. From /dev/kmsg.",
+				Help:   "Unix time at which the kernel last logged the message; for messages from before the exporter started it is as inexact as dmesg -T. From /dev/kmsg.",
 				Labels: []string{"message"},
 				Values: func(s *kernelLog, emit Emit) {
 					for _, m := range s.messages {
@@ -98,12 +98,12 @@ func kmsgSpec(specs []Spec) Spec {
 			},
 			{
 				Name:  "kernel_messages_suppressed_total",
-				Help:  "Lines of any kind that the kernel's rate limits kept from the log, as far as it says so (\"callbacks suppressed\"). From /dev/kmsg.",
+				Help:  "Lines of any kind suppressed by the kernel's rate limits, as far as the kernel reports them (\"callbacks suppressed\"). From /dev/kmsg.",
 				Value: func(s *kernelLog) Number { return s.suppressed },
 			},
 			{
 				Name:  "kernel_messages_lost_total",
-				Help:  "Lines of any kind that were overwritten before the exporter read them. From /dev/kmsg, gaps of its sequence numbers.",
+				Help:  "Lines of any kind overwritten before the exporter read them. From gaps in the sequence numbers of /dev/kmsg.",
 				Value: func(s *kernelLog) Number { return s.lost },
 			},
 		},
@@ -292,7 +292,7 @@ func (l *logReader) read(ctx context.Context, s *kernelLog) error {
 	defer l.mu.Unlock()
 	switch {
 	case errors.Is(l.err, fs.ErrNotExist), errors.Is(l.err, unix.ENXIO), errors.Is(l.err, unix.ENODEV):
-		return &NotSupportedError{Feature: kmsg.Path + " (a container needs CAP_SYSLOG, or the device)", Err: l.err}
+		return &NotSupportedError{Feature: kmsg.Path + " (a container needs CAP_SYSLOG or the device)", Err: l.err}
 	case errors.Is(l.err, fs.ErrPermission):
 		return &NotSupportedError{Feature: kmsg.Path + " without CAP_SYSLOG while kernel.dmesg_restrict is 1", Err: l.err}
 	case l.err != nil:

@@ -109,7 +109,7 @@ func (l *LimitInfo) MovedBy() string {
 func (l *LimitInfo) WarnsFrom(format func(ratio float64) string) string {
 	warning := format(l.WarningRatio)
 	if l.Soft.Metric != "" {
-		warning += " or " + l.Soft.Name() + ", whichever is less"
+		warning += " or " + l.Soft.Name() + ", whichever is lower"
 	}
 	return warning
 }

@@ -29,64 +29,64 @@ type memory struct {
 func memorySpec() Spec {
 	return define(Definition[memory]{
 		Name:      "memory",
-		Help:      "Memory as far as it ends in a refused allocation or an OOM kill, low memory of 32-bit kernels included, from /proc/meminfo, /proc/zoneinfo, /proc/vmstat, /proc/pressure/memory and /sys/kernel/slab.",
-		Privilege: "memory_slab_bytes needs root: the kernel shows its caches to no one else.",
+		Help:      "Memory that decides over failed allocations and OOM kills, including low memory of 32-bit kernels, from /proc/meminfo, /proc/zoneinfo, /proc/vmstat, /proc/pressure/memory and /sys/kernel/slab.",
+		Privilege: "memory_slab_bytes needs root, because the kernel shows its slab caches to root only.",
 		Open:      func(k *Scope) func(context.Context, *memory) error { return openMemory(k, true) },
 		Sample:    func(k *Scope) func(context.Context, *memory) error { return openMemory(k, false) },
 		Metrics: []Metric[memory]{
 			{
 				Name:  "memory_total_bytes",
-				Help:  "Memory of the machine. From /proc/meminfo, MemTotal.",
+				Help:  "Memory of the whole machine. From /proc/meminfo, MemTotal.",
 				Value: func(s *memory) Number { return s.Total },
 			},
 			{
 				Name:  "memory_available_bytes",
-				Help:  "Memory that programs could get without swapping, as the kernel estimates it. From /proc/meminfo, MemAvailable.",
+				Help:  "Memory available to programs without swapping, as estimated by the kernel. From /proc/meminfo, MemAvailable.",
 				Value: func(s *memory) Number { return s.Available },
 			},
 			{
 				Name:  "memory_hugetlb_bytes",
-				Help:  "Memory set aside for huge pages, used or not: nothing else can have it, so saturation_ratio{resource=\"memory\"} counts it neither as used nor as there. From /proc/meminfo, Hugetlb, or HugePages_Total and Hugepagesize before Linux 4.19.",
+				Help:  "Memory reserved for huge pages, used or not, which saturation_ratio{resource=\"memory\"} leaves out of both usage and limit. From /proc/meminfo, Hugetlb, or HugePages_Total and Hugepagesize before Linux 4.19.",
 				Value: func(s *memory) Number { return s.Hugetlb },
 			},
 			{
 				Name:  "memory_zfs_arc_bytes",
-				Help:  "The cache of ZFS, which shrinks when memory is needed, to a minimum: what is above that counts as free in saturation_ratio{resource=\"memory\"}, as page cache does. From /proc/spl/kstat/zfs/arcstats, size.",
+				Help:  "Size of the ZFS cache (ARC), which shrinks to a minimum when memory is needed; saturation_ratio{resource=\"memory\"} counts the part above that minimum as free. From /proc/spl/kstat/zfs/arcstats, size.",
 				Value: func(s *memory) Number { return s.arc.Size },
 			},
 			{
 				Name:  "memory_low_total_bytes",
-				Help:  "Memory that a 32-bit kernel can use for its own data, sockets among it. From /proc/meminfo, LowTotal; 32-bit kernels with CONFIG_HIGHMEM only.",
+				Help:  "Memory that a 32-bit kernel can use for its own data, including sockets. From /proc/meminfo, LowTotal (32-bit kernels with CONFIG_HIGHMEM only).",
 				Value: func(s *memory) Number { return s.LowTotal },
 			},
 			{
 				Name:  "memory_low_free_bytes",
-				Help:  "Free low memory. It also falls because of page cache, which is given back when needed: saturation_ratio{resource=\"low_memory\"} takes that out. From /proc/meminfo, LowFree; 32-bit kernels with CONFIG_HIGHMEM only.",
+				Help:  "Free low memory; unlike saturation_ratio{resource=\"low_memory\"} it does not count page cache, which can be reclaimed, as free. From /proc/meminfo, LowFree (32-bit kernels with CONFIG_HIGHMEM only).",
 				Value: func(s *memory) Number { return s.LowFree },
 			},
 			{
 				Name:  "memory_high_total_bytes",
-				Help:  "Memory that a 32-bit kernel can give to programs but not use for its own data. From /proc/meminfo, HighTotal; 32-bit kernels with CONFIG_HIGHMEM only.",
+				Help:  "Memory that a 32-bit kernel can give to programs but not use for its own data. From /proc/meminfo, HighTotal (32-bit kernels with CONFIG_HIGHMEM only).",
 				Value: func(s *memory) Number { return s.HighTotal },
 			},
 			{
 				Name:  "memory_high_free_bytes",
-				Help:  "Free high memory. From /proc/meminfo, HighFree; 32-bit kernels with CONFIG_HIGHMEM only.",
+				Help:  "Free high memory. From /proc/meminfo, HighFree (32-bit kernels with CONFIG_HIGHMEM only).",
 				Value: func(s *memory) Number { return s.HighFree },
 			},
 			{
 				Name:  "memory_committed_bytes",
-				Help:  "Memory that programs were promised. From /proc/meminfo, Committed_AS.",
+				Help:  "Memory promised to programs, used or not. From /proc/meminfo, Committed_AS.",
 				Value: func(s *memory) Number { return s.Committed },
 			},
 			{
 				Name:  "memory_commit_limit_bytes",
-				Help:  "Memory that programs may be promised while vm.overcommit_memory is 2. From /proc/meminfo, CommitLimit.",
+				Help:  "Memory that may be promised to programs; enforced only while vm.overcommit_memory is 2. From /proc/meminfo, CommitLimit.",
 				Value: func(s *memory) Number { return s.CommitLimit },
 			},
 			{
 				Name:   "memory_kernel_bytes",
-				Help:   "Memory in the kernel's own use, by kind; kernel_stack may be a part of vmalloc. From /proc/meminfo.",
+				Help:   "Memory used by the kernel itself, by kind; vmalloc may include kernel_stack. From /proc/meminfo.",
 				Labels: []string{"kind"},
 				Values: func(s *memory, emit Emit) {
 					emit(s.SlabReclaimable, "slab_reclaimable")
@@ -100,12 +100,12 @@ func memorySpec() Spec {
 			},
 			{
 				Name:  "oom_kills_total",
-				Help:  "Processes killed because there was no memory, those of a memory cgroup at its limit included. From /proc/vmstat, oom_kill.",
+				Help:  "Processes killed by the OOM killer on the whole machine, including those of a cgroup at its memory limit. From /proc/vmstat, oom_kill.",
 				Value: func(s *memory) Number { return s.oomKills },
 			},
 			{
 				Name:   "memory_pressure_seconds_total",
-				Help:   "Time in which some, or all, tasks waited for memory. From /proc/pressure/memory.",
+				Help:   "Time during which some or all (full) tasks were waiting for memory. From /proc/pressure/memory.",
 				Labels: []string{"kind"},
 				Values: func(s *memory, emit Emit) {
 					emit(s.pressure.Some, "some")
@@ -122,12 +122,12 @@ func memorySpec() Spec {
 				Columns: []Metric[parse.Zone]{
 					{
 						Name:  "memory_zone_free_bytes",
-						Help:  "Free memory of a zone, of the zones nearest to their reserves. From /proc/zoneinfo.",
+						Help:  "Free memory of a zone, for the zones closest to their watermarks. From /proc/zoneinfo.",
 						Value: func(z *parse.Zone) Number { return z.Free },
 					},
 					{
 						Name:   "memory_zone_watermark_bytes",
-						Help:   "Reserves of a zone: below low the kernel reclaims in the background until high, below min it makes the program wait, or kills. From /proc/zoneinfo.",
+						Help:   "Watermarks of a zone: below low the kernel reclaims memory in the background until high, below min allocations wait or end in an OOM kill. From /proc/zoneinfo.",
 						Labels: []string{"watermark"},
 						Values: func(z *parse.Zone, emit Emit) {
 							emit(z.Min, "min")
@@ -144,7 +144,7 @@ func memorySpec() Spec {
 				Key:    func(c parse.Slab) []string { return []string{c.Cache} },
 				Columns: []Metric[parse.Slab]{{
 					Name:  "memory_slab_bytes",
-					Help:  "Memory of the kernel's caches of sockets and connection tracking, the largest ones. From /sys/kernel/slab or /proc/slabinfo.",
+					Help:  "Memory of slab caches used by sockets and connection tracking, the largest ones only; filp and dentry also hold files that are not sockets. From /sys/kernel/slab or /proc/slabinfo.",
 					Value: func(c *parse.Slab) Number { return number(c.Size) },
 				}},
 			},
@@ -153,12 +153,12 @@ func memorySpec() Spec {
 			{
 				LimitInfo: LimitInfo{
 					Resource: "memory", Unit: Bytes, WarningRatio: 0.9, CriticalRatio: 0.97,
-					Effect:   "The OOM killer ends a process: \"Out of memory: Killed process\".",
+					Effect:   "The OOM killer kills a process: \"Out of memory: Killed process\".",
 					Moves:    "the machine's memory",
 					LogLines: oomLines(),
 					Sizing: Sizing{
 						Needs: func(l Load) float64 { return l.KernelBytes + l.ProgramBytes },
-						Rule:  "what the kernel takes for the connections and their data, and the programs",
+						Rule:  "the kernel's memory for connections and their data, plus the programs",
 						Fixed: true,
 					},
 				},
@@ -172,13 +172,13 @@ func memorySpec() Spec {
 			{
 				LimitInfo: LimitInfo{
 					Resource: "low_memory", Unit: Bytes, WarningRatio: 0.8, CriticalRatio: 0.9,
-					Effect:   "The OOM killer ends a process, often a bystander, while high memory is free.",
+					Effect:   "The OOM killer kills a process, often an unrelated one, although high memory is free.",
 					Moves:    "a 64-bit kernel; vm.min_free_kbytes",
 					Sysctls:  []Sysctl{{"vm.min_free_kbytes", Kibibytes, false}},
 					LogLines: oomLines(),
 					Sizing: Sizing{
 						Needs:   func(l Load) float64 { return l.KernelBytes },
-						Rule:    "what the kernel takes for the connections and their data; no setting changes that much",
+						Rule:    "the kernel's memory for connections and their data; no setting changes that much",
 						Initial: "less than 900 MiB on 32 bits",
 						Fixed:   true,
 					},
@@ -189,12 +189,12 @@ func memorySpec() Spec {
 			{
 				LimitInfo: LimitInfo{
 					Resource: "committed_memory", Unit: Bytes, WarningRatio: 0.85, CriticalRatio: 0.92,
-					Effect: "fork, mmap and malloc fail with ENOMEM; without CAP_SYS_ADMIN some percent earlier (vm.admin_reserve_kbytes, vm.user_reserve_kbytes). Enforced while vm.overcommit_memory is 2.",
+					Effect: "fork, mmap and malloc fail with ENOMEM, for users without CAP_SYS_ADMIN a few percent earlier (vm.admin_reserve_kbytes, vm.user_reserve_kbytes). Enforced only while vm.overcommit_memory is 2.",
 					Usage:  series("memory_committed_bytes"), Max: series("memory_commit_limit_bytes"),
 					Sysctls: []Sysctl{{"vm.overcommit_ratio", Percents, false}, {"vm.overcommit_kbytes", Kibibytes, false}},
 					Sizing: Sizing{
 						Needs: func(l Load) float64 { return l.ProgramBytes },
-						Rule:  "what the programs ask for, used or not, while `vm.overcommit_memory` is 2",
+						Rule:  "memory requested by programs, used or not, while `vm.overcommit_memory` is 2",
 					},
 				},
 				Most: func(s *memory) Number {

@@ -17,12 +17,12 @@ type neighbourTable struct {
 func neighbourSpec() Spec {
 	return define(Definition[neighbour]{
 		Name: "neighbour",
-		Help: "The neighbour tables (ARP and IPv6 neighbour discovery), which all network namespaces share, from /proc/net/stat/arp_cache and ndisc_cache.",
+		Help: "Neighbour tables (ARP and IPv6 neighbour discovery), which all network namespaces share, from /proc/net/stat/arp_cache and ndisc_cache.",
 		Open: openNeighbour,
 		Metrics: []Metric[neighbour]{
 			{
 				Name:   "neighbour_entries",
-				Help:   "Entries of the neighbour table, permanent ones included. From /proc/net/stat/arp_cache and ndisc_cache.",
+				Help:   "Entries of the neighbour table of the whole machine, including permanent ones. From /proc/net/stat/arp_cache and ndisc_cache.",
 				Labels: []string{"family"},
 				Values: func(s *neighbour, emit Emit) {
 					for i, t := range s {
@@ -32,7 +32,7 @@ func neighbourSpec() Spec {
 			},
 			{
 				Name:   "neighbour_entries_limit",
-				Help:   "Entries above which no new neighbour can be reached. From net.ipv4.neigh.default.gc_thresh3 and that of IPv6.",
+				Help:   "Number of entries above which no new neighbour can be reached. From net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3.",
 				Labels: []string{"family"},
 				Values: func(s *neighbour, emit Emit) {
 					for i, t := range s {
@@ -42,7 +42,7 @@ func neighbourSpec() Spec {
 			},
 			{
 				Name:   "neighbour_table_full_total",
-				Help:   "Times that an entry could not be made because the table was full. From /proc/net/stat/arp_cache and ndisc_cache.",
+				Help:   "Times that an entry could not be created because the table was full. From /proc/net/stat/arp_cache and ndisc_cache.",
 				Labels: []string{"family"},
 				Values: func(s *neighbour, emit Emit) {
 					for i, t := range s {
@@ -61,7 +61,7 @@ func neighbourSpec() Spec {
 func neighbourLimit(family, sysctl, table string) LimitInfo {
 	return LimitInfo{
 		Resource: "neighbours_" + family, Unit: Entries, WarningRatio: 0.8, CriticalRatio: 0.95,
-		Effect: "Packets to hosts of the local network without an entry are dropped: \"neighbor table overflow!\".",
+		Effect: "Packets to hosts on the local network that have no entry are dropped: \"neighbor table overflow!\".",
 		Usage:  series("neighbour_entries", "family", family), Max: series("neighbour_entries_limit", "family", family),
 		Proofs:  []Proof{{Counter: series("neighbour_table_full_total", "family", family)}},
 		Sysctls: []Sysctl{{sysctl, Entries, false}},
@@ -70,7 +70,7 @@ func neighbourLimit(family, sysctl, table string) LimitInfo {
 			Pattern: `neighbour: ` + table + `: neighbor table overflow!`,
 		}},
 		Sizing: Sizing{
-			Rule:    "the hosts and pods of the local networks, and half as many more",
+			Rule:    "hosts and pods on the local networks, plus 50 %",
 			Initial: "1,024",
 			Objects: []Object{{"kmalloc-512", 512}}, // struct neighbour and its key
 		},

@@ -120,16 +120,16 @@ func netnsCounters() [netnsCounterCount]netnsCounter {
 		{"tcp_listen_overflows_total", []string{"tcp_listen_overflows_total"}, "accept_queue", "Connections dropped because the accept queue of their listener was full"},
 		{"tcp_listen_drops_total", []string{"tcp_listen_drops_total"}, "", "Connections that a listener dropped for any reason, overflows included"},
 		{"tcp_request_queue_full_drops_total", []string{"tcp_request_queue_full_drops_total"}, "request_queue", "Connection requests dropped because the queue was full and SYN cookies were off"},
-		{"tcp_time_wait_overflows_total", []string{"tcp_time_wait_overflows_total"}, "tcp_time_wait", "Connections closed without TIME_WAIT because there were tcp_max_tw_buckets already"},
-		{"tcp_aborts_on_memory_total", []string{"tcp_aborts_on_memory_total"}, "tcp_memory", "Connections reset for want of TCP memory or because of too many orphans"},
-		{"tcp_receive_queue_drops_total", []string{"tcp_receive_queue_drops_total"}, "", "Segments dropped because the receive queue could not be grown"},
-		netnsUDPErrors:      {"udp_receive_buffer_errors_total", []string{"udp_receive_buffer_errors_total", "udp6_receive_buffer_errors_total"}, "udp_receive_queue", "Datagrams of both address families dropped because the socket's receive buffer was full"},
+		{"tcp_time_wait_overflows_total", []string{"tcp_time_wait_overflows_total"}, "tcp_time_wait", "Connections closed without TIME_WAIT because tcp_max_tw_buckets was reached"},
+		{"tcp_aborts_on_memory_total", []string{"tcp_aborts_on_memory_total"}, "tcp_memory", "Connections reset because TCP memory was exhausted or there were too many orphans"},
+		{"tcp_receive_queue_drops_total", []string{"tcp_receive_queue_drops_total"}, "", "Segments dropped because the receive queue could not grow"},
+		netnsUDPErrors:      {"udp_receive_buffer_errors_total", []string{"udp_receive_buffer_errors_total", "udp6_receive_buffer_errors_total"}, "udp_receive_queue", "Datagrams (IPv4 and IPv6) dropped because the socket's receive buffer was full"},
 		netnsConntrackDrops: {"conntrack_drops_total", nil, "conntrack_entries", "Packets dropped because a new connection could not be tracked"},
 	}
 }
 
 func netnsSpec() Spec {
-	const privileged = " Needs CAP_SYS_ADMIN and CAP_SYS_PTRACE."
+	const privileged = "; needs CAP_SYS_ADMIN and CAP_SYS_PTRACE."
 	labels := []string{"netns", "namespace", "pod"}
 	key := func(n *netnsReading) []string {
 		if n == nil { // when the rows are checked
@@ -158,14 +158,14 @@ func netnsSpec() Spec {
 	for i, c := range netnsCounters() {
 		counters = append(counters, Metric[*netnsReading]{
 			Name:  "netns_" + c.name,
-			Help:  c.help + ", of the network namespaces where such a counter moved last.",
+			Help:  c.help + ", for the network namespaces where such a counter rose last.",
 			Value: func(n **netnsReading) Number { return (*n).counters[i] },
 		})
 	}
 	return define(Definition[namespaces]{
 		Name:      "netns",
-		Help:      "Every network namespace but the host's, such as those of pods: sockets, refusals and how near each is to its own limits.",
-		Privilege: "Accept queues, the limits of TIME_WAIT and of ephemeral ports, and namespaces without a process, need CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
+		Help:      "Network namespaces other than the host's, such as those of pods: sockets, refusals, and how close each is to its own limits.",
+		Privilege: "Accept queues, the limits on TIME_WAIT and ephemeral ports, and namespaces without a process need CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
 		Walk:      true,
 		Open: func(k *Scope) func(context.Context, *namespaces) error {
 			return newNetnsReader(k).read
@@ -173,23 +173,23 @@ func netnsSpec() Spec {
 		Metrics: []Metric[namespaces]{
 			{
 				Name:  "netns_namespaces",
-				Help:  "Network namespaces besides the host's: those with a process and, where they may be entered, those that are mounted.",
+				Help:  "Network namespaces other than the host's: those with a process and, if they may be entered, mounted ones.",
 				Value: func(s *namespaces) Number { return s.count },
 			},
 			{
 				Name:  "netns_unreadable",
-				Help:  "Those of them that could not be read.",
+				Help:  "Network namespaces other than the host's that could not be read.",
 				Value: func(s *namespaces) Number { return s.unreadable },
 			},
 			{
 				Name:   "netns_saturation_ratio",
-				Help:   "Usage of a limit that each network namespace has for itself divided by the limit, of the namespaces nearest to it. All but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE; ephemeral_ports is there where a namespace has connections enough for half of its ports, request_queue while requests wait for a second or more; four namespaces are looked at for these in a reading, by turns.",
+				Help:   "Usage of a limit that applies per network namespace divided by the limit, for the namespaces closest to it, the host's excluded. All resources but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
 				Labels: slices.Concat([]string{"resource"}, labels),
 				Values: (*namespaces).saturations,
 			},
 			{
 				Name:   "netns_refusals_total",
-				Help:   "What the kernel refused in all network namespaces but the host's since the exporter was started, those that have ended included, by the limit that was reached.",
+				Help:   "Refusals by the kernel in all network namespaces other than the host's since the exporter started, including namespaces that no longer exist, by the limit that was reached.",
 				Labels: []string{"resource"},
 				Values: func(s *namespaces, emit Emit) {
 					for i, c := range netnsCounters() {
@@ -201,11 +201,11 @@ func netnsSpec() Spec {
 			},
 		},
 		Lists: []Lister[namespaces]{
-			most("netns_tcp_sockets_inuse", "TCP sockets in use, of the network namespaces with the most. From /proc/<pid>/net/sockstat and sockstat6.",
+			most("netns_tcp_sockets_inuse", "TCP sockets in use, for the network namespaces with the most. From /proc/<pid>/net/sockstat and sockstat6.",
 				func(n *netnsReading) Number { return n.inuse }),
-			most("netns_tcp_time_wait", "TIME_WAIT mini-sockets, of the network namespaces with the most. From /proc/<pid>/net/sockstat.",
+			most("netns_tcp_time_wait", "Sockets in TIME_WAIT, and orphaned ones in FIN_WAIT2, for the network namespaces with the most. From /proc/<pid>/net/sockstat.",
 				func(n *netnsReading) Number { return n.timeWait }),
-			most("netns_conntrack_entries", "Connections tracked, of the network namespaces with the most. From /proc/<pid>/net/stat/nf_conntrack.",
+			most("netns_conntrack_entries", "Connections tracked, for the network namespaces with the most. From /proc/<pid>/net/stat/nf_conntrack.",
 				func(n *netnsReading) Number { return n.conntrack }),
 			List[namespaces, netnsQueue]{
 				Items:  (*namespaces).queues,
@@ -215,12 +215,12 @@ func netnsSpec() Spec {
 				Columns: []Metric[netnsQueue]{
 					{
 						Name:  "netns_accept_queue_length",
-						Help:  "Connections that wait to be accepted, of the listeners nearest to their limit in all network namespaces but the host's. From sock_diag." + privileged,
+						Help:  "Connections waiting to be accepted, for the listeners closest to their limit in all network namespaces other than the host's. From sock_diag" + privileged,
 						Value: func(q *netnsQueue) Number { return number(q.length) },
 					},
 					{
 						Name: "netns_accept_queue_limit",
-						Help: "Connections that may wait there. From sock_diag." + privileged,
+						Help: "Connections that may wait to be accepted at this listener. From sock_diag" + privileged,
 						Value: func(q *netnsQueue) Number {
 							if !q.limited {
 								return Number{}

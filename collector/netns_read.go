@@ -35,7 +35,7 @@ const (
 
 // errMoved means that what was to lead to a namespace does not any more: the process
 // has ended, or is elsewhere.
-var errMoved = errors.New("no process is in it any more")
+var errMoved = errors.New("it no longer has a process")
 
 // A looker reads a namespace. Its error is errMoved where there is none any more, and
 // kernel.ErrLost where the tour is at its end.
@@ -156,9 +156,9 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 	s.count, s.unreadable, s.top, s.refused = number(there), number(missed), r.Top, r.history.refused
 	if float64(missed) > maxUnreadable*float64(there) {
 		if failed == nil {
-			failed = fmt.Errorf("more than %d are not looked at", maxNamespaces)
+			failed = fmt.Errorf("no more than %d are read", maxNamespaces)
 		}
-		p.Add(fmt.Errorf("%d of %d network namespaces cannot be read, the first: %w", missed, there, failed))
+		p.Add(fmt.Errorf("%d of %d network namespaces cannot be read, first error: %w", missed, there, failed))
 	}
 	return p.Err()
 }
@@ -367,7 +367,7 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 			}
 			if n = leave(true); n < len(places) {
 				at := places[n]
-				took(at, netnsReading{}, fmt.Errorf("that of %v: %w", cmp.Or(at.path, "process "+strings.Join(at.processes, ", ")), errDeadline))
+				took(at, netnsReading{}, fmt.Errorf("network namespace of %v: %w", cmp.Or(at.path, "process "+strings.Join(at.processes, ", ")), errDeadline))
 				n++
 			}
 			return n, nil

@@ -70,12 +70,12 @@ func (s *ports) counts() iter.Seq[tupleCount] {
 func portsSpec() Spec {
 	return define(Definition[ports]{
 		Name: "ports",
-		Help: "Ephemeral ports in use by outbound connections, by a walk of netlink sock_diag over the ports of net.ipv4.ip_local_port_range.",
+		Help: "Ephemeral ports in use by outbound connections, by a walk of netlink sock_diag over the ports in net.ipv4.ip_local_port_range.",
 		Walk: true,
 		Open: func(k *Scope) func(context.Context, *ports) error { return portsOf(k.Host) },
 		Metrics: []Metric[ports]{{
 			Name:  "ephemeral_ports_limit",
-			Help:  "Ports that connections from one address to one destination can hold. From net.ipv4.ip_local_port_range less net.ipv4.ip_local_reserved_ports and the ports that are listened on.",
+			Help:  "Ephemeral ports available to connections from one address to one destination. From net.ipv4.ip_local_port_range, less net.ipv4.ip_local_reserved_ports and the ports of listeners.",
 			Value: func(s *ports) Number { return s.limit },
 		}},
 		Lists: []Lister[ports]{List[ports, tupleCount]{
@@ -85,7 +85,7 @@ func portsSpec() Spec {
 			Key:    func(t tupleCount) []string { return []string{t.from(), t.to().String()} },
 			Columns: []Metric[tupleCount]{{
 				Name:  "ephemeral_ports_used",
-				Help:  "Ports of the ephemeral range that connections from one address to one destination hold, TIME_WAIT included, of the pairs with the most. From sock_diag.",
+				Help:  "Ephemeral ports held by connections from one address to one destination, including TIME_WAIT, for the pairs with the most. From sock_diag.",
 				Value: func(t *tupleCount) Number { return number(t.used) },
 			}},
 			Holders: func(ctx context.Context, s *ports, of []tupleCount) []holding { return s.holders(ctx, of) },
@@ -93,7 +93,7 @@ func portsSpec() Spec {
 				Resource: "ephemeral_ports", Unit: Ports, WarningRatio: 0.7, CriticalRatio: 0.9,
 				Effect: "connect to that destination fails with EADDRNOTAVAIL; nothing is counted or logged.",
 				Usage:  series("ephemeral_ports_used"), Max: series("ephemeral_ports_limit"),
-				List:    &ListInfo{Title: "Addresses and destinations that hold the most ephemeral ports", Column: "from → to"},
+				List:    &ListInfo{Title: "Address pairs that hold the most ephemeral ports", Column: "from → to"},
 				Sysctls: []Sysctl{{"net.ipv4.ip_local_port_range", Ports, true}},
 				Sizing: Sizing{
 					// One that the host closes first holds its port in TIME_WAIT.
@@ -103,7 +103,7 @@ func portsSpec() Spec {
 						}
 						return (l.Outbound + l.Closes*timeWait*l.Outbound/l.Tracked) / max(l.Destinations, 1)
 					},
-					Rule:    "the connections that the host opens, and 60 times those that it opened and closes a second, for each pair of its address and a destination; the services of these ports have to stand in `net.ipv4.ip_local_reserved_ports`",
+					Rule:    "connections that the host opens, plus 60 times those of them that it closes per second, for each pair of a local address and a destination; services on ports in the range must be listed in `net.ipv4.ip_local_reserved_ports`",
 					Initial: "32768 60999: 28,232",
 					Objects: []Object{{"tcp_bind_bucket", 128}, {"tcp_bind2_bucket", 128}},
 					Most:    highestPort - lowestPort + 1,

@@ -49,15 +49,15 @@ func (p processFiles) ratio() float64 { return p.open / p.limit }
 func processSpec() Spec {
 	return define(Definition[processes]{
 		Name:      "process",
-		Help:      "File descriptors of processes against their limit (RLIMIT_NOFILE), from /proc/<pid>/fd and /proc/<pid>/limits.",
-		Privilege: "Before Linux 6.2 the descriptors of other users' processes need root or CAP_DAC_READ_SEARCH. Where /proc is mounted with hidepid, all need CAP_SYS_PTRACE or the group of its option gid.",
+		Help:      "File descriptors of processes and their limit (RLIMIT_NOFILE), from /proc/<pid>/fd and /proc/<pid>/limits.",
+		Privilege: "Before Linux 6.2, counting the descriptors of other users' processes needs root or CAP_DAC_READ_SEARCH. If /proc is mounted with hidepid, it needs CAP_SYS_PTRACE or membership of the group given by the gid mount option.",
 		Walk:      true,
 		Open: func(k *Scope) func(context.Context, *processes) error {
 			return newProcessReader(k).read
 		},
 		Metrics: []Metric[processes]{{
 			Name:  "processes_unreadable",
-			Help:  "Processes whose descriptors this exporter may not count. If they are more than one in fifty, the collector fails: the worst process may be among them.",
+			Help:  "Processes whose descriptors this exporter may not count, and which are not included in any other metric. The collector fails above 2 % of all processes.",
 			Value: func(s *processes) Number { return s.unreadable },
 		}},
 		Lists: []Lister[processes]{List[processes, processFiles]{
@@ -73,12 +73,12 @@ func processSpec() Spec {
 			Columns: []Metric[processFiles]{
 				{
 					Name:  "process_open_file_descriptors",
-					Help:  "Open descriptors of the process nearest to its limit of those with this name; names nearest to the limit only. From /proc/<pid>/fd.",
+					Help:  "Open file descriptors of the process closest to its limit, per process name, for the names closest to their limit. From /proc/<pid>/fd.",
 					Value: func(p *processFiles) Number { return number(p.open) },
 				},
 				{
 					Name:  "process_file_descriptors_limit",
-					Help:  "The limit of that process, the soft one. From /proc/<pid>/limits.",
+					Help:  "Soft limit on open file descriptors of that process. From /proc/<pid>/limits.",
 					Value: func(p *processFiles) Number { return number(p.limit) },
 				},
 			},
@@ -94,21 +94,21 @@ func processSpec() Spec {
 				Effect: "open, socket and accept of that process fail with EMFILE.",
 				Usage:  series("process_open_file_descriptors"), Max: series("process_file_descriptors_limit"),
 				List: &ListInfo{
-					Title: "Processes nearest to their limit of descriptors", Column: "process",
-					Hidden: series("processes_unreadable"), HiddenNote: "processes are missing: this user may not look into them.",
+					Title: "Processes closest to their file descriptor limit", Column: "process",
+					Hidden: series("processes_unreadable"), HiddenNote: "processes are missing because this user may not inspect them.",
 				},
 				Moves:   "ulimit -n, LimitNOFILE=, up to fs.nr_open",
 				Sysctls: []Sysctl{{"fs.nr_open", Descriptors, false}},
 				Sizing: Sizing{
 					Needs:   func(l Load) float64 { return l.Ends() / max(l.Processes, 1) },
-					Rule:    "the connections of one process, two for each client of a proxy, and its other files",
+					Rule:    "connections of one process (two for each client of a proxy), plus its other files",
 					Initial: "1,024 (soft); `fs.nr_open` 1,048,576",
-					Objects: []Object{{"filp", 192}, {"its place in the table of descriptors", 8}}, OfSocket: true,
+					Objects: []Object{{"filp", 192}, {"an entry in the descriptor table", 8}}, OfSocket: true,
 					Fresh: 1024, // INR_OPEN_CUR (include/uapi/linux/fs.h), as systemd leaves it
 					Most:  math.MaxInt32 &^ 63,
 					Settings: []Setting{
 						{"the unit of the service", "LimitNOFILE=%.0f"},
-						{"a container that the container runtime's unit does not bound", "--ulimit nofile=%.0[1]f:%.0[1]f"},
+						{"a container whose runtime's unit does not set a limit", "--ulimit nofile=%.0[1]f:%.0[1]f"},
 					},
 				},
 			}},
@@ -201,7 +201,7 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 	}
 	s.unreadable = number(unreadable)
 	if float64(unreadable) > maxUnreadable*float64(all) {
-		p.Add(fmt.Errorf("%d of %d processes are hidden from this user, and the worst may be among them", unreadable, all))
+		p.Add(fmt.Errorf("%d of %d processes are hidden from this user, so the process closest to its limit may be missing", unreadable, all))
 		return p.Err()
 	}
 	p.Add(r.choose(s, worst.heap))

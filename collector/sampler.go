@@ -64,7 +64,7 @@ func (s *sampler) end(ctx context.Context) error {
 	case <-s.done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("the sampler still reads: %w", ctx.Err())
+		return fmt.Errorf("the sampler is still reading: %w", ctx.Err())
 	}
 }
 

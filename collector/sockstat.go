@@ -30,17 +30,17 @@ func (s *sockstat) byFamily() [2]parse.FamilySockets {
 func sockstatSpec() Spec {
 	return define(Definition[sockstat]{
 		Name: "sockstat",
-		Help: "Sockets and socket memory against their limits, from /proc/net/sockstat, /proc/net/sockstat6 and sysctls.",
+		Help: "Sockets and socket memory and their limits, from /proc/net/sockstat, /proc/net/sockstat6 and sysctls.",
 		Open: openSockstat,
 		Metrics: []Metric[sockstat]{
 			{
 				Name:  "sockets_used",
-				Help:  "Sockets of every address family (unix and netlink ones too) in the host's network namespace. From /proc/net/sockstat.",
+				Help:  "Sockets of all address families, including unix and netlink, in the host's network namespace. From /proc/net/sockstat.",
 				Value: func(s *sockstat) Number { return s.Used },
 			},
 			{
 				Name:   "sockets_inuse",
-				Help:   "Sockets in use by address family and protocol; TIME_WAIT and connection requests do not count. From /proc/net/sockstat and sockstat6.",
+				Help:   "Sockets in use in the host's network namespace, by address family and protocol, excluding TIME_WAIT and connection requests. From /proc/net/sockstat and sockstat6.",
 				Labels: []string{"family", "protocol"},
 				Values: func(s *sockstat, emit Emit) {
 					for i, f := range s.byFamily() {
@@ -53,54 +53,54 @@ func sockstatSpec() Spec {
 			},
 			{
 				Name:  "tcp_sockets_allocated",
-				Help:  "TCP sockets allocated on the whole machine, both address families, every network namespace. From /proc/net/sockstat.",
+				Help:  "TCP sockets allocated on the whole machine, in both address families and all network namespaces. From /proc/net/sockstat.",
 				Value: func(s *sockstat) Number { return s.Allocated },
 			},
 			{
 				Name:  "tcp_orphans",
-				Help:  "TCP sockets that no process holds any more but the kernel has yet to close, on the whole machine. From /proc/net/sockstat.",
+				Help:  "TCP sockets on the whole machine that no process holds any more and the kernel has not closed yet. From /proc/net/sockstat.",
 				Value: func(s *sockstat) Number { return s.Orphans },
 			},
 			{
 				Name:  "tcp_orphans_limit",
-				Help:  "Orphans above which the kernel resets new ones (it may count one up to four times). From net.ipv4.tcp_max_orphans.",
+				Help:  "Number of orphans above which the kernel resets new ones; it may count an orphan up to four times. From net.ipv4.tcp_max_orphans.",
 				Value: func(s *sockstat) Number { return s.orphansLimit },
 			},
 			{
 				Name:  "tcp_time_wait",
-				Help:  "TIME_WAIT mini-sockets of both address families in the host's network namespace, those in FIN_WAIT2 included. From /proc/net/sockstat.",
+				Help:  "Sockets in the host's network namespace that count towards tcp_time_wait_limit: all in TIME_WAIT, and those in FIN_WAIT2 that no process holds, while tcp_sockets counts the two states separately. From /proc/net/sockstat.",
 				Value: func(s *sockstat) Number { return s.TimeWait },
 			},
 			{
 				Name:  "tcp_time_wait_limit",
-				Help:  "Mini-sockets above which connections are closed without TIME_WAIT. From net.ipv4.tcp_max_tw_buckets.",
+				Help:  "Number of sockets in TIME_WAIT, and orphaned ones in FIN_WAIT2, above which connections are closed without TIME_WAIT. From net.ipv4.tcp_max_tw_buckets.",
 				Value: func(s *sockstat) Number { return s.timeWaitLimit },
 			},
 			{
 				Name:  "tcp_memory_bytes",
-				Help:  "Memory of all TCP buffers on the machine, both address families; it lags by up to 1 MiB for each CPU. From /proc/net/sockstat.",
+				Help:  "Memory of all TCP buffers on the whole machine; it lags by up to 1 MiB per CPU. From /proc/net/sockstat.",
 				Value: func(s *sockstat) Number { return s.TCPMemory },
 			},
 			{
 				Name:   "tcp_memory_threshold_bytes",
-				Help:   "Where the kernel starts to save TCP memory (pressure), stops saving (low), and refuses more (high). From net.ipv4.tcp_mem.",
+				Help:   "Thresholds of TCP memory: the kernel enters memory pressure above pressure, leaves it below low, and refuses memory above high. From net.ipv4.tcp_mem.",
 				Labels: []string{"threshold"},
 				Values: func(s *sockstat, emit Emit) { emitThresholds(s.tcpThresholds, emit) },
 			},
 			{
 				Name:  "udp_memory_bytes",
-				Help:  "Memory of all UDP buffers on the machine, both address families; it lags by up to 1 MiB for each CPU. From /proc/net/sockstat.",
+				Help:  "Memory of all UDP buffers on the whole machine; it lags by up to 1 MiB per CPU. From /proc/net/sockstat.",
 				Value: func(s *sockstat) Number { return s.UDPMemory },
 			},
 			{
 				Name:   "udp_memory_threshold_bytes",
-				Help:   "The thresholds of UDP memory: above low a socket gets no more than net.ipv4.udp_rmem_min, the others hardly matter. From net.ipv4.udp_mem.",
+				Help:   "Thresholds of UDP memory: above low a socket gets at most net.ipv4.udp_rmem_min, pressure and high have almost no effect. From net.ipv4.udp_mem.",
 				Labels: []string{"threshold"},
 				Values: func(s *sockstat, emit Emit) { emitThresholds(s.udpThresholds, emit) },
 			},
 			{
 				Name:   "ip_fragment_memory_bytes",
-				Help:   "Memory of IP fragments that wait for the rest of their packet. From /proc/net/sockstat and sockstat6.",
+				Help:   "Memory of IP fragments waiting for reassembly in the host's network namespace. From /proc/net/sockstat and sockstat6.",
 				Labels: []string{"family"},
 				Values: func(s *sockstat, emit Emit) {
 					for i, f := range s.byFamily() {
@@ -110,7 +110,7 @@ func sockstatSpec() Spec {
 			},
 			{
 				Name:   "ip_fragment_memory_limit_bytes",
-				Help:   "Memory above which new fragments are dropped. From net.ipv4.ipfrag_high_thresh and net.ipv6.ip6frag_high_thresh.",
+				Help:   "Memory of IP fragments above which new ones are dropped. From net.ipv4.ipfrag_high_thresh and net.ipv6.ip6frag_high_thresh.",
 				Labels: []string{"family"},
 				Values: func(s *sockstat, emit Emit) {
 					for i, f := range s.fragmentsLimit {
@@ -120,7 +120,7 @@ func sockstatSpec() Spec {
 			},
 			{
 				Name:   "tcp_buffer_bytes",
-				Help:   "Bounds of one TCP socket's receive and send buffer. From net.ipv4.tcp_rmem and tcp_wmem.",
+				Help:   "Minimum, default and maximum size of one TCP socket's receive and send buffer. From net.ipv4.tcp_rmem and tcp_wmem.",
 				Labels: []string{"direction", "bound"},
 				Values: func(s *sockstat, emit Emit) {
 					for i, bound := range [...]string{"min", "default", "max"} {
@@ -131,12 +131,12 @@ func sockstatSpec() Spec {
 			},
 			{
 				Name:  "listen_backlog_limit",
-				Help:  "The longest accept queue that a program can ask for. From net.core.somaxconn.",
+				Help:  "Longest accept queue that a program can request. From net.core.somaxconn.",
 				Value: func(s *sockstat) Number { return s.listenBacklog },
 			},
 			{
 				Name:  "syn_backlog_limit",
-				Help:  "Connection requests that may wait for their handshake at one listener while SYN cookies are off. From net.ipv4.tcp_max_syn_backlog.",
+				Help:  "Connection requests that may wait at one listener while SYN cookies are off. From net.ipv4.tcp_max_syn_backlog.",
 				Value: func(s *sockstat) Number { return s.synBacklog },
 			},
 		},
@@ -151,7 +151,7 @@ func sockstatSpec() Spec {
 					LogLines: []LogLine{{Message: "tcp_out_of_memory", Pattern: `TCP: out of memory -- consider tuning tcp_mem`}},
 					Sizing: Sizing{
 						Needs:   func(l Load) float64 { return l.Tracked * l.Charged },
-						Rule:    "the connections, times what waits in the buffers of each: 4 KiB of data count as 8 KiB",
+						Rule:    "connections, times the data in the buffers of each; 4 KiB of data count as 8 KiB",
 						Initial: "high is 9 % of memory",
 						Write:   writeThresholds,
 					},
@@ -168,7 +168,7 @@ func sockstatSpec() Spec {
 					Proofs:  []Proof{{Counter: series("udp_memory_errors_total")}, {Counter: series("udp6_memory_errors_total")}},
 					Sysctls: []Sysctl{{"net.ipv4.udp_mem", Pages, false}},
 					Sizing: Sizing{
-						Rule:    "the sockets, times the datagrams that wait in each; the first number counts",
+						Rule:    "sockets, times the datagrams queued in each; only the first number counts",
 						Initial: "the first is 9 % of memory",
 						Write:   writeFirst,
 					},
@@ -177,13 +177,13 @@ func sockstatSpec() Spec {
 			{
 				LimitInfo: LimitInfo{
 					Resource: "tcp_orphans", Unit: Sockets, WarningRatio: 0.25, CriticalRatio: 0.5,
-					Effect: "Closed connections are reset with their data unsent: \"TCP: too many orphaned sockets\". It can start at a quarter of the limit.",
+					Effect: "Closed connections are reset with their data unsent: \"TCP: too many orphaned sockets\". This may begin at a quarter of the limit.",
 					Usage:  series("tcp_orphans"), Max: series("tcp_orphans_limit"),
 					Sysctls:  []Sysctl{{"net.ipv4.tcp_max_orphans", Sockets, false}},
 					LogLines: []LogLine{{Message: "tcp_too_many_orphans", Pattern: `TCP: too many orphaned sockets`}},
 					Sizing: Sizing{
 						Needs:   func(l Load) float64 { return l.Closes * orphaned },
-						Rule:    "4 times the connections that the host closes a second",
+						Rule:    "4 times the connections that the host closes per second",
 						Initial: "by memory: 8,192 for 2 GiB",
 						Objects: []Object{{"TCP", 2432}},
 						Most:    forever,
@@ -193,14 +193,14 @@ func sockstatSpec() Spec {
 			{
 				LimitInfo: LimitInfo{
 					Resource: "tcp_time_wait", Unit: Sockets, WarningRatio: 0.8, CriticalRatio: 0.95,
-					Effect: "Connections are closed without TIME_WAIT, so that late segments can reach their successors; nothing is logged.",
+					Effect: "Connections are closed without TIME_WAIT, so that delayed segments may reach a later connection; nothing is logged since Linux 4.1.",
 					Usage:  series("tcp_time_wait"), Max: series("tcp_time_wait_limit"),
 					Proofs:   []Proof{{Counter: series("tcp_time_wait_overflows_total")}},
 					Sysctls:  []Sysctl{{"net.ipv4.tcp_max_tw_buckets", Sockets, true}},
 					LogLines: []LogLine{{Message: "tcp_time_wait_overflow", Pattern: `TCP: time wait bucket table overflow`, Before: "4.1"}},
 					Sizing: Sizing{
 						Needs:   func(l Load) float64 { return l.Closes * timeWait },
-						Rule:    "60 times the connections that the host closes a second",
+						Rule:    "60 times the connections that the host closes per second",
 						Initial: "by memory: 8,192 for 2 GiB, 262,144 at most",
 						Objects: []Object{{"tw_sock_TCP", 256}},
 						Most:    forever,
@@ -216,11 +216,11 @@ func sockstatSpec() Spec {
 func fragmentLimit(family, sysctl string) LimitInfo {
 	return LimitInfo{
 		Resource: "ip_fragments_" + family, Unit: Bytes, WarningRatio: 0.8, CriticalRatio: 0.95,
-		Effect: "Fragments are dropped, and with them the packets that they belong to.",
+		Effect: "Fragments are dropped, and so are the packets that they belong to.",
 		Usage:  series("ip_fragment_memory_bytes", "family", family), Max: series("ip_fragment_memory_limit_bytes", "family", family),
 		Sysctls: []Sysctl{{sysctl, Bytes, true}},
 		Sizing: Sizing{
-			Rule:    "fragmented packets a second, times their size, times the seconds that the rest of them takes",
+			Rule:    "fragmented packets per second, times their size, times the seconds until they are complete",
 			Initial: "4 MiB",
 		},
 	}

@@ -22,7 +22,7 @@ type softnet struct {
 func softnetSpec() Spec {
 	return define(Definition[softnet]{
 		Name: "softnet",
-		Help: "The queue of received packets that each CPU has, from /proc/net/softnet_stat.",
+		Help: "Queues of received packets, one per CPU, from /proc/net/softnet_stat.",
 		Open: func(k *Scope) func(context.Context, *softnet) error {
 			file, limit := k.Host.File("softnet_stat"), k.Host.Sysctl("net.core.netdev_max_backlog")
 			online := k.Sys("devices/system/cpu/online", procfile.Open)
@@ -45,17 +45,17 @@ func softnetSpec() Spec {
 		Metrics: []Metric[softnet]{
 			{
 				Name:  "netdev_backlog_drops_total",
-				Help:  "Packets dropped because the backlog of a CPU was full, over all CPUs. From /proc/net/softnet_stat.",
+				Help:  "Packets dropped because the backlog of a CPU was full, summed over all CPUs. From /proc/net/softnet_stat.",
 				Value: func(s *softnet) Number { return s.drops },
 			},
 			{
 				Name:  "netdev_time_squeezes_total",
-				Help:  "Times that a CPU had packets left when its time for a round (net.core.netdev_budget) was over, over all CPUs. From /proc/net/softnet_stat.",
+				Help:  "Times that a CPU stopped with packets left because net.core.netdev_budget (packets) or netdev_budget_usecs (time) was used up, summed over all CPUs. From /proc/net/softnet_stat.",
 				Value: func(s *softnet) Number { return s.squeezes },
 			},
 			{
 				Name:  "netdev_backlog_length",
-				Help:  "Packets that wait in the longest backlog of a CPU. From /proc/net/softnet_stat, Linux 5.10.",
+				Help:  "Packets waiting in the longest backlog of all CPUs. From /proc/net/softnet_stat, since Linux 5.10.",
 				Value: func(s *softnet) Number { return s.length },
 			},
 			{
@@ -72,7 +72,7 @@ func softnetSpec() Spec {
 				Proofs:  []Proof{{Counter: series("netdev_backlog_drops_total")}},
 				Sysctls: []Sysctl{{"net.core.netdev_max_backlog", Packets, false}},
 				Sizing: Sizing{
-					Rule:    "packets that arrive while a CPU is busy for a moment",
+					Rule:    "packets that arrive while a CPU is briefly busy",
 					Initial: "1,000",
 					Objects: []Object{{"skbuff_head_cache", 256}, {"skbuff_small_head", 704}},
 				},

@@ -75,7 +75,7 @@ func (t *table) emit(metric int) Emit {
 		}
 		for _, other := range t.samples[first:] {
 			if slices.Equal(other.labels, labelValues) {
-				t.Add(fmt.Errorf("%s: the kernel shows %q twice, and only the first is exported", info.Name, labelValues))
+				t.Add(fmt.Errorf("%s: the kernel lists %q twice; only the first is exported", info.Name, labelValues))
 				return
 			}
 		}
@@ -109,7 +109,7 @@ func (t *table) addLimit(limit int, usage, most, soft Number, items []Item) {
 		return
 	}
 	if !(usage.Value >= 0 && usage.Value <= info.Unit.most()) {
-		t.Add(fmt.Errorf("%s: there cannot be %v %s", info.Resource, usage.Value, info.Unit))
+		t.Add(fmt.Errorf("%s: %v %s is out of range", info.Resource, usage.Value, info.Unit))
 		return
 	}
 	t.limits = append(t.limits, LimitReading{LimitInfo: info, Usage: usage.Value, Limit: most.Value, Items: items, soft: soft})

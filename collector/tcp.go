@@ -58,7 +58,7 @@ func (q acceptQueue) before(o acceptQueue) bool {
 func tcpSpec() Spec {
 	return define(Definition[tcp]{
 		Name:   "tcp",
-		Help:   "TCP sockets by state and accept queues, by one walk of netlink sock_diag; established and time_wait from constant-time counters.",
+		Help:   "TCP sockets by state, accept queues and connection requests, by one walk of netlink sock_diag; established and time_wait come from counters.",
 		Walk:   true,
 		Open:   openTCP,
 		Sample: func(k *Scope) func(context.Context, *tcp) error { return listenersOf(k.Host, k.Top) },
@@ -66,7 +66,7 @@ func tcpSpec() Spec {
 		Metrics: []Metric[tcp]{
 			{
 				Name:   "tcp_sockets",
-				Help:   "TCP sockets by state, both address families. From sock_diag; established and time_wait from what /proc/net/sockstat and sockstat6 count besides.",
+				Help:   "TCP sockets in the host's network namespace, by state, in both address families. From sock_diag; established and time_wait are calculated from /proc/net/sockstat and sockstat6.",
 				Labels: []string{"state"},
 				Values: func(s *tcp, emit Emit) {
 					for state := sockdiag.Established; state <= sockdiag.Closing; state++ {
@@ -76,12 +76,12 @@ func tcpSpec() Spec {
 			},
 			{
 				Name:  "tcp_listeners",
-				Help:  "Addresses and ports that are listened on, a SO_REUSEPORT group counted once. From sock_diag.",
+				Help:  "Listening addresses and ports in the host's network namespace; a SO_REUSEPORT group counts once. From sock_diag.",
 				Value: func(s *tcp) Number { return s.listeners },
 			},
 			{
 				Name:  "tcp_listeners_crowded",
-				Help:  fmt.Sprintf("Listening sockets beyond the first %d addresses and ports: each is taken for itself, a SO_REUSEPORT group among them is not added up. From sock_diag.", maxListeners),
+				Help:  fmt.Sprintf("Listening sockets beyond the first %d addresses and ports; each is counted individually, even in a SO_REUSEPORT group. From sock_diag.", maxListeners),
 				Value: func(s *tcp) Number { return s.crowded },
 			},
 		},
@@ -93,17 +93,17 @@ func tcpSpec() Spec {
 			Columns: []Metric[acceptQueue]{
 				{
 					Name:  "accept_queue_length",
-					Help:  "Connections that wait to be accepted, of the listeners nearest to their limit, a SO_REUSEPORT group added up. From sock_diag.",
+					Help:  "Connections waiting to be accepted, for the listeners closest to their limit; a SO_REUSEPORT group is added up. From sock_diag.",
 					Value: func(q *acceptQueue) Number { return number(q.length) },
 				},
 				{
 					Name:  "accept_queue_limit",
-					Help:  "Connections that may wait there: the backlog given to listen, at most net.core.somaxconn. From sock_diag.",
+					Help:  "Connections that may wait to be accepted at this listener: the backlog passed to listen, at most net.core.somaxconn. From sock_diag.",
 					Value: func(q *acceptQueue) Number { return number(q.limit) },
 				},
 				{
 					Name:  "accept_queue_saturation_ratio",
-					Help:  "How full the fullest socket there is: its length divided by its limit, or by 1 where that is 0. In a SO_REUSEPORT group the kernel fills each socket by itself. From sock_diag.",
+					Help:  "Accept queue length divided by its limit (by 1 if the limit is 0); for a SO_REUSEPORT group, of its fullest socket, because each socket has its own queue. From sock_diag.",
 					Value: func(q *acceptQueue) Number { return number(q.saturation()) },
 				},
 			},
@@ -117,11 +117,11 @@ func tcpSpec() Spec {
 			Limit: &ItemLimit[acceptQueue]{
 				LimitInfo: LimitInfo{
 					Resource: "accept_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
-					Effect: "New connections are dropped at the end of their handshake, and the other side tries again or gives up.",
+					Effect: "New connections are dropped at the end of their handshake, and the peer retries or gives up.",
 					Usage:  series("accept_queue_length"), Max: series("accept_queue_limit"), Share: series("accept_queue_saturation_ratio"),
 					List: &ListInfo{
 						Title: "Listeners with the fullest accept queue", Column: "listener",
-						Note: "The connections of a SO_REUSEPORT group are added up; bar and share are those of its fullest socket, because the kernel fills each by itself.",
+						Note: "The connections of a SO_REUSEPORT group are added up. The bar and the percentage are those of its fullest socket, because each socket has its own queue.",
 					},
 					Proofs:  []Proof{{Counter: series("tcp_listen_overflows_total")}},
 					Moves:   "net.core.somaxconn and the program's backlog",
@@ -133,7 +133,7 @@ func tcpSpec() Spec {
 							}
 							return l.Opens * l.Accepted / l.Tracked * l.Pause.Seconds()
 						},
-						Rule:    "connections that others open a second, times the longest time for which the program does not accept",
+						Rule:    "incoming connections per second, times the longest time during which the program does not accept",
 						Initial: "4,096; 128 before Linux 5.4",
 						Objects: []Object{{"TCP", 2432}},
 						Most:    forever,

@@ -35,12 +35,12 @@ func requestQueues() Lister[tcp] {
 		Columns: []Metric[requestQueue]{
 			{
 				Name:  "request_queue_length",
-				Help:  "Connections in SYN_RECV, whose handshake is under way, of the listeners nearest to their limit, a SO_REUSEPORT group added up. From sock_diag.",
+				Help:  "Connections in SYN_RECV (handshake not complete), for the listeners closest to their limit; a SO_REUSEPORT group is added up. From sock_diag.",
 				Value: func(q *requestQueue) Number { return number(q.length) },
 			},
 			{
 				Name:  "request_queue_limit",
-				Help:  "Connections that may be in SYN_RECV there: the backlog given to listen, at most net.core.somaxconn, and while net.ipv4.tcp_syncookies is 0 at most three quarters of net.ipv4.tcp_max_syn_backlog.",
+				Help:  "Connections that may be in SYN_RECV at this listener. The backlog passed to listen, at most net.core.somaxconn and, while net.ipv4.tcp_syncookies is 0, three quarters of net.ipv4.tcp_max_syn_backlog.",
 				Value: func(q *requestQueue) Number { return number(q.limit) },
 			},
 		},
@@ -54,14 +54,14 @@ func requestQueues() Lister[tcp] {
 		Limit: &ItemLimit[requestQueue]{
 			LimitInfo: LimitInfo{
 				Resource: "request_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
-				Effect: "New connections are answered with a SYN cookie, or dropped while net.ipv4.tcp_syncookies is 0: \"TCP: Possible SYN flooding on port\".",
+				Effect: "New connections are answered with a SYN cookie, or dropped if net.ipv4.tcp_syncookies is 0: \"TCP: Possible SYN flooding on port\".",
 				Usage:  series("request_queue_length"), Max: series("request_queue_limit"),
 				List: &ListInfo{Title: "Listeners with the most connection requests", Column: "listener"},
 				Proofs: []Proof{
 					{Counter: series("tcp_request_queue_full_drops_total")},
 					{Counter: series("tcp_request_queue_full_cookies_total")},
 				},
-				Moves:   "the program's backlog, net.core.somaxconn, net.ipv4.tcp_max_syn_backlog without SYN cookies",
+				Moves:   "the program's backlog, net.core.somaxconn, and without SYN cookies net.ipv4.tcp_max_syn_backlog",
 				Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}, {"net.ipv4.tcp_max_syn_backlog", Connections, true}},
 				LogLines: []LogLine{{
 					// Linux 6.2 added the address.
@@ -75,8 +75,8 @@ func requestQueues() Lister[tcp] {
 						}
 						return l.Opens * l.Accepted / l.Tracked * handshake
 					},
-					Rule:    "connections that others open a second, times the quarter of a second that a handshake takes with a client far away",
-					Initial: "as `accept_queue`",
+					Rule:    "incoming connections per second, times the 0.25 s that a handshake with a distant client takes",
+					Initial: "same as `accept_queue`",
 					Objects: []Object{{"request_sock_TCP", 312}},
 					Most:    forever,
 					Alone:   true,

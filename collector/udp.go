@@ -41,7 +41,7 @@ type udpDrops struct {
 func udpSpec() Spec {
 	return define(Definition[udp]{
 		Name: "udp",
-		Help: "Receive queues of UDP sockets and what each dropped, by netlink sock_diag.",
+		Help: "Receive queues and drops of UDP sockets, by netlink sock_diag.",
 		Walk: true,
 		Open: func(k *Scope) func(context.Context, *udp) error { return udpOf(k.Host, k.Top) },
 		Lists: []Lister[udp]{
@@ -59,12 +59,12 @@ func udpSpec() Spec {
 				Columns: []Metric[udpQueue]{
 					{
 						Name:  "udp_receive_queue_bytes",
-						Help:  "Memory of datagrams that the program has not read, with the kernel's overhead, of the UDP sockets nearest to their limit: the fullest of those of one address. From sock_diag.",
+						Help:  "Memory of datagrams that the program has not read yet, including the kernel's overhead, for the UDP sockets closest to their limit; the fullest socket per address. From sock_diag.",
 						Value: func(q *udpQueue) Number { return number(q.used) },
 					},
 					{
 						Name:  "udp_receive_queue_limit_bytes",
-						Help:  "The receive buffer of that socket: twice what SO_RCVBUF asked for, or net.core.rmem_default. From sock_diag.",
+						Help:  "Receive buffer of that socket: twice the value of SO_RCVBUF, or net.core.rmem_default. From sock_diag.",
 						Value: func(q *udpQueue) Number { return number(q.limit) },
 					},
 				},
@@ -81,10 +81,10 @@ func udpSpec() Spec {
 					Usage:  series("udp_receive_queue_bytes"), Max: series("udp_receive_queue_limit_bytes"),
 					List:    &ListInfo{Title: "UDP sockets with the fullest receive queue", Column: "socket"},
 					Proofs:  []Proof{{Counter: series("udp_receive_buffer_errors_total")}, {Counter: series("udp6_receive_buffer_errors_total")}},
-					Moves:   "the program's SO_RCVBUF, up to net.core.rmem_max; net.core.rmem_default",
+					Moves:   "the program's SO_RCVBUF (up to net.core.rmem_max), net.core.rmem_default",
 					Sysctls: []Sysctl{{"net.core.rmem_max", Bytes, false}, {"net.core.rmem_default", Bytes, false}},
 					Sizing: Sizing{
-						Rule:    "datagrams that arrive while the program is busy for a moment, times what the kernel counts for each: 768 bytes and more",
+						Rule:    "datagrams that arrive while the program is briefly busy, times the size that the kernel charges for each, at least 768 bytes",
 						Initial: "208 KiB",
 					},
 				}},
@@ -99,7 +99,7 @@ func udpSpec() Spec {
 				Key:    func(d udpDrops) []string { return []string{d.socket} },
 				Columns: []Metric[udpDrops]{{
 					Name:  "udp_socket_drops_total",
-					Help:  "Datagrams that the sockets of an address dropped because their queue was full, or the checksum was wrong, of those that dropped some last. From sock_diag.",
+					Help:  "Datagrams dropped by the sockets of an address because the receive queue was full or the checksum was wrong, for the addresses with the latest drops. From sock_diag.",
 					Value: func(d *udpDrops) Number { return number(d.total) },
 				}},
 			},

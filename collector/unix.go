@@ -51,12 +51,12 @@ func unixSpec() Spec {
 			Columns: []Metric[unixQueue]{
 				{
 					Name:  "unix_accept_queue_length",
-					Help:  "Connections that wait to be accepted, of the unix sockets nearest to their limit. An abstract name begins with @, one without a name is its inode. From sock_diag.",
+					Help:  "Connections waiting to be accepted, for the unix sockets closest to their limit; the path of an abstract socket begins with @, that of an unnamed one is its inode number. From sock_diag.",
 					Value: func(q *unixQueue) Number { return number(q.length) },
 				},
 				{
 					Name:  "unix_accept_queue_limit",
-					Help:  "Connections that may wait there: the backlog given to listen, at most net.core.somaxconn. From sock_diag.",
+					Help:  "Connections that may wait to be accepted at this unix socket: the backlog passed to listen, at most net.core.somaxconn. From sock_diag.",
 					Value: func(q *unixQueue) Number { return number(q.limit) },
 				},
 			},
@@ -70,15 +70,15 @@ func unixSpec() Spec {
 			Limit: &ItemLimit[unixQueue]{
 				LimitInfo: LimitInfo{
 					Resource: "unix_accept_queue", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1,
-					Effect: "connect blocks until the program accepts, or fails with EAGAIN if it may not block. Nothing is counted or logged.",
+					Effect: "connect blocks until the program accepts, or fails with EAGAIN on a non-blocking socket; nothing is counted or logged.",
 					Usage:  series("unix_accept_queue_length"), Max: series("unix_accept_queue_limit"),
 					List:    &ListInfo{Title: "Unix sockets with the fullest accept queue", Column: "path"},
 					Moves:   "net.core.somaxconn and the program's backlog",
 					Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}},
 					Sizing: Sizing{
-						Rule:    "connections that programs open a second, times the longest time for which the other one does not accept",
+						Rule:    "connections opened per second, times the longest time during which the listening program does not accept",
 						Initial: "4,096; 128 before Linux 5.4",
-						Objects: []Object{{"UNIX", 1152}, {"the message that waits", 256}},
+						Objects: []Object{{"UNIX", 1152}, {"the queued message", 256}},
 					},
 				},
 				Most: func(q unixQueue) Number { return number(max(q.limit, 1)) },

@@ -38,13 +38,13 @@ func TestCheckAnswers(t *testing.T) {
 	said := n.check(t)
 	me := comm(t)
 	for _, want := range []string{
-		"When accept_queue is ",
+		"When accept_queue reaches its limit",
 		"  127.0.0.1:1001: 65 of 64 connections, held by " + me,
 		"  to set: net.core.somaxconn = 117 (now 64)",
-		"When ephemeral_ports is ",
+		"When ephemeral_ports reaches its limit",
 		"→ 127.0.0.1:1002: 169 of 169 ports, held by " + me,
 		"  to set: net.ipv4.ip_local_port_range = ",
-		"When tcp_time_wait is ",
+		"When tcp_time_wait reaches its limit",
 		"  to set: net.ipv4.tcp_max_tw_buckets = 63 (now 40)",
 		"  more: sockpressure_exporter who tcp_time_wait",
 	} {

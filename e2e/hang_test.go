@@ -116,7 +116,7 @@ func hang(t *testing.T, file, proc, sys string) (wrong []error) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 3 {
 		errorf("check: %v\n%s", err, out)
 	}
-	if file != "version" && !strings.Contains(string(out), path+" does not answer") {
+	if file != "version" && !strings.Contains(string(out), path+" did not answer") {
 		errorf("check does not say that it hangs:\n%s", out)
 	}
 

@@ -322,7 +322,7 @@ func (n *node) expectNamed(t *testing.T, e *exporter, check func(format string) 
 	})
 	eventually(t, "check names "+netns, func() error {
 		text := check("text")
-		_, row, _ := strings.Cut(text, "When "+resource+" is met:")
+		_, row, _ := strings.Cut(text, "When "+resource+" reaches its limit:")
 		row, _, _ = strings.Cut(row, "\nWhen ")
 		if !strings.Contains(row, netns+": ") {
 			return errors.New(text)

@@ -105,7 +105,7 @@ func testWebFile(t *testing.T, wrap func(*exec.Cmd), secure bool) {
 	all("settled")
 	limit("3")
 	all("without descriptors")
-	if strings.Contains(e.logged(), "kept as it was") {
+	if strings.Contains(e.logged(), "Keeping the previous web configuration") {
 		t.Error("it opens the file though it did not change")
 	}
 	// It is written anew, and cannot be read.
@@ -136,7 +136,7 @@ func testWebFile(t *testing.T, wrap func(*exec.Cmd), secure bool) {
 	}
 	all("removed")
 	// What is wrong is said once each time, however many requests there are.
-	if n := strings.Count(e.logged(), "kept as it was"); n < 4 || n > 8 {
+	if n := strings.Count(e.logged(), "Keeping the previous web configuration"); n < 4 || n > 8 {
 		t.Errorf("%d warnings", n)
 	}
 	write(path+".new", text)

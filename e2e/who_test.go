@@ -400,7 +400,7 @@ func TestWhoUnprivileged(t *testing.T) {
 	n.Listen(4, 7)
 	a := askWho(t, asNobody, "accept_queue")
 	if !slices.ContainsFunc(a.Notes, func(s string) bool {
-		return strings.Contains(s, "to enter them needs CAP_SYS_ADMIN and CAP_SYS_PTRACE")
+		return strings.Contains(s, "entering them needs CAP_SYS_ADMIN and CAP_SYS_PTRACE")
 	}) {
 		t.Errorf("what it lacks is not said: %q", a.Notes)
 	}
@@ -527,19 +527,19 @@ func TestWhoChurn(t *testing.T) {
 func TestWhoText(t *testing.T) {
 	out := command(t, "", binary, "who", "file_descriptors", "--top=3")
 	// Between the first line and the others is what happens when it is met, if that is near.
-	table := regexp.MustCompile(`^file_descriptors: .*% of its limit \(.*\)\n(When it is met: .*\n)?[\d,]+ descriptors, by process:\nSHARE +CUMULATIVE +DESCRIPTORS +PROCESS .*\n([\d.]+% .*\n){3}`)
+	table := regexp.MustCompile(`^file_descriptors: .*% of its limit \(.*\)\n(When the limit is reached: .*\n)?[\d,]+ descriptors, by process:\nSHARE +CUMULATIVE +DESCRIPTORS +PROCESS .*\n([\d.]+% .*\n){3}`)
 	if !table.MatchString(out) {
 		t.Error(out)
 	}
 	for want, args := range map[string][]string{
-		`unknown resource "nonsense": it is one of tcp_memory, `:                                 {"nonsense"},
-		"--by=process does not fit tcp_time_wait, which can be grouped by listener, peer, state": {"tcp_time_wait", "--by=process"},
-		"no network namespace is called nowhere: there are host":                                 {"tcp_memory", "--netns=nowhere"},
-		"no network namespace is that of pod no/where":                                           {"tcp_memory", "--pod=no/where"},
-		"--pod=nowhere is not NAMESPACE/POD":                                                     {"tcp_memory", "--pod=nowhere"},
-		"--netns and --pod exclude each other":                                                   {"tcp_memory", "--pod=a/b", "--netns=host"},
-		"--netns and --pod do not fit low_memory":                                                {"low_memory", "--pod=a/b"},
-		"--top=0 is not between 1 and 1000":                                                      {"tcp_memory", "--top=0"},
+		`unknown resource "nonsense": it is one of tcp_memory, `:                                      {"nonsense"},
+		"--by=process does not apply to tcp_time_wait, which can be grouped by listener, peer, state": {"tcp_time_wait", "--by=process"},
+		"no network namespace is called nowhere: there are host":                                      {"tcp_memory", "--netns=nowhere"},
+		"no network namespace is that of pod no/where":                                                {"tcp_memory", "--pod=no/where"},
+		"--pod=nowhere is not NAMESPACE/POD":                                                          {"tcp_memory", "--pod=nowhere"},
+		"--netns and --pod cannot be combined":                                                        {"tcp_memory", "--pod=a/b", "--netns=host"},
+		"--netns and --pod do not fit low_memory":                                                     {"low_memory", "--pod=a/b"},
+		"--top=0 must be between 1 and 1000":                                                          {"tcp_memory", "--top=0"},
 	} {
 		var stderr strings.Builder
 		cmd := exec.Command(binary, append([]string{"who"}, args...)...)

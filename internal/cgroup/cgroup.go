@@ -17,7 +17,7 @@ import (
 
 // ErrForeign means that what is mounted is the tree of a container: the host's has
 // more.
-var ErrForeign = errors.New("the control groups that are mounted are a container's own")
+var ErrForeign = errors.New("the mounted cgroups are a container's own")
 
 // A Hierarchy is a tree of control groups.
 type Hierarchy struct {

@@ -44,20 +44,20 @@ func checkCommand() command {
 	var levels thresholds
 	return command{
 		name:   "check",
-		help:   "Print every limit once, the most saturated first. Exits with 0 if all is well, 1 for a warning, 2 for a critical limit, 3 if none is near and a collector failed, or the host is out of reach.",
-		exits:  "exits as plugins for monitoring do: with 0, 1, 2 or 3, see above.",
+		help:   "Print every limit once, the most saturated first. Exits with 0 if all limits are ok, 1 for a warning, 2 for a critical limit, and 3 if all limits read are ok but a collector failed or part of the host is not visible.",
+		exits:  "exits with 0, 1, 2 or 3 like a monitoring plugin, see above.",
 		failed: unknown,
 		define: func(cmd *kingpin.CmdClause) {
-			flag := cmd.Flag("format", "What to print: text; json, an object with state, exit_status, host_view, limits, failed_collectors and kernel_messages; or plugin, as Nagios, Icinga and the like read it.").Default(formatText)
+			flag := cmd.Flag("format", "Output format: text; json, an object with state, exit_status, host_view, limits, failed_collectors and kernel_messages; or plugin, for Nagios, Icinga and the like.").Default(formatText)
 			flag.EnumVar(&format, formatText, formatJSON, formatPlugin)
 			offer(flag, formatText, formatJSON, formatPlugin)
-			cmd.Flag("warning", "Saturation from which every limit is a warning, as in 0.8 or 80%, in place of its own.").Short('w').PlaceHolder("RATIO").SetValue(&levels.warning)
-			cmd.Flag("critical", "Saturation from which every limit is critical, in place of its own.").Short('c').PlaceHolder("RATIO").SetValue(&levels.critical)
-			cmd.Flag("for", "Watch for so long before, a minute at most, and print the host's highest saturation meanwhile too.").Default("0s").DurationVar(&during)
+			cmd.Flag("warning", "Saturation from which every limit is a warning, such as 0.8 or 80%, instead of the limit's own.").Short('w').PlaceHolder("RATIO").SetValue(&levels.warning)
+			cmd.Flag("critical", "Saturation from which every limit is critical, instead of the limit's own.").Short('c').PlaceHolder("RATIO").SetValue(&levels.critical)
+			cmd.Flag("for", "Watch for this long first, at most a minute, and also print the highest saturation in that time.").Default("0s").DurationVar(&during)
 		},
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
 			if during < 0 || during > maxWatch {
-				return unknown, fmt.Errorf("--for=%v is not between 0s and %v", during, maxWatch)
+				return unknown, fmt.Errorf("--for=%v must be between 0s and %v", during, maxWatch)
 			}
 			if err := levels.validate(); err != nil {
 				return unknown, err
@@ -112,7 +112,7 @@ func check(ctx context.Context, set *collector.Set, o checkOptions, stdout, stde
 	}
 	for part, err := range r.view.All() {
 		if err != nil {
-			fmt.Fprintf(stderr, "the host's %s cannot be seen: %v\n", part, err)
+			fmt.Fprintf(stderr, "the host's %s is not visible: %v\n", part, err)
 		}
 	}
 	if o.format != formatJSON { // which has them
@@ -182,7 +182,7 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 		}
 		return ""
 	}
-	fmt.Fprintf(w, "RESOURCE\t%s\tUSED\t%sUSAGE\tLIMIT\tMOVED BY\n", paint(plain, "STATE"), peak("PEAK"))
+	fmt.Fprintf(w, "RESOURCE\t%s\tUSED\t%sUSAGE\tLIMIT\tSET BY\n", paint(plain, "STATE"), peak("PEAK"))
 	for _, l := range r.limits {
 		highest := l.Share() + "%"
 		if higher := l.PeakShare(); higher != "" {
@@ -202,7 +202,7 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 func (r report) writeDetails(out io.Writer) error {
 	for _, l := range r.limits {
 		if l.Level() != collector.OK {
-			fmt.Fprintf(out, "When %s is met: %s\n", l.Resource, l.Effect)
+			fmt.Fprintf(out, "When %s reaches its limit: %s\n", l.Resource, l.Effect)
 			if at := slices.IndexFunc(r.notes, func(n collector.Note) bool { return slices.Contains(n.Resources, l.Resource) }); at >= 0 {
 				fmt.Fprintf(out, "  the kernel said at %s: %s\n", r.notes[at].At.Format(time.DateTime), r.notes[at].Text)
 			}

@@ -132,7 +132,7 @@ func TestCheckItems(t *testing.T) {
 	if err := errors.Join(r.writeText(&text, painter(io.Discard)), r.writeJSON(&doc)); err != nil {
 		t.Fatal(err)
 	}
-	const want = "When ports is met: It ends.\n  a → to: 9 of 10 ports\n  b → to: 9 of 10 ports\n  c → to: 9 of 10 ports\n  more: sockpressure_exporter who ports\n"
+	const want = "When ports reaches its limit: It ends.\n  a → to: 9 of 10 ports\n  b → to: 9 of 10 ports\n  c → to: 9 of 10 ports\n  more: sockpressure_exporter who ports\n"
 	if !strings.HasSuffix(text.String(), want) {
 		t.Errorf("%s, want %s", text.String(), want)
 	}
@@ -219,7 +219,7 @@ func TestCheckFor(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	stderr.Reset()
-	if status := Run(t.Context(), append(args, "2m"), nil, io.Discard, &stderr); status != unknown || !strings.Contains(stderr.String(), "--for=2m0s is not between") {
+	if status := Run(t.Context(), append(args, "2m"), nil, io.Discard, &stderr); status != unknown || !strings.Contains(stderr.String(), "--for=2m0s must be between") {
 		t.Errorf("status %d: %s", status, stderr.String())
 	}
 }
@@ -264,10 +264,10 @@ func TestCheckPlugin(t *testing.T) {
 		}
 	}
 	for args, want := range map[string]string{
-		"--warning=0":                "not a saturation, as in 0.8 or 80%",
-		"--critical=300%":            "not a saturation, as in 0.8 or 80%",
+		"--warning=0":                "not a saturation such as 0.8 or 80%",
+		"--critical=300%":            "not a saturation such as 0.8 or 80%",
 		"--warning=.9 --critical=.8": "--warning=0.9 is not below --critical=0.8",
-		"--warning=NaN":              "not a saturation, as in 0.8 or 80%",
+		"--warning=NaN":              "not a saturation such as 0.8 or 80%",
 	} {
 		var stderr bytes.Buffer
 		if status := Run(t.Context(), append([]string{"check"}, strings.Fields(args)...), nil, io.Discard, &stderr); status != unknown || !strings.Contains(stderr.String(), want) {

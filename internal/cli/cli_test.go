@@ -59,7 +59,7 @@ func TestCheck(t *testing.T) {
 		if !strings.HasPrefix(squeezed(lines[1]), squeezed(c.first)) {
 			t.Errorf("%s entries: first line %q", c.entries, lines[1])
 		}
-		effect := strings.Contains(stdout.String(), "\nWhen conntrack_entries is met: Packets of new connections are dropped")
+		effect := strings.Contains(stdout.String(), "\nWhen conntrack_entries reaches its limit: Packets of new connections are dropped")
 		if pressing := c.status == 1 || c.status == 2; effect != pressing {
 			t.Errorf("%s entries: what happens is said: %t", c.entries, effect)
 		}

@@ -54,7 +54,7 @@ var errPrinted = errors.New("printed")
 // command that was meant, as far as that can be told.
 func parseFlags(table []command, args []string, stdout io.Writer) (c *config, exit bool, err error) {
 	c = &config{command: meant(table, args), log: &promslog.Config{}}
-	app := kingpin.New(name, "Prometheus exporter that tells how near a Linux host is to the kernel's limits on sockets and memory, before it refuses, drops or kills.")
+	app := kingpin.New(name, "Prometheus exporter that shows how close a Linux host is to the kernel's limits on sockets and memory, before the kernel refuses, drops or kills.")
 	app.Version(version.Print(name))
 	app.HelpFlag.Short('h')
 	app.UsageWriter(stdout)
@@ -86,18 +86,18 @@ func parseFlags(table []command, args []string, stdout io.Writer) (c *config, ex
 	}
 
 	c.web = kingpinflag.AddFlags(app, ":10058")
-	app.Flag("web.telemetry-path", "Path under which metrics are served.").Default("/metrics").StringVar(&c.telemetryPath)
-	app.Flag("web.max-requests", "Scrapes that may be served at once.").Default("40").IntVar(&c.maxRequests)
-	app.Flag("web.disable-exporter-metrics", "Leave out metrics of the exporter itself (go_*, process_*, promhttp_*).").BoolVar(&c.disableExporterMetrics)
-	app.Flag("path.procfs", "Mount point of the procfs whose process 1 is the host's.").Default("/proc").StringVar(&c.procPath)
-	app.Flag("path.sysfs", "Mount point of sysfs. Only the default may be absent.").Default("/sys").IsSetByUser(&c.sysPathSet).StringVar(&c.sysPath)
-	app.Flag("path.cgroup", "Where the host's control groups are mounted; fs/cgroup of --path.sysfs if it is not set. Only the default may be absent.").StringVar(&c.cgroupPath)
-	app.Flag("path.pod-logs", "Folder of the logs of the host's pods, by which network namespaces are named after pods. Only the default may be absent.").Default("/var/log/pods").IsSetByUser(&c.podLogsSet).StringVar(&c.podLogs)
-	app.Flag("collector.top", "Series of each list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
-	app.Flag("collector.max-cpu", "Share of one core that walks over all sockets and processes may take together: when they took t, they are repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
-	app.Flag("collector.sample-interval", "How often limits are read between scrapes for their peaks, those of listeners four times as often while there are bursts; 0s turns it off.").Default("1s").DurationVar(&c.sampleInterval)
+	app.Flag("web.telemetry-path", "Path under which to expose metrics.").Default("/metrics").StringVar(&c.telemetryPath)
+	app.Flag("web.max-requests", "Maximum number of parallel scrape requests.").Default("40").IntVar(&c.maxRequests)
+	app.Flag("web.disable-exporter-metrics", "Exclude metrics about the exporter itself (promhttp_*, process_*, go_*).").BoolVar(&c.disableExporterMetrics)
+	app.Flag("path.procfs", "procfs mount point; its process 1 must be the host's.").Default("/proc").StringVar(&c.procPath)
+	app.Flag("path.sysfs", "sysfs mount point. Only the default may be absent.").Default("/sys").IsSetByUser(&c.sysPathSet).StringVar(&c.sysPath)
+	app.Flag("path.cgroup", "Mount point of the host's cgroups, by default fs/cgroup in --path.sysfs. Only the default may be absent.").StringVar(&c.cgroupPath)
+	app.Flag("path.pod-logs", "Directory of the logs of the host's pods, used to name network namespaces after pods. Only the default may be absent.").Default("/var/log/pods").IsSetByUser(&c.podLogsSet).StringVar(&c.podLogs)
+	app.Flag("collector.top", "Number of series per list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
+	app.Flag("collector.max-cpu", "Fraction of one core that all walks over sockets and processes may use together: a walk that took t is repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
+	app.Flag("collector.sample-interval", "How often limits are sampled between scrapes to find peaks; listeners are sampled four times as often during bursts. 0s disables sampling.").Default("1s").DurationVar(&c.sampleInterval)
 	var disableDefaults bool
-	app.Flag("collector.disable-defaults", "Disable all collectors but those that are enabled by a flag.").BoolVar(&disableDefaults)
+	app.Flag("collector.disable-defaults", "Disable all collectors except those enabled by a flag.").BoolVar(&disableDefaults)
 	specs := collector.Specs()
 	enabled := make([]struct{ on, set bool }, len(specs))
 	for i, s := range specs {
@@ -139,16 +139,16 @@ func (c *config) validate() error {
 		return errors.New("no collector is enabled")
 	case !strings.HasPrefix(c.telemetryPath, "/") || c.telemetryPath == "/" || path.Clean(c.telemetryPath) != c.telemetryPath ||
 		strings.HasPrefix(c.telemetryPath, "/-") || strings.ContainsAny(c.telemetryPath, "{} ?#%"):
-		return fmt.Errorf("--web.telemetry-path=%q is no path below /", c.telemetryPath)
+		return fmt.Errorf("--web.telemetry-path=%q must be a path below /", c.telemetryPath)
 	case c.maxRequests < 1:
-		return fmt.Errorf("--web.max-requests=%d is below 1", c.maxRequests)
+		return fmt.Errorf("--web.max-requests=%d must be at least 1", c.maxRequests)
 	case c.top < 1 || c.top > 100:
-		return fmt.Errorf("--collector.top=%d is not between 1 and 100", c.top)
+		return fmt.Errorf("--collector.top=%d must be between 1 and 100", c.top)
 	case !(c.maxCPU >= 0 && c.maxCPU <= 1):
-		return fmt.Errorf("--collector.max-cpu=%v is not between 0 and 1", c.maxCPU)
+		return fmt.Errorf("--collector.max-cpu=%v must be between 0 and 1", c.maxCPU)
 	}
 	if c.sampleInterval != 0 && (c.sampleInterval < minSampleInterval || c.sampleInterval > maxSampleInterval) {
-		return fmt.Errorf("--collector.sample-interval=%v is neither 0s nor between %v and %v", c.sampleInterval, minSampleInterval, maxSampleInterval)
+		return fmt.Errorf("--collector.sample-interval=%v must be 0s or between %v and %v", c.sampleInterval, minSampleInterval, maxSampleInterval)
 	}
 	// A container may have no /sys, and does without it.
 	if c.sysPathSet {
@@ -189,7 +189,7 @@ func checkSysfs(path string) error {
 	has := []string{"kernel"}
 	switch mount.Type {
 	case unix.PROC_SUPER_MAGIC:
-		return errors.New("not a sysfs but a procfs")
+		return errors.New("a procfs, not a sysfs")
 	case unix.SYSFS_MAGIC:
 		has = append(has, "devices")
 	}
@@ -240,7 +240,7 @@ func rewriteBooleans(app *kingpin.Application, table []command, builtin []*kingp
 		}
 		on, err := strconv.ParseBool(value)
 		if err != nil {
-			return nil, fmt.Errorf("%s=%q is neither true nor false", long, value)
+			return nil, fmt.Errorf("%s=%q must be true or false", long, value)
 		}
 		switch name := flag.Model().Name; {
 		case on != inverted:

@@ -78,7 +78,7 @@ func TestBooleanFlags(t *testing.T) {
 					arg := prefix + flag + "=" + value
 					got := Run(t.Context(), []string{arg, command}, nil, io.Discard, &stderr)
 					if got != want || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), prefix+flag+"=\"") ||
-						!strings.Contains(stderr.String(), "neither true nor false") {
+						!strings.Contains(stderr.String(), "must be true or false") {
 						t.Errorf("%s %q: status %d, %q", command, arg, got, stderr.String())
 					}
 				}
@@ -185,8 +185,8 @@ func TestSysfsPath(t *testing.T) {
 		"/":              "no directory kernel",
 		"/sys/kernel":    "no directory kernel",
 		"/sys/module":    "no directory devices",
-		"/proc":          "not a sysfs but a procfs",
-		"/proc/sys":      "not a sysfs but a procfs",
+		"/proc":          "a procfs, not a sysfs",
+		"/proc/sys":      "a procfs, not a sysfs",
 	} {
 		for command, status := range map[string]int{"serve": 1, "check": unknown} {
 			args := []string{command, "--path.sysfs=" + path}

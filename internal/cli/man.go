@@ -38,13 +38,13 @@ Every limit is one series,
 from 0 to 1.
 .PP
 Any user may run it.
-Memory of the kernel's caches needs CAP_DAC_READ_SEARCH,
+The memory of slab caches needs CAP_DAC_READ_SEARCH,
 as do the descriptors of other users' processes before Linux 6.2.
 .B who
-says below its table what it may not see:
+prints below its table what it may not read:
 the sockets of other users' processes need CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH,
 other network namespaces CAP_SYS_ADMIN and CAP_SYS_PTRACE,
-and the connections that are tracked CAP_NET_ADMIN.
+and tracked connections CAP_NET_ADMIN.
 .SH COMMANDS
 {{range .App.Commands}}{{if not (or .Hidden (eq .Name "help")) -}}
 .TP
@@ -58,7 +58,7 @@ and the connections that are tracked CAP_NET_ADMIN.
 {{end}}{{end}}{{end -}}
 .SH OPTIONS
 The value shown is the default.
-An option without one is on or off, and also takes
+An option without a value is on or off, and also takes
 .B =true
 or
 .BR =false .
@@ -66,30 +66,30 @@ or
 .SH EXIT STATUS
 {{exits -}}
 .SH SIGNALS
-SIGTERM and SIGINT end it;
+SIGTERM and SIGINT stop the program;
 .B who
-prints what it has found until then.
-SIGHUP does not end
+prints what it has found so far.
+SIGHUP does not stop
 .BR serve ,
-unless it came because its terminal was closed:
+unless its terminal was closed:
 there is nothing to reload.
-The file of \-\-web.config.file and its certificates are reread by themselves,
+The file given by \-\-web.config.file and its certificates are reread automatically,
 and other flags need a restart.
 .SH ENVIRONMENT
 .TP
 .B GOMAXPROCS
-Processors that Go code may run on at once.
-Without it, one.
+Number of processors that may run Go code at the same time.
+The default is 1.
 .TP
 .B NO_COLOR
-If it is set and not empty,
+If set and not empty,
 .B check
-does not colour what it prints to a terminal.
+does not use colours on a terminal.
 .TP
 .B TERM
-If it is dumb,
+If set to dumb,
 .B check
-does not colour either.
+does not use colours either.
 .SH FILES
 .TP
 .IR /etc/default/sockpressure_exporter ", " /etc/sysconfig/sockpressure_exporter
@@ -98,7 +98,7 @@ Flags of the service, in ARGS.
 .I /usr/share/sockpressure_exporter
 Rules for Prometheus and dashboards for Grafana.
 .SH EXAMPLES
-Print every limit, the nearest first:
+Print every limit, the most saturated first:
 .PP
 .RS
 .EX
@@ -106,7 +106,7 @@ Print every limit, the nearest first:
 .EE
 .RE
 .PP
-Say who holds TCP memory, by process:
+Print who holds TCP memory, by process:
 .PP
 .RS
 .EX
@@ -114,7 +114,7 @@ Say who holds TCP memory, by process:
 .EE
 .RE
 .PP
-Serve on one address, without looking at processes:
+Serve on one address, without the process collector:
 .PP
 .RS
 .EX

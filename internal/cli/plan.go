@@ -40,29 +40,29 @@ func planCommand() command {
 	)
 	return command{
 		name: "plan",
-		help: "Say which limits have to be set for a number of TCP connections, to what, what they cost in memory, and what gives first; without --connections, how far the present load can grow. " +
-			"Exits with 0 if the host can hold them as it is, 1 if something has to be set, 2 if it cannot, 3 if that could not be found out.",
-		exits:  "exits with 0 if the host can hold the connections as it is, with 1 if something has to be set, with 2 if it cannot hold them, and with 3 if that could not be found out.",
+		help: "Print which limits must be raised to hold a number of TCP connections, to which values, how much memory that takes, and which limit is reached first. Without --connections, print how far the present load can grow. " +
+			"Exits with 0 if the host can hold them as it is, 1 if settings must be changed, 2 if it cannot hold them, and 3 on errors.",
+		exits:  "exits with 0 if the host can hold the connections as it is, with 1 if settings must be changed, with 2 if it cannot hold them, and with 3 on errors.",
 		failed: unplanned,
 		define: func(cmd *kingpin.CmdClause) {
 			ask := func(name, help string) *kingpin.FlagClause {
 				given[name] = new(bool)
 				return cmd.Flag(name, help).IsSetByUser(given[name])
 			}
-			ask("connections", "TCP connections that are open at once.").Int64Var(&d.Connections)
-			ask("outbound", "How many of them the host opens itself.").Int64Var(&d.Outbound)
-			ask("destinations", "To how many pairs of an address of the host and a destination, which is an address and a port, those go in equal parts.").Int64Var(&d.Destinations)
-			ask("opens-per-second", "Connections that are opened a second.").Int64Var(&d.Opens)
-			ask("closes-per-second", "Connections that the host is the first to close a second.").Int64Var(&d.Closes)
-			ask("unread", "Data that waits in each connection, as in 4KiB.").SetValue((*size)(&d.Unread))
-			ask("processes", "Processes that hold the connections in equal parts.").Default("1").Int64Var(&d.Processes)
-			ask("listen-pause", "The longest time for which the program does not accept, as in 100ms.").DurationVar(&d.Pause)
-			ask("tls", "The programs encrypt: count what that takes of their memory.").BoolVar(&d.TLS)
-			ask("proxy", "For each connection that the host accepts, it opens another one.").BoolVar(&d.Proxy)
+			ask("connections", "TCP connections open at the same time.").Int64Var(&d.Connections)
+			ask("outbound", "How many of the connections the host opens itself.").Int64Var(&d.Outbound)
+			ask("destinations", "Number of pairs of a local address and a destination (address and port) over which outbound connections are spread evenly.").Int64Var(&d.Destinations)
+			ask("opens-per-second", "Connections opened per second.").Int64Var(&d.Opens)
+			ask("closes-per-second", "Connections per second that the host closes first.").Int64Var(&d.Closes)
+			ask("unread", "Unread data in each connection, for example 4KiB.").SetValue((*size)(&d.Unread))
+			ask("processes", "Number of processes over which the connections are spread evenly.").Default("1").Int64Var(&d.Processes)
+			ask("listen-pause", "Longest time during which the program does not accept connections, for example 100ms.").DurationVar(&d.Pause)
+			ask("tls", "The programs use TLS: include the memory that it takes.").BoolVar(&d.TLS)
+			ask("proxy", "The host opens another connection for each one that it accepts.").BoolVar(&d.Proxy)
 			ask("loopback", "Both ends of each connection are on the host.").BoolVar(&d.Loopback)
-			ask("memory", "Memory of the host, as in 64GiB, if not what it has.").SetValue((*size)(&d.Memory))
-			ask("application-memory", "Memory of all programs, without TLS.").SetValue((*size)(&d.ApplicationMemory))
-			flag := cmd.Flag("format", "What to print: table; sysctl, a file for /etc/sysctl.d; or json.").Default(formatTable)
+			ask("memory", "Memory of the host, for example 64GiB, if different from this one's.").SetValue((*size)(&d.Memory))
+			ask("application-memory", "Memory of all programs, excluding TLS.").SetValue((*size)(&d.ApplicationMemory))
+			flag := cmd.Flag("format", "Output format: table; sysctl, a file for /etc/sysctl.d; or json.").Default(formatTable)
 			flag.EnumVar(&format, formatTable, formatSysctl, formatJSON)
 			offer(flag, formatTable, formatSysctl, formatJSON)
 		},
@@ -123,7 +123,7 @@ func checkDemand(d plan.Demand, given map[string]*bool, format string) (asked bo
 	}
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
 		if *given[name] && counts[name] == 0 {
-			return false, fmt.Errorf("--%s=0 asks for nothing, leave it out", name)
+			return false, fmt.Errorf("--%s=0 has no effect, omit it", name)
 		}
 	}
 	return true, d.Validate()
@@ -137,11 +137,11 @@ func (s *size) Set(text string) error {
 	digits := strings.TrimRight(text, "KMGTiB")
 	n, err := strconv.ParseInt(digits, 10, 64)
 	if err != nil {
-		return errors.New("not a size, as in 4096, 4KiB, 64GiB")
+		return errors.New("not a size such as 4096, 4KiB or 64GiB")
 	}
 	shift, ok := map[string]int{"": 0, "B": 0, "K": 10, "KiB": 10, "M": 20, "MiB": 20, "G": 30, "GiB": 30, "T": 40, "TiB": 40}[text[len(digits):]]
 	if !ok {
-		return fmt.Errorf("%q is no unit of a size, as in 4096, 4KiB, 64GiB", text[len(digits):])
+		return fmt.Errorf("unknown unit %q, want a size such as 4096, 4KiB or 64GiB", text[len(digits):])
 	}
 	if n > math.MaxInt64>>shift || n < 0 {
 		return errors.New("out of range")
@@ -210,12 +210,12 @@ func headline(p plan.Plan) string {
 	case plan.Holds:
 		return fmt.Sprintf("This host can hold %s as it is.", n)
 	case plan.Set:
-		return fmt.Sprintf("This host can hold %s if what follows is set. As it is, %s gives first.", n, p.First().Resource)
+		return fmt.Sprintf("This host can hold %s with the settings below. As it is, %s is reached first.", n, p.First().Resource)
 	default:
 		var why []string
 		for _, r := range p.Rows {
 			if r.Verdict == plan.Cannot {
-				why = append(why, fmt.Sprintf("%s takes %s, with room, where there can be %s", r.Resource, bytesOr(r, r.Needed), bytesOr(r, cannotBe(r))))
+				why = append(why, fmt.Sprintf("%s needs %s including headroom, and the maximum is %s", r.Resource, bytesOr(r, r.Needed), bytesOr(r, cannotBe(r))))
 			}
 		}
 		return fmt.Sprintf("%s do not fit on this host: %s.", n, strings.Join(why, "; "))
@@ -245,7 +245,7 @@ func bytesOr(r plan.Row, v float64) string {
 func memoryLine(p plan.Plan) string {
 	for _, r := range p.Rows {
 		if r.Fixed && r.Takes > 0 && r.Resource == "memory" {
-			return fmt.Sprintf("It takes %s of memory (kernel %s, programs %s), besides %s in use for other things; the host has %s.",
+			return fmt.Sprintf("They take %s of memory (kernel %s, programs %s), in addition to %s in use for other things; the host has %s.",
 				bytesOr(r, p.Kernel+p.Programs), bytesOr(r, p.Kernel), bytesOr(r, p.Programs), bytesOr(r, r.Used), bytesOr(r, r.Now))
 		}
 	}
@@ -277,7 +277,7 @@ func writePlanTable(out io.Writer, p plan.Plan) error {
 	}
 	for _, r := range p.Rows {
 		if r.Verdict != plan.Holds {
-			fmt.Fprintf(out, "\n%s: %s\nWhen it is met: %s\n", r.Resource, plainWords(r.Rule), r.Effect)
+			fmt.Fprintf(out, "\n%s: %s\nWhen the limit is reached: %s\n", r.Resource, plainWords(r.Rule), r.Effect)
 			for _, write := range r.Writes {
 				fmt.Fprintf(out, "  %s = %s\n", write.Name, plan.Numbers(write.Value))
 			}
@@ -287,7 +287,7 @@ func writePlanTable(out io.Writer, p plan.Plan) error {
 		}
 	}
 	if len(p.Other) > 0 {
-		fmt.Fprintf(out, "\nNot moved by the number of connections: %s.\n", strings.Join(p.Other, ", "))
+		fmt.Fprintf(out, "\nNot affected by the number of connections: %s.\n", strings.Join(p.Other, ", "))
 	}
 	return nil
 }
@@ -335,7 +335,7 @@ func writePlanSysctl(out io.Writer, p plan.Plan) error {
 			continue
 		}
 		fmt.Fprintln(out)
-		comment(out, "%s: %s now, %s needed: %s.\nWhen it is met: %s", r.Resource, bytesOr(r, r.Now), bytesOr(r, r.Needed), plainWords(r.Rule), r.Effect)
+		comment(out, "%s: %s now, %s needed: %s.\nWhen the limit is reached: %s", r.Resource, bytesOr(r, r.Now), bytesOr(r, r.Needed), plainWords(r.Rule), r.Effect)
 		for _, write := range r.Writes {
 			fmt.Fprintf(out, "%s = %s\n", write.Name, plan.Numbers(write.Value))
 			if write.PerNetns {
@@ -351,7 +351,7 @@ func writePlanSysctl(out io.Writer, p plan.Plan) error {
 	}
 	if len(pods) > 0 {
 		fmt.Fprintln(out)
-		comment(out, "Each network namespace has its own of these: for a pod that is not in the host's,\nsecurityContext:\n  sysctls:")
+		comment(out, "These are set per network namespace: for a pod that does not use the host's,\nsecurityContext:\n  sysctls:")
 		for _, write := range pods {
 			comment(out, "  - name: %s\n    value: %q", write.Name, plan.Numbers(write.Value))
 		}
@@ -377,7 +377,7 @@ func writeGrowth(out io.Writer, g plan.Growth, format string) error {
 	}
 	fmt.Fprintln(out)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "CONNECTIONS\tRESOURCE\tOF\tNOW\tLIMIT\tMOVED BY")
+	fmt.Fprintln(w, "CONNECTIONS\tRESOURCE\tOF\tNOW\tLIMIT\tSET BY")
 	for _, s := range g.Steps {
 		l := collector.LimitReading{LimitInfo: s.LimitInfo}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", plan.Group(s.Connections), s.Resource, cmp.Or(s.Item, "host"), l.Format(s.Now), l.Format(s.Limit), s.MovedBy())

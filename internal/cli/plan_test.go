@@ -74,7 +74,7 @@ func TestPlanSysctl(t *testing.T) {
 		t.Errorf("status %d:\n%s", status, out)
 	}
 	status, out, _ = planned(t, "--path.sysfs="+sysfs(t), "--connections=10000000", "--format=sysctl")
-	if status != 2 || strings.Contains(out, " = ") || !strings.Contains(out, "do not fit on this host: memory takes") {
+	if status != 2 || strings.Contains(out, " = ") || !strings.Contains(out, "do not fit on this host: memory needs") {
 		t.Errorf("status %d:\n%s", status, out)
 	}
 }
@@ -141,7 +141,7 @@ func TestPlanJSON(t *testing.T) {
 func TestPlanGrowth(t *testing.T) {
 	dir := sysfs(t)
 	status, out, errors := planned(t, "--path.sysfs="+dir)
-	if status != 0 || errors != "" || !strings.HasPrefix(out, "This host holds 23 connections now. The first limit on the way up is ") || !strings.Contains(out, "\nCONNECTIONS ") {
+	if status != 0 || errors != "" || !strings.HasPrefix(out, "This host holds 23 connections now. The first limit reached would be ") || !strings.Contains(out, "\nCONNECTIONS ") {
 		t.Errorf("status %d, %s\n%s", status, errors, out)
 	}
 	_, out, _ = planned(t, "--path.sysfs="+dir, "--format=json")
@@ -155,21 +155,21 @@ func TestPlanGrowth(t *testing.T) {
 // a plan's.
 func TestPlanInput(t *testing.T) {
 	for flags, want := range map[string]string{
-		"--connections=-1":                   "--connections=-1 is not between 1 and 4294967296",
-		"--connections=0":                    "--connections=0 is not between 1 and 4294967296",
-		"--connections=4294967297":           "--connections=4294967297 is not between 1 and 4294967296",
+		"--connections=-1":                   "--connections=-1 must be between 1 and 4294967296",
+		"--connections=0":                    "--connections=0 must be between 1 and 4294967296",
+		"--connections=4294967297":           "--connections=4294967297 must be between 1 and 4294967296",
 		"--connections=99999999999999999999": "--connections=99999999999999999999: value out of range",
 		"--connections=many":                 "--connections=many: not a valid number",
 		"--outbound=3":                       "--outbound needs --connections",
 		"--tls":                              "--tls needs --connections",
 		"--format=sysctl":                    "--format=sysctl needs --connections",
-		"--connections=5 --outbound=9":       "--outbound=9 is more than --connections=5",
-		"--connections=5 --outbound=0":       "--outbound=0 asks for nothing",
+		"--connections=5 --outbound=9":       "--outbound=9 must be at most --connections=5",
+		"--connections=5 --outbound=0":       "--outbound=0 has no effect",
 		"--connections=5 --unread=4Kib":      "--unread=4Kib: not a size",
-		"--connections=5 --unread=4MK":       `--unread=4MK: "MK" is no unit`,
+		"--connections=5 --unread=4MK":       `--unread=4MK: unknown unit "MK"`,
 		"--connections=5 --memory=-1GiB":     "--memory=-1GiB: out of range",
 		"--connections=5 --memory=9999999T":  "--memory=9999999T: out of range",
-		"--connections=5 --proxy --loopback": "--proxy and --loopback contradict",
+		"--connections=5 --proxy --loopback": "--proxy and --loopback cannot be combined",
 		"--connections=5 --listen-pause=1":   "--listen-pause=1: time: missing unit",
 	} {
 		status, out, errors := planned(t, strings.Fields(flags)...)

@@ -10,7 +10,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// threshold is a saturation on the command line, as in 0.8 or 80%; 0 where none is given.
+// threshold is a saturation on the command line, such as 0.8 or 80%; 0 where none is given.
 type threshold float64
 
 // Set reads a ratio or a percentage.
@@ -21,7 +21,7 @@ func (t *threshold) Set(text string) error {
 		v /= 100
 	}
 	if err != nil || !(v > 0 && v <= mostThreshold) {
-		return errors.New("not a saturation, as in 0.8 or 80%")
+		return errors.New("not a saturation such as 0.8 or 80%")
 	}
 	*t = threshold(v)
 	return nil
@@ -65,7 +65,7 @@ func (r report) writePlugin(out io.Writer) error {
 	}
 	for part, err := range r.view.All() {
 		if err != nil {
-			said = append(said, fmt.Sprintf("the host's %s cannot be seen", part))
+			said = append(said, fmt.Sprintf("the host's %s is not visible", part))
 		}
 	}
 	for _, f := range r.failed {

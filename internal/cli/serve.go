@@ -40,7 +40,7 @@ func serveCommand() command {
 			defer closeSet(set)
 			for part, err := range machine.View().All() {
 				if err != nil {
-					logger.Warn("This is not the whole host: its "+part+" cannot be seen", "err", err)
+					logger.Warn("Not the whole host: its "+part+" is not visible", "err", err)
 				}
 			}
 			return 0, serve(ctx, set, c, logger)
@@ -70,7 +70,7 @@ func outliveHangups(ctx context.Context, stderr io.Writer, logger *slog.Logger) 
 				cancel()
 				return
 			}
-			logger.Info("Nothing to reload on SIGHUP: the file of --web.config.file is reread by itself, and other flags need a restart")
+			logger.Info("Nothing to reload on SIGHUP: --web.config.file is reread automatically, and other flags need a restart")
 		}
 	}()
 	return ctx, func() {
@@ -126,7 +126,7 @@ func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logg
 		err := server.Shutdown(ctx)
 		if errors.Is(err, context.DeadlineExceeded) {
 			// A client that does not come to an end is no failure of ours.
-			logger.Warn("Closing connections whose requests have not ended")
+			logger.Warn("Closing connections with unfinished requests")
 			err = server.Close()
 		}
 		stopped <- err

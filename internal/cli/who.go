@@ -29,26 +29,26 @@ func whoCommand() command {
 	var by, format string
 	return command{
 		name:   "who",
-		help:   "Say who holds what a limit counts: processes, units, pods, listeners or peers, those with the most first; of the limit that is nearest if none is named.",
-		exits:  "exits with 0, or with 1 if the question could not be answered, or it was stopped before it had read everything.",
+		help:   "Print who uses up a limit: processes, units, pods, listeners or peers, the largest first. Without a resource, of the most saturated limit.",
+		exits:  "exits with 0, or with 1 if it failed or was stopped before it had read everything.",
 		failed: 1,
 		define: func(cmd *kingpin.CmdClause) {
-			arg := cmd.Arg("resource", "The limit, as check and the label resource have it.")
+			arg := cmd.Arg("resource", "Name of the limit, as printed by check and in the label resource.")
 			arg.StringVar(&q.Resource)
 			offerArg(arg, who.Resources()...)
 			var groupings []string
 			for _, g := range who.Groupings() {
 				groupings = append(groupings, string(g))
 			}
-			flag := cmd.Flag("by", "What to group by, if not by what helps most: process, unit, pod, listener, peer, source, destination, state, kind or interface.")
+			flag := cmd.Flag("by", "What to group by: process, unit, pod, listener, peer, source, destination, state, kind or interface. The default depends on the limit. The default depends on the limit. The default depends on the limit.")
 			flag.EnumVar(&by, groupings...)
 			offer(flag, groupings...)
-			cmd.Flag("top", "Groups to show.").Default("10").IntVar(&q.Top)
-			flag = cmd.Flag("format", "What to print: text, or json, an object with the groups and what could not be seen.").Default(formatText)
+			cmd.Flag("top", "Number of groups to show.").Default("10").IntVar(&q.Top)
+			flag = cmd.Flag("format", "Output format: text, or json, an object with the groups and notes on what could not be read.").Default(formatText)
 			flag.EnumVar(&format, formatText, formatJSON)
 			offer(flag, formatText, formatJSON)
-			cmd.Flag("pod", "Look at one pod only, named NAMESPACE/POD.").PlaceHolder("NAMESPACE/POD").StringVar(&q.Pod)
-			cmd.Flag("netns", "Look at one network namespace only, named as the label netns of the metrics, or host.").PlaceHolder("NAME").StringVar(&q.Netns)
+			cmd.Flag("pod", "Only this pod, as NAMESPACE/POD.").PlaceHolder("NAMESPACE/POD").StringVar(&q.Pod)
+			cmd.Flag("netns", "Only this network namespace, as in the label netns of the metrics, or host.").PlaceHolder("NAME").StringVar(&q.Netns)
 		},
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
 			// It runs once, on a host that may be short of memory.
@@ -60,7 +60,7 @@ func whoCommand() command {
 			}
 			q.By = who.Grouping(by)
 			if q.Top < 1 || q.Top > maxGroups {
-				return 1, fmt.Errorf("--top=%d is not between 1 and %d", q.Top, maxGroups)
+				return 1, fmt.Errorf("--top=%d must be between 1 and %d", q.Top, maxGroups)
 			}
 			if q.Resource != "" {
 				if err := who.Check(q); err != nil {
@@ -81,7 +81,7 @@ func (c *config) who(ctx context.Context, machine *kernel.Machine, q who.Questio
 	limit := c.readLimit(ctx, machine, q.Resource)
 	if q.Resource == "" {
 		if limit.Reading == nil {
-			return 1, cmp.Or(limit.Err, errors.New("no limit can be read, so none is the nearest"))
+			return 1, cmp.Or(limit.Err, errors.New("no limit can be read"))
 		}
 		q.Resource = limit.Reading.Resource
 		if err := who.Check(q); err != nil {

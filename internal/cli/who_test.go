@@ -58,7 +58,7 @@ func TestWho(t *testing.T) {
 			t.Fatalf("%v: status %d, %s", all, status, stderr.String())
 		}
 		const want = `process_file_descriptors: critical, 100.0% of its limit (10 of 10 descriptors) of hog
-When it is met: open, socket and accept of that process fail with EMFILE.
+When the limit is reached: open, socket and accept of that process fail with EMFILE.
 10 descriptors, by process:
 SHARE   CUMULATIVE  DESCRIPTORS  LIMIT  USED    PROCESS  USER  UNIT              MOSTLY
 100.0%  100.0%      10           10     100.0%  hog[7]   7     unit/hog.service  pipe
@@ -85,8 +85,8 @@ func TestWhoNothing(t *testing.T) {
 		"no limit can be read":          {"who", procfs, "--collector.disable-defaults", "--collector.kmsg"},
 		"not in the host's network":     {"who", procfs, "tcp_memory"},
 		"unknown resource \"nonsense\"": {"who", procfs, "nonsense"},
-		"--top=1001 is not between":     {"who", procfs, "--top=1001"},
-		"--by=pod does not fit":         {"who", procfs, "process_file_descriptors", "--by=pod"},
+		"--top=1001 must be between":    {"who", procfs, "--top=1001"},
+		"--by=pod does not apply":       {"who", procfs, "process_file_descriptors", "--by=pod"},
 	} {
 		var stdout, stderr bytes.Buffer
 		status := Run(t.Context(), args, nil, &stdout, &stderr)

@@ -17,7 +17,7 @@ import (
 var (
 	// ErrNotSupported means that this kernel has no ctnetlink, or that its module is
 	// not loaded and was not loaded on demand.
-	ErrNotSupported = errors.New("this kernel has no ctnetlink (try: modprobe nf_conntrack_netlink)")
+	ErrNotSupported = errors.New("this kernel does not have ctnetlink (try: modprobe nf_conntrack_netlink)")
 	// ErrNotPermitted means that this process may not ask.
 	ErrNotPermitted = errors.New("ctnetlink needs CAP_NET_ADMIN")
 )

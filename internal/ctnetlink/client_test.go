@@ -258,7 +258,7 @@ func TestBroken(t *testing.T) {
 			m := stats(r, 0)
 			m.Data = m.Data[:3]
 			return []netlink.Message{m, end(r, 0)}
-		}, "cut short"},
+		}, "truncated"},
 		"a short attribute": {func(r netlink.Message) []netlink.Message {
 			m := stats(r, 5, counter(4, 1), counter(10, 1))
 			m.Data = m.Data[:len(m.Data)-1]

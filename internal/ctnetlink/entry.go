@@ -127,7 +127,7 @@ func (c *Client) Walk(ctx context.Context, visit func(*Entry)) (err error) {
 func (e *Entry) parse(b []byte) error {
 	*e = Entry{}
 	if len(b) < sizeofNfgenmsg {
-		return errors.New("message is cut short")
+		return errors.New("message is truncated")
 	}
 	return attributes(b[sizeofNfgenmsg:], func(typ uint16, b []byte) error {
 		switch typ {
@@ -187,7 +187,7 @@ func attributes(b []byte, visit func(typ uint16, value []byte) error) error {
 	for len(b) >= header {
 		size := int(binary.NativeEndian.Uint16(b))
 		if size < header || size > len(b) {
-			return errors.New("attribute is cut short")
+			return errors.New("attribute is truncated")
 		}
 		const flags = unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER
 		if err := visit(binary.NativeEndian.Uint16(b[2:])&^uint16(flags), b[header:size]); err != nil {

@@ -65,7 +65,7 @@ func decode(request, m netlink.Message) (CPU, error) {
 // the CPU, and attributes of 32 bits, big-endian like it.
 func parse(b []byte) (CPU, error) {
 	if len(b) < sizeofNfgenmsg {
-		return CPU{}, errors.New("message is cut short")
+		return CPU{}, errors.New("message is truncated")
 	}
 	cpu := CPU{ID: binary.BigEndian.Uint16(b[2:])}
 	attributes, err := netlink.NewAttributeDecoder(b[sizeofNfgenmsg:])

@@ -10,7 +10,7 @@ import (
 
 // ErrLost means that a tour is in a network namespace that it cannot leave, and has to
 // end.
-var ErrLost = errors.New("cannot go on to the next network namespace")
+var ErrLost = errors.New("cannot continue with the next network namespace")
 
 // A Tour visits network namespaces other than the host's, one after another. Its Netns
 // is the one that is being visited, so that what reads it is made once.

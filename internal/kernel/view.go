@@ -59,7 +59,7 @@ func (m *Machine) hostNetwork() error {
 	case errors.Is(err, procmount.ErrHidden):
 		return fmt.Errorf("sysctls of %s are %w", m.ProcPath, err)
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("the network namespace of process 1 of %s is not the machine's first one, so the limits of TCP and UDP memory, orphans, neighbours and the backlog are missing: in a container, mount the host's /proc and name it with --path.procfs", m.ProcPath)
+		return fmt.Errorf("the network namespace of process 1 in %s is not the machine's initial one, so the limits of TCP and UDP memory, orphans, neighbours and the backlog are missing: in a container, mount the host's /proc and pass it with --path.procfs", m.ProcPath)
 	}
 	return nil
 }
@@ -76,6 +76,6 @@ func answer(path string, ask func() error) error {
 	case err := <-done:
 		return err
 	case <-time.After(patience):
-		return fmt.Errorf("%s does not answer within %v", path, patience)
+		return fmt.Errorf("%s did not answer within %v", path, patience)
 	}
 }

@@ -43,7 +43,7 @@ func List(b []byte, path string, visit func(low, high uint16)) error {
 			return FieldError(path, "ports", err)
 		}
 		if low > high {
-			return FieldError(path, "ports", fmt.Errorf("%q is no range", item))
+			return FieldError(path, "ports", fmt.Errorf("%q is not a range", item))
 		}
 		visit(low, high)
 	}

@@ -55,7 +55,7 @@ func Softnet(b []byte, path string) ([]SoftnetLine, error) {
 		n := CountFields(line)
 		var v [softnetInputQueue + 1]Number
 		if n != columns || n <= softnetSqueezed {
-			p.Add(FieldError(path, fmt.Sprintf("line %d", row+1), fmt.Errorf("%d columns in place of %d", n, columns)))
+			p.Add(FieldError(path, fmt.Sprintf("line %d", row+1), fmt.Errorf("%d columns instead of %d", n, columns)))
 			for i := range min(max(columns, softnetSqueezed+1), len(v)) {
 				v[i] = Unreadable()
 			}

@@ -107,7 +107,7 @@ func Zoneinfo(b []byte, path string, pageSize int) ([]Zone, error) {
 	zones = slices.DeleteFunc(zones, func(z Zone) bool { return z.Size().Present && z.Size().Value == 0 })
 	for i := 1; i < len(zones); i++ {
 		if slices.ContainsFunc(zones[:i], func(z Zone) bool { return z.Node == zones[i].Node && z.Name == zones[i].Name }) {
-			p.Add(fmt.Errorf("%s: the kernel shows %v twice", path, &zones[i]))
+			p.Add(fmt.Errorf("%s: the kernel lists %v twice", path, &zones[i]))
 		}
 	}
 	for _, z := range zones {

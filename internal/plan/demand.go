@@ -66,32 +66,32 @@ func (d Demand) Validate() error {
 		{"application-memory", d.ApplicationMemory, 0, mostMemory},
 	} {
 		if n.value < n.min || n.value > n.max {
-			return fmt.Errorf("--%s=%d is not between %d and %d", n.flag, n.value, n.min, n.max)
+			return fmt.Errorf("--%s=%d must be between %d and %d", n.flag, n.value, n.min, n.max)
 		}
 	}
 	switch {
 	case d.Pause < 0 || d.Pause > mostPause:
-		return fmt.Errorf("--listen-pause=%v is not between 0s and %v", d.Pause, mostPause)
+		return fmt.Errorf("--listen-pause=%v must be between 0s and %v", d.Pause, mostPause)
 	case d.Proxy && d.Loopback:
-		return errors.New("--proxy and --loopback contradict each other: a proxy's other ends are elsewhere")
+		return errors.New("--proxy and --loopback cannot be combined: the other ends of a proxy's connections are on other hosts")
 	case (d.Proxy || d.Loopback) && d.Outbound > 0:
-		return errors.New("--outbound is as many as --connections with --proxy or --loopback, leave it out")
+		return errors.New("--proxy and --loopback imply --outbound, omit it")
 	case d.Outbound > d.Connections:
-		return fmt.Errorf("--outbound=%d is more than --connections=%d, of which it is a part", d.Outbound, d.Connections)
+		return fmt.Errorf("--outbound=%d must be at most --connections=%d", d.Outbound, d.Connections)
 	case d.Destinations > 0 && d.outbound() == 0:
-		return errors.New("--destinations needs --outbound, --proxy or --loopback: the host opens no connection")
+		return errors.New("--destinations needs --outbound, --proxy or --loopback")
 	case d.Destinations > max(d.outbound(), 1):
-		return fmt.Errorf("--destinations=%d is more than the %d connections that the host opens", d.Destinations, d.outbound())
+		return fmt.Errorf("--destinations=%d must be at most %d, the number of connections that the host opens", d.Destinations, d.outbound())
 	case d.Opens > 0 && d.Closes > d.Opens:
-		return fmt.Errorf("--closes-per-second=%d is more than --opens-per-second=%d: there would be ever fewer connections", d.Closes, d.Opens)
+		return fmt.Errorf("--closes-per-second=%d must be at most --opens-per-second=%d", d.Closes, d.Opens)
 	case d.Pause > 0 && d.Opens == 0:
-		return errors.New("--listen-pause needs --opens-per-second: connections that nobody opens do not wait")
+		return errors.New("--listen-pause needs --opens-per-second")
 	case d.Pause > 0 && d.accepted() == 0:
-		return errors.New("--listen-pause contradicts --outbound: the host accepts no connection")
+		return errors.New("--listen-pause cannot be combined with --outbound for all connections: the host accepts none")
 	case d.Processes > d.ends():
-		return fmt.Errorf("--processes=%d are more than the %d sockets that they hold", d.Processes, d.ends())
+		return fmt.Errorf("--processes=%d must be at most %d, the number of sockets", d.Processes, d.ends())
 	case d.Memory > 0 && d.ApplicationMemory > d.Memory:
-		return fmt.Errorf("--application-memory=%d is more than --memory=%d", d.ApplicationMemory, d.Memory)
+		return fmt.Errorf("--application-memory=%d must be at most --memory=%d", d.ApplicationMemory, d.Memory)
 	}
 	return nil
 }

@@ -93,18 +93,18 @@ func (g Growth) String() string {
 	var b strings.Builder
 	switch g.Connections {
 	case 0:
-		b.WriteString("This host holds no connection now.")
+		b.WriteString("This host holds no connections now.")
 	case 1:
 		b.WriteString("This host holds 1 connection now.")
 	default:
 		fmt.Fprintf(&b, "This host holds %s connections now.", Group(g.Connections))
 	}
 	if len(g.Steps) == 0 {
-		b.WriteString(" No limit is known on the way up.")
+		b.WriteString(" No limit on further connections is known.")
 		return b.String()
 	}
 	s := g.Steps[0]
-	fmt.Fprintf(&b, " The first limit on the way up is %s", s.Resource)
+	fmt.Fprintf(&b, " The first limit reached would be %s", s.Resource)
 	if s.Item != "" {
 		fmt.Fprintf(&b, " of %s", s.Item)
 	}

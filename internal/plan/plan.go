@@ -127,10 +127,10 @@ const tls = 26 << 10
 func (d Demand) programs(l collector.Load) []Item {
 	var items []Item
 	if d.TLS {
-		items = append(items, Item{What: "TLS in the programs, about", Count: l.Ends(), Each: tls})
+		items = append(items, Item{What: "TLS in programs, approximately", Count: l.Ends(), Each: tls})
 	}
 	if d.ApplicationMemory > 0 {
-		items = append(items, Item{What: "the programs", Count: 1, Each: float64(d.ApplicationMemory)})
+		items = append(items, Item{What: "programs", Count: 1, Each: float64(d.ApplicationMemory)})
 	}
 	return items
 }
@@ -156,7 +156,7 @@ func (f *Facts) bill(l collector.Load) []Item {
 		add(l.Ends(), o)
 	}
 	if l.Waiting > 0 {
-		items = append(items, Item{What: "data that waits, with its headers", Count: l.Tracked, Each: l.Waiting})
+		items = append(items, Item{What: "unread data, with its headers", Count: l.Tracked, Each: l.Waiting})
 	}
 	for i := range f.Infos {
 		info := &f.Infos[i]

@@ -215,12 +215,12 @@ func TestBill(t *testing.T) {
 		seen[i.What] = i
 	}
 	for what, want := range map[string]Item{
-		"TCP":                               {Count: 2000, Each: 3000, Read: true},
-		"filp":                              {Count: 2000, Each: 192, Read: true},
-		"nf_conntrack":                      {Count: 1000, Each: 256, Read: true},
-		"data that waits, with its headers": {Count: 1000, Each: 2216},
-		"TLS in the programs, about":        {Count: 2000, Each: tls},
-		"the programs":                      {Count: 1, Each: 77},
+		"TCP":                            {Count: 2000, Each: 3000, Read: true},
+		"filp":                           {Count: 2000, Each: 192, Read: true},
+		"nf_conntrack":                   {Count: 1000, Each: 256, Read: true},
+		"unread data, with its headers":  {Count: 1000, Each: 2216},
+		"TLS in programs, approximately": {Count: 2000, Each: tls},
+		"programs":                       {Count: 1, Each: 77},
 	} {
 		want.What = what
 		if got := seen[what]; got != want {
@@ -260,25 +260,25 @@ func TestProxy(t *testing.T) {
 // TestValidate expects a line that names the flag.
 func TestValidate(t *testing.T) {
 	for want, d := range map[string]Demand{
-		"":                           {Connections: 1, Processes: 1},
-		"--connections=-1":           {Connections: -1, Processes: 1},
-		"--connections=0":            {Processes: 1},
-		"--connections=4294967297":   {Connections: 1<<32 + 1, Processes: 1},
-		"--outbound=2":               {Connections: 1, Outbound: 2, Processes: 1},
-		"--outbound is":              {Connections: 1, Outbound: 1, Proxy: true, Processes: 1},
-		"--proxy and":                {Connections: 1, Proxy: true, Loopback: true, Processes: 1},
-		"--destinations needs":       {Connections: 1, Destinations: 1, Processes: 1},
-		"--destinations=3":           {Connections: 2, Loopback: true, Destinations: 3, Processes: 1},
-		"--closes-per-second=3":      {Connections: 1, Opens: 2, Closes: 3, Processes: 1},
-		"--listen-pause=-1s":         {Connections: 1, Opens: 2, Pause: -time.Second, Processes: 1},
-		"--listen-pause=2h":          {Connections: 1, Opens: 2, Pause: 2 * time.Hour, Processes: 1},
-		"--listen-pause needs":       {Connections: 1, Pause: time.Second, Processes: 1},
-		"--listen-pause contradicts": {Connections: 1, Outbound: 1, Opens: 1, Pause: time.Second, Processes: 1},
-		"--processes=0":              {Connections: 1},
-		"--processes=2":              {Connections: 1, Processes: 2},
-		"--unread=-4":                {Connections: 1, Unread: -4, Processes: 1},
-		"--application-memory=2":     {Connections: 1, Memory: 1, ApplicationMemory: 2, Processes: 1},
-		"--memory=-1":                {Connections: 1, Memory: -1, Processes: 1},
+		"":                         {Connections: 1, Processes: 1},
+		"--connections=-1":         {Connections: -1, Processes: 1},
+		"--connections=0":          {Processes: 1},
+		"--connections=4294967297": {Connections: 1<<32 + 1, Processes: 1},
+		"--outbound=2":             {Connections: 1, Outbound: 2, Processes: 1},
+		"--proxy and --loopback imply --outbound": {Connections: 1, Outbound: 1, Proxy: true, Processes: 1},
+		"--proxy and":                       {Connections: 1, Proxy: true, Loopback: true, Processes: 1},
+		"--destinations needs":              {Connections: 1, Destinations: 1, Processes: 1},
+		"--destinations=3":                  {Connections: 2, Loopback: true, Destinations: 3, Processes: 1},
+		"--closes-per-second=3":             {Connections: 1, Opens: 2, Closes: 3, Processes: 1},
+		"--listen-pause=-1s":                {Connections: 1, Opens: 2, Pause: -time.Second, Processes: 1},
+		"--listen-pause=2h":                 {Connections: 1, Opens: 2, Pause: 2 * time.Hour, Processes: 1},
+		"--listen-pause needs":              {Connections: 1, Pause: time.Second, Processes: 1},
+		"--listen-pause cannot be combined": {Connections: 1, Outbound: 1, Opens: 1, Pause: time.Second, Processes: 1},
+		"--processes=0":                     {Connections: 1},
+		"--processes=2":                     {Connections: 1, Processes: 2},
+		"--unread=-4":                       {Connections: 1, Unread: -4, Processes: 1},
+		"--application-memory=2":            {Connections: 1, Memory: 1, ApplicationMemory: 2, Processes: 1},
+		"--memory=-1":                       {Connections: 1, Memory: -1, Processes: 1},
 	} {
 		err := d.Validate()
 		if (err == nil) != (want == "") || err != nil && (!strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n")) {
@@ -300,7 +300,7 @@ func TestGrow(t *testing.T) {
 		{Key: []string{"haproxy"}, Usage: 9420, Limit: 10240},
 	}})
 	g := Grow(f)
-	if got, want := g.String(), "This host holds 9,420 connections now. The first limit on the way up is file_descriptors, at 9,920."; got != want {
+	if got, want := g.String(), "This host holds 9,420 connections now. The first limit reached would be file_descriptors, at 9,920."; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	for resource, want := range map[string]float64{
@@ -319,13 +319,13 @@ func TestGrow(t *testing.T) {
 	if !slices.IsSortedFunc(g.Steps, func(a, b Step) int { return int(a.Connections - b.Connections) }) {
 		t.Errorf("not in order: %v", g.Steps)
 	}
-	for connections, want := range map[float64]string{0: "This host holds no connection now. The first", 1: "This host holds 1 connection now. The first"} {
+	for connections, want := range map[float64]string{0: "This host holds no connections now. The first", 1: "This host holds 1 connection now. The first"} {
 		f.Connections = connections
 		if got := Grow(f).String(); !strings.HasPrefix(got, want) {
 			t.Errorf("%s, want %s", got, want)
 		}
 	}
-	if got := Grow(Facts{}).String(); got != "This host holds no connection now. No limit is known on the way up." {
+	if got := Grow(Facts{}).String(); got != "This host holds no connections now. No limit on further connections is known." {
 		t.Error(got)
 	}
 }

@@ -18,8 +18,8 @@ func TestRemedy(t *testing.T) {
 	}{
 		{"conntrack_entries", 65536, 65536, []string{
 			"net.netfilter.nf_conntrack_max = 110000 (now 65536)",
-			"/etc/modprobe.d, and /etc/modules-load.d so that the sysctl is there at boot: options nf_conntrack hashsize=110000",
-			"kube-proxy, which sets it again when it starts: --conntrack-min=110000",
+			"/etc/modprobe.d, and /etc/modules-load.d so that the sysctl exists at boot: options nf_conntrack hashsize=110000",
+			"kube-proxy, which sets it whenever it starts: --conntrack-min=110000",
 		}},
 		{"tcp_memory", 3000 * 4096, 3000 * 4096, []string{"net.ipv4.tcp_mem = 3223 4297 5372 (now 1000 2000 3000)"}},
 		// Beyond the soft threshold alone, the limit is not used up.

@@ -18,7 +18,7 @@ const (
 	entryName = 19
 )
 
-var errEntry = errors.New("an entry of the folder is cut short")
+var errEntry = errors.New("a directory entry is truncated")
 
 // An Entry is one of a folder.
 type Entry struct {

@@ -189,7 +189,7 @@ func (m *Mount) Processes() error {
 	}
 	switch {
 	case err == nil, errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s is of a PID namespace that is not the machine's first one: in a container, mount the host's /proc and name it with --path.procfs", m.path)
+		return fmt.Errorf("%s belongs to a PID namespace that is not the machine's initial one: in a container, mount the host's /proc and pass it with --path.procfs", m.path)
 	default:
 		return fmt.Errorf("cannot tell whether %s shows the processes of the machine: %w", m.path, err)
 	}

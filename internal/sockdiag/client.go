@@ -18,10 +18,10 @@ const bufferSize = 32 << 10
 
 // ErrNotSupported means that this kernel has no sock_diag for TCP, or that its
 // module is not loaded and was not loaded on demand.
-var ErrNotSupported = errors.New("this kernel has no sock_diag for TCP (try: modprobe tcp_diag)")
+var ErrNotSupported = errors.New("this kernel does not have sock_diag for TCP (try: modprobe tcp_diag)")
 
 // ErrUDPNotSupported is ErrNotSupported for UDP.
-var ErrUDPNotSupported = errors.New("this kernel has no sock_diag for UDP (try: modprobe udp_diag)")
+var ErrUDPNotSupported = errors.New("this kernel does not have sock_diag for UDP (try: modprobe udp_diag)")
 
 // errInterrupted means that the kernel's table changed in a way that tore the
 // dump.

@@ -152,7 +152,7 @@ func (s *Socket) addr(a *[16]byte) netip.Addr {
 // sizeofMsg is the size of struct inet_diag_msg; attributes follow it.
 const sizeofMsg = 72
 
-var errShort = errors.New("inet_diag message is cut short")
+var errShort = errors.New("inet_diag message is truncated")
 
 // decode reads a struct inet_diag_msg, the payload of one netlink message, into
 // s. known is false for a socket of an address family or a state that is not of

@@ -13,7 +13,7 @@ import (
 
 // ErrUnixNotSupported means that this kernel has no sock_diag for unix sockets, or that
 // its module is not loaded and was not loaded on demand.
-var ErrUnixNotSupported = errors.New("this kernel has no sock_diag for unix sockets (try: modprobe unix_diag)")
+var ErrUnixNotSupported = errors.New("this kernel does not have sock_diag for unix sockets (try: modprobe unix_diag)")
 
 // A UnixSocket is what the kernel tells of a unix socket that listens (struct
 // unix_diag_msg of include/uapi/linux/unix_diag.h, Linux 3.3).

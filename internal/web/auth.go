@@ -42,11 +42,11 @@ func newGuard(file *webFile, next http.Handler, logger *slog.Logger) *guard {
 		next: next,
 		wrong: &repeated{
 			logger: logger, level: slog.LevelWarn,
-			msg: "Requests with a wrong user or password are refused",
+			msg: "Refusing requests with a wrong user name or password",
 		},
 		refused: &repeated{
 			logger: logger, level: slog.LevelWarn,
-			msg: "Passwords are not compared because too many wait, or for too long",
+			msg: "Not checking passwords because too many requests are waiting or they waited too long",
 		},
 		turns: newTurns(1, maxConnections),
 		right: map[string][sha256.Size]byte{},

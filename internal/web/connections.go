@@ -188,7 +188,7 @@ type accepted struct {
 	left atomic.Int64 // bytes; renewed with each request
 }
 
-var errUnasked = errors.New("too much was sent without a request")
+var errUnasked = errors.New("too much data was sent without a request")
 
 func (a *accepted) Read(b []byte) (int, error) {
 	left := a.left.Load()

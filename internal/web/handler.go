@@ -62,7 +62,7 @@ const (
 // are read, which takes all memory that there is before anybody is asked for a
 // password.
 func Server(set *collector.Set, c Config) *http.Server {
-	surplus := &repeated{logger: c.Logger, level: slog.LevelWarn, msg: "Connections are closed because too many are open"}
+	surplus := &repeated{logger: c.Logger, level: slog.LevelWarn, msg: "Closing connections because too many are open"}
 	all := connections{
 		limit:  max(maxConnections, 2*c.MaxRequests),
 		closed: func(client netip.Prefix) { surplus.report("client", client.String()) },
@@ -107,7 +107,7 @@ func say(text string) http.HandlerFunc {
 func metrics(set *collector.Set, c Config) http.Handler {
 	pages := newPages(c)
 	zip := newZip()
-	failed := &repeated{logger: c.Logger, level: slog.LevelWarn, msg: "Some metrics cannot be shown"}
+	failed := &repeated{logger: c.Logger, level: slog.LevelWarn, msg: "Some metrics cannot be exported"}
 	var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked := time.Now()
 		query := r.URL.Query()

@@ -59,7 +59,7 @@ func newPages(c Config) *pages {
 		logger: c.Logger,
 		refused: &repeated{
 			logger: c.Logger, level: slog.LevelWarn,
-			msg: "Requests are refused because too many wait, or for too long",
+			msg: "Refusing requests because too many are waiting or they waited too long",
 		},
 		panics:  &repeated{logger: c.Logger, level: slog.LevelError, msg: "Panic in a request"},
 		buffers: sync.Pool{New: func() any { return new(bytes.Buffer) }},
@@ -94,7 +94,7 @@ func (p *pages) serve(w http.ResponseWriter, r *http.Request, wish wish) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(page.body)))
 	w.WriteHeader(page.status)
 	if _, err := w.Write(page.body); err != nil {
-		p.logger.Debug("A client did not take its page", "client", r.RemoteAddr, "err", err)
+		p.logger.Debug("A client did not read its page", "client", r.RemoteAddr, "err", err)
 	}
 }
 
@@ -106,7 +106,7 @@ func toRead(w http.ResponseWriter) {
 
 // unavailable tells a client to come again.
 func unavailable(w http.ResponseWriter, err error) {
-	why := "no turn came in time, try again later"
+	why := "timed out waiting for a slot, try again later"
 	if errors.Is(err, errRefused) {
 		why = "too many requests are waiting, try again later"
 	}

@@ -97,7 +97,7 @@ func TestStatus(t *testing.T) {
 	}
 	for _, want := range []string{
 		"<title>1 warning, limits missing · &lt;node&gt; · sockpressure_exporter</title>",
-		"connections now. The first limit on the way up is ",
+		"connections now. The first limit reached would be ",
 		"49152 of 65536 entries",
 		"1 descriptor, no limit",
 		"nf_conntrack: table full, dropping packet",
@@ -105,7 +105,7 @@ func TestStatus(t *testing.T) {
 		"to set: <code>net.netfilter.nf_conntrack_max = 82000 (now 65536)</code>",
 		`href="./metrics"`,
 		"/docs/metrics.md#conntrack_entries",
-		`Not read: <a href="#collector-tcp">tcp</a>, <a href="#collector-ports">ports</a>`,
+		`Failed: <a href="#collector-tcp">tcp</a>, <a href="#collector-ports">ports</a>`,
 		"1.2.3",
 	} {
 		if !strings.Contains(page, want) && !strings.Contains(html.UnescapeString(page), want) {
@@ -158,15 +158,15 @@ func TestStatusWords(t *testing.T) {
 		"read 3.2 s ago",
 		"<title>limits missing ·",
 		"This is not the whole host.",
-		"Its network cannot be seen: &lt;b&gt;may not enter&lt;/b&gt;.",
-		"Its processes cannot be seen: of another PID namespace.",
+		"Its network is not visible: &lt;b&gt;may not enter&lt;/b&gt;.",
+		"Its processes is not visible: of another PID namespace.",
 		"No limit could be read.",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
 		}
 	}
-	const note = "bar and share are those of its fullest socket"
+	const note = "The bar and the percentage are those of its fullest socket"
 	b.Reset()
 	if err := parse().Execute(&b, newView(&collector.Reading{Results: []collector.Result{{Collector: "tcp", Infos: limitsOf(t, "tcp")}}})); err != nil {
 		t.Fatal(err)
@@ -195,13 +195,13 @@ func TestStatusLog(t *testing.T) {
 	}
 	page := show(0.993, at(3*time.Minute, "<b>table full", "conntrack_entries"), at(25*time.Hour, "of something else"))
 	for _, want := range []string{
-		"The kernel said 3 minutes ago: <q>&lt;b&gt;table full</q>", "peak of the last minute 99.3 %", "What the kernel said", "1 day ago</time>: <q>of something else</q>",
+		"Kernel message 3 minutes ago: <q>&lt;b&gt;table full</q>", "peak in the last minute 99.3 %", "Kernel messages", "1 day ago</time>: <q>of something else</q>",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
 		}
 	}
-	if page := show(0.5, at(25*time.Hour, "table full", "conntrack_entries")); strings.Contains(page, "The kernel said") || strings.Contains(page, "peak of") {
+	if page := show(0.5, at(25*time.Hour, "table full", "conntrack_entries")); strings.Contains(page, "Kernel message ") || strings.Contains(page, "peak in") {
 		t.Error("what is long ago, or no higher, stands beside the limit")
 	}
 }

@@ -33,7 +33,7 @@ type request struct {
 
 func newTurns(atOnce, room int) *turns { return &turns{room: room, free: atOnce} }
 
-var errRefused = errors.New("too many requests wait already")
+var errRefused = errors.New("too many requests are already waiting")
 
 // take waits for a turn until the context ends, or until nothing is needed any more,
 // which enough says by being closed. It reports whether it has a turn, which is

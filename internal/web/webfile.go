@@ -118,9 +118,9 @@ func (f *webFile) say(err error) {
 	switch {
 	case f.current == nil:
 	case err != nil:
-		f.logger.Warn("The web configuration is kept as it was", "file", f.path, "err", err)
+		f.logger.Warn("Keeping the previous web configuration", "file", f.path, "err", err)
 	default:
-		f.logger.Info("The web configuration is read again", "file", f.path)
+		f.logger.Info("Reloaded the web configuration", "file", f.path)
 	}
 }
 
@@ -210,23 +210,23 @@ func (p *protection) weakened(next *protection) error {
 	less := ""
 	switch {
 	case len(p.Users) > 0 && len(next.Users) == 0:
-		less = "has no basic_auth_users any more"
+		less = "no longer has basic_auth_users"
 	case p.tls != nil && next.tls == nil:
-		less = "has no TLS any more"
+		less = "no longer has TLS"
 	case p.tls == nil && next.tls != nil:
 		less = "has TLS now"
 	case p.tls == nil:
 	case next.tls.ClientAuth < p.tls.ClientAuth:
 		less = "asks less of the client's certificate (client_auth_type)"
 	case p.tls.ClientCAs != nil && next.tls.ClientCAs == nil:
-		less = "names no authority of clients any more (client_ca_file)"
+		less = "no longer has a certificate authority for clients (client_ca_file)"
 	case len(p.TLSConfig.ClientAllowedSans) > 0 && len(next.TLSConfig.ClientAllowedSans) == 0:
-		less = "has no client_allowed_sans any more"
+		less = "no longer has client_allowed_sans"
 	case next.tls.MinVersion < p.tls.MinVersion:
 		less = "has a lower min_version"
 	}
 	if less == "" {
 		return nil
 	}
-	return fmt.Errorf("it %s, which takes a restart", less)
+	return fmt.Errorf("it %s, which requires a restart", less)
 }

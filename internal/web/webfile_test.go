@@ -146,13 +146,13 @@ func TestWebFileKept(t *testing.T) {
 			kept := func() string {
 				var lines []string
 				for line := range strings.Lines(g.log.String()) {
-					if !strings.Contains(line, "wrong user or password") {
+					if !strings.Contains(line, "wrong user name or password") {
 						lines = append(lines, line)
 					}
 				}
 				return strings.Join(lines, "")
 			}
-			if got := kept(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN") || !strings.Contains(got, "kept as it was") {
+			if got := kept(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN") || !strings.Contains(got, "Keeping the previous web configuration") {
 				t.Errorf("the log is %s", got)
 			}
 			_ = os.Remove(g.path)
@@ -167,7 +167,7 @@ func TestWebFileKept(t *testing.T) {
 			if got := g.ask("new"); got != http.StatusOK {
 				t.Errorf("the new password gives %d", got)
 			}
-			if got := kept(); !strings.Contains(got, "is read again") {
+			if got := kept(); !strings.Contains(got, "Reloaded the web configuration") {
 				t.Errorf("the log is %s", got)
 			}
 		})
@@ -401,7 +401,7 @@ func TestClientCertificates(t *testing.T) {
 		s.expect(name, "first", client)
 		s.expect(name+", without a certificate", "certificate required")
 		s.expect(name+", with another's", "certificate", other)
-		if got := strings.Count(s.log.String(), "kept as it was"); (got == 1) != (weaker != config) {
+		if got := strings.Count(s.log.String(), "Keeping the previous web configuration"); (got == 1) != (weaker != config) {
 			t.Errorf("%s: the log is %s", name, s.log.String())
 		}
 		write(t, s.file("web.yml"), config)

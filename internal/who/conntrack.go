@@ -50,7 +50,7 @@ func readConntrack(q *inquiry) error {
 		})
 	})
 	if errors.Is(err, ctnetlink.ErrNotPermitted) {
-		err = errors.New("to list the connections that are tracked needs CAP_NET_ADMIN")
+		err = errors.New("listing tracked connections needs CAP_NET_ADMIN")
 	}
 	q.answer.Count, q.answer.TooLow = q.tally.all.count, q.tally.dropped
 	var pods map[netip.Addr]owner.Owner

@@ -49,13 +49,13 @@ func readMemoryKinds(low bool) func(*inquiry) error {
 			if low {
 				q.addMemory("slab caches that can be given back (SReclaimable)", fields["SReclaimable"])
 			}
-			q.note("To see which slab caches these are needs root.")
+			q.note("Listing the slab caches needs root.")
 		}
 		if f := q.Host.File("sockstat"); q.MemoryUnit != nil {
 			if unit, err := q.MemoryUnit(); err == nil {
 				if b, err := f.Read(); err == nil {
 					if s, err := parse.Sockstat(b, f.Path(), unit); err == nil {
-						q.note("Buffers of sockets have %s of this for TCP and %s for UDP, in slab caches and pages of their own.",
+						q.note("This includes %s of TCP and %s of UDP socket buffers, in slab caches and in pages of their own.",
 							collector.Bytes.Format(s.TCPMemory.Value), collector.Bytes.Format(s.UDPMemory.Value))
 					}
 				}

@@ -151,7 +151,7 @@ func (q *inquiry) eachProcess(visit func(pid int, dir string) error) error {
 		return nil
 	})
 	if w.failed > 0 {
-		q.note("%s could not be read, the first: %v.", some(float64(w.failed), "processes"), w.why)
+		q.note("%s could not be read, first error: %v.", some(float64(w.failed), "processes"), w.why)
 	}
 	if errors.Is(err, errEnough) {
 		return nil
@@ -314,10 +314,10 @@ func (q *inquiry) lookAtDescriptors(sample int) error {
 		return err
 	})
 	if w.crowded > 0 {
-		q.note("The descriptors of %s were not looked at: there are too many.", some(float64(w.crowded), "processes"))
+		q.note("The descriptors of %s were not read because there are too many.", some(float64(w.crowded), "processes"))
 	}
 	if w.hidden > 0 {
-		q.note("The descriptors of %s are hidden from this user: to see them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Their sockets go by user, and by unit where the kernel tells it.", some(float64(w.hidden), "processes"))
+		q.note("The descriptors of %s are hidden from this user (reading them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH). Their sockets are listed by user, and by unit if the kernel reports it.", some(float64(w.hidden), "processes"))
 	}
 	return err
 }
@@ -500,7 +500,7 @@ func (q *inquiry) findHolders(inodes map[uint32]bool) (map[uint32][]uint32, erro
 		slices.SortFunc(held, func(a, b uint32) int { return cmp.Compare(w.list[a].pid, w.list[b].pid) })
 	}
 	if w.hidden > 0 {
-		q.note("The descriptors of %s are hidden from this user: to see them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.", some(float64(w.hidden), "processes"))
+		q.note("The descriptors of %s are hidden from this user (reading them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH).", some(float64(w.hidden), "processes"))
 	}
 	return of, err
 }

@@ -81,7 +81,7 @@ func readProcesses(measure func(q *inquiry, dir string) (measurement, error)) fu
 			return nil
 		})
 		if hidden > 0 {
-			q.note("%s are hidden from this user: to read them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.", some(float64(hidden), "processes"))
+			q.note("%s are hidden from this user (reading them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH).", some(float64(hidden), "processes"))
 		}
 		q.answer.Count, q.answer.Memory, q.answer.TooLow = q.tally.all.count, q.tally.all.bytes, q.tally.dropped
 		for _, t := range q.tally.groups {
@@ -334,7 +334,7 @@ func readKinds(q *inquiry) error {
 		return nil
 	})
 	if hidden > 0 {
-		q.note("The descriptors of %s are hidden from this user: to read them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.", some(float64(hidden), "processes"))
+		q.note("The descriptors of %s are hidden from this user (reading them needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH).", some(float64(hidden), "processes"))
 	}
 	q.answer.Count, q.answer.TooLow = q.tally.all.count, q.tally.dropped
 	for i, held := range q.tally.heldOf() {

@@ -36,7 +36,7 @@ type row struct {
 
 // rows has a row for each limit.
 func rows() []row {
-	fragments := "A packet in pieces belongs to no socket and no process until it is whole; the kernel shows only their memory, of each network namespace. To see who sends them: tcpdump 'ip[6:2] & 0x3fff != 0'."
+	fragments := "A fragment belongs to no socket or process until its packet is reassembled, and the kernel shows only the memory of fragments, per network namespace. To see the senders: tcpdump 'ip[6:2] & 0x3fff != 0'."
 	return []row{
 		{
 			resource: "tcp_memory", things: "sockets", memory: true,
@@ -153,7 +153,7 @@ func rows() []row {
 		},
 		{
 			resource: "netdev_backlog",
-			nobody:   "A packet is in the backlog for microseconds and belongs to nobody there. Devices without a queue of their own fill it (lo, veth, tunnels), or one CPU that takes all interrupts: see /proc/net/softnet_stat and /proc/interrupts.",
+			nobody:   "A packet stays in the backlog for microseconds and does not belong to a socket yet. The backlog fills up because of devices without a queue of their own (lo, veth, tunnels), or because one CPU handles all interrupts: see /proc/net/softnet_stat and /proc/interrupts.",
 		},
 		{resource: "ip_fragments_ipv4", nobody: fragments},
 		{resource: "ip_fragments_ipv6", nobody: fragments},

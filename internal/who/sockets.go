@@ -203,7 +203,7 @@ func (v *socketVisitor) walk() error {
 		err := c.Walk(v.ctx, r, v)
 		if v.torn {
 			v.torn = false
-			return fmt.Errorf("the walk was torn, and a part of its sockets is missing")
+			return fmt.Errorf("the walk was interrupted, and some sockets are missing")
 		}
 		return err
 	})

@@ -94,7 +94,7 @@ func find(q Question) (*row, error) {
 	r := &all[i]
 	switch {
 	case q.Netns != "" && q.Pod != "":
-		return nil, errors.New("--netns and --pod exclude each other")
+		return nil, errors.New("--netns and --pod cannot be combined")
 	case q.Pod != "" && strings.Count(q.Pod, "/") != 1:
 		return nil, fmt.Errorf("--pod=%s is not NAMESPACE/POD", q.Pod)
 	case r.nobody == "" && q.By != "" && !slices.Contains(r.by, q.By):
@@ -102,9 +102,9 @@ func find(q Question) (*row, error) {
 		for _, by := range r.by {
 			can = append(can, string(by))
 		}
-		return nil, fmt.Errorf("--by=%s does not fit %s, which can be grouped by %s", q.By, r.resource, strings.Join(can, ", "))
+		return nil, fmt.Errorf("--by=%s does not apply to %s, which can be grouped by %s", q.By, r.resource, strings.Join(can, ", "))
 	case r.machine && q.Netns+q.Pod != "":
-		return nil, fmt.Errorf("--netns and --pod do not fit %s, which is the whole machine's", r.resource)
+		return nil, fmt.Errorf("--netns and --pod do not apply to %s, which is a limit of the whole machine", r.resource)
 	}
 	return r, nil
 }
@@ -204,7 +204,7 @@ func (q *inquiry) choosePlaces() error {
 	}
 	if !known {
 		if q.Pod != "" {
-			return fmt.Errorf("no network namespace is that of pod %s: the sockets of a pod in the host's are among those of --by=pod --netns=host", q.Pod)
+			return fmt.Errorf("pod %s has no network namespace of its own: if it uses the host's, see --by=pod --netns=host", q.Pod)
 		}
 		names := []string{hostNetns}
 		for _, n := range found {
@@ -213,7 +213,7 @@ func (q *inquiry) choosePlaces() error {
 		if len(names) > 10 {
 			names = append(names[:10], "...")
 		}
-		return fmt.Errorf("no network namespace is called %s: there are %s", q.Netns, strings.Join(names, ", "))
+		return fmt.Errorf("unknown network namespace %s: it is one of %s", q.Netns, strings.Join(names, ", "))
 	}
 	return nil
 }
@@ -288,7 +288,7 @@ func (q *inquiry) eachNetns(about func(*collector.FoundNetns) collector.Number, 
 		q.note("Network namespaces are missing: %v.", err)
 	}
 	if closed > 0 {
-		q.note("%s in %s, such as %s, are missing: to enter them needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.",
+		q.note("%s in %s, such as %s, are missing (entering them needs CAP_SYS_ADMIN and CAP_SYS_PTRACE).",
 			some(missing, q.row.things), some(float64(closed), "network namespaces"), example)
 	}
 	if failed != nil {

@@ -354,11 +354,11 @@ func TestStopped(t *testing.T) {
 // TestQuestions expects one clear line for what cannot be answered.
 func TestQuestions(t *testing.T) {
 	for want, q := range map[string]Question{
-		`unknown resource "nonsense": it is one of tcp_memory, udp_memory`:                   {Resource: "nonsense"},
-		"--by=pod does not fit tcp_time_wait, which can be grouped by listener, peer, state": {Resource: "tcp_time_wait", By: ByPod},
-		"--netns and --pod exclude each other":                                               {Resource: "tcp_memory", Pod: "a/b", Netns: "host"},
-		"--pod=a is not NAMESPACE/POD":                                                       {Resource: "tcp_memory", Pod: "a"},
-		"--netns and --pod do not fit low_memory, which is the whole machine's":              {Resource: "low_memory", Netns: "host"},
+		`unknown resource "nonsense": it is one of tcp_memory, udp_memory`:                        {Resource: "nonsense"},
+		"--by=pod does not apply to tcp_time_wait, which can be grouped by listener, peer, state": {Resource: "tcp_time_wait", By: ByPod},
+		"--netns and --pod cannot be combined":                                                    {Resource: "tcp_memory", Pod: "a/b", Netns: "host"},
+		"--pod=a is not NAMESPACE/POD":                                                            {Resource: "tcp_memory", Pod: "a"},
+		"--netns and --pod do not apply to low_memory, which is a limit of the whole machine":     {Resource: "low_memory", Netns: "host"},
 	} {
 		if err := Check(q); err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%+v: %v", q, err)

@@ -25,7 +25,7 @@ type Limit struct {
 func (a *Answer) WriteText(out io.Writer, limit Limit) error {
 	fmt.Fprintf(out, "%s: %s\n", a.Resource, limit)
 	if l := limit.Reading; l != nil && l.Level() != collector.OK {
-		fmt.Fprintf(out, "When it is met: %s\n", l.Effect)
+		fmt.Fprintf(out, "When the limit is reached: %s\n", l.Effect)
 	}
 	if a.Nobody != "" {
 		_, err := fmt.Fprintln(out, a.Nobody)
@@ -48,9 +48,9 @@ func (l Limit) String() string {
 	r := l.Reading
 	switch {
 	case l.Err != nil:
-		return fmt.Sprintf("its limit could not be read: %v", l.Err)
+		return fmt.Sprintf("the limit could not be read: %v", l.Err)
 	case r == nil:
-		return "no such limit is enforced on this machine"
+		return "this limit is not enforced on this machine"
 	}
 	text := fmt.Sprintf("%s, %s%% of its limit (%s)", r.Level(), r.Share(), r.Amount(r.Usage, r.Limit))
 	if len(r.Items) > 0 && r.Level() != collector.OK {
@@ -66,7 +66,7 @@ func (l Limit) String() string {
 func (a *Answer) summary(limit *collector.LimitReading) string {
 	var b strings.Builder
 	if a.Stopped {
-		b.WriteString("Stopped before the end. ")
+		b.WriteString("Stopped early. ")
 	}
 	if a.Count == 0 && a.Memory == 0 {
 		fmt.Fprintf(&b, "No %s were found.", a.Things)
@@ -177,17 +177,17 @@ func (a *Answer) writeTable(out io.Writer) error {
 		if a.TooLow > 0 {
 			others = "very many"
 		}
-		fmt.Fprintf(out, "%s is of %s more (--top shows more).\n", percent(max(1-last, 0)), others)
+		fmt.Fprintf(out, "%s is in %s more (see --top).\n", percent(max(1-last, 0)), others)
 	}
 	if a.estimated() {
-		fmt.Fprintln(out, "~ is estimated, from a sample of the descriptors of processes that have more than "+digits(wholeProcess)+".")
+		fmt.Fprintln(out, "~ marks estimates, from a sample of the descriptors of processes with more than "+digits(wholeProcess)+".")
 	}
 	if a.TooLow > 0 {
 		low := some(a.TooLow, a.Things)
 		if a.ByMemory {
 			low = collector.Bytes.Format(a.TooLow)
 		}
-		fmt.Fprintf(out, "The numbers of a group can be too low by up to %s: there are very many.\n", low)
+		fmt.Fprintf(out, "The numbers of a group may be too low by up to %s because there are very many groups.\n", low)
 	}
 	return nil
 }

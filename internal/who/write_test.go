@@ -42,25 +42,25 @@ func TestText(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `tcp_memory: critical, 93.7% of its limit (3.0 GiB of 3.2 GiB)
-When it is met: Connections are reset.
+When the limit is reached: Connections are reset.
 2,059,200 sockets with 3.0 GiB in 3 network namespaces, by unit; the limit counts 3.0 GiB:
 SHARE  CUMULATIVE  MEMORY    SOCKETS     UNIT, CONTAINER OR POD  PROCESS                         MOSTLY
 66.7%  66.7%       ~2.0 GiB  ~1,999,999  pod/shop/cart-0         java[30]                        -
 33.3%  100.0%      1.0 GiB   59,200      unit/nginx.service      nginx[812], nginx[813], 6 more  at *:443
-0.0% is of very many more (--top shows more).
-~ is estimated, from a sample of the descriptors of processes that have more than 1,024.
-The numbers of a group can be too low by up to 1.0 MiB: there are very many.
+0.0% is in very many more (see --top).
+~ marks estimates, from a sample of the descriptors of processes with more than 1,024.
+The numbers of a group may be too low by up to 1.0 MiB because there are very many groups.
 The descriptors of 2 processes are hidden.
 `
 	if out.String() != want {
 		t.Errorf("%s\nwant\n%s", out.String(), want)
 	}
 	for text, l := range map[string]Limit{
-		"tcp_memory: no such limit is enforced on this machine\n": {},
-		"tcp_memory: its limit could not be read: nothing\n":      {Err: errors.New("nothing")},
+		"tcp_memory: this limit is not enforced on this machine\n": {},
+		"tcp_memory: the limit could not be read: nothing\n":       {Err: errors.New("nothing")},
 	} {
 		out.Reset()
-		if err := (&Answer{Resource: "tcp_memory", Things: "sockets", Stopped: true}).WriteText(&out, l); err != nil || out.String() != text+"Stopped before the end. No sockets were found.\n" {
+		if err := (&Answer{Resource: "tcp_memory", Things: "sockets", Stopped: true}).WriteText(&out, l); err != nil || out.String() != text+"Stopped early. No sockets were found.\n" {
 			t.Errorf("%q, %v", out.String(), err)
 		}
 	}
