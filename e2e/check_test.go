@@ -68,8 +68,11 @@ func TestCheckAnswers(t *testing.T) {
 		t.Errorf("%d sysctls to set", done)
 	}
 	n.dial(netip.AddrPortFrom(a, 0), at(1002))
-	if said = n.check(t); strings.Contains(said, "When ephemeral_ports") || strings.Contains(said, "When tcp_time_wait") {
-		t.Errorf("after it was set:\n%s", said)
+	// What waits in the queue still does, and other namespaces may be in trouble.
+	for line := range strings.Lines(n.check(t)) {
+		if strings.HasPrefix(line, "  to set: net.") {
+			t.Errorf("after it was set: %s", line)
+		}
 	}
 }
 

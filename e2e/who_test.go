@@ -534,11 +534,11 @@ func TestWhoText(t *testing.T) {
 	for want, args := range map[string][]string{
 		`unknown resource "nonsense": it is one of tcp_memory, `:                                      {"nonsense"},
 		"--by=process does not apply to tcp_time_wait, which can be grouped by listener, peer, state": {"tcp_time_wait", "--by=process"},
-		"no network namespace is called nowhere: there are host":                                      {"tcp_memory", "--netns=nowhere"},
-		"no network namespace is that of pod no/where":                                                {"tcp_memory", "--pod=no/where"},
+		"unknown network namespace nowhere: it is one of host":                                        {"tcp_memory", "--netns=nowhere"},
+		"pod no/where has no network namespace of its own":                                            {"tcp_memory", "--pod=no/where"},
 		"--pod=nowhere is not NAMESPACE/POD":                                                          {"tcp_memory", "--pod=nowhere"},
 		"--netns and --pod cannot be combined":                                                        {"tcp_memory", "--pod=a/b", "--netns=host"},
-		"--netns and --pod do not fit low_memory":                                                     {"low_memory", "--pod=a/b"},
+		"--netns and --pod do not apply to low_memory":                                                {"low_memory", "--pod=a/b"},
 		"--top=0 must be between 1 and 1000":                                                          {"tcp_memory", "--top=0"},
 	} {
 		var stderr strings.Builder

@@ -443,8 +443,12 @@ func TestManyPasswords(t *testing.T) {
 	if unknown := refusal("nobody"); unknown < known/3 {
 		t.Errorf("an unknown user is refused after %v, a known one after %v", unknown, known)
 	}
+	clients := 100
+	if testing.Short() {
+		clients = 10 // the race detector makes each comparison ten times as slow
+	}
 	var flood sync.WaitGroup
-	for i := range 100 {
+	for i := range clients {
 		flood.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
 				code, _ := ask(ctx, "192.0.2.1:"+strconv.Itoa(i+1), "prometheus", fmt.Sprint(i, n))
@@ -467,7 +471,7 @@ func TestManyPasswords(t *testing.T) {
 	}
 	t.Logf("a wrong password takes %v, the right one among them %v", known, took)
 	// At first two wrong ones may be before it, with the pause after each.
-	if took[0] > max(40*known, 5*time.Second) || slices.Max(took[1:]) > max(known, 20*time.Millisecond) {
+	if took[0] > max(40*known, 5*time.Second) || slices.Max(took[1:]) > max(2*known, 50*time.Millisecond) {
 		t.Error("the right password waits for too long")
 	}
 	stop()
