@@ -137,7 +137,7 @@ func TestLevels(t *testing.T) {
 	}
 	for _, l := range limits() {
 		want := map[string]float64{"warning": l.WarningRatio, "critical": l.CriticalRatio}
-		if unpaged(l.Resource) { // a ticket is all that it is worth
+		if unpaged(l.Resource) { // tickets only, by design
 			delete(want, "critical")
 		}
 		if got := found[l.Resource]; fmt.Sprint(got) != fmt.Sprint(want) {

@@ -36,10 +36,10 @@ func TestDocument(t *testing.T) {
 		gotLines, wantLines := strings.Split(got, "\n"), strings.Split(want, "\n")
 		for i := range min(len(gotLines), len(wantLines)) {
 			if gotLines[i] != wantLines[i] {
-				t.Fatalf("%s is stale (renew it with: go test ./alerts -update)\nline %d\nhas:  %s\ngets: %s", path, i+1, wantLines[i], gotLines[i])
+				t.Fatalf("%s is stale (to update: go test ./alerts -update)\nline %d\nhas:  %s\ngets: %s", path, i+1, wantLines[i], gotLines[i])
 			}
 		}
-		t.Fatalf("%s is stale (renew it with: go test ./alerts -update): %d lines, gets %d", path, len(wantLines), len(gotLines))
+		t.Fatalf("%s is stale (to update: go test ./alerts -update): %d lines, gets %d", path, len(wantLines), len(gotLines))
 	}
 }
 
@@ -352,14 +352,14 @@ func documentRecordings(outcomes []outcome) documentedRecordings {
 			return "–", why
 		}
 		if unpaged(o.recording.Resource) {
-			why = "a ticket is all that it is worth"
+			why = "tickets only, by design"
 		}
 		return show(o.lead(o.critical)) + " / " + show(o.lead(o.warning)), why
 	})
 	d.After = rows(func(o outcome) (text, note string) {
 		switch why := uncounted(o.recording); {
 		case why != "" && o.critical != nil:
-			return "page stood", why
+			return "page firing", why
 		case why != "":
 			return "none", why
 		case o.met == nil:
@@ -412,11 +412,11 @@ func TestDocumentRecordings(t *testing.T) {
 		Step: "15s", LeadTime: "1m", ToldAfter: "1m", Kernels: []string{"6.1", "6.12"},
 		Before: [][]string{
 			{"file_descriptors", "", "1m / 2m30s", ""},
-			{"netdev_backlog", "", "–", "a moment's length: over before a scrape sees it"},
+			{"netdev_backlog", "", "–", "lasts for microseconds, so scrapes do not see it"},
 			{"tcp_memory", "1m / never", "1m / 2m30s", ""},
 		},
 		After: [][]string{
-			{"file_descriptors", "", "page stood", "no counter"},
+			{"file_descriptors", "", "page firing", "no counter"},
 			{"netdev_backlog", "", "0s", ""},
 			{"tcp_memory", "none", "15s", ""},
 		},

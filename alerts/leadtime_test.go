@@ -45,11 +45,11 @@ func (o outcome) lead(f *firing) time.Duration {
 func unforeseen(resource string) string {
 	switch resource {
 	case "netdev_backlog":
-		return "a moment's length: over before a scrape sees it"
+		return "lasts for microseconds, so scrapes do not see it"
 	case "cgroup_memory":
-		return "programs live close to their limit: minutes of it write a ticket"
+		return "normal close to the limit, so only minutes of it write a ticket"
 	case "request_queue", "udp_receive_queue":
-		return "full for moments without harm: minutes of it write a ticket"
+		return "briefly full without harm, so only minutes of it write a ticket"
 	}
 	return ""
 }

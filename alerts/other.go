@@ -26,23 +26,23 @@ func drops() Group {
 	}
 	return Group{
 		Name:    "sockpressure-drops",
-		Comment: "What is lost at single sockets and CPUs, by its rate: some of it is part of life.",
+		Comment: "Losses at single sockets and CPUs, by their rate. Some losses are normal.",
 		Rules: []Rule{
 			counter("UDPReceiveErrors", "rate(sockpressure_udp_receive_buffer_errors_total[5m])\n+ (rate(sockpressure_udp6_receive_buffer_errors_total[5m]) or 0 * rate(sockpressure_udp_receive_buffer_errors_total[5m]))",
 				"10", "5m", "Datagrams are dropped because a program does not read them fast enough.",
-				`drops {{ $value | printf "%.0f" }} datagrams a second at full receive buffers of UDP sockets.`),
+				`drops {{ $value | printf "%.0f" }} datagrams per second at full receive buffers of UDP sockets.`),
 			counter("TCPReceivePruned", "rate(sockpressure_tcp_receive_pruned_total[5m])", "10", "5m",
 				"Received segments are dropped because receive buffers are full.",
-				`drops {{ $value | printf "%.0f" }} received segments a second because compacting a socket's receive buffer did not free enough.`),
+				`drops {{ $value | printf "%.0f" }} received segments per second because compacting a socket's receive buffer did not free enough.`),
 			counter("TCPBacklogDropping", "rate(sockpressure_tcp_backlog_drops_total[5m])", "10", "5m",
 				"Segments are dropped because the backlog of a busy socket is full.",
-				`drops {{ $value | printf "%.0f" }} segments a second at the backlog of a socket that its program is busy with.`),
+				`drops {{ $value | printf "%.0f" }} segments per second at the backlog of a socket that its program is using.`),
 			counter("TCPMemallocDropping", "rate(sockpressure_tcp_memalloc_drops_total[5m])", "0.1", "",
-				"Segments are dropped because they came in the emergency reserve of memory.",
-				`drops {{ $value | printf "%.1f" }} segments a second that only the kernel's emergency reserve had memory for.`),
+				"Segments are dropped because they arrived in the emergency reserve of memory.",
+				`drops {{ $value | printf "%.1f" }} segments per second that arrived in the kernel's emergency reserve.`),
 			counter("NetdevTimeSqueezed", "rate(sockpressure_netdev_time_squeezes_total[5m])", "100", "15m",
-				"CPUs do not finish their rounds of received packets.",
-				`had packets left at the end of {{ $value | printf "%.0f" }} rounds a second (net.core.netdev_budget, netdev_budget_usecs).`),
+				"CPUs do not finish their polling rounds for received packets.",
+				`had packets left at the end of {{ $value | printf "%.0f" }} polling rounds per second (net.core.netdev_budget, netdev_budget_usecs).`),
 		},
 	}
 }
@@ -54,47 +54,47 @@ func kernelLog() Group {
 	}
 	return Group{
 		Name: "sockpressure-kernel", file: "kernel",
-		Comment: "What the kernel logged (collector kmsg), and limits that were reached between two scrapes (--collector.sample-interval).",
+		Comment: "Kernel messages (collector kmsg), and limits that were reached between two scrapes (--collector.sample-interval).",
 		Rules: []Rule{
 			{
 				Alert: "SockPressureFileMaxReached", Severity: Critical, Labels: map[string]string{"stage": met, "resource": "file_descriptors"},
-				Comment: "No counter tells of it, and the kernel logs it at each new high only.",
+				Comment: "There is no counter, and the kernel logs it only at each new maximum.",
 				Expr:    said("file_max_reached") + " > 0",
-				Summary: "The machine ran out of open files.",
+				Summary: "The machine ran out of file descriptors.",
 				Description: `The kernel of {{ $labels.instance }} logged {{ $value | printf "%.0f" }} times in the last 5 minutes that
 					fs.file-max was reached: open, socket and accept fail with ENFILE for every process without CAP_SYS_ADMIN.`,
 			},
 			{
 				Alert: "SockPressureKernelLoggedLimit", Severity: Warning, Labels: map[string]string{"stage": met},
-				Comment: "The messages of the other limits: nearly all have counters as well, with alerts that know\nhow bad it is. That of a SYN flood is left out: with cookies it does little harm, and the\ncounters tell.",
+				Comment: "The messages of the other limits. Nearly all of them also have counters, with alerts that\nassess the severity. SYN floods are left out: with cookies they do little harm, and the\ncounters cover them.",
 				Expr:    said(strings.Join(limitMessages("file_max_reached", "oom_kill", "tcp_syn_flooding"), "|")) + " > 0",
 				Summary: "The kernel logged that a limit was reached.",
 				Description: `The kernel of {{ $labels.instance }} logged {{ $labels.message }} {{ $value | printf "%.0f" }} times in the last 5
-					minutes. Its rate limits keep most lines of this kind from the log.`,
+					minutes. Rate limits suppress most such lines.`,
 			},
 			{
 				Alert: "SockPressureKernelAllocationFailing", Severity: Warning,
-				Comment: "A few failures of large or hurried allocations are part of life: their callers try again.",
+				Comment: "A few failures of large or atomic allocations are normal: their callers retry.",
 				Expr:    said("(page|slab|vmap)_allocation_failure") + " > ${count}", Params: map[string]string{"count": "10"},
-				Summary: "The kernel does not get the memory that it asks for.",
+				Summary: "Memory allocations of the kernel fail.",
 				Description: `The kernel of {{ $labels.instance }} logged {{ $labels.message }} {{ $value | printf "%.0f" }} times in the last 5
 					minutes: packets may be dropped, or calls fail with ENOMEM.`,
 			},
 			{
 				Alert: "SockPressureHungTask", Severity: Warning,
 				Expr:    said("hung_task") + " > 0",
-				Summary: "Tasks wait in the kernel and do not come back.",
+				Summary: "Tasks are blocked in the kernel.",
 				Description: `The kernel of {{ $labels.instance }} logged {{ $value | printf "%.0f" }} times in the last 5 minutes that a task was
-					blocked for longer than kernel.hung_task_timeout_secs, as while memory is reclaimed or a disk does not answer.`,
+					blocked for longer than kernel.hung_task_timeout_secs, for example because of memory reclaim or a disk that does not respond.`,
 			},
 			{
 				Alert: "SockPressureReachedBetweenScrapes", Severity: Warning, Labels: map[string]string{"stage": met},
-				Comment: "Accept queues and the backlogs of CPUs are full for moments on many a healthy host, and so\nare TIME_WAIT and fragments by design: those are left out.",
+				Comment: "Accept queues and CPU backlogs are briefly full on healthy hosts, and so are TIME_WAIT and\nfragments by design, so these are left out.",
 				Expr: `sockpressure_saturation_peak_ratio{resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|threads|udp_memory"} >= 1
 unless max_over_time(sockpressure_saturation_ratio[2m]) >= 0.9`,
 				Summary: "A limit was reached between two scrapes.",
 				Description: `{{ $labels.instance }}: {{ $labels.resource }} was at {{ $value | humanizePercentage }} of its limit within the last
-					minute, and no scrape saw it there.`,
+					minute, between two scrapes.`,
 			},
 		},
 	}
@@ -112,33 +112,33 @@ func namespaces() Group {
 		Alert: "SockPressureNetnsNearLimit", Labels: map[string]string{"stage": near},
 		Summary: "A pod, or another network namespace, is close to a limit of its own.",
 		Description: `{{ $labels.resource }} of ` + where + ` is at {{ $value | humanizePercentage }} of the limit
-			that its network namespace has for itself.`,
+			of its network namespace.`,
 	}
 	ticket, page := near, near
 	ticket.Severity, ticket.For, ticket.Params = Warning, "5m", map[string]string{"warning": "0.8"}
-	ticket.Comment = "Not for moments: a burst fills a queue without harm, a program that has stopped accepting\nkeeps it full for minutes. A UDP queue that stands still is that of a program which never\nreads it. TIME_WAIT is left out, because it is capped by design, and the queue of connection\nrequests, because SYN cookies go on without it."
+	ticket.Comment = "A burst fills a queue for a moment without harm; a program that has stopped accepting keeps\nit full for minutes. A UDP queue that does not change belongs to a program that never reads\nit. TIME_WAIT is left out because some pods run at the limit by design, and request queues\nbecause SYN cookies work without them."
 	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports|unix_accept_queue"} >= ${warning}
 or
 ` + ratio + `{resource="udp_receive_queue"} >= ${warning}
 unless changes(` + ratio + `{resource="udp_receive_queue"}[10m]) == 0`
 	page.Severity, page.For, page.Params = Critical, "2m", map[string]string{"critical": "0.95"}
-	page.Comment = "Connections of the pod fail, or are about to."
+	page.Comment = "Connections of the pod fail or will fail soon."
 	page.Expr = ratio + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`
 	return Group{
 		Name: "sockpressure-netns", file: "netns",
-		Comment: "Network namespaces besides the host's, such as those of pods (collector netns).",
+		Comment: "Network namespaces other than the host's, such as those of pods (collector netns).",
 		Rules: []Rule{
 			ticket, page,
 			{
 				Alert: "SockPressureNetnsRefusing", Severity: Warning, For: "1m", Labels: map[string]string{"stage": met},
-				Comment: "Of all namespaces of a node together, those that have ended too: a pod that dies of it within\na minute is in. A few overflows come with every start and every burst.",
+				Comment: "The sum over all namespaces of a node, including those that no longer exist, so a pod that\nfails within a minute counts. Every start and every burst causes a few overflows.",
 				Expr: refusals + `{resource=~"accept_queue|request_queue|tcp_memory"}[5m]) > ${count}
 or
 ` + refusals + `{resource="conntrack_entries"}[5m]) > 0`,
 				Params:  map[string]string{"count": "20"},
-				Summary: "The kernel refuses connections of pods, or of other network namespaces.",
+				Summary: "The kernel refuses connections of pods or other network namespaces.",
 				Description: `The kernel of {{ $labels.instance }} refused {{ $value | printf "%.0f" }} times in the last 5 minutes because
-					{{ $labels.resource }} was used up in a network namespace besides the host's. sockpressure_netns_* names the pods that were refused last.`,
+					{{ $labels.resource }} was exhausted in a network namespace other than the host's. The sockpressure_netns_* counters name the pods affected last.`,
 			},
 		},
 	}
@@ -173,11 +173,11 @@ func exporter() Group {
 	}
 	return Group{
 		Name:    "sockpressure-exporter",
-		Comment: "The exporter itself: a limit that it does not see is not watched.",
+		Comment: "The exporter itself: limits that it does not see are not monitored.",
 		Rules: []Rule{
 			{
 				Alert: "SockPressureLostNearLimit", Severity: Critical, For: "2m", KeepFiringFor: "5m",
-				Comment: "A node that died of its limit answers no scrape, and its page would resolve. So one that\nhad a page, pending or firing, takes this one along until it answers again, for a day at\nmost: by then somebody removed it. A pod at its limit takes no node along.",
+				Comment: "A node that fails at its limit does not answer scrapes, so its page would resolve. If a page\nwas pending or firing, this alert fires until the node answers again, for a day at most.\nPages of a pod do not count.",
 				Expr: `(
   group by (cluster, job, instance) (
     max_over_time(ALERTS{alertname=~"SockPressure.+",alertname!~"SockPressure(LostNearLimit|Netns.+)",instance!="",severity="${page}",stage=~"near|forecast|met"}[10m])
@@ -187,13 +187,13 @@ func exporter() Group {
 )
 unless ` + same + ` (` + alive + ` or up == 1)
 unless ` + same + ` (ALERTS{alertname="SockPressureLostNearLimit",alertstate="firing"} offset 1d)`,
-				Summary: "A node was close to a limit and does not answer any more.",
+				Summary: "A node was close to a limit and stopped answering.",
 				Description: `{{ $labels.instance }} had a page for a kernel limit when its exporter stopped answering
-					({{ $value | printf "%.0f" }} node): what was about to happen has probably happened.`,
+					({{ $value | printf "%.0f" }} node): the limit was probably reached.`,
 			},
 			{
 				Alert: "SockPressureExporterDown", Severity: Warning, For: "5m", KeepFiringFor: "10m",
-				Comment: "By the name of the scrape job, or, in a job of another name, by what was an exporter a\nquarter of an hour or an hour ago.",
+				Comment: "By the name of the scrape job or, in a job of another name, if the target was an exporter 15\nminutes or an hour ago.",
 				Expr: `up{job=~".*sockpressure.*"} == 0
 or
 up == 0
@@ -210,7 +210,7 @@ and ` + same + ` (
 			},
 			{
 				Alert: "SockPressureExporterGone", Severity: Warning, For: "10m",
-				Comment: "Not a target any more, and it was one an hour ago. Where nodes come and go by themselves,\nleave this one out.",
+				Comment: "It was a target an hour ago. Disable this alert where nodes are created and removed\nautomatically.",
 				Expr: `group by (cluster, job, instance) (
   ` + alive + ` offset 15m
   or
@@ -219,59 +219,59 @@ and ` + same + ` (
   up{job=~".*sockpressure.*"} offset 1h
 )
 unless ` + same + ` (` + alive + ` or up)`,
-				Summary: "A node's exporter is not a target any more.",
-				Description: `{{ $labels.instance }} was scraped an hour ago ({{ $value }} target) and has left the targets of
-					Prometheus since. No other alert of this bundle can fire for it.`,
+				Summary: "A node's exporter is no longer a target.",
+				Description: `{{ $labels.instance }} was scraped an hour ago ({{ $value }} target) and is no longer
+					a target of Prometheus. No other alert of this bundle can fire for it.`,
 			},
 			{
 				Alert: "SockPressureExporterAbsent", Severity: Warning, For: "15m",
 				Expr:    "absent(" + alive + ` or up{job=~".*sockpressure.*"})`,
-				Summary: "No exporter is scraped at all.",
+				Summary: "No exporter is scraped.",
 				Description: `Prometheus has had no target and no series of an exporter for 15 minutes. No other alert of this
 					bundle can fire.`,
 			},
 			{
 				Alert: "SockPressureCollectorFailing", Severity: Warning, For: "10m",
-				Comment: "Success stays 1 where this kernel lacks what the collector reads: that is\nscrape_collector_supported, and nothing to alert on.",
+				Comment: "Success stays 1 if this kernel does not have what the collector reads. That is\nscrape_collector_supported, which needs no alert.",
 				Expr:    "sockpressure_scrape_collector_success == 0",
 				Summary: "A collector of the exporter fails.",
 				Description: `{{ $labels.instance }}: collector {{ $labels.collector }} has failed for 10 minutes (success is
-					{{ $value }}). Its limits are not watched meanwhile.`,
+					{{ $value }}). Its limits are not monitored.`,
 			},
 			{
 				Alert: "SockPressureCollectorStale", Severity: Info, For: "10m",
 				Expr: "sockpressure_scrape_collector_age_seconds > ${age}", Params: map[string]string{"age": "300"},
-				Summary: "A collector of the exporter shows old numbers.",
-				Description: `{{ $labels.instance }}: what collector {{ $labels.collector }} shows is
+				Summary: "A collector of the exporter returns old values.",
+				Description: `{{ $labels.instance }}: the values of collector {{ $labels.collector }} are
 					{{ $value | humanizeDuration }} old, because its walks take longer than --collector.max-cpu allows.`,
 			},
 			{
 				Alert: "SockPressureProcessesUnreadable", Severity: Warning, For: "15m",
-				Comment: "A few come and go; more than that are a user's or a container's.",
+				Comment: "A few unreadable processes are normal; more than that are all processes of a user or a\ncontainer.",
 				Expr:    "sockpressure_processes_unreadable > ${count}", Params: map[string]string{"count": "10"},
 				Summary: "The exporter may not read the descriptors of many processes.",
-				Description: `{{ $labels.instance }} has {{ $value }} processes whose descriptors its exporter may not count: one of
-					them may be at its limit, and process_file_descriptors would not show it.`,
+				Description: `{{ $labels.instance }} has {{ $value }} processes whose descriptors its exporter may not read. One of
+					them may be at its limit without process_file_descriptors showing it.`,
 			},
 			{
 				Alert: "SockPressureWrongNetworkNamespace", Severity: Warning, For: "5m",
 				Expr:    "sockpressure_host_network_namespace == 0",
 				Summary: "The exporter does not see the host's network namespace.",
-				Description: `{{ $labels.instance }} runs outside of the host's network namespace and may not enter it, or takes a
-					container for the host (the metric is {{ $value }}): sysctls and sockets of the host are not watched.`,
+				Description: `{{ $labels.instance }} runs outside the host's network namespace and may not enter it, or takes a
+					container for the host (the metric is {{ $value }}): the host's sysctls and sockets are not monitored.`,
 			},
 			{
 				Alert: "SockPressureWrongView", Severity: Warning, For: "15m",
 				Expr:    `sockpressure_host_view{view!="network"} == 0`,
-				Summary: "The exporter does not see all of the host.",
-				Description: `{{ $labels.instance }}: what the exporter sees of {{ $labels.view }} is a container's and not the
-					host's (the metric is {{ $value }}), so limits that depend on it are not watched.`,
+				Summary: "The exporter does not see the whole host.",
+				Description: `{{ $labels.instance }}: the exporter's view of {{ $labels.view }} is a container's, not the
+					host's (the metric is {{ $value }}), so the limits that depend on it are not monitored.`,
 			},
 		},
 	}
 }
 
-// refusals are what the kernel refuses, drops or kills, by the limit that is met.
+// refusals are what the kernel refuses, drops or kills, by the limit that is reached.
 func refusals() []Rule {
 	seen := func(resource string, level float64) string {
 		return fmt.Sprintf("ignoring (resource)\nmax_over_time(sockpressure_saturation_ratio{resource=%q}[5m]) >= %v", resource, level)
@@ -283,11 +283,11 @@ func refusals() []Rule {
 	const aborts, kills = "rate(sockpressure_tcp_aborts_on_memory_total[5m])", "rate(sockpressure_oom_kills_total[5m])"
 	all := []struct{ comment, resource, expr string }{
 		{
-			"A connection that could not be inserted is counted as a drop, but is no refusal.",
+			"A connection that could not be inserted counts as a drop but is not a refusal.",
 			"conntrack_entries", "clamp_min(\n  rate(sockpressure_conntrack_drops_total[5m])\n  - rate(sockpressure_conntrack_insert_failures_total[5m]),\n  0\n)",
 		},
 		{
-			"Resets for lack of memory are of orphans too, and received data is dropped for the buffer\nof a single socket too: the saturation tells, as for the alerts.",
+			"Orphans also cause resets for lack of memory, and the buffer of a single socket also causes\ndropped data. The saturation tells them apart, as in the alerts.",
 			"tcp_memory",
 			aborts + "\n+ rate(sockpressure_tcp_receive_queue_drops_total[5m])\nand " + seen("tcp_memory", levels("tcp_memory").CriticalRatio) +
 				"\nor\n" + aborts + "\nunless " + orphans,
@@ -296,7 +296,7 @@ func refusals() []Rule {
 		{"", "tcp_time_wait", "rate(sockpressure_tcp_time_wait_overflows_total[5m])"},
 		{"", "accept_queue", "rate(sockpressure_tcp_listen_overflows_total[5m])"},
 		{
-			"A cookie is an answer, so cookies are not in.",
+			"A SYN cookie is not a refusal.",
 			"request_queue", "rate(sockpressure_tcp_request_queue_full_drops_total[5m])",
 		},
 		{"", "udp_receive_queue", udpDrops("rate")},
@@ -316,11 +316,11 @@ func refusals() []Rule {
 	for _, r := range all {
 		rules = append(rules, Rule{
 			Record: "instance_resource:sockpressure_refusals:rate5m", Comment: r.comment, Expr: r.expr,
-			about:  "each node and limit: what the kernel refused, dropped or killed a second",
+			about:  "each node and limit: refusals, drops and kills per second",
 			Labels: map[string]string{"resource": r.resource},
 		})
 	}
-	rules[0].Comment = "What the kernel refuses, drops or kills, by the limit that was met. Counters that have\ncauses besides the limit are in: on a dashboard, too much is better. " + rules[0].Comment
+	rules[0].Comment = "What the kernel refuses, drops or kills, by the limit that was reached. Counters with other\ncauses are included, because a dashboard should rather show too much. " + rules[0].Comment
 	return rules
 }
 
@@ -329,16 +329,16 @@ func fleet() Group {
 		{
 			Record: "instance_resource:sockpressure_saturation:max5m", Expr: "max_over_time(sockpressure_saturation_ratio[5m])",
 			about:   "each node and limit: the highest saturation of the last 5 minutes",
-			Comment: "The highest of the last 5 minutes, so that a dashboard with coarse steps sees it.",
+			Comment: "The maximum over the last 5 minutes, so that a dashboard with coarse steps shows it.",
 		},
 		{
 			Record: "instance:sockpressure_saturation:max5m",
-			about:  "each node: that of its worst limit",
+			about:  "each node: saturation of its worst limit",
 			Expr:   "max without (resource) (instance_resource:sockpressure_saturation:max5m)",
 		},
 		{
 			Record: "job_resource:sockpressure_saturation:max5m",
-			about:  "each limit: that of its worst node",
+			about:  "each limit: saturation of its worst node",
 			Expr:   "max by (cluster, job, resource) (instance_resource:sockpressure_saturation:max5m)",
 		},
 	}
@@ -347,17 +347,17 @@ func fleet() Group {
 		rules,
 		Rule{
 			Record: "instance:sockpressure_refusals:rate5m",
-			about:  "each node: all of it",
+			about:  "each node: refusals of all limits",
 			Expr:   "sum without (resource) (instance_resource:sockpressure_refusals:rate5m)",
 		},
 		Rule{
 			Record: "job_resource:sockpressure_refusals:rate5m",
-			about:  "each limit: all nodes",
+			about:  "each limit: refusals of all nodes",
 			Expr:   "sum by (cluster, job, resource) (instance_resource:sockpressure_refusals:rate5m)",
 		},
 		Rule{
 			Record: "instance:sockpressure_collectors_failing:count",
-			about:  "each node: collectors that fail",
+			about:  "each node: number of failing collectors",
 			Expr:   "sum without (collector) (sockpressure_scrape_collector_success == bool 0)",
 		},
 		Rule{
@@ -367,23 +367,23 @@ func fleet() Group {
 		},
 		Rule{
 			Record: "job_message:sockpressure_kernel_messages:increase5m",
-			about:  "each message of the kernel: all nodes",
+			about:  "each kernel message: lines of all nodes",
 			Expr:   "sum by (cluster, job, message) (increase(sockpressure_kernel_messages_total[5m]))",
 		},
 		Rule{
 			Record: "job_resource_netns:sockpressure_netns_saturation:top20",
-			about:  "each limit that a network namespace has for itself: the 20 pods or other namespaces nearest to it",
+			about:  "each limit per network namespace: the 20 pods or other namespaces closest to it",
 			Expr:   "topk by (cluster, job, resource) (20, sockpressure_netns_saturation_ratio)",
 		},
 		Rule{
 			Record: "job_resource:sockpressure_netns_refusals:rate5m",
-			about:  "each limit: what the kernels refused a second in network namespaces besides the hosts'",
+			about:  "each limit: refusals per second in network namespaces other than the hosts'",
 			Expr:   "sum by (cluster, job, resource) (rate(sockpressure_netns_refusals_total[5m]))",
 		},
 	)
 	return Group{
 		Name: "sockpressure-fleet", Interval: "30s", Rules: rules,
-		Comment: `Recording rules for fleets: of some 300 series a node, those that a dashboard over ten thousand nodes needs. It reads these and no others.
+		Comment: `Recording rules for fleets: of about 300 series per node, those that a dashboard over ten thousand nodes needs. It reads no others.
 
   job_resource:...       the worst of all nodes of a job, 17 series for each
   job_message:...        what the kernels of a job logged, 17 series for each
@@ -400,11 +400,11 @@ func history() Group {
 	}
 	return Group{
 		Name: "sockpressure-history", file: "fleet", Interval: "1m",
-		Comment: "The highest of an hour, a day and a week, each from few points of the one before: what is no higher than that is no growth, and raises no forecast. Where these are not loaded, forecasts only are less quiet.",
+		Comment: "The maximum over an hour, a day and a week, each from few points of the previous one. Forecasts do not fire for usage that is no higher than these. Without these rules forecasts still work, but fire more often.",
 		Rules: []Rule{
-			record("max1h", "each node and limit: the highest of an hour, from few points; forecasts compare with these", "max_over_time(instance_resource:sockpressure_saturation:max5m[1h:5m])"),
-			record("max1d", "the same of a day", "max_over_time(instance_resource:sockpressure_saturation:max1h[1d:30m])\n> instance_resource:sockpressure_saturation:max1h\nor\ninstance_resource:sockpressure_saturation:max1h"),
-			record("max1w", "the same of a week", "max_over_time(instance_resource:sockpressure_saturation:max1d[1w:12h])\n> instance_resource:sockpressure_saturation:max1d\nor\ninstance_resource:sockpressure_saturation:max1d"),
+			record("max1h", "each node and limit: maximum over an hour, from few points; used by forecasts", "max_over_time(instance_resource:sockpressure_saturation:max5m[1h:5m])"),
+			record("max1d", "the same over a day", "max_over_time(instance_resource:sockpressure_saturation:max1h[1d:30m])\n> instance_resource:sockpressure_saturation:max1h\nor\ninstance_resource:sockpressure_saturation:max1h"),
+			record("max1w", "the same over a week", "max_over_time(instance_resource:sockpressure_saturation:max1d[1w:12h])\n> instance_resource:sockpressure_saturation:max1d\nor\ninstance_resource:sockpressure_saturation:max1d"),
 		},
 	}
 }

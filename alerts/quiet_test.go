@@ -101,11 +101,11 @@ func quietHosts() []host {
 			gauges: of(every(6*time.Hour, through([2]float64{30, 0.3}, [2]float64{31, 0.7}, [2]float64{358, 0.72}, [2]float64{359, 0.3})), "memory", "committed_memory"),
 		},
 		{
-			name: "warm-up", about: "A cache warms up to 68 percent within half an hour, and stays",
+			name: "warm-up", about: "A cache warms up to 68 % within half an hour, and stays there",
 			gauges: of(plus(func(t time.Duration) float64 { return 0.68 * (1 - math.Exp(-t.Minutes()/8)) }, noise(0, 0.01)), lives()...),
 		},
 		{
-			name: "step", about: "One step from 0.5 to 0.76", ticket: "above the warning level of some",
+			name: "step", about: "One step from 0.5 to 0.76", ticket: "above the warning level of some limits",
 			gauges: of(func(t time.Duration) float64 {
 				if t < 3*time.Hour {
 					return 0.5
@@ -114,24 +114,24 @@ func quietHosts() []host {
 			}, lives()...),
 		},
 		{
-			name: "sinus", about: "A sinus from 0.15 to 0.85 every day", ticket: "above the warning levels for hours a day",
+			name: "sinus", about: "A sine wave from 0.15 to 0.85 every day", ticket: "above the warning levels for hours a day",
 			gauges: of(plus(func(t time.Duration) float64 { return 0.5 - 0.35*math.Cos(2*math.Pi*t.Hours()/24) }, noise(0, 0.01)), lives()...),
 		},
 		{
-			name: "batch", about: "A batch every night takes 0.2 to 0.7 within 10 minutes for an hour", ticket: "at the warning level of some for an hour a day",
+			name: "batch", about: "A nightly batch raises usage from 0.2 to 0.7 within 10 minutes, for an hour", ticket: "at the warning level of some limits for an hour a day",
 			gauges: of(every(24*time.Hour, through([2]float64{hour(2), 0.2}, [2]float64{hour(2) + 10, 0.7}, [2]float64{hour(3), 0.7}, [2]float64{hour(3) + 5, 0.2})), lives()...),
 		},
 		{
-			name: "morning", about: "From 0.25 to 0.65 every morning, and back every evening", ticket: "on the first morning only, when nothing is known of the days before",
+			name: "morning", about: "From 0.25 to 0.65 every morning and back every evening", ticket: "on the first morning only, without data on earlier days",
 			gauges: of(plus(every(24*time.Hour, through([2]float64{hour(7), 0.25}, [2]float64{hour(9), 0.65}, [2]float64{hour(18), 0.65}, [2]float64{hour(20), 0.25})), noise(0, 0.01)), lives()...),
 		},
 		{
-			name: "large", about: "512 GiB at 91 percent, a container over its limit every 3 hours", ticket: "the container's OOM kills",
+			name: "large", about: "512 GiB at 91 %, a container exceeds its limit every 3 hours", ticket: "the container's OOM kills",
 			gauges: merged(of(noise(0.91, 0.005), "memory"), series{"sockpressure_memory_available_bytes": noise(46*gib, gib)}),
 			rates:  series{"sockpressure_oom_kills_total": once(3 * time.Hour)},
 		},
 		{
-			name: "at-91", about: "A host that lives at 91 percent of its memory", ticket: "memory is above its warning level",
+			name: "at-91", about: "A host that permanently uses 91 % of its memory", ticket: "memory is above its warning level",
 			gauges: of(noise(0.91, 0.01), "memory"),
 			rates:  series{"sockpressure_oom_kills_total": once(5 * time.Hour)},
 		},
@@ -144,11 +144,11 @@ func quietHosts() []host {
 			gauges: of(noise(0.63, 0.06), lives()...),
 		},
 		{
-			name: "around", about: "0.76 and 0.74 in turn, around a warning level", ticket: "at the warning level of some",
+			name: "around", about: "0.76 and 0.74 alternating, around a warning level", ticket: "at the warning level of some limits",
 			gauges: of(func(t time.Duration) float64 { return 0.74 + 0.02*float64(int(t/step)%2) }, lives()...),
 		},
 		{
-			name: "time-wait", about: "TIME_WAIT capped by design, at its limit for hours", ticket: "the one that tells of it",
+			name: "time-wait", about: "TIME_WAIT at its limit for hours, by design", ticket: "TIME_WAIT is above its warning level",
 			gauges: of(every(8*time.Hour, through([2]float64{hour(1), 0.2}, [2]float64{hour(1) + 5, 1}, [2]float64{hour(7), 1}, [2]float64{hour(7) + 5, 0.2})), "tcp_time_wait"),
 			rates: series{"sockpressure_tcp_time_wait_overflows_total": every(8*time.Hour, func(t time.Duration) float64 {
 				if t > 66*time.Minute && t < 7*time.Hour {
@@ -158,22 +158,22 @@ func quietHosts() []host {
 			})},
 		},
 		{
-			name: "crash-loop", about: "Pods that crash over their memory limit and start again, every 5 to 6 minutes", ticket: "the OOM kills",
+			name: "crash-loop", about: "Pods that exceed their memory limit and restart, every 5 to 6 minutes", ticket: "the OOM kills",
 			gauges: of(every(340*time.Second, through([2]float64{1, 0.5}, [2]float64{2, 0.62}, [2]float64{5, 0.64}, [2]float64{5.2, 0.5})), "memory", "process_file_descriptors", "conntrack_entries"),
 			rates:  series{"sockpressure_oom_kills_total": once(340 * time.Second)},
 		},
 		{
-			name: "now-and-then", about: "Every counter moves by one every 7 minutes", ticket: "the OOM kills",
+			name: "now-and-then", about: "Every counter rises by one every 7 minutes", ticket: "the OOM kills",
 			gauges: of(noise(0.19, 0.05), everyLimit()...),
 			rates:  counting(once(7 * time.Minute)),
 		},
 		{
-			name: "rarely", about: "Every counter moves by one every 50 minutes", ticket: "the OOM kills",
+			name: "rarely", about: "Every counter rises by one every 50 minutes", ticket: "the OOM kills",
 			gauges: of(noise(0.19, 0.05), everyLimit()...),
 			rates:  counting(once(50 * time.Minute)),
 		},
 		{
-			name: "scanned", about: "Scans from the internet with tcp_syncookies=2, and ordinary connections",
+			name: "scanned", about: "Scans from the internet with tcp_syncookies=2, and normal connections",
 			rates: series{
 				"sockpressure_tcp_request_queue_full_cookies_total": at(0.55),
 				"sockpressure_tcp_syncookies_sent_total":            at(0.55),
@@ -181,7 +181,7 @@ func quietHosts() []host {
 			},
 		},
 		{
-			name: "cdn", about: "A CDN: bursts at its listeners, orphans, TIME_WAIT near its limit, some losses everywhere", ticket: "TIME_WAIT is above its warning level, and an accept queue overflows",
+			name: "cdn", about: "A CDN: bursts at listeners, orphans, TIME_WAIT close to its limit, some losses everywhere", ticket: "TIME_WAIT is above its warning level, and an accept queue overflows",
 			gauges: merged(
 				of(noise(0.9, 0.05), "tcp_time_wait"), of(noise(0.12, 0.1), "tcp_orphans"), of(noise(0.6, 0.05), "conntrack_entries", "tcp_memory"),
 				of(every(3*time.Minute, through([2]float64{1, 0.05}, [2]float64{1.25, 1}, [2]float64{1.5, 0.05})), "accept_queue"),
@@ -204,7 +204,7 @@ func quietHosts() []host {
 			},
 		},
 		{
-			name: "pods", about: "Pods that scale up and down, and some that crash and start again, each with a few overflows of its accept queue at its start",
+			name: "pods", about: "Pods that scale up and down or restart, each with a few accept queue overflows at its start",
 			gauges: series{
 				pod("accept_queue", "a"):      every(6*time.Minute, through([2]float64{1, 0}, [2]float64{1.25, 1.2}, [2]float64{2.5, 1.1}, [2]float64{2.75, 0})),
 				pod("accept_queue", "b"):      every(11*time.Minute, through([2]float64{3, 0.1}, [2]float64{3.25, 0.9}, [2]float64{6, 0.9}, [2]float64{6.25, 0.1})),
@@ -219,7 +219,7 @@ func quietHosts() []host {
 			},
 		},
 		{
-			name: "datagrams", about: "Bursts at a statsd, a php-fpm and a web server, scanned from the internet, beside a UDP socket that nobody reads in a pod",
+			name: "datagrams", about: "Bursts at statsd, php-fpm and a web server, scans from the internet, and a UDP socket in a pod that nobody reads",
 			gauges: merged(
 				of(every(7*time.Minute, through([2]float64{1, 0.01}, [2]float64{1.25, 1.02}, [2]float64{3, 0.9}, [2]float64{3.25, 0.01})), "udp_receive_queue"),
 				of(every(11*time.Minute, through([2]float64{2, 0}, [2]float64{2.25, 1.01}, [2]float64{3.25, 1.01}, [2]float64{3.5, 0})), "unix_accept_queue"),
@@ -236,7 +236,7 @@ func quietHosts() []host {
 			},
 		},
 		{
-			name: "spikes", about: "Accept queues and backlogs that are full for a moment between scrapes, and lines of the kernel about memory that came in pieces",
+			name: "spikes", about: "Accept queues and backlogs that are briefly full between scrapes, and messages about failed large allocations",
 			gauges: merged(of(noise(0.19, 0.05), everyLimit()...), series{
 				`sockpressure_saturation_peak_ratio{resource="accept_queue"}`:      every(9*time.Minute, through([2]float64{1, 0.3}, [2]float64{1.25, 1}, [2]float64{2.25, 1}, [2]float64{2.5, 0.3})),
 				`sockpressure_saturation_peak_ratio{resource="netdev_backlog"}`:    noise(0.8, 0.25),
@@ -249,7 +249,7 @@ func quietHosts() []host {
 			},
 		},
 		{
-			name: "steady", about: "0.82 of the fragments and 0.91 of conntrack, time-outs and clashes now and then", ticket: "both are above their warning levels",
+			name: "steady", about: "Fragments at 0.82 and conntrack at 0.91, with occasional timeouts and clashes", ticket: "both are above their warning levels",
 			gauges: merged(of(at(0.82), "ip_fragments_ipv4"), of(noise(0.88, 0.01), "conntrack_entries")),
 			rates: series{
 				"sockpressure_ip_reassembly_failures_total":    once(4 * time.Minute),

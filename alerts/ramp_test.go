@@ -211,13 +211,13 @@ func simulateSpikes(t *testing.T, scrape time.Duration) map[string]time.Duration
 func untold(resource string) string {
 	switch resource {
 	case "ephemeral_ports", "process_file_descriptors", "unix_accept_queue":
-		return "no counter, and found by a walk, which is not made between scrapes"
+		return "no counter, and not sampled between scrapes"
 	case "udp_receive_queue":
-		return "bursts drop some on many a healthy host, and its counter is that of all sockets: ten a second write a ticket"
+		return "bursts drop some datagrams on healthy hosts, and the counter covers all sockets, so ten per second write a ticket"
 	case "ip_fragments_ipv4", "ip_fragments_ipv6":
-		return "its counter has other causes, and anybody who sends fragments can fill it for a moment"
+		return "the counter has other causes, and any sender of fragments can fill the memory for a moment"
 	case "committed_memory":
-		return "no counter, and harmless unless somebody asks for memory meanwhile"
+		return "no counter, and harmless unless a program requests memory at that time"
 	}
 	return ""
 }

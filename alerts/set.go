@@ -201,7 +201,7 @@ func forecasts(by map[forecasting][]string) Group {
 	// now asks for growth at the last scrape, whatever the time between two.
 	const now = "and idelta(" + x + "[3m]) > 0"
 	lines := func(all ...string) string { return strings.Join(all, "\n") }
-	base := Rule{Alert: "SockPressureFillingFast", Severity: Warning, KeepFiringFor: "10m", Summary: "A kernel limit will be met within minutes."}
+	base := Rule{Alert: "SockPressureFillingFast", Severity: Warning, KeepFiringFor: "10m", Summary: "A kernel limit will be reached within minutes."}
 	describe := func(pace string) string {
 		return "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of the limit {{ $labels.resource }}, and " + pace +
 			holder("resource=%q", " $labels.resource") + "."
@@ -212,8 +212,8 @@ func forecasts(by map[forecasting][]string) Group {
 	sudden := base
 	sudden.Labels, sudden.Except = map[string]string{"stage": forecast, "window": "2m"}, append(slices.Clone(never), slow...)
 	sudden.Params = map[string]string{"from": "0.6", "fast": "0.72"}
-	sudden.Description = describe("at the pace of the last minute or two meets it within 5")
-	sudden.Comment = "A ticket: full within 5 minutes, growing for two, or for one where usage is above what bursts reach. From 0.9 on the levels tell."
+	sudden.Description = describe("will reach it within 5 minutes at the rate of the last one or two")
+	sudden.Comment = "A ticket: full within 5 minutes, growing for two minutes, or for one if usage is above what bursts reach. From 0.9 on, the level alerts take over."
 	sudden.Expr = lines(
 		saturation+" >= ${from} < 0.9",
 		"and (",
@@ -228,8 +228,8 @@ func forecasts(by map[forecasting][]string) Group {
 	waves := base
 	waves.Labels, waves.Resources = map[string]string{"stage": forecast, "window": "3m"}, slow
 	waves.Params = map[string]string{"from": "0.6", "fast": "0.75"}
-	waves.Description = describe("at the pace of the last 3 minutes meets it within 5, or at that of the last within 2")
-	waves.Comment = "The same for what programs take when they start, and what comes in waves: growing for three minutes, or about to be full."
+	waves.Description = describe("will reach it within 5 minutes at the rate of the last 3, or within 2 at the rate of the last one")
+	waves.Comment = "The same for limits whose usage jumps at program starts or comes in waves: growing for three minutes, or about to be full."
 	waves.Expr = lines(
 		saturation+" >= ${from} < 0.9",
 		"and (",
@@ -243,20 +243,20 @@ func forecasts(by map[forecasting][]string) Group {
 
 	page := base
 	page.Severity, page.KeepFiringFor, page.Labels, page.Except = Critical, "", map[string]string{"stage": forecast}, never
-	page.Params, page.Description = map[string]string{"from": "0.75"}, describe("at the pace of each of the last 3 minutes meets it within 3")
-	page.Comment = "The page: full within 3 minutes, growing for three. At 0.75 an even ramp of 5 minutes has more than one left."
+	page.Params, page.Description = map[string]string{"from": "0.75"}, describe("will reach it within 3 minutes at the rate of each of the last 3")
+	page.Comment = "The page: full within 3 minutes, growing for three. At 0.75, an even ramp of 5 minutes has more than one minute left."
 	page.Expr = lines(saturation+" >= ${from} < 1", "and "+growing(3, "", "1m", "2m", "3m"), now, unless(dayAgo, "0.9"))
 
 	hours := Rule{
-		Alert: "SockPressureFillingUp", Severity: Warning, For: "15m", Summary: "A kernel limit will be met within hours.",
+		Alert: "SockPressureFillingUp", Severity: Warning, For: "15m", Summary: "A kernel limit will be reached within hours.",
 		Labels: map[string]string{"stage": forecast}, Except: sudden.Except, Params: map[string]string{"from": "0.5"},
-		Description: describe("at the pace of the last hour meets it within the next 4"),
-		Comment:     "Full within 4 hours: a leak, or a load that was not there in the last week.",
+		Description: describe("will reach it within 4 hours at the rate of the last hour"),
+		Comment:     "Full within 4 hours: a leak, or a load that did not occur in the last week.",
 		Expr:        lines(saturation+" >= ${from} < 1", "and "+growing(8, "", "30m", "1h"), unless(weekAgo, "1")),
 	}
 	return Group{
 		Name: "sockpressure-forecast", Rules: []Rule{sudden, waves, page, hours},
-		Comment: `Limits that are not near yet, but will be met if usage goes on as it does now. With x for usage now and y for usage a while ago, (n + 1) * x - n * y >= 1 says that growing on like this for n times as long meets the limit. And 3 * x - 2 * peak < 1 says that x is not above an earlier peak by half of the room that is left.`,
+		Comment: `Limits that are not close yet, but will be reached at the present rate. With x for usage now and y for usage some time ago, (n + 1) * x - n * y >= 1 means that growing at this rate for n times as long reaches the limit. And 3 * x - 2 * peak < 1 means that x is not above an earlier peak by half of the remaining headroom.`,
 	}
 }
 

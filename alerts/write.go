@@ -14,7 +14,7 @@ func Files(groups []OutputGroup) map[string]string {
 	for _, g := range groups {
 		name := g.file + ".rules.yml"
 		if files[name] == "" {
-			files[name] = "# Generated from alerts/*.go. Renew it with: go generate ./alerts\ngroups:\n"
+			files[name] = "# Generated from alerts/*.go. To update: go generate ./alerts\ngroups:\n"
 		} else {
 			files[name] += "\n"
 		}
@@ -35,7 +35,7 @@ type Object struct {
 // patches of JSON.
 func (o Object) Write(w io.Writer, groups []OutputGroup) error {
 	var b strings.Builder
-	b.WriteString("# Generated from alerts/*.go. Renew it with: go generate ./alerts\n")
+	b.WriteString("# Generated from alerts/*.go. To update: go generate ./alerts\n")
 	fmt.Fprintf(&b, "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: %s\n", o.Name)
 	if o.Namespace != "" {
 		fmt.Fprintf(&b, "  namespace: %s\n", o.Namespace)

@@ -41,7 +41,7 @@ func golden(t *testing.T, path, got string) {
 			w = wantLines[i]
 		}
 		if g != w {
-			t.Fatalf("%s is stale (renew it with: go test ./collector -update)\nline %d\nhas:  %s\ngets: %s", path, i+1, w, g)
+			t.Fatalf("%s is stale (to update: go test ./collector -update)\nline %d\nhas:  %s\ngets: %s", path, i+1, w, g)
 		}
 	}
 }
