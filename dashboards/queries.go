@@ -1,0 +1,107 @@
+package dashboards
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sockpressure/sockpressure_exporter/collector"
+)
+
+// What the queries of several panels have in common. What the rules record instead
+// is to be changed here.
+
+// The series of the fleet, each recorded by alerts/fleet.rules.yml.
+const (
+	nodeShare    = "instance:sockpressure_saturation:max5m"          // one a node
+	limitShare   = "instance_resource:sockpressure_saturation:max5m" // one for each node and limit
+	fleetShare   = "job_resource:sockpressure_saturation:max5m"      // one a limit
+	nodeRefuses  = "instance:sockpressure_refusals:rate5m"
+	limitRefuses = "instance_resource:sockpressure_refusals:rate5m"
+	// One a node, and only while its exporter answers.
+	nodeBlind = "instance:sockpressure_collectors_failing:count"
+)
+
+// ofNode are the labels of a node, ofLimit those of a limit on a node.
+const (
+	ofNode  = "cluster, job, instance"
+	ofLimit = ofNode + ", resource"
+)
+
+// theWorst narrows a query to the nodes that the variable worst has found: where a
+// query is of every node's series, reading these few costs next to nothing.
+const theWorst = `instance=~"$worst"`
+
+// firing are the alerts of a limit or of an exporter that fire.
+func firing(matchers ...string) string {
+	return "ALERTS{" + strings.Join(append([]string{`alertname=~"SockPressure.+"`, `alertstate="firing"`}, matchers...), ",") + "}"
+}
+
+// severity is how bad the alerts that fire are: 2 is critical, 1 is a warning.
+func severity(matchers ...string) string {
+	return "2 * " + firing(append([]string{`severity="critical"`}, matchers...)...) + " or " + firing(append([]string{`severity="warning"`}, matchers...)...)
+}
+
+// nodesWith counts the nodes of alerts.
+func nodesWith(alerts string) string {
+	return "count(group by (" + ofNode + ") (" + alerts + ")) or vector(0)"
+}
+
+// lost are the alerts of exporters that do not answer, which also know of those that
+// are no target any more. They begin to be pending at once.
+const lost = `ALERTS{alertname=~"SockPressure(ExporterDown|ExporterGone|LostNearLimit)",alertstate=~"pending|firing"}`
+
+// worstNodes ranks nodes: those with critical alerts first, then those with warnings,
+// and all by what they have of the limit that they are nearest to.
+func worstNodes() string {
+	const share = "clamp_max(" + nodeShare + ", 1) / 2"
+	alerts := "max by (" + ofNode + ") (" + severity(`severity=~"$severity"`, `resource=~"$resource"`) + ")"
+	return fmt.Sprintf("topk($top, %s + on (%s) %s or on (%[2]s) %[1]s or on (%[2]s) %[3]s)", alerts, ofNode, share)
+}
+
+// atMost leaves the most lines of an expression that are the highest at the end of
+// the time shown: topk by itself would choose anew at each step.
+func atMost(most int, labels, expr string) string {
+	return fmt.Sprintf("%s and on (%s) topk(%d, %[1]s @ end())", expr, labels, most)
+}
+
+// highest leaves the most lines of an expression that came the highest within the
+// time shown. It reads all of them: it is for what one node has.
+func highest(most int, expr string) string {
+	if strings.ContainsAny(expr, " (") {
+		return fmt.Sprintf("%s and topk(%d, max_over_time((%[1]s)[$__range:1m] @ end()))", expr, most)
+	}
+	return fmt.Sprintf("%s and topk(%d, max_over_time(%[1]s[$__range] @ end()))", expr, most)
+}
+
+// level is how bad shares are by the levels of their limits: 2 is critical, 1 a
+// warning, 0 neither. Of shares it names the limits that they may be of.
+func level(shares string, limits []collector.LimitInfo) string {
+	byLevels := map[[2]float64][]string{}
+	var order [][2]float64
+	for _, l := range limits {
+		k := [2]float64{l.WarningRatio, l.CriticalRatio}
+		if byLevels[k] == nil {
+			order = append(order, k)
+		}
+		byLevels[k] = append(byLevels[k], l.Resource)
+	}
+	var parts []string
+	for _, k := range order {
+		slices.Sort(byLevels[k])
+		of := with(shares, `resource=~"`+strings.Join(byLevels[k], "|")+`"`)
+		parts = append(parts, fmt.Sprintf("(%s >= bool %v) + (%[1]s >= bool %v)", of, k[0], k[1]))
+	}
+	return strings.Join(parts, " or ")
+}
+
+// with adds a matcher to a selector.
+func with(selector, matcher string) string {
+	if s, ok := strings.CutSuffix(selector, "}"); ok {
+		return s + "," + matcher + "}"
+	}
+	return selector + "{" + matcher + "}"
+}
+
+// podShare is of the worst 20 pods of each job and limit.
+const podShare = "job_resource_netns:sockpressure_netns_saturation:top20"
