@@ -220,12 +220,12 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				{
 					kind: lines, title: "Nearest limits over time", unit: share, width: 12, height: 10, cut: beyond,
 					about:   "Of each of the 10 limits that are nearest now, the node that is nearest to it. Over all nodes of the job, whatever is chosen as Instance. A limit that is passed by far leaves the panel at its top.",
-					queries: []query{{"{{resource}}", atMost(10, "resource", `max by (resource) (`+fleetShare+`{resource=~"$resource"})`)}},
+					queries: []query{{"{{resource}}", atMost(10, "resource", fleetShare+`{resource=~"$resource"}`)}},
 				},
 				{
 					kind: lines, title: "Worst nodes over time", unit: share, width: 12, height: 10, cut: beyond,
 					about:   "The 10 worst nodes, by the limit that each is nearest to, whatever is chosen as Limit. A limit that is passed by far leaves the panel at its top.",
-					queries: []query{{"{{instance}} {{cluster}}", atMost(10, "cluster, instance", "max by (cluster, instance) ("+nodeShare+"{"+theWorst+"})")}},
+					queries: []query{{"{{instance}} {{cluster}}", atMost(10, "cluster, instance", nodeShare+"{"+theWorst+"}")}},
 				},
 			}},
 			{"All nodes of a limit", true, []panel{
@@ -261,7 +261,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				{
 					kind: lines, title: "Peaks", unit: share, width: 12, height: 10, cut: beyond,
 					about:   "Of each of the 10 limits with the highest peaks now, the highest peak of any node: the highest share within a minute, by samples between scrapes; 100% also where a counter or a message of the kernel tells that the limit was reached. Over all nodes of the job, whatever is chosen as Instance.",
-					queries: []query{{"{{resource}}", atMost(10, "resource", `max by (resource) (job_resource:sockpressure_saturation_peak:max{resource=~"$resource"})`)}},
+					queries: []query{{"{{resource}}", atMost(10, "resource", `job_resource:sockpressure_saturation_peak:max{resource=~"$resource"}`)}},
 				},
 				{
 					kind: lines, title: "What the kernels logged", unit: number, width: 12, height: 10,

@@ -59,10 +59,11 @@ func worstNodes() string {
 	return fmt.Sprintf("topk($top, %s + on (%s) %s or on (%[2]s) %[1]s or on (%[2]s) %[3]s)", alerts, ofNode, share)
 }
 
-// atMost leaves the most lines of an expression that are the highest at the end of
-// the time shown: topk by itself would choose anew at each step.
-func atMost(most int, labels, expr string) string {
-	return fmt.Sprintf("%s and on (%s) topk(%d, %[1]s @ end())", expr, labels, most)
+// atMost is the highest of a series by labels, and of these the most lines that are
+// the highest at the end of the time shown: topk by itself would choose anew at each
+// step.
+func atMost(most int, labels, series string) string {
+	return fmt.Sprintf("max by (%[2]s) (%[3]s) and on (%[2]s) topk(%[1]d, max by (%[2]s) (%[3]s @ end()))", most, labels, series)
 }
 
 // highest leaves the most lines of an expression that came the highest within the
