@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"go.yaml.in/yaml/v2"
 
+	"github.com/sockpressure/sockpressure_exporter/alerts"
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
@@ -564,6 +566,26 @@ func TestLinks(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestPodLevels: pods are coloured by the levels of the alert on them.
+func TestPodLevels(t *testing.T) {
+	found := 0
+	for _, g := range alerts.Groups() {
+		for _, r := range g.Rules {
+			if r.Alert != "SockPressureNetnsNearLimit" {
+				continue
+			}
+			found++
+			want := map[string]string{alerts.Warning: fmt.Sprint(podWarning), alerts.Critical: fmt.Sprint(podCritical)}[r.Severity]
+			if r.Params[r.Severity] != want || r.Severity == alerts.Critical && !strings.Contains(r.Expr, podPages) {
+				t.Errorf("%s is from %v: %s", r.Severity, r.Params, r.Expr)
+			}
+		}
+	}
+	if found != 2 {
+		t.Errorf("%d alerts on pods", found)
 	}
 }
 

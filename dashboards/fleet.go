@@ -44,7 +44,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 	// Without a label cluster there is no such field, and an empty choice is of those without.
 	const node = "/d/" + nodeUID + "?var-datasource=${datasource}&var-cluster=${__data.fields.Cluster:percentencode}&var-job=${__data.fields.Job:percentencode}&var-instance=${__data.fields.Node:percentencode}&${__url_time_range}"
 	toNode := offers(link("The node", node), link("Its pods", node+"&"+view(nodeUID, podsOfNode)))
-	toRunbook := offers(
+	toRunbook := alert(
 		link("Runbook", docs+"runbooks.md#${__value.raw}"),
 		link("Runbook, from the node", "http://${__data.fields.Node}/runbooks#${__value.raw}"))
 	const bars20 = "/d/" + nodeUID + "?var-datasource=${datasource}&var-cluster=${__field.labels.cluster}&var-job=${__field.labels.job}&var-instance=${__field.labels.instance}&${__url_time_range}"
@@ -112,7 +112,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					"count("+nodeRefuses+" > 0) or vector(0)", here(refusing, "resource=$__all")),
 				count("Blind", "green", "orange", "Nodes where a collector fails: some of their limits are not watched.", "count("+nodeBlind+" > 0) or vector(0)", here(blind)),
 			}},
-			{"Where it burns", false, []panel{
+			{"Trouble", false, []panel{
 				{
 					kind: table, title: inTrouble, unit: number, width: 16, height: 13,
 					about: "The alerts that fire, those for the record (info) left out, by node and limit, of the worst nodes: critical ones first, and of these the nearest to a limit. Alert is the worst one of the limit; Held by, Pod and Part are who holds the most of it. A click on the node leads to its dashboard or its pods, on the alert to its runbook.",
@@ -138,11 +138,10 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 						{"job", "Job"},
 					},
 					sorted: []string{"Severity", "Used"},
-					overrides: []object{
-						named("Severity", levels()...), named("Node", toNode), named("Alert", toRunbook),
-						named("Used", property("unit", share), property("custom.width", 80)), named("Part", property("unit", share), property("custom.width", 70)),
-						named("Alerts", property("custom.width", 60)),
-					},
+					overrides: append([]object{
+						named("Severity", levels()...), named("Node", toNode), toRunbook,
+						named("Used", property("unit", share)), named("Part", property("unit", share)),
+					}, wide(map[string]int{"Limit": 165, "Used": 65, "Part": 60, "Alerts": 60})...),
 				},
 				worst,
 			}},
@@ -180,11 +179,11 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 			{"Pods and control groups", false, []panel{
 				{
 					kind: table, title: "Worst pods", unit: share, width: 14, height: 9,
-					about: "Pods, containers and other network namespaces that are nearest to a limit that each has for itself, of all nodes, by the levels of that limit. A click on the pod leads to the pods of its node.",
+					about: "Pods, containers and other network namespaces that are nearest to a limit that each has for itself, of all nodes, by the levels of the alert on pods. A click on the pod leads to the pods of its node.",
 					empty: "where there are none; all but conntrack_entries needs exporters with CAP_SYS_ADMIN and CAP_SYS_PTRACE",
 					queries: []query{
-						{"", "topk(20, max by (" + ofLimit + ", netns, namespace, pod) (" + podShare + `{resource=~"$resource"}))`},
-						{"", "max by (" + ofLimit + ", netns, namespace, pod) (" + level(podShare, limits) + ") and on (" + ofLimit + ", netns) topk(20, max by (" + ofLimit + ", netns) (" + podShare + `{resource=~"$resource"}))`},
+						{"", "topk(20, max by (" + ofLimit + ", netns, pod) (" + podShare + `{resource=~"$resource"}))`},
+						{"", "max by (" + ofLimit + ", netns, pod) (" + podLevel(podShare) + ") and on (" + ofLimit + ", netns) topk(20, max by (" + ofLimit + ", netns) (" + podShare + `{resource=~"$resource"}))`},
 					},
 					columns: []column{
 						{"Value #B", "Severity"},
@@ -192,17 +191,15 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 						{"pod", "Pod"},
 						{"resource", "Limit"},
 						{"Value #A", "Used"},
-						{"namespace", "Namespace"},
 						{"instance", "Node"},
 						{"cluster", "Cluster"},
 						{"job", "Job"},
 					},
 					sorted: []string{"Severity", "Used"},
-					overrides: []object{
+					overrides: append([]object{
 						named("Severity", levels()...), named("Node", toNode),
 						named("Network namespace", offers(link("It and the pods beside it", node+"&var-netns=${__value.raw:percentencode}&"+view(nodeUID, podsOfNode)))),
-						named("Used", property("custom.width", 80)),
-					},
+					}, wide(map[string]int{"Network namespace": 200, "Limit": 140, "Used": 65})...),
 				},
 				{
 					kind: table, title: "Control groups of the worst nodes", unit: share, width: 10, height: 9,
@@ -212,7 +209,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					columns: []column{{"cgroup", "Control group"}, {"pod", "Pod"}, {"Value", "Used"}, {"instance", "Node"}, {"cluster", "Cluster"}, {"job", "Job"}},
 					sorted:  []string{"Used"},
 					overrides: []object{
-						named("Node", toNode), named("Used", append(colours(limits, "cgroup_memory"), property("custom.width", 80))...),
+						named("Node", toNode), named("Used", append(colours(limits, "cgroup_memory"), property("custom.width", 65))...),
 					},
 				},
 			}},
@@ -279,7 +276,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					columns: []column{{"instance", "Node"}, {"alertname", "Alert"}, {"alertstate", "State"}, {"cluster", "Cluster"}, {"job", "Job"}},
 					sorted:  []string{"Alert", "Node"},
 					overrides: []object{
-						named("Node", toNode), named("Alert", offers(link("Runbook", docs+"runbooks.md#${__value.raw}"))),
+						named("Node", toNode), toRunbook,
 					},
 				},
 				{

@@ -35,7 +35,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 	now := nearest("sort_desc(max by (resource) (sockpressure_saturation_ratio))", limits, func(resource string) []object {
 		return []object{link("Over time", here(words(resource), "")), link("Runbook", books[resource])}
 	})
-	now.title, now.width, now.height = "Nearest limits", 7, 16
+	now.title, now.width, now.height = "Nearest limits", 6, 16
 	now.about = "Usage as a share of each limit that this kernel has and enforces, in the colours of the limit's own levels. At 100% the kernel refuses, drops or kills. A click leads to the limit's panel, or to the runbook."
 	ofPod := []object{offers(link("This one over time", here(podOverTime, "&var-netns=${__value.raw:percentencode}")))}
 
@@ -53,19 +53,19 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 				columns: []column{{"Value #A", "Severity"}, {"resource", "Limit"}, {"alertname", "Alert"}, {"Value #C", "Alerts"}, {"instance", "Node"}},
 				sorted:  []string{"Severity", "Limit"},
-				overrides: []object{
-					named("Severity", levels()...), named("Alerts", property("custom.width", 60)),
-					named("Alert", offers(link("Runbook", docs+"runbooks.md#${__value.raw}"), link("Runbook, from the node", "http://${__data.fields.Node}/runbooks#${__value.raw}"))),
-				},
+				overrides: append([]object{
+					named("Severity", levels()...),
+					alert(link("Runbook", docs+"runbooks.md#${__value.raw}"), link("Runbook, from the node", "http://${__data.fields.Node}/runbooks#${__value.raw}")),
+				}, wide(map[string]int{"Limit": 130, "Alerts": 60})...),
 			},
 			{
-				kind: table, title: "Who holds it", unit: share, width: 9, height: 7,
+				kind: table, title: "Who holds it", unit: share, width: 10, height: 7,
 				about:     "The largest holder of each limit that has come half of the way to a warning, and its part of the usage.",
 				empty:     "while no limit is near",
 				queries:   []query{{"", "topk(30, max by (resource, item, process, owner, pod, instance) (sockpressure_saturation_holder_ratio))"}},
 				columns:   []column{{"resource", "Limit"}, {"process", "Process"}, {"pod", "Pod"}, {"Value", "Part"}, {"item", "Of"}, {"owner", "Owner"}, {"instance", "Node"}},
 				sorted:    []string{"Part"},
-				overrides: []object{named("Part", append(bar(share), property("custom.width", 110))...)},
+				overrides: append([]object{named("Part", bar(share)...)}, wide(map[string]int{"Limit": 130, "Part": 110})...),
 			},
 			{
 				kind: lines, title: "Refusals now", unit: perSecond, width: 8, height: 9, stacked: true,
@@ -88,16 +88,16 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 			},
 			{
-				kind: table, title: podsOfNode, unit: share, width: 9, height: 9,
-				about: "Pods, containers and other network namespaces besides the host's, against limits that each has for itself, by the levels of that limit: the 50 that are nearest. A click on one leads to its limits over time.",
+				kind: table, title: podsOfNode, unit: share, width: 10, height: 9,
+				about: "Pods, containers and other network namespaces besides the host's, against limits that each has for itself, by the levels of the alert on pods: the 50 that are nearest. A click on one leads to its limits over time.",
 				empty: "where there are no others; all but conntrack_entries needs CAP_SYS_ADMIN and CAP_SYS_PTRACE",
 				queries: []query{
-					{"", "topk(50, max by (resource, netns, namespace, pod, instance) (" + netnsShare + "))"},
-					{"", "max by (resource, netns, namespace, pod, instance) (" + level(netnsShare, limits) + ") and on (resource, netns, instance) topk(50, max by (resource, netns, instance) (" + netnsShare + "))"},
+					{"", "topk(50, max by (resource, netns, pod, instance) (" + netnsShare + "))"},
+					{"", "max by (resource, netns, pod, instance) (" + podLevel(netnsShare) + ") and on (resource, netns, instance) topk(50, max by (resource, netns, instance) (" + netnsShare + "))"},
 				},
-				columns:   []column{{"Value #B", "Severity"}, {"netns", "Network namespace"}, {"pod", "Pod"}, {"resource", "Limit"}, {"Value #A", "Used"}, {"namespace", "Namespace"}, {"instance", "Node"}},
+				columns:   []column{{"Value #B", "Severity"}, {"netns", "Network namespace"}, {"pod", "Pod"}, {"resource", "Limit"}, {"Value #A", "Used"}, {"instance", "Node"}},
 				sorted:    []string{"Severity", "Used"},
-				overrides: []object{named("Severity", levels()...), named("Network namespace", ofPod...), named("Used", property("custom.width", 70))},
+				overrides: append([]object{named("Severity", levels()...), named("Network namespace", ofPod...)}, wide(map[string]int{"Network namespace": 190, "Limit": 130, "Used": 65})...),
 			},
 		}},
 		{"Between scrapes", true, []panel{

@@ -2,6 +2,7 @@ package dashboards
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -231,8 +232,25 @@ func levels() []object {
 	return []object{
 		property("mappings", []object{{"type": "value", "options": options}}),
 		property("custom.cellOptions", object{"type": "color-background", "mode": "basic"}),
-		property("custom.width", 90),
+		property("custom.width", 80), property("custom.align", "center"),
 	}
+}
+
+// alert shows the names of alerts without what all of them begin with, and leads to
+// their runbooks.
+func alert(links ...object) object {
+	return named("Alert", offers(links...), property("mappings", []object{{
+		"type": "regex", "options": object{"pattern": "SockPressure(.*)", "result": object{"text": "$1", "index": 0}},
+	}}))
+}
+
+// wide sets the widths of columns, by their names.
+func wide(widths map[string]int) []object {
+	var all []object
+	for _, name := range slices.Sorted(maps.Keys(widths)) {
+		all = append(all, named(name, property("custom.width", widths[name])))
+	}
+	return all
 }
 
 // counted colours a column of numbers from 1 on.

@@ -2,10 +2,7 @@ package dashboards
 
 import (
 	"fmt"
-	"slices"
 	"strings"
-
-	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
 // What the queries of several panels have in common. What the rules record instead
@@ -75,33 +72,16 @@ func highest(most int, expr string) string {
 	return fmt.Sprintf("%s and topk(%d, max_over_time(%[1]s[$__range] @ end()))", expr, most)
 }
 
-// level is how bad shares are by the levels of their limits: 2 is critical, 1 a
-// warning, 0 neither. Of shares it names the limits that they may be of.
-func level(shares string, limits []collector.LimitInfo) string {
-	byLevels := map[[2]float64][]string{}
-	var order [][2]float64
-	for _, l := range limits {
-		k := [2]float64{l.WarningRatio, l.CriticalRatio}
-		if byLevels[k] == nil {
-			order = append(order, k)
-		}
-		byLevels[k] = append(byLevels[k], l.Resource)
-	}
-	var parts []string
-	for _, k := range order {
-		slices.Sort(byLevels[k])
-		of := with(shares, `resource=~"`+strings.Join(byLevels[k], "|")+`"`)
-		parts = append(parts, fmt.Sprintf("(%s >= bool %v) + (%[1]s >= bool %v)", of, k[0], k[1]))
-	}
-	return strings.Join(parts, " or ")
-}
+// The levels of the limits of pods, which are those of the alert SockPressureNetnsNearLimit:
+// what fills for a moment and does little harm is no page.
+const (
+	podWarning, podCritical = 0.8, 0.95
+	podPages                = `resource=~"conntrack_entries|ephemeral_ports"`
+)
 
-// with adds a matcher to a selector.
-func with(selector, matcher string) string {
-	if s, ok := strings.CutSuffix(selector, "}"); ok {
-		return s + "," + matcher + "}"
-	}
-	return selector + "{" + matcher + "}"
+// podLevel is how bad shares of pods are: 2 is critical, 1 a warning, 0 neither.
+func podLevel(shares string) string {
+	return fmt.Sprintf("(%s{%s} >= bool %v) + (%[1]s{%[2]s} >= bool %[4]v) or %[1]s >= bool %[4]v", shares, podPages, podCritical, podWarning)
 }
 
 // podShare is of the worst 20 pods of each job and limit.

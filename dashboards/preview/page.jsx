@@ -57,6 +57,7 @@ function frames(target, result, several) {
       };
     });
   }
+  if (result.length === 0) return [];
   const labels = [...new Set(result.flatMap((s) => Object.keys(s.metric)))].sort();
   return [{
     refId: target.refId, length: result.length,
@@ -152,7 +153,7 @@ function Lines({ panel, data, width, height }) {
 function Table({ panel, data, width, height }) {
   return (
     <TableNG
-      data={data[0]} width={width} height={height} noHeader={!panel.options.showHeader} initialSortBy={panel.options.sortBy} cellHeight={panel.options.cellHeight}
+      data={data[0]} width={width} height={height} noHeader={!panel.options.showHeader} sortBy={panel.options.sortBy} cellHeight={panel.options.cellHeight}
       enablePagination={false} timeRange={range} structureRev={1} fieldConfig={panel.fieldConfig} getActions={() => []}
     />
   );
