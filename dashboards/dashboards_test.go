@@ -545,7 +545,7 @@ func TestLinks(t *testing.T) {
 			for _, o := range p.FieldConfig.Overrides {
 				links := o.links(t)
 				check(where, links)
-				linked[o.Matcher.Options] = len(links) > 0
+				linked[o.Matcher.Options] = linked[o.Matcher.Options] || len(links) > 0
 			}
 			switch p.Type {
 			case "stat":

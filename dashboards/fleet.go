@@ -1,6 +1,7 @@
 package dashboards
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
@@ -52,7 +53,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 	worst := nearest(`sort_desc(max by (resource) (`+fleetShare+`{resource=~"$resource"}))`, limits, func(resource string) []object {
 		return []object{link("Its nodes", here(nearestNodes, "resource="+resource)), link("Runbook", books[resource])}
 	})
-	worst.title, worst.width, worst.height = "Nearest limits of the fleet", 8, 13
+	worst.title, worst.width, worst.height = "Nearest limits of the fleet", 7, 13
 	worst.about = "Of each limit, the node that is nearest to it: the highest share of the last 5 minutes, in the colours of the limit's own levels. Over all nodes of the job, whatever is chosen as Instance. A click leads to the nodes, or to the runbook."
 
 	// nodeBars are the nodes and limits that a query finds, each in its limit's own colours.
@@ -74,7 +75,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 	const beyond = 1.2
 	count := func(title, below, color, about, expr, leads string) panel {
 		return panel{
-			kind: one, title: title, about: about + " A click leads to them.", unit: number, width: 4, height: 4,
+			kind: one, title: title, about: about + " A click leads to them.", unit: exact, width: 4, height: 4,
 			base: below, steps: []step{{1, color}}, queries: []query{{"", expr}}, links: []object{link("Which ones", leads)},
 		}
 	}
@@ -114,12 +115,12 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 			}},
 			{"Trouble", false, []panel{
 				{
-					kind: table, title: inTrouble, unit: number, width: 16, height: 13,
+					kind: table, title: inTrouble, unit: number, width: 17, height: 13,
 					about: "The alerts that fire, those for the record (info) left out, by node and limit, of the worst nodes: critical ones first, and of these the nearest to a limit. Alert is the worst one of the limit; Held by, Pod and Part are who holds the most of it. A click on the node leads to its dashboard or its pods, on the alert to its runbook.",
 					empty: "while none fires, and where the alerts are not loaded",
 					queries: []query{
 						{"", troubled},
-						{"", "topk by (" + ofLimit + ") (1, max by (" + ofLimit + ", alertname) (" + severity(`severity=~"$severity"`, `resource=~"$resource"`, theWorst) + ")) and on (" + ofLimit + ") " + troubled},
+						{"", "topk by (" + ofLimit + ") (1, max by (" + ofLimit + ", alertname) (" + worstAlert(severities) + ")) and on (" + ofLimit + ") " + troubled},
 						{"", "count by (" + ofLimit + ") (" + firing(`severity=~"critical|warning"`, severities) + ") and on (" + ofLimit + ") " + troubled},
 						{"", ofTroubled(ofLimit, limitShare+"{"+theWorst+"}")},
 						{"", ofTroubled(ofLimit+", process, pod", "sockpressure_saturation_holder_ratio{"+theWorst+"}")},
@@ -141,12 +142,12 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					overrides: append([]object{
 						named("Severity", levels()...), named("Node", toNode), toRunbook,
 						named("Used", property("unit", share)), named("Part", property("unit", share)),
-					}, wide(map[string]int{"Limit": 165, "Used": 65, "Part": 60, "Alerts": 60})...),
+					}, slices.Concat(unseen("Job"), wide(map[string]int{"Limit": 165, "Used": 65, "Part": 60, "Alerts": 60, "Alert": 210, "Cluster": 75}))...),
 				},
 				worst,
 			}},
 			{"Clusters", false, []panel{{
-				kind: table, title: theClusters, unit: number, width: 24, height: 7,
+				kind: table, title: theClusters, unit: exact, width: 24, height: 7,
 				about: "The tiles above by cluster and job, and how near the nearest node of each is to any limit. A click chooses the cluster.",
 				queries: []query{
 					{"", "count by (cluster, job) (" + nodeBlind + ")"},
@@ -176,9 +177,9 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					counted("Not scraped", colorCritical), counted("Blind", colorWarning),
 				},
 			}}},
-			{"Pods and control groups", false, []panel{
+			{"Pods", false, []panel{
 				{
-					kind: table, title: "Worst pods", unit: share, width: 14, height: 9,
+					kind: table, title: "Worst pods", unit: share, width: 15, height: 9,
 					about: "Pods, containers and other network namespaces that are nearest to a limit that each has for itself, of all nodes, by the levels of the alert on pods. A click on the pod leads to the pods of its node.",
 					empty: "where there are none; all but conntrack_entries needs exporters with CAP_SYS_ADMIN and CAP_SYS_PTRACE",
 					queries: []query{
@@ -199,10 +200,33 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					overrides: append([]object{
 						named("Severity", levels()...), named("Node", toNode),
 						named("Network namespace", offers(link("It and the pods beside it", node+"&var-netns=${__value.raw:percentencode}&"+view(nodeUID, podsOfNode)))),
-					}, wide(map[string]int{"Network namespace": 200, "Limit": 140, "Used": 65})...),
+					}, slices.Concat(unseen("Job"), wide(map[string]int{"Network namespace": 200, "Limit": 140, "Used": 65, "Cluster": 80}))...),
 				},
 				{
-					kind: table, title: "Control groups of the worst nodes", unit: share, width: 10, height: 9,
+					kind: lines, title: "Refused in pods", unit: perSecond, width: 9, height: 9, stacked: true,
+					about:   "What the kernels refused a second in network namespaces besides the hosts', by the limit that was reached. Over all nodes of the job, whatever is chosen as Instance.",
+					queries: []query{{"{{resource}}", `sum by (resource) (job_resource:sockpressure_netns_refusals:rate5m)`}},
+				},
+			}},
+			{"Over time", false, []panel{
+				{
+					kind: lines, title: "Nearest limits over time", unit: share, width: 12, height: 10, aside: true, cut: beyond,
+					about:   "Of each of the 10 limits that are nearest now, the node that is nearest to it. Over all nodes of the job, whatever is chosen as Instance. A limit that is passed by far leaves the panel at its top.",
+					queries: []query{{"{{resource}}", atMost(10, "resource", fleetShare+`{resource=~"$resource"}`)}},
+				},
+				{
+					kind: lines, title: "Worst nodes over time", unit: share, width: 12, height: 10, aside: true, cut: beyond,
+					about:   "The 10 worst nodes, by the limit that each is nearest to, whatever is chosen as Limit. A limit that is passed by far leaves the panel at its top.",
+					queries: []query{{"{{instance}} {{cluster}}", atMost(10, "cluster, instance", nodeShare+"{"+theWorst+"}")}},
+				},
+			}},
+			{"Nodes by limit, and control groups", true, []panel{
+				nodeBars(nearestNodes, "The 20 nodes that are nearest to the limits chosen above, each in the colours of its limit: the highest share of the last 5 minutes. A click leads to the node. It reads every node's: choose a limit where there are thousands.",
+					`sort_desc(topk(20, `+limitShare+`{resource=~"$resource"}))`, 12, 14),
+				nodeBars("Limits of the worst nodes", "The 20 nearest limits of the worst nodes, each in its own colours. A click leads to the node.",
+					`sort_desc(topk(20, `+limitShare+`{resource=~"$resource",`+theWorst+`}))`, 12, 14),
+				{
+					kind: table, title: "Control groups of the worst nodes", unit: share, width: 24, height: 9,
 					about:   "Pods, containers and units of the worst nodes that are nearest to their limit of memory.",
 					empty:   "where no control group has a limit, or they are not mounted",
 					queries: []query{{"", "topk(20, max by (cgroup, pod, " + ofNode + ") (sockpressure_cgroup_memory_saturation_ratio{" + theWorst + "}))"}},
@@ -212,24 +236,6 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 						named("Node", toNode), named("Used", append(colours(limits, "cgroup_memory"), property("custom.width", 65))...),
 					},
 				},
-			}},
-			{"Over time", false, []panel{
-				{
-					kind: lines, title: "Nearest limits over time", unit: share, width: 12, height: 10, cut: beyond,
-					about:   "Of each of the 10 limits that are nearest now, the node that is nearest to it. Over all nodes of the job, whatever is chosen as Instance. A limit that is passed by far leaves the panel at its top.",
-					queries: []query{{"{{resource}}", atMost(10, "resource", fleetShare+`{resource=~"$resource"}`)}},
-				},
-				{
-					kind: lines, title: "Worst nodes over time", unit: share, width: 12, height: 10, cut: beyond,
-					about:   "The 10 worst nodes, by the limit that each is nearest to, whatever is chosen as Limit. A limit that is passed by far leaves the panel at its top.",
-					queries: []query{{"{{instance}} {{cluster}}", atMost(10, "cluster, instance", nodeShare+"{"+theWorst+"}")}},
-				},
-			}},
-			{"All nodes of a limit", true, []panel{
-				nodeBars(nearestNodes, "The 20 nodes that are nearest to the limits chosen above, each in the colours of its limit: the highest share of the last 5 minutes. A click leads to the node. It reads every node's: choose a limit where there are thousands.",
-					`sort_desc(topk(20, `+limitShare+`{resource=~"$resource"}))`, 12, 14),
-				nodeBars("Limits of the worst nodes", "The 20 nearest limits of the worst nodes, each in its own colours. A click leads to the node.",
-					`sort_desc(topk(20, `+limitShare+`{resource=~"$resource",`+theWorst+`}))`, 12, 14),
 			}},
 			{"Drops and refusals", true, []panel{
 				{
@@ -248,20 +254,15 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 						named("Node", toNode), named("Rate", bar(perSecond)...),
 					},
 				},
-				{
-					kind: lines, title: "Refused in pods", unit: perSecond, width: 12, height: 10, stacked: true,
-					about:   "What the kernels refused a second in network namespaces besides the hosts', by the limit that was reached. Over all nodes of the job, whatever is chosen as Instance.",
-					queries: []query{{"{{resource}}", `sum by (resource) (job_resource:sockpressure_netns_refusals:rate5m)`}},
-				},
 			}},
 			{"Between scrapes", true, []panel{
 				{
-					kind: lines, title: "Peaks", unit: share, width: 12, height: 10, cut: beyond,
+					kind: lines, title: "Peaks", unit: share, width: 12, height: 10, aside: true, cut: beyond,
 					about:   "Of each of the 10 limits with the highest peaks now, the highest peak of any node: the highest share within a minute, by samples between scrapes; 100% also where a counter or a message of the kernel tells that the limit was reached. Over all nodes of the job, whatever is chosen as Instance.",
 					queries: []query{{"{{resource}}", atMost(10, "resource", `job_resource:sockpressure_saturation_peak:max{resource=~"$resource"}`)}},
 				},
 				{
-					kind: lines, title: "What the kernels logged", unit: number, width: 12, height: 10,
+					kind: lines, title: "What the kernels logged", unit: number, width: 12, height: 10, aside: true,
 					about:   "Lines of the kernels' logs about limits and memory within 5 minutes, by what they say, of all nodes of the job together. The alerts above name the nodes.",
 					empty:   "where no exporter may read the log: kernel.dmesg_restrict without CAP_SYSLOG",
 					queries: []query{{"{{message}}", "sum by (message) (job_message:sockpressure_kernel_messages:increase5m)"}},

@@ -48,7 +48,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				empty: "while none fires, and where the alerts are not loaded",
 				queries: []query{
 					{"", "max by (resource, instance) (" + severity() + ")"},
-					{"", "topk by (resource, instance) (1, max by (alertname, resource, instance) (" + severity() + "))"},
+					{"", "topk by (resource, instance) (1, max by (alertname, resource, instance) (" + worstAlert() + "))"},
 					{"", "count by (resource, instance) (" + firing(`severity=~"critical|warning"`) + ")"},
 				},
 				columns: []column{{"Value #A", "Severity"}, {"resource", "Limit"}, {"alertname", "Alert"}, {"Value #C", "Alerts"}, {"instance", "Node"}},

@@ -22,6 +22,7 @@ type panel struct {
 	top           float64  // the end of the scale, at least
 	cut           float64  // the end of the scale, at most: lines leave it
 	stacked       bool     // areas on top of each other
+	aside         bool     // the legend stands beside the lines, and has place for more of them
 	limited       bool     // the first line is usage, the others are limits: none is sorted away
 	overrides     []object // of single fields
 	links         []object // what a click on a value offers
@@ -59,7 +60,8 @@ const (
 const (
 	share     = "percentunit"
 	number    = "short"
-	size      = "bytes" // in steps of 1024
+	exact     = "locale" // 10,000, not 10 K
+	size      = "bytes"  // in steps of 1024
 	seconds   = "s"
 	perSecond = "cps"
 )
@@ -110,6 +112,9 @@ func (p panel) json() object {
 		}
 		defaults["custom"] = custom
 		legend := object{"displayMode": "table", "placement": "bottom", "showLegend": true, "calcs": []string{"lastNotNull", "max"}}
+		if p.aside {
+			legend["placement"] = "right"
+		}
 		if !p.limited {
 			legend["sortBy"], legend["sortDesc"] = "Last *", true // so Grafana calls lastNotNull
 		}
@@ -249,6 +254,15 @@ func wide(widths map[string]int) []object {
 	var all []object
 	for _, name := range slices.Sorted(maps.Keys(widths)) {
 		all = append(all, named(name, property("custom.width", widths[name])))
+	}
+	return all
+}
+
+// unseen are columns that links need, and nobody else.
+func unseen(names ...string) []object {
+	all := make([]object, len(names))
+	for i, name := range names {
+		all[i] = named(name, property("custom.hideFrom", object{"viz": true, "legend": false, "tooltip": false}))
 	}
 	return all
 }

@@ -48,12 +48,25 @@ func nodesWith(alerts string) string {
 // are no target any more. They begin to be pending at once.
 const lost = `ALERTS{alertname=~"SockPressure(ExporterDown|ExporterGone|LostNearLimit)",alertstate=~"pending|firing"}`
 
+// worstAlert ranks the alerts that fire: what a kernel refuses already comes before
+// what is near, and that before what is forecast.
+func worstAlert(matchers ...string) string {
+	of := func(rank int, more ...string) string {
+		return fmt.Sprintf("%d * %s", rank, firing(append(more, matchers...)...))
+	}
+	return strings.Join([]string{
+		of(6, `severity="critical"`, `stage="met"`), of(5, `severity="critical"`, `stage!~"met|forecast"`), of(4, `severity="critical"`, `stage="forecast"`),
+		of(3, `severity="warning"`, `stage="met"`), of(2, `severity="warning"`, `stage!~"met|forecast"`), of(1, `severity="warning"`, `stage="forecast"`),
+	}, " or ")
+}
+
 // worstNodes ranks nodes: those with critical alerts first, then those with warnings,
-// and all by what they have of the limit that they are nearest to.
+// and all by what they have of the limit that they are nearest to, which may be more
+// than all of it.
 func worstNodes() string {
-	const share = "clamp_max(" + nodeShare + ", 1) / 2"
+	const share = nodeShare + " / (1 + " + nodeShare + ")"
 	alerts := "max by (" + ofNode + ") (" + severity(`severity=~"$severity"`, `resource=~"$resource"`) + ")"
-	return fmt.Sprintf("topk($top, %s + on (%s) %s or on (%[2]s) %[1]s or on (%[2]s) %[3]s)", alerts, ofNode, share)
+	return fmt.Sprintf("topk($top, %s + on (%s) %s or on (%[2]s) %[1]s or on (%[2]s) topk($top, %[3]s))", alerts, ofNode, share)
 }
 
 // atMost is the highest of a series by labels, and of these the most lines that are

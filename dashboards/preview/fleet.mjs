@@ -12,7 +12,9 @@ const { values: o } = parseArgs({
   options: {
     prometheus: { type: 'string', default: 'http://localhost:9090' },
     nodes: { type: 'string', default: '10000' },
-    copies: { type: 'string', default: '1' }, // of each node in trouble
+    ill: { type: 'string', default: '.' }, // which nodes in trouble, a regular expression
+    copies: { type: 'string', default: '1' }, // of each of them
+    lag: { type: 'string', default: '60' }, // seconds by which each copy is behind the one before it
     clusters: { type: 'string', default: 'eu-1,us-1,us-2,ap-1' },
     at: { type: 'string' }, // the end; now by default
     last: { type: 'string', default: '720' }, // seconds of the nodes in trouble; of quiet ones there are five minutes
@@ -39,7 +41,7 @@ for (const s of ofNodes) seeds.set(s.metric.instance, [...(seeds.get(s.metric.in
 const fires = (s) => s.metric.__name__ === 'ALERTS' && s.metric.severity !== 'info' && s.values.at(-1)[0] === to && !/Wrong/.test(s.metric.alertname);
 const ill = [], quiet = [];
 for (const [name, series] of seeds) {
-  if (series.some(fires)) ill.push(name);
+  if (series.some(fires) && new RegExp(o.ill).test(name)) ill.push(name);
   else if (!series.some((s) => s.metric.__name__ === 'ALERTS') && /^idle/.test(name)) quiet.push(name);
 }
 if (quiet.length === 0) throw new Error('no quiet node');
@@ -54,7 +56,7 @@ for (let copy = 0; copy < Number(o.copies); copy++) {
   for (const seed of ill) {
     let at;
     do at = Math.floor(random() * nodes); while (place.has(at));
-    place.set(at, seed);
+    place.set(at, { seed, lag: Math.floor((copy * Number(o.lag)) / step) * step });
   }
 }
 
@@ -70,6 +72,21 @@ function line(name, labels, value, time) {
   return `${name}{${list.join(',')}} ${value} ${time}\n`;
 }
 
+// Where no recording says who holds a limit, somebody made up does.
+const holders = [['cart', 'nginx'], ['checkout', 'java'], ['search', 'envoy'], ['api', 'node'], ['queue', 'rabbitmq'], ['', 'kubelet'], ['', 'haproxy']];
+for (const name of ill) {
+  const held = new Set(seeds.get(name).filter((s) => s.metric.__name__ === 'sockpressure_saturation_holder_ratio').map((s) => s.metric.resource));
+  const alerts = seeds.get(name).filter((s) => fires(s) && s.metric.resource && !held.has(s.metric.resource) && !s.metric.netns);
+  for (const resource of new Set(alerts.map((s) => s.metric.resource))) {
+    const [pod, process] = holders[Math.floor(random() * holders.length)];
+    const values = alerts.find((s) => s.metric.resource === resource).values.map(([t]) => [t, 0.55 + 0.4 * random()]);
+    seeds.get(name).push({
+      metric: { __name__: 'sockpressure_saturation_holder_ratio', resource, process, ...(pod && { owner: `pod/shop/${pod}`, namespace: 'shop', pod: `${pod}-${Math.floor(random() * 90 + 10)}` }) },
+      values,
+    });
+  }
+}
+
 // Names as a fleet has them.
 const instance = (i) => `node-${String(i).padStart(4, '0')}`;
 const clusterOf = (i) => clusters[Math.min(clusters.length - 1, Math.floor((i / nodes) ** 0.7 * clusters.length))];
@@ -78,14 +95,15 @@ for (const family of families) {
   state = 7;
   await write(`# TYPE ${family} gauge\n`);
   for (let i = 0; i < nodes; i++) {
-    const seed = place.get(i) ?? quiet[i % quiet.length];
+    const { seed, lag } = place.get(i) ?? { seed: quiet[i % quiet.length], lag: 0 };
     const factor = 0.4 + 1.2 * random(), isQuiet = !place.has(i);
     let text = '';
     for (const s of seeds.get(seed)) {
       if (s.metric.__name__ !== family || /Wrong/.test(s.metric.alertname)) continue;
       const labels = { ...s.metric, instance: instance(i), cluster: clusterOf(i), job: 'sockpressure' };
-      for (const [time, raw] of s.values) {
-        if (isQuiet && time < quietFrom) continue;
+      for (const [at, raw] of s.values) {
+        const time = at + lag;
+        if (isQuiet && time < quietFrom || time > to) continue;
         const value = isQuiet && family.includes('saturation') ? Math.min(0.6, raw * factor) : Number(raw);
         text += line(family, labels, value, time);
         const sum = /refusals/.test(family), total = inCluster.get(labels.cluster);
@@ -106,8 +124,8 @@ const recorded = {
 for (const [family, name] of Object.entries(recorded)) {
   await write(`# TYPE ${name} gauge\n`);
   for (const [cluster, total] of inCluster) {
-    for (const [key, value] of total) {
-      const [of, resource, time] = JSON.parse(key);
+    const points = [...total].map(([key, value]) => [...JSON.parse(key), value]).sort((a, b) => a[2] - b[2]);
+    for (const [of, resource, time, value] of points) {
       if (of === family) await write(line(name, { cluster, job: 'sockpressure', resource }, value, time));
     }
   }
