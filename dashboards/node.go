@@ -43,32 +43,32 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 		{"", false, []panel{
 			now,
 			{
-				kind: table, title: "Alerts that fire", unit: number, width: 8, height: 7,
-				about: "The alerts of this bundle that fire for the node, by limit, those for the record (info) left out: the worst of each limit, and how many there are. A click on the alert leads to its runbook.",
+				kind: table, title: "Alerts that fire", unit: number, width: 9, height: 7,
+				about: "The alerts of this bundle that fire for the node, by limit and pod, those for the record (info) left out: the worst of each limit, and how many there are. A click on the alert leads to its runbook.",
 				empty: "while none fires, and where the alerts are not loaded",
 				queries: []query{
-					{"", "max by (resource, instance) (" + severity() + ")"},
-					{"", "topk by (resource, instance) (1, max by (alertname, resource, instance) (" + worstAlert() + "))"},
-					{"", "count by (resource, instance) (" + firing(`severity=~"critical|warning"`) + ")"},
+					{"", "max by (resource, pod, instance) (" + severity() + ")"},
+					{"", "topk by (resource, pod, instance) (1, max by (alertname, resource, pod, instance) (" + worstAlert() + "))"},
+					{"", "count by (resource, pod, instance) (" + firing(`severity=~"critical|warning"`) + ")"},
 				},
-				columns: []column{{"Value #A", "Severity"}, {"resource", "Limit"}, {"alertname", "Alert"}, {"Value #C", "Alerts"}, {"instance", "Node"}},
+				columns: []column{{"Value #A", "Severity"}, {"resource", "Limit"}, {"alertname", "Alert"}, {"pod", "Pod"}, {"Value #C", "Alerts"}, {"instance", "Node"}},
 				sorted:  []string{"Severity", "Limit"},
 				overrides: append([]object{
 					named("Severity", levels()...),
 					alert(link("Runbook", docs+"runbooks.md#${__value.raw}"), link("Runbook, from the node", "http://${__data.fields.Node}/runbooks#${__value.raw}")),
-				}, wide(map[string]int{"Limit": 130, "Alerts": 60})...),
+				}, wide(map[string]int{"Limit": 125, "Alert": 170, "Pod": 115, "Alerts": 55, "Node": 120})...),
 			},
 			{
-				kind: table, title: "Who holds it", unit: share, width: 10, height: 7,
+				kind: table, title: "Who holds it", unit: share, width: 9, height: 7,
 				about:     "The largest holder of each limit that has come half of the way to a warning, and its part of the usage.",
 				empty:     "while no limit is near",
 				queries:   []query{{"", "topk(30, max by (resource, item, process, owner, pod, instance) (sockpressure_saturation_holder_ratio))"}},
 				columns:   []column{{"resource", "Limit"}, {"process", "Process"}, {"pod", "Pod"}, {"Value", "Part"}, {"item", "Of"}, {"owner", "Owner"}, {"instance", "Node"}},
 				sorted:    []string{"Part"},
-				overrides: append([]object{named("Part", bar(share)...)}, wide(map[string]int{"Limit": 130, "Part": 110})...),
+				overrides: append([]object{named("Part", bar(share)...)}, wide(map[string]int{"Limit": 125, "Process": 110, "Pod": 115, "Part": 110})...),
 			},
 			{
-				kind: lines, title: "Refusals now", unit: perSecond, width: 8, height: 9, stacked: true,
+				kind: lines, title: "Refusals now", unit: perSecond, width: 9, height: 9, stacked: true,
 				about: "What the kernel refuses, drops or kills a second, by the limit that is met; the last row has every counter by itself. Counters with causes besides the limit are in; received data counts while TCP memory is at 90% or above.",
 				empty: "in part where the kernel has no such counter: no nf_conntrack, no IPv6, UDP memory before Linux 5.11",
 				queries: []query{
@@ -88,7 +88,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 			},
 			{
-				kind: table, title: podsOfNode, unit: share, width: 10, height: 9,
+				kind: table, title: podsOfNode, unit: share, width: 9, height: 9,
 				about: "Pods, containers and other network namespaces besides the host's, against limits that each has for itself, by the levels of the alert on pods: the 50 that are nearest. A click on one leads to its limits over time.",
 				empty: "where there are no others; all but conntrack_entries needs CAP_SYS_ADMIN and CAP_SYS_PTRACE",
 				queries: []query{
@@ -97,7 +97,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 				columns:   []column{{"Value #B", "Severity"}, {"netns", "Network namespace"}, {"pod", "Pod"}, {"resource", "Limit"}, {"Value #A", "Used"}, {"instance", "Node"}},
 				sorted:    []string{"Severity", "Used"},
-				overrides: append([]object{named("Severity", levels()...), named("Network namespace", ofPod...)}, wide(map[string]int{"Network namespace": 190, "Limit": 130, "Used": 65})...),
+				overrides: append([]object{named("Severity", levels()...), named("Network namespace", ofPod...)}, wide(map[string]int{"Network namespace": 180, "Pod": 115, "Limit": 125, "Used": 60, "Node": 120})...),
 			},
 		}},
 		{"Between scrapes", true, []panel{
@@ -227,7 +227,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 					{"Value #C", "TIME_WAIT"},
 					{"Value #D", "UDP"},
 				},
-				sorted: []string{"Accept queue"},
+				sorted:    []string{"Accept queue"},
+				overrides: wide(map[string]int{"Network namespace": 190, "Accept queue": 100, "Conntrack": 90, "TIME_WAIT": 90, "UDP": 80}),
 			},
 			{
 				kind: table, title: "Accept queues of network namespaces", unit: number, width: 12, height: 9,
@@ -240,7 +241,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				columns: []column{
 					{"netns", "Network namespace"}, {"pod", "Pod"}, {"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"},
 				},
-				sorted: []string{"Waiting"},
+				sorted:    []string{"Waiting"},
+				overrides: wide(map[string]int{"Network namespace": 190, "Waiting": 80, "Limit": 80}),
 			},
 		}},
 		{"Packets: backlog, neighbours, fragments", true, []panel{

@@ -64,7 +64,7 @@ func worstAlert(matchers ...string) string {
 // and all by what they have of the limit that they are nearest to, which may be more
 // than all of it.
 func worstNodes() string {
-	const share = nodeShare + " / (1 + " + nodeShare + ")"
+	const share = "(1 - 1 / (1 + " + nodeShare + "))" // below 1, and the higher the higher that is
 	alerts := "max by (" + ofNode + ") (" + severity(`severity=~"$severity"`, `resource=~"$resource"`) + ")"
 	return fmt.Sprintf("topk($top, %s + on (%s) %s or on (%[2]s) %[1]s or on (%[2]s) topk($top, %[3]s))", alerts, ofNode, share)
 }
