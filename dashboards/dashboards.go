@@ -10,9 +10,12 @@ package dashboards
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/alerts"
@@ -25,19 +28,27 @@ type dashboard struct {
 	from              string // how far back it looks at first
 	variables         []variable
 	annotations       []object
+	links             []object
 	rows              []row
 }
 
-// row is a heading and the panels below it, from left to right.
+// row is a heading and the panels below it, from left to right, each as high up as
+// there is room. Those of a folded row ask nothing until somebody opens it.
 type row struct {
 	title  string
+	folded bool
 	panels []panel
 }
 
-// variable is a choice at the top of a dashboard: the values of a label.
+// variable is a choice at the top of a dashboard: the values of a label of a metric,
+// or those that are named.
 type variable struct {
-	name, label, metric string
-	all                 bool // begin with all values, not with the first
+	name, label string
+	metric      string
+	of          string   // the label, if it is not called like the variable
+	all         bool     // begin with all values, not with the first
+	named       []string // these values
+	found       string   // what this query finds: not shown, for other queries
 }
 
 // object is a piece of JSON.
@@ -53,23 +64,42 @@ func Files() (map[string][]byte, error) {
 	for _, l := range limits {
 		books[l.Resource] = alerts.DefaultRunbookURL + strings.ToLower(alerts.Runbook(l.Resource))
 	}
-	files := map[string][]byte{}
+	files, ids := map[string][]byte{}, map[string]int{}
 	for _, d := range []dashboard{fleet(limits, books), node(limits, books)} {
 		var b bytes.Buffer
 		e := json.NewEncoder(&b)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", "  ")
-		if err := e.Encode(d.json()); err != nil {
+		if err := e.Encode(d.json(ids)); err != nil {
 			return nil, fmt.Errorf("%s: %w", d.uid, err)
 		}
 		files[d.uid+".json"] = b.Bytes()
 	}
+	for name, text := range files {
+		var missing error
+		files[name] = placeholder.ReplaceAllFunc(text, func(to []byte) []byte {
+			id := ids[string(to[2:len(to)-2])]
+			if id == 0 {
+				missing = fmt.Errorf("%s: a link to %s, which there is not", name, to)
+			}
+			return strconv.AppendInt(nil, int64(id), 10)
+		})
+		if missing != nil {
+			return nil, missing
+		}
+	}
 	return files, nil
 }
 
+// placeholder stands for the number of a panel in links until all are numbered.
+var placeholder = regexp.MustCompile(`<<[^>]+>>`)
+
+// view is the part of an address that shows one panel, of a folded row too.
+func view(uid, title string) string { return "viewPanel=<<" + uid + "/" + title + ">>" }
+
 // json writes the dashboard in Grafana's classic form, which file provisioning
-// of every version reads.
-func (d dashboard) json() object {
+// of every version reads. It adds the numbers of the panels to ids.
+func (d dashboard) json(ids map[string]int) object {
 	variables := []object{{
 		"type": "datasource", "name": "datasource", "label": "Data source", "query": "prometheus", "regex": "",
 		"hide": 0, "includeAll": false, "multi": false, "options": []object{}, "refresh": 1,
@@ -80,27 +110,40 @@ func (d dashboard) json() object {
 
 	const columns, headingHeight = 24, 1
 	panels := []object{}
-	y := 0
+	last, y := 0, 0
+	add := func(o object, title string, x, y, w, h int) object {
+		last++
+		ids[d.uid+"/"+title] = last
+		o["id"], o["gridPos"] = last, object{"x": x, "y": y, "w": w, "h": h}
+		return o
+	}
 	for _, r := range d.rows {
+		var heading object
 		if r.title != "" {
-			panels = append(panels, object{
-				"type": "row", "id": len(panels) + 1, "title": r.title, "collapsed": false, "panels": []object{},
-				"gridPos": object{"x": 0, "y": y, "w": columns, "h": headingHeight},
-			})
+			heading = add(object{"type": "row", "title": r.title, "collapsed": r.folded, "panels": []object{}}, r.title, 0, y, columns, headingHeight)
+			panels = append(panels, heading)
 			y += headingHeight
 		}
-		x, height := 0, 0
+		var taken [columns]int
+		inside := []object{}
 		for _, p := range r.panels {
-			if x+p.width > columns {
-				x, y, height = 0, y+height, 0
+			x, top := 0, slices.Max(taken[:p.width])
+			for at := range columns - p.width + 1 {
+				if free := slices.Max(taken[at : at+p.width]); free < top {
+					x, top = at, free
+				}
 			}
-			o := p.json()
-			o["id"] = len(panels) + 1
-			o["gridPos"] = object{"x": x, "y": y, "w": p.width, "h": p.height}
-			panels = append(panels, o)
-			x, height = x+p.width, max(height, p.height)
+			for i := range p.width {
+				taken[x+i] = top + p.height
+			}
+			inside = append(inside, add(p.json(), p.title, x, y+top, p.width, p.height))
 		}
-		y += height
+		if r.folded {
+			heading["panels"] = inside
+			continue
+		}
+		panels = append(panels, inside...)
+		y += slices.Max(taken[:])
 	}
 
 	return object{
@@ -110,11 +153,11 @@ func (d dashboard) json() object {
 		"refresh":      "30s",
 		"time":         object{"from": d.from, "to": "now"},
 		"timepicker":   object{},
-		"links": []object{{
+		"links": append([]object{{
 			"type": "dashboards", "title": "Sockpressure", "tags": []string{"sockpressure"}, "asDropdown": false,
 			// The one has all nodes chosen, the other one node: neither choice fits the other.
 			"icon": "external link", "includeVars": false, "keepTime": true, "targetBlank": false, "tooltip": "", "url": "",
-		}},
+		}}, d.links...),
 		"templating":  object{"list": variables},
 		"annotations": object{"list": append([]object{}, d.annotations...)},
 		"panels":      panels,
@@ -122,37 +165,60 @@ func (d dashboard) json() object {
 }
 
 func (v variable) json() object {
-	// Each by those before it. Where there are no clusters, all of them are chosen.
-	chosen := map[string][]string{"cluster": nil, "job": {"cluster"}}
-	labels, first := chosen[v.name]
-	if !first {
-		labels = []string{"cluster", "job"}
-	}
-	every := ".+"
-	if v.name == "cluster" {
-		every = ".*"
-	}
-	query := fmt.Sprintf("label_values(%s, %s)", selecting(v.metric, labels...), v.name)
-	const labelValues = 1
 	o := object{
-		"type": "query", "name": v.name, "label": v.label, "datasource": datasource(), "definition": query,
-		"query": object{"qryType": labelValues, "query": query, "refId": "PrometheusVariableQueryEditor-VariableQuery"},
-		"multi": true, "includeAll": v.all, "allValue": every, "options": []object{},
-		"refresh": 2, // when the time range changes
-		"sort":    1, "hide": 0, "regex": "", "skipUrlSync": false,
+		"name": v.name, "label": v.label, "multi": true, "includeAll": v.all, "hide": 0, "skipUrlSync": false, "options": []object{},
 	}
 	if v.all {
 		o["current"] = object{"text": []string{"All"}, "value": []string{"$__all"}}
+	}
+	if v.named != nil {
+		o["type"], o["query"] = "custom", strings.Join(v.named, ",")
+		if !v.all {
+			o["multi"] = false
+			o["current"] = object{"text": v.named[0], "value": v.named[0]}
+		}
+		return o
+	}
+
+	const labelValues, queryResult, hidden = 1, 3, 2
+	query, kind := fmt.Sprintf("query_result(%s)", v.found), queryResult
+	o["regex"] = `/instance="([^"]*)"/`
+	switch {
+	case v.found != "":
+		o["hide"], o["skipUrlSync"] = hidden, true
+	default:
+		// Each by those before it.
+		chosen := map[string][]string{"cluster": nil, "job": {"cluster"}, "instance": {"cluster", "job"}, "resource": {"cluster", "job"}}
+		labels, known := chosen[v.name]
+		if !known {
+			labels = everyNode
+		}
+		query, kind = fmt.Sprintf("label_values(%s, %s)", selecting(v.metric, labels...), cmp.Or(v.of, v.name)), labelValues
+		o["regex"], o["allValue"] = "", ".+"
+		// Where there are no clusters, all of them are chosen; alerts of no limit are of all limits.
+		if v.name == "cluster" || v.name == "resource" {
+			o["allValue"] = ".*"
+		}
+	}
+	o["type"], o["datasource"], o["definition"] = "query", datasource(), query
+	o["query"] = object{"qryType": kind, "query": query, "refId": "PrometheusVariableQueryEditor-VariableQuery"}
+	o["refresh"] = 2 // when the time range changes
+	o["sort"] = 1
+	if v.found != "" {
+		o["sort"] = 0
 	}
 	return o
 }
 
 func datasource() object { return object{"type": "prometheus", "uid": "${datasource}"} }
 
+// everyNode is every choice of nodes.
+var everyNode = []string{"cluster", "job", "instance"}
+
 // selecting narrows every metric of an expression to what is chosen: of labels,
 // those that the metric has.
 func selecting(expr string, labels ...string) string {
-	metric := regexp.MustCompile(`\b(ALERTS|up|(?:[a-z_]+:)?sockpressure_[a-z0-9_]+(?::[a-z0-9]+)?)\b(?:\{([^}]*)\})?`)
+	metric := regexp.MustCompile(`\b(ALERTS|up|process_start_time_seconds|(?:[a-z_]+:)?sockpressure_[a-z0-9_]+(?::[a-z0-9]+)?)\b(?:\{([^}]*)\})?`)
 	return metric.ReplaceAllStringFunc(expr, func(s string) string {
 		parts := metric.FindStringSubmatch(s)
 		var matchers []string
@@ -161,7 +227,7 @@ func selecting(expr string, labels ...string) string {
 		}
 		for _, l := range labels {
 			// What is recorded of all nodes together has no label of one.
-			if l != "instance" || !strings.HasPrefix(parts[1], "job_") {
+			if (l != "instance" || !strings.HasPrefix(parts[1], "job_")) && !strings.Contains(parts[2], l+"=~") {
 				matchers = append(matchers, fmt.Sprintf(`%s=~"$%s"`, l, l))
 			}
 		}

@@ -4,16 +4,19 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v2"
 
+	"github.com/sockpressure/sockpressure_exporter/alerts"
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
@@ -54,15 +57,25 @@ type board struct {
 	Panels                            []panelJSON
 }
 
+// all lists the rows and the panels, those inside of rows too.
+func (b board) all() []panelJSON {
+	var all []panelJSON
+	for _, p := range b.Panels {
+		all = append(append(all, p), p.Panels...)
+	}
+	return all
+}
+
 type variableJSON struct {
 	Name, Label, Type, AllValue string
 	Datasource                  sourceJSON
 	Query                       any
-	Multi                       bool
-	Refresh                     int
+	Multi, IncludeAll           bool
+	Refresh, Hide               int
 }
 
 type annotationJSON struct {
+	Name       string
 	Datasource sourceJSON
 	Target     targetJSON
 }
@@ -72,6 +85,7 @@ type sourceJSON struct{ Type, UID string }
 type panelJSON struct {
 	ID                       int
 	Type, Title, Description string
+	Collapsed                bool
 	Datasource               sourceJSON
 	Targets                  []targetJSON
 	Panels                   []panelJSON
@@ -86,13 +100,36 @@ type panelJSON struct {
 	}
 	GridPos     struct{ X, Y, W, H int }
 	FieldConfig struct {
-		Defaults  struct{ Unit string }
+		Defaults struct {
+			Unit  string
+			Links []linkJSON
+		}
 		Overrides []overrideJSON
 	}
 }
 
+type linkJSON struct{ Title, URL string }
+
 type overrideJSON struct {
-	Matcher struct{ ID, Options string }
+	Matcher    struct{ ID, Options string }
+	Properties []struct {
+		ID    string
+		Value json.RawMessage
+	}
+}
+
+// links are what a click on the fields of an override offers.
+func (o overrideJSON) links(t *testing.T) []linkJSON {
+	t.Helper()
+	var all []linkJSON
+	for _, p := range o.Properties {
+		if p.ID == "links" {
+			if err := json.Unmarshal(p.Value, &all); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	return all
 }
 
 type targetJSON struct {
@@ -140,10 +177,10 @@ func TestLint(t *testing.T) {
 			lintTarget(t, b.UID+": annotation", a.Target)
 		}
 		ids, titles := map[int]bool{}, map[string]bool{}
-		for _, p := range b.Panels {
+		for _, p := range b.all() {
 			where := b.UID + ": " + p.Title
-			if ids[p.ID] || titles[p.Title] || p.Title == "" || len(p.Panels) > 0 {
-				t.Errorf("%s: an id or a title twice, or panels inside", where)
+			if ids[p.ID] || titles[p.Title] || p.Title == "" || strings.Contains(p.Title, "_") && !strings.Contains(p.Title, "TIME_WAIT") || p.Collapsed != (len(p.Panels) > 0) {
+				t.Errorf("%s: an id or a title twice, a title that is no words, or panels inside of what is no folded row", where)
 			}
 			ids[p.ID], titles[p.Title] = true, true
 			if p.Type == "row" {
@@ -162,7 +199,10 @@ func TestLint(t *testing.T) {
 				legends[target.LegendFormat] = true
 			}
 		}
-		lintPlaces(t, b)
+		lintPlaces(t, b.UID, b.Panels)
+		for _, p := range b.Panels {
+			lintPlaces(t, b.UID, p.Panels)
+		}
 	}
 }
 
@@ -181,11 +221,16 @@ func lintVariables(t *testing.T, b board) {
 		if i < 4 && (v.Name != []string{"", "cluster", "job", "instance"}[i] || v.Label != []string{"", "Cluster", "Job", "Instance"}[i]) {
 			t.Errorf("%s: variable %s, %s", b.UID, v.Name, v.Label)
 		}
-		if v.Type != "query" || !v.Multi || v.AllValue != map[bool]string{true: ".*", false: ".+"}[v.Name == "cluster"] || v.Refresh != 2 {
+		if v.Type == "custom" {
+			continue
+		}
+		found := strings.HasPrefix(variableQuery(v), "query_result(")
+		if v.Type != "query" || !v.Multi || v.Refresh != 2 || found != (v.Hide == 2) || found != (v.AllValue == "") {
 			t.Errorf("%s: %+v", b.UID, v)
 		}
-		if q := variableQuery(v); strings.Contains(q, `cluster=~"$cluster"`) != (v.Name != "cluster") || strings.Contains(q, `,job=~"$job"}`) != (v.Name != "job" && v.Name != "cluster") {
-			t.Errorf("%s: variable %s: %s does not select job", b.UID, v.Name, q)
+		every := map[bool]string{true: ".*", false: ".+"}[v.Name == "cluster" || v.Name == "resource"]
+		if q := variableQuery(v); !found && v.AllValue != every || strings.Contains(q, `cluster=~"$cluster"`) != (v.Name != "cluster") || strings.Contains(q, `,job=~"$job"`) != (v.Name != "job" && v.Name != "cluster") {
+			t.Errorf("%s: variable %s: %s does not select job, or all of it is %q", b.UID, v.Name, q, v.AllValue)
 		}
 		lintSource(t, b.UID+": "+v.Name, v.Datasource)
 	}
@@ -203,10 +248,13 @@ func lintTarget(t *testing.T, where string, target targetJSON) {
 	lintSource(t, where, target.Datasource)
 	for _, s := range selectors(target.Expr) {
 		// Recorded over all nodes of a job: there is no node to choose.
-		if node := strings.Contains(s.matchers, `instance=~"$instance"`); node == strings.HasPrefix(s.metric, "job_") || !strings.Contains(s.matchers, `cluster=~"$cluster",job=~"$job"`) {
+		if node := strings.Contains(s.matchers, `instance=~"$instance"`) || strings.Contains(s.matchers, theWorst); node == strings.HasPrefix(s.metric, "job_") || !strings.Contains(s.matchers, `cluster=~"$cluster",job=~"$job"`) {
 			t.Errorf("%s: %s{%s} does not select cluster, job and instance", where, s.metric, s.matchers)
 		}
 		if strings.HasSuffix(s.before, "max_over_time(") && strings.HasPrefix(s.after, "[$__range] @ end()") {
+			continue
+		}
+		if atEnd := strings.HasPrefix(s.after, " @ end()"); atEnd {
 			continue
 		}
 		counter := strings.HasSuffix(s.metric, "_total")
@@ -222,18 +270,18 @@ func lintTarget(t *testing.T, where string, target targetJSON) {
 }
 
 // lintPlaces fails for a panel outside of the grid, or on another one.
-func lintPlaces(t *testing.T, b board) {
+func lintPlaces(t *testing.T, uid string, panels []panelJSON) {
 	t.Helper()
 	taken := map[[2]int]string{}
-	for _, p := range b.Panels {
+	for _, p := range panels {
 		g := p.GridPos
 		if g.X < 0 || g.X+g.W > 24 || g.W == 0 || g.H == 0 {
-			t.Errorf("%s: %s: place %v", b.UID, p.Title, g)
+			t.Errorf("%s: %s: place %v", uid, p.Title, g)
 		}
 		for x := g.X; x < g.X+g.W; x++ {
 			for y := g.Y; y < g.Y+g.H; y++ {
 				if other := taken[[2]int{x, y}]; other != "" {
-					t.Fatalf("%s: %s is on %s", b.UID, p.Title, other)
+					t.Fatalf("%s: %s is on %s", uid, p.Title, other)
 				}
 				taken[[2]int{x, y}] = p.Title
 			}
@@ -308,8 +356,13 @@ func TestNames(t *testing.T) {
 					if m[1] != "cluster" && m[1] != "job" && m[1] != "instance" && !slices.Contains(own, m[1]) {
 						t.Errorf("%s: %s has no label %s", q, s.metric, m[1])
 					}
-					if m[1] == "resource" && !strings.HasPrefix(m[2], "$") && !slices.ContainsFunc(limits(), func(l collector.LimitInfo) bool { return l.Resource == m[2] }) {
-						t.Errorf("%s: there is no limit %s", q, m[2])
+					if m[1] != "resource" || strings.HasPrefix(m[2], "$") {
+						continue
+					}
+					for resource := range strings.SplitSeq(m[2], "|") {
+						if !slices.ContainsFunc(limits(), func(l collector.LimitInfo) bool { return l.Resource == resource }) {
+							t.Errorf("%s: there is no limit %s", q, resource)
+						}
 					}
 				}
 			}
@@ -332,25 +385,31 @@ func TestNames(t *testing.T) {
 // TestColumns fails for a table that shows, sorts by or formats a column that its
 // queries do not give.
 func TestColumns(t *testing.T) {
-	by := regexp.MustCompile(`\bby *\(([^)]*)\) *\(`)
+	by := regexp.MustCompile(`\b(?:max|count|topk) by *\(([^)]*)\) *\(`)
 	for _, b := range boards(t) {
-		for _, p := range b.Panels {
+		for _, p := range b.all() {
 			if p.Type != "table" {
 				continue
 			}
 			where := b.UID + ": " + p.Title
-			fields := []string{"cluster", "job", "instance", "resource", "Value"} // of a recorded series
-			if m := by.FindStringSubmatch(p.Targets[0].Expr); m != nil && strings.HasPrefix(p.Targets[0].Expr, "max by") {
-				fields = append(strings.Split(m[1], ", "), "Value")
-			}
-			if len(p.Targets) > 1 {
-				for _, target := range p.Targets {
+			var fields []string
+			for _, target := range p.Targets {
+				of := by.FindAllStringSubmatch(target.Expr, -1)
+				if len(of) == 0 {
+					t.Errorf("%s: %s says nowhere by what it is grouped", where, target.Expr)
+				}
+				for _, m := range of {
+					fields = append(fields, strings.Split(m[1], ", ")...)
+				}
+				if len(p.Targets) > 1 {
 					fields = append(fields, "Value #"+target.RefID)
+				} else {
+					fields = append(fields, "Value")
 				}
 			}
 			var names []string
 			for _, field := range p.Transformations[0].Options.Include.Names {
-				if !slices.Contains(fields, field) || len(p.Targets) > 1 && field == "Value" {
+				if !slices.Contains(fields, field) {
 					t.Errorf("%s: no query gives %s", where, field)
 				}
 				names = append(names, p.Transformations[len(p.Transformations)-1].Options.RenameByName[field])
@@ -369,13 +428,14 @@ func TestColumns(t *testing.T) {
 	}
 }
 
-// TestReach: the fleet's dashboard reads recording rules, alerts and up only, the
-// node's no recording rule.
+// TestReach: the fleet's dashboard reads recording rules and alerts only, but for the
+// few nodes that the variable worst names; the node's reads no recording rule.
 func TestReach(t *testing.T) {
 	for _, b := range boards(t) {
 		for _, q := range queries(b) {
 			for _, s := range selectors(q.expr) {
-				if s.metric != "up" && s.metric != "ALERTS" && strings.Contains(s.metric, ":") != (b.UID == "sockpressure-fleet") {
+				of := strings.Contains(s.metric, ":") || b.UID == fleetUID && strings.Contains(s.matchers, theWorst)
+				if s.metric != "ALERTS" && of != (b.UID == fleetUID) {
 					t.Errorf("%s reads %s", q, s.metric)
 				}
 			}
@@ -383,18 +443,35 @@ func TestReach(t *testing.T) {
 	}
 }
 
-// TestLimits: each limit has its panel on the node's dashboard, with its runbook.
+// TestLimits: each limit has its panel on the node's dashboard, with its runbook, and
+// each bar of a limit the limit's own levels.
 func TestLimits(t *testing.T) {
 	for _, b := range boards(t) {
 		for _, l := range limits() {
-			for _, p := range b.Panels {
-				own := func(o overrideJSON) bool { return o.Matcher.ID == "byName" && o.Matcher.Options == l.Resource }
-				if p.Type == "bargauge" && !slices.ContainsFunc(p.FieldConfig.Overrides, own) {
+			for _, p := range b.all() {
+				own := func(o overrideJSON) bool {
+					return o.Matcher.Options == l.Resource || o.Matcher.ID == "byRegexp" && strings.Contains(o.Matcher.Options, " "+l.Resource+"(")
+				}
+				i := slices.IndexFunc(p.FieldConfig.Overrides, own)
+				if p.Type != "bargauge" {
+					continue
+				}
+				if i < 0 {
 					t.Errorf("%s: %s has no levels for %s", b.UID, p.Title, l.Resource)
+					continue
+				}
+				var levels struct{ Steps []struct{ Value float64 } }
+				for _, property := range p.FieldConfig.Overrides[i].Properties {
+					if property.ID == "thresholds" {
+						unmarshalJSON(t, property.Value, &levels)
+					}
+				}
+				if len(levels.Steps) != 3 || levels.Steps[1].Value != l.WarningRatio || levels.Steps[2].Value != l.CriticalRatio {
+					t.Errorf("%s: %s: %s has the levels %v", b.UID, p.Title, l.Resource, levels)
 				}
 			}
-			i := slices.IndexFunc(b.Panels, func(p panelJSON) bool { return p.Title == l.Resource })
-			if b.UID == "sockpressure-node" && (i < 0 || !strings.Contains(b.Panels[i].Description, "/docs/runbooks.md#sockpressure")) {
+			i := slices.IndexFunc(b.all(), func(p panelJSON) bool { return strings.HasPrefix(p.Description, l.Resource+". ") })
+			if b.UID == nodeUID && (i < 0 || !strings.Contains(b.all()[i].Description, "/docs/runbooks.md#sockpressure")) {
 				t.Errorf("%s: no panel of %s with a runbook", b.UID, l.Resource)
 			}
 		}
@@ -411,12 +488,148 @@ func TestNewLimit(t *testing.T) {
 	d := node(append(limits(), collector.LimitInfo{Resource: "novelty", Unit: collector.Entries, WarningRatio: 0.5, CriticalRatio: 0.75}), nil)
 	for _, r := range d.rows {
 		for _, p := range r.panels {
-			if p.title == "novelty" && r.title == "Other limits" && p.unit == share && p.queries[0].expr == `sockpressure_saturation_ratio{resource="novelty"}` {
+			if p.title == "Novelty" && r.title == "Other limits" && p.unit == share && p.queries[0].expr == `sockpressure_saturation_ratio{resource="novelty"}` {
 				return
 			}
 		}
 	}
 	t.Error("no panel of it")
+}
+
+func unmarshalJSON(t *testing.T, text []byte, into any) {
+	t.Helper()
+	if err := json.Unmarshal(text, into); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLinks: each tile and each bar leads somewhere, and so does each node and alert in
+// a table; where it leads to is a panel of these dashboards, or a runbook that there is.
+func TestLinks(t *testing.T) {
+	books, err := os.ReadFile("../docs/runbooks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	headings := strings.ToLower(string(books))
+	ids := map[string]map[string]string{}
+	for _, b := range boards(t) {
+		ids[b.UID] = map[string]string{}
+		for _, p := range b.all() {
+			if p.Type != "row" {
+				ids[b.UID][strconv.Itoa(p.ID)] = p.Title
+			}
+		}
+	}
+	check := func(where string, links []linkJSON) {
+		for _, l := range links {
+			to := regexp.MustCompile(`^/d/([\w-]+)\?`).FindStringSubmatch(l.URL)
+			panel := regexp.MustCompile(`viewPanel=(\d+)$`).FindStringSubmatch(l.URL)
+			_, anchor, _ := strings.Cut(l.URL, "runbooks.md#")
+			switch {
+			case to != nil && ids[to[1]] == nil, panel != nil && ids[to[1]][panel[1]] == "", strings.Contains(l.URL, "<<"):
+				t.Errorf("%s: %s leads nowhere: %s", where, l.Title, l.URL)
+			case to != nil && !strings.Contains(l.URL, "var-datasource=${datasource}"), to != nil && !strings.Contains(l.URL, "${__url_time_range}"):
+				t.Errorf("%s: %s forgets the data source or the time: %s", where, l.Title, l.URL)
+			case to == nil && anchor == "" && !strings.Contains(l.URL, "/runbooks#"):
+				t.Errorf("%s: %s leads out: %s", where, l.Title, l.URL)
+			case anchor != "" && anchor != "${__value.raw}" && !strings.Contains(headings, "### "+anchor+"\n"):
+				t.Errorf("%s: there is no runbook %s", where, anchor)
+			}
+		}
+	}
+	for _, b := range boards(t) {
+		for _, p := range b.all() {
+			where := b.UID + ": " + p.Title
+			check(where, p.FieldConfig.Defaults.Links)
+			linked := map[string]bool{}
+			for _, o := range p.FieldConfig.Overrides {
+				links := o.links(t)
+				check(where, links)
+				linked[o.Matcher.Options] = linked[o.Matcher.Options] || len(links) > 0
+			}
+			switch p.Type {
+			case "stat":
+				if len(p.FieldConfig.Defaults.Links) != 1 || !strings.Contains(p.FieldConfig.Defaults.Links[0].URL, "viewPanel=") {
+					t.Errorf("%s: the tile does not lead to what it counts", where)
+				}
+			case "bargauge":
+				for _, l := range limits() {
+					if len(p.FieldConfig.Defaults.Links) == 0 && !linked[l.Resource] {
+						t.Errorf("%s: the bar of %s leads nowhere", where, l.Resource)
+					}
+				}
+			case "table":
+				for _, name := range p.Transformations[len(p.Transformations)-1].Options.RenameByName {
+					if (name == "Alert" || name == "Node" && b.UID == fleetUID) && !linked[name] {
+						t.Errorf("%s: %s leads nowhere", where, name)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestPodLevels: pods are coloured by the levels of the alert on them.
+func TestPodLevels(t *testing.T) {
+	found := 0
+	for _, g := range alerts.Groups() {
+		for _, r := range g.Rules {
+			if r.Alert != "SockPressureNetnsNearLimit" {
+				continue
+			}
+			found++
+			want := map[string]string{alerts.Warning: fmt.Sprint(podWarning), alerts.Critical: fmt.Sprint(podCritical)}[r.Severity]
+			if r.Params[r.Severity] != want || r.Severity == alerts.Critical && !strings.Contains(r.Expr, podPages) {
+				t.Errorf("%s is from %v: %s", r.Severity, r.Params, r.Expr)
+			}
+		}
+	}
+	if found != 2 {
+		t.Errorf("%d alerts on pods", found)
+	}
+}
+
+// TestFolded: the rows of the node's dashboard but the first are folded, and ask nothing
+// until somebody opens them; of the fleet's those that read every node's limits.
+func TestFolded(t *testing.T) {
+	for _, b := range boards(t) {
+		rows := 0
+		for _, p := range b.Panels {
+			if p.Type != "row" {
+				if rows > 0 && b.UID == nodeUID {
+					t.Errorf("%s: %s is in an open row", b.UID, p.Title)
+				}
+				for _, target := range p.Targets {
+					for _, s := range selectors(target.Expr) {
+						if b.UID == fleetUID && strings.HasPrefix(s.metric, "instance_resource:") && !strings.Contains(s.matchers, theWorst) {
+							t.Errorf("%s: %s reads the limits of all nodes, in an open row", b.UID, p.Title)
+						}
+					}
+				}
+				continue
+			}
+			rows++
+		}
+		if rows < 6 {
+			t.Errorf("%s has %d rows", b.UID, rows)
+		}
+	}
+}
+
+// TestAnnotations: both dashboards mark alerts, kernel messages and restarts.
+func TestAnnotations(t *testing.T) {
+	for _, b := range boards(t) {
+		var words []string
+		for _, a := range b.Annotations.List {
+			words = append(words, a.Name+": "+a.Target.Expr)
+		}
+		all := strings.Join(words, "\n")
+		for _, want := range []string{"ALERTS{", "kernel_messages", "process_start_time_seconds"} {
+			if !strings.Contains(all, want) {
+				t.Errorf("%s does not mark %s: %s", b.UID, want, all)
+			}
+		}
+	}
 }
 
 func limits() []collector.LimitInfo {
@@ -478,6 +691,13 @@ func (a asked) String() string { return a.board + ": " + a.place }
 func queries(b board) []asked {
 	var all []asked
 	for _, v := range b.Templating.List[1:] {
+		if v.Type == "custom" {
+			continue
+		}
+		if expr, ok := strings.CutPrefix(variableQuery(v), "query_result("); ok {
+			all = append(all, asked{b.UID, "variable " + v.Name, strings.TrimSuffix(expr, ")"), ""})
+			continue
+		}
 		m := regexp.MustCompile(`^label_values\((.*), (\w+)\)$`).FindStringSubmatch(variableQuery(v))
 		if m == nil {
 			m = []string{"", "", ""} // reported as a query without a metric
@@ -485,9 +705,9 @@ func queries(b board) []asked {
 		all = append(all, asked{b.UID, "variable " + v.Name, "group by (" + m[2] + ") (" + m[1] + ")", ""})
 	}
 	for _, a := range b.Annotations.List {
-		all = append(all, asked{b.UID, "annotation", a.Target.Expr, ""})
+		all = append(all, asked{b.UID, "annotation " + a.Name, a.Target.Expr, ""})
 	}
-	for _, p := range b.Panels {
+	for _, p := range b.all() {
 		for _, target := range p.Targets {
 			all = append(all, asked{b.UID, p.Title, target.Expr, target.LegendFormat})
 		}
@@ -495,6 +715,7 @@ func queries(b board) []asked {
 	return all
 }
 
+// variableQuery is empty for a variable whose values are named.
 func variableQuery(v variableJSON) string {
 	q, _ := v.Query.(map[string]any)
 	text, _ := q["query"].(string)
@@ -503,7 +724,7 @@ func variableQuery(v variableJSON) string {
 
 // exported returns the labels of every metric that queries may name.
 func exported() map[string][]string {
-	metrics := map[string][]string{"up": nil}
+	metrics := map[string][]string{"up": nil, "process_start_time_seconds": nil}
 	for _, m := range collector.Metrics() {
 		metrics[m.FullName()] = m.Labels
 	}

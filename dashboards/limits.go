@@ -1,8 +1,10 @@
 package dashboards
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
@@ -121,13 +123,16 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 		unit = size
 	}
 	m.relate(l)
+	if l.List != nil {
+		m.used = highest(10, m.used)
+	}
 	if m.each == "" {
 		m.each = "used"
 	}
 	p := panel{
-		kind: lines, title: l.Resource, width: 8, height: 8, unit: unit, empty: m.empty,
-		about: fmt.Sprintf("At the limit: %s Moved by %s. Warning from %s, critical from %s. %s",
-			l.Effect, l.MovedBy(), l.WarnsFrom(percent), percent(l.CriticalRatio), books.link(l.Resource)),
+		kind: lines, title: words(l.Resource), width: 8, height: 8, unit: unit, empty: m.empty,
+		about: fmt.Sprintf("%s. At the limit: %s Moved by %s. Warning from %s, critical from %s. %s",
+			l.Resource, l.Effect, l.MovedBy(), l.WarnsFrom(percent), percent(l.CriticalRatio), books.link(l.Resource)),
 		queries: []query{{m.each + " {{instance}}", m.used}},
 		limited: m.limit != "1",
 	}
@@ -149,26 +154,48 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 		{"warning", colorWarning, fmt.Sprintf("%v * (%s)", l.WarningRatio, m.limit)},
 	}, m.marks...) {
 		p.queries = append(p.queries, query{mark.name + " {{instance}}", mark.expr})
-		p.overrides = append(p.overrides, dashed(mark.name, mark.color))
+		p.overrides = append(p.overrides, dashed(mark.name, mark.color), outOfLegend(mark.name))
 	}
 	return p
 }
 
-// nearest shows the saturation of every limit, the highest first, each in the
-// colours of its own levels and with its runbook.
-func nearest(expr string, limits []collector.LimitInfo, books runbooks) panel {
+// nearest shows saturations, each bar in the colours of its limit's own levels, with
+// links.
+func nearest(expr string, limits []collector.LimitInfo, offer func(resource string) []object) panel {
 	p := panel{
 		kind: bars, unit: share, top: 1, queries: []query{{"{{resource}}", expr}},
 		steps: []step{{0.7, colorWarning}, {0.9, colorCritical}},
 	}
 	for _, l := range limits {
-		properties := []object{property("thresholds", thresholds("", []step{{l.WarningRatio, colorWarning}, {l.CriticalRatio, colorCritical}}))}
-		if url := books[l.Resource]; url != "" {
-			properties = append(properties, links("Runbook", url))
-		}
-		p.overrides = append(p.overrides, named(l.Resource, properties...))
+		p.overrides = append(p.overrides, named(l.Resource, ownLevels(l), offers(offer(l.Resource)...)))
 	}
 	return p
+}
+
+// ownLevels are the colours of a limit by its levels.
+func ownLevels(l collector.LimitInfo) object {
+	return property("thresholds", thresholds("", []step{{l.WarningRatio, colorWarning}, {l.CriticalRatio, colorCritical}}))
+}
+
+// colours shows shares of one limit in its colours.
+func colours(limits []collector.LimitInfo, resource string) []object {
+	for _, l := range limits {
+		if l.Resource == resource {
+			return []object{ownLevels(l), property("unit", share), property("custom.cellOptions", object{"type": "color-text"})}
+		}
+	}
+	return []object{property("unit", share)}
+}
+
+// words is a limit's name for a title.
+func words(resource string) string {
+	special := map[string]string{"tcp": "TCP", "udp": "UDP", "ip": "IP", "ipv4": "IPv4", "ipv6": "IPv6", "cgroup": "control group", "conntrack": "connection tracking", "netdev": "receive"}
+	list := strings.Split(strings.ReplaceAll(resource, "time_wait", "TIME-WAIT"), "_")
+	for i, w := range list {
+		list[i] = cmp.Or(special[w], w)
+	}
+	text := strings.ReplaceAll(strings.Join(list, " "), "-", "_")
+	return strings.ToUpper(text[:1]) + text[1:]
 }
 
 // runbooks are the addresses of the runbooks by resource.

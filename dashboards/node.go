@@ -8,6 +8,13 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
+const nodeUID = "sockpressure-node"
+
+const (
+	netnsShare  = "sockpressure_netns_saturation_ratio"
+	podOverTime = "Limits of pods over time"
+)
+
 // node is the dashboard of one node. It reads the exporter's metrics and no
 // recording rules, so that it works where these are not loaded.
 func node(limits []collector.LimitInfo, books runbooks) dashboard {
@@ -22,15 +29,46 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 		return limitPanel(l, show[resource], books)
 	}
 
-	now := nearest("sort_desc(max by (resource) (sockpressure_saturation_ratio))", limits, books)
-	now.title, now.width, now.height = "Nearest limits", 7, 13
-	now.about = "Usage as a share of each limit that this kernel has and enforces, in the colours of the limit's own levels. At 100% the kernel refuses, drops or kills. A click leads to the runbook."
+	here := func(title, more string) string {
+		return "/d/" + nodeUID + "?var-datasource=${datasource}&${cluster:queryparam}&${job:queryparam}&${instance:queryparam}&${__url_time_range}" + more + "&" + view(nodeUID, title)
+	}
+	now := nearest("sort_desc(max by (resource) (sockpressure_saturation_ratio))", limits, func(resource string) []object {
+		return []object{link("Over time", here(words(resource), "")), link("Runbook", books[resource])}
+	})
+	now.title, now.width, now.height = "Nearest limits", 6, 16
+	now.about = "Usage as a share of each limit that this kernel has and enforces, in the colours of the limit's own levels. At 100% the kernel refuses, drops or kills. A click leads to the limit's panel, or to the runbook."
+	ofPod := []object{offers(link("This one over time", here(podOverTime, "&var-netns=${__value.raw:percentencode}")))}
 
 	rows := []row{
-		{"", []panel{
+		{"", false, []panel{
 			now,
 			{
-				kind: lines, title: "Refusals now", unit: perSecond, width: 8, height: 13, stacked: true,
+				kind: table, title: "Alerts that fire", unit: number, width: 9, height: 7,
+				about: "The alerts of this bundle that fire for the node, by limit and pod, those for the record (info) left out: the worst of each limit, and how many there are. A click on the alert leads to its runbook.",
+				empty: "while none fires, and where the alerts are not loaded",
+				queries: []query{
+					{"", "max by (resource, pod, instance) (" + severity() + ")"},
+					{"", "topk by (resource, pod, instance) (1, max by (alertname, resource, pod, instance) (" + worstAlert() + "))"},
+					{"", "count by (resource, pod, instance) (" + firing(`severity=~"critical|warning"`) + ")"},
+				},
+				columns: []column{{"Value #A", "Severity"}, {"resource", "Limit"}, {"alertname", "Alert"}, {"pod", "Pod"}, {"Value #C", "Alerts"}, {"instance", "Node"}},
+				sorted:  []string{"Severity", "Limit"},
+				overrides: append([]object{
+					named("Severity", levels()...),
+					alert(link("Runbook", docs+"runbooks.md#${__value.raw}"), link("Runbook, from the node", "http://${__data.fields.Node}/runbooks#${__value.raw}")),
+				}, wide(map[string]int{"Limit": 125, "Alert": 170, "Pod": 115, "Alerts": 55, "Node": 120})...),
+			},
+			{
+				kind: table, title: "Who holds it", unit: share, width: 9, height: 7,
+				about:     "The largest holder of each limit that has come half of the way to a warning, and its part of the usage.",
+				empty:     "while no limit is near",
+				queries:   []query{{"", "topk(30, max by (resource, item, process, owner, pod, instance) (sockpressure_saturation_holder_ratio))"}},
+				columns:   []column{{"resource", "Limit"}, {"process", "Process"}, {"pod", "Pod"}, {"Value", "Part"}, {"item", "Of"}, {"owner", "Owner"}, {"instance", "Node"}},
+				sorted:    []string{"Part"},
+				overrides: append([]object{named("Part", bar(share)...)}, wide(map[string]int{"Limit": 125, "Process": 110, "Pod": 115, "Part": 110})...),
+			},
+			{
+				kind: lines, title: "Refusals now", unit: perSecond, width: 9, height: 9, stacked: true,
 				about: "What the kernel refuses, drops or kills a second, by the limit that is met; the last row has every counter by itself. Counters with causes besides the limit are in; received data counts while TCP memory is at 90% or above.",
 				empty: "in part where the kernel has no such counter: no nf_conntrack, no IPv6, UDP memory before Linux 5.11",
 				queries: []query{
@@ -50,28 +88,23 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 			},
 			{
-				kind: table, title: "Alerts that fire", unit: number, width: 9, height: 13,
-				about:     "The alerts of this bundle that fire for the node, those for the record (info) left out. A click on the alert leads to its runbook.",
-				empty:     "while none fires, and where the alerts are not loaded",
-				queries:   []query{{"", `max by (alertname, severity, resource, instance) (ALERTS{alertname=~"SockPressure.+",alertstate="firing",severity!="info"})`}},
-				columns:   []column{{"severity", "Severity"}, {"alertname", "Alert"}, {"resource", "Limit"}, {"instance", "Node"}},
-				sorted:    []string{"Severity", "Alert"},
-				overrides: []object{named("Alert", links("Runbook", docs+"runbooks.md#${__value.raw}"))},
+				kind: table, title: podsOfNode, unit: share, width: 9, height: 9,
+				about: "Pods, containers and other network namespaces besides the host's, against limits that each has for itself, by the levels of the alert on pods: the 50 that are nearest. A click on one leads to its limits over time.",
+				empty: "where there are no others; all but conntrack_entries needs CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+				queries: []query{
+					{"", "topk(50, max by (resource, netns, pod, instance) (" + netnsShare + "))"},
+					{"", "max by (resource, netns, pod, instance) (" + podLevel(netnsShare) + ") and on (resource, netns, instance) topk(50, max by (resource, netns, instance) (" + netnsShare + "))"},
+				},
+				columns:   []column{{"Value #B", "Severity"}, {"netns", "Network namespace"}, {"pod", "Pod"}, {"resource", "Limit"}, {"Value #A", "Used"}, {"instance", "Node"}},
+				sorted:    []string{"Severity", "Used"},
+				overrides: append([]object{named("Severity", levels()...), named("Network namespace", ofPod...)}, wide(map[string]int{"Network namespace": 180, "Pod": 115, "Limit": 125, "Used": 60, "Node": 120})...),
 			},
 		}},
-		{"Who holds it, and between scrapes", []panel{
-			{
-				kind: table, title: "Who holds the most of what is near", unit: share, width: 24, height: 7,
-				about:   "The largest holder of each limit that has come half of the way to a warning, and its share of the usage.",
-				empty:   "while no limit is near",
-				queries: []query{{"", "max by (resource, item, process, owner, instance) (sockpressure_saturation_holder_ratio)"}},
-				columns: []column{{"resource", "Limit"}, {"item", "Of"}, {"process", "Process"}, {"owner", "Owner"}, {"instance", "Node"}, {"Value", "Share"}},
-				sorted:  []string{"Share"},
-			},
+		{"Between scrapes", true, []panel{
 			{
 				kind: lines, title: "Peaks", unit: share, width: 12, height: 8,
-				about:   "The highest share of each limit within a minute, by samples between scrapes; 100% also where a counter or a message of the kernel tells that the limit was reached. Limits whose usage takes a walk have none.",
-				queries: []query{{"{{resource}} {{instance}}", "sockpressure_saturation_peak_ratio"}},
+				about:   "The highest share of each limit within a minute, by samples between scrapes; 100% also where a counter or a message of the kernel tells that the limit was reached: the 10 limits that came the highest. Limits whose usage takes a walk have none.",
+				queries: []query{{"{{resource}} {{instance}}", highest(10, "sockpressure_saturation_peak_ratio")}},
 			},
 			{
 				kind: lines, title: "What the kernel logged", unit: number, width: 12, height: 8,
@@ -80,7 +113,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				queries: []query{{"{{message}} {{instance}}", "increase(sockpressure_kernel_messages_total[$__rate_interval])"}},
 			},
 		}},
-		{"Sockets and states", []panel{
+		{"Sockets and states", true, []panel{
 			limit("tcp_orphans"),
 			limit("tcp_time_wait"),
 			counters("Connections opened and lost", "Connections opened by this host and by others, those that did not come about, and those that ended because nobody answered.", "",
@@ -99,7 +132,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 			},
 		}},
-		{"TCP and UDP memory", []panel{
+		{"TCP and UDP memory", true, []panel{
 			limit("tcp_memory"),
 			limit("udp_memory"),
 			{
@@ -117,7 +150,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 			},
 		}},
-		{"Connection tracking", []panel{
+		{"Connection tracking", true, []panel{
 			limit("conntrack_entries"),
 			counters("Connection tracking drops", "Packets dropped (failed inserts are in), entries thrown out to make room, inserts that failed by themselves, and searches that began again.",
 				"where the module nf_conntrack is not loaded; without CONFIG_NF_CONNTRACK_PROCFS the counters need CAP_NET_ADMIN",
@@ -125,7 +158,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			counters("Invalid packets", "Packets that belong to no tracked connection and can begin none.", "where the module nf_conntrack is not loaded; without CONFIG_NF_CONNTRACK_PROCFS the counters need CAP_NET_ADMIN",
 				"conntrack_invalid"),
 		}},
-		{"File descriptors", []panel{
+		{"Descriptors and threads", true, []panel{
 			limit("file_descriptors"),
 			limit("process_file_descriptors"),
 			limit("threads"),
@@ -142,7 +175,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				overrides: []object{named("Share", property("unit", share))},
 			},
 		}},
-		{"Queues and ports", []panel{
+		{"Queues and ports", true, []panel{
 			limit("accept_queue"),
 			{
 				kind: table, title: "Listeners nearest to their limit", unit: number, width: 8, height: 8,
@@ -162,14 +195,12 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			limit("unix_accept_queue"),
 			limit("udp_receive_queue"),
 		}},
-		{"Network namespaces: pods, containers", []panel{
+		{"Network namespaces: pods, containers", true, []panel{
 			{
-				kind: table, title: "Namespaces nearest to their own limits", unit: share, width: 12, height: 9,
-				about:   "Pods, containers and other network namespaces besides the host's, against limits that each has for itself.",
-				empty:   "where there are no others; all but conntrack_entries needs CAP_SYS_ADMIN and CAP_SYS_PTRACE",
-				queries: []query{{"", "max by (resource, netns, namespace, pod, instance) (sockpressure_netns_saturation_ratio)"}},
-				columns: []column{{"netns", "Network namespace"}, {"resource", "Limit"}, {"namespace", "Namespace"}, {"pod", "Pod"}, {"instance", "Node"}, {"Value", "Share"}},
-				sorted:  []string{"Share"},
+				kind: lines, title: podOverTime, unit: share, width: 12, height: 9,
+				about:   "The limits of the pods, containers and other network namespaces that are chosen above, the 10 that came the highest.",
+				empty:   "where there are none; all but conntrack_entries needs CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+				queries: []query{{"{{netns}} {{resource}} {{instance}}", highest(10, netnsShare+`{netns=~"$netns"}`)}},
 			},
 			{
 				kind: lines, title: "Refused in network namespaces", unit: perSecond, width: 12, height: 9, stacked: true,
@@ -196,7 +227,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 					{"Value #C", "TIME_WAIT"},
 					{"Value #D", "UDP"},
 				},
-				sorted: []string{"Accept queue"},
+				sorted:    []string{"Accept queue"},
+				overrides: wide(map[string]int{"Network namespace": 190, "Accept queue": 100, "Conntrack": 90, "TIME_WAIT": 90, "UDP": 80}),
 			},
 			{
 				kind: table, title: "Accept queues of network namespaces", unit: number, width: 12, height: 9,
@@ -209,19 +241,37 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				columns: []column{
 					{"netns", "Network namespace"}, {"pod", "Pod"}, {"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"},
 				},
-				sorted: []string{"Waiting"},
+				sorted:    []string{"Waiting"},
+				overrides: wide(map[string]int{"Network namespace": 190, "Waiting": 80, "Limit": 80}),
 			},
 		}},
-		{"Packets: backlog, neighbours, fragments", []panel{
+		{"Packets: backlog, neighbours, fragments", true, []panel{
 			limit("netdev_backlog"),
 			limit("neighbours_ipv4"),
 			limit("neighbours_ipv6"),
 			limit("ip_fragments_ipv4"),
 			limit("ip_fragments_ipv6"),
 		}},
-		{"Memory", []panel{
+		{"Memory and its reserves", true, []panel{
 			limit("memory"),
 			limit("cgroup_memory"),
+			{
+				kind: table, title: "Control groups nearest to their limit", unit: size, width: 8, height: 8,
+				about: "Pods, containers and units, what they have of memory that they cannot give back, and what they may have.",
+				empty: "where no control group has a limit, or they are not mounted",
+				queries: []query{
+					{"", "max by (cgroup, pod, instance) (sockpressure_cgroup_memory_saturation_ratio)"},
+					{"", "max by (cgroup, pod, instance) (sockpressure_cgroup_memory_used_bytes)"},
+					{"", "max by (cgroup, pod, instance) (sockpressure_cgroup_memory_limit_bytes)"},
+					{"", "max by (cgroup, pod, instance) (increase(sockpressure_cgroup_oom_kills_total[$__rate_interval])) and on (cgroup, instance) sockpressure_cgroup_memory_limit_bytes"},
+				},
+				columns: []column{{"cgroup", "Control group"}, {"pod", "Pod"}, {"Value #A", "Share"}, {"Value #B", "Used"}, {"Value #C", "Limit"}, {"Value #D", "OOM kills"}, {"instance", "Node"}},
+				sorted:  []string{"Share"},
+				overrides: []object{
+					named("Share", colours(limits, "cgroup_memory")...),
+					named("OOM kills", property("unit", number)),
+				},
+			},
 			limit("committed_memory"),
 			{
 				kind: lines, title: "Waiting for memory", unit: share, width: 8, height: 8, top: 1,
@@ -258,7 +308,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				overrides: []object{dashed("limit", colorLimit)},
 			},
 		}},
-		{"Kernel refusals", []panel{
+		{"Kernel refusals", true, []panel{
 			counters("Listeners", "Connections dropped because the accept queue was full, for any reason (drops, overflows included), and connection requests whose queue was full. A cookie is an answer, not a refusal.", "",
 				"tcp_listen_overflows", "tcp_listen_drops", "tcp_request_queue_full_drops", "tcp_request_queue_full_cookies", "tcp_syncookies_failed"),
 			counters("TCP", "Connections reset for want of memory or as orphans, closed without TIME_WAIT, and segments dropped in the receive path.", "",
@@ -277,7 +327,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				queries: []query{{"OOM kills {{instance}}", "increase(sockpressure_oom_kills_total[$__rate_interval])"}},
 			},
 		}},
-		{"The exporter", []panel{{
+		{"The exporter", true, []panel{{
 			kind: table, title: "Collectors", unit: number, width: 24, height: 10,
 			about: "Success is 0 after an error: the limits of that collector are not watched. Supported is 0 where the kernel does not have what it reads. Age is above 0 where --collector.max-cpu puts a new reading off.",
 			queries: []query{
@@ -293,7 +343,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 		}}},
 	}
 	if len(left) > 0 {
-		other := row{title: "Other limits"}
+		other := row{title: "Other limits", folded: true}
 		for _, resource := range slices.Sorted(maps.Keys(left)) {
 			other.panels = append(other.panels, limit(resource))
 		}
@@ -301,20 +351,22 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 	}
 
 	return dashboard{
-		uid: "sockpressure-node", title: "Sockpressure / Node", from: "now-3h",
+		uid: nodeUID, title: "Sockpressure / Node", from: "now-3h",
 		about: "How near one node is to each kernel limit on sockets and memory, and what its kernel refuses.",
 		variables: []variable{
-			{"cluster", "Cluster", "sockpressure_host_network_namespace", true},
-			{"job", "Job", "sockpressure_host_network_namespace", true},
-			{"instance", "Instance", "sockpressure_host_network_namespace", false},
+			{name: "cluster", label: "Cluster", metric: "sockpressure_host_network_namespace", all: true},
+			{name: "job", label: "Job", metric: "sockpressure_host_network_namespace", all: true},
+			{name: "instance", label: "Instance", metric: "sockpressure_host_network_namespace"},
+			{name: "netns", label: "Pod or network namespace", metric: netnsShare, all: true},
 		},
-		annotations: []object{{
-			"name": "Alerts", "enable": true, "hide": false, "iconColor": "red", "useValueForTime": false, "datasource": datasource(),
-			"target": object{
-				"refId": "Anno", "interval": "60s",
-				"expr": selecting(`ALERTS{alertname=~"SockPressure.+",alertstate="firing"}`, "cluster", "job", "instance"),
-			},
-			"titleFormat": "{{alertname}}", "textFormat": "{{instance}} {{resource}}", "tagKeys": "severity,stage",
+		annotations: []object{
+			annotation("Alerts", "red", "{{alertname}}", "{{instance}} {{resource}}", firing()),
+			annotation("Kernel messages", "purple", "{{message}}", "{{instance}}", "increase(sockpressure_kernel_messages_total[$__rate_interval]) > 0"),
+			annotationAt("Exporter restarts", "blue", "The exporter began", "{{instance}}", "process_start_time_seconds * 1000"),
+		},
+		links: []object{{
+			"type": "link", "title": "Pods of this node", "url": "/d/" + nodeUID + "?" + view(nodeUID, podsOfNode), "icon": "external link",
+			"includeVars": true, "keepTime": true, "targetBlank": false, "tooltip": "", "tags": []string{}, "asDropdown": false,
 		}},
 		rows: rows,
 	}

@@ -2,6 +2,7 @@ package dashboards
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,8 +22,10 @@ type panel struct {
 	top           float64  // the end of the scale, at least
 	cut           float64  // the end of the scale, at most: lines leave it
 	stacked       bool     // areas on top of each other
+	aside         bool     // the legend stands beside the lines, and has place for more of them
 	limited       bool     // the first line is usage, the others are limits: none is sorted away
 	overrides     []object // of single fields
+	links         []object // what a click on a value offers
 	columns       []column // of a table
 	sorted        []string // the names of those it is sorted by, the first ones first
 	rising        bool     // values are sorted from the smallest on
@@ -57,7 +60,8 @@ const (
 const (
 	share     = "percentunit"
 	number    = "short"
-	size      = "bytes" // in steps of 1024
+	exact     = "locale" // 10,000, not 10 K
+	size      = "bytes"  // in steps of 1024
 	seconds   = "s"
 	perSecond = "cps"
 )
@@ -70,6 +74,9 @@ func (p panel) json() object {
 	defaults := object{
 		"unit": p.unit, "mappings": []object{}, "color": object{"mode": "thresholds"},
 		"thresholds": thresholds(p.base, p.steps),
+	}
+	if p.links != nil {
+		defaults["links"] = p.links
 	}
 	if p.kind != lines {
 		defaults["min"] = 0
@@ -105,6 +112,9 @@ func (p panel) json() object {
 		}
 		defaults["custom"] = custom
 		legend := object{"displayMode": "table", "placement": "bottom", "showLegend": true, "calcs": []string{"lastNotNull", "max"}}
+		if p.aside {
+			legend["placement"] = "right"
+		}
 		if !p.limited {
 			legend["sortBy"], legend["sortDesc"] = "Last *", true // so Grafana calls lastNotNull
 		}
@@ -115,7 +125,7 @@ func (p panel) json() object {
 	case bars:
 		o["options"] = object{
 			"displayMode": "basic", "orientation": "horizontal", "showUnfilled": true, "valueMode": "color",
-			"namePlacement": "left", "sizing": "auto", "reduceOptions": lastValue(),
+			"namePlacement": "left", "sizing": "manual", "minVizHeight": 16, "maxVizHeight": 24, "reduceOptions": lastValue(),
 		}
 	case one:
 		o["options"] = object{
@@ -141,7 +151,7 @@ func (p panel) targets() []object {
 	for i, q := range p.queries {
 		t := object{
 			"refId": string(rune('A' + i)), "datasource": datasource(), "editorMode": "code",
-			"expr": selecting(q.expr, "cluster", "job", "instance"), "legendFormat": q.legend, "format": "time_series", "instant": false, "range": true,
+			"expr": selecting(q.expr, everyNode...), "legendFormat": q.legend, "format": "time_series", "instant": false, "range": true,
 		}
 		if p.kind != lines {
 			t["instant"], t["range"] = true, false
@@ -204,9 +214,64 @@ func dashed(word, color string) object {
 
 func property(id string, value any) object { return object{"id": id, "value": value} }
 
-// links are what a click on a field offers.
-func links(title, url string) object {
-	return property("links", []object{{"title": title, "url": url}})
+// link is what a click offers.
+func link(title, url string) object { return object{"title": title, "url": url} }
+
+// offers are the links of one field.
+func offers(links ...object) object { return property("links", links) }
+
+// outOfLegend keeps lines out of the legend that are known by their colour.
+func outOfLegend(word string) object {
+	return object{
+		"matcher":    object{"id": "byRegexp", "options": "/^" + word + "/"},
+		"properties": []object{property("custom.hideFrom", object{"legend": true, "tooltip": false, "viz": false})},
+	}
+}
+
+// levels shows the numbers of severities as words, in the colours of the alerts.
+func levels() []object {
+	options := object{}
+	for i, l := range []struct{ text, color string }{{"ok", "green"}, {"warning", colorWarning}, {"critical", colorCritical}} {
+		options[strconv.Itoa(i)] = object{"text": l.text, "color": l.color, "index": i}
+	}
+	return []object{
+		property("mappings", []object{{"type": "value", "options": options}}),
+		property("custom.cellOptions", object{"type": "color-background", "mode": "basic"}),
+		property("custom.width", 80), property("custom.align", "center"),
+	}
+}
+
+// alert shows the names of alerts without what all of them begin with, and leads to
+// their runbooks.
+func alert(links ...object) object {
+	return named("Alert", offers(links...), property("mappings", []object{{
+		"type": "regex", "options": object{"pattern": "SockPressure(.*)", "result": object{"text": "$1", "index": 0}},
+	}}))
+}
+
+// wide sets the widths of columns, by their names.
+func wide(widths map[string]int) []object {
+	var all []object
+	for _, name := range slices.Sorted(maps.Keys(widths)) {
+		all = append(all, named(name, property("custom.width", widths[name])))
+	}
+	return all
+}
+
+// unseen are columns that links need, and nobody else.
+func unseen(names ...string) []object {
+	all := make([]object, len(names))
+	for i, name := range names {
+		all[i] = named(name, property("custom.hideFrom", object{"viz": true, "legend": false, "tooltip": false}))
+	}
+	return all
+}
+
+// counted colours a column of numbers from 1 on.
+func counted(name, color string) object {
+	return named(name,
+		property("thresholds", thresholds("transparent", []step{{1, color}})),
+		property("custom.cellOptions", object{"type": "color-background", "mode": "basic"}))
 }
 
 // bar shows a column of a table as bars.
@@ -220,4 +285,20 @@ func bar(unit string) []object {
 // percent writes a share for people.
 func percent(v float64) string {
 	return strings.TrimSuffix(strconv.FormatFloat(100*v, 'f', 1, 64), ".0") + "%"
+}
+
+// annotation marks the stretches in which a query finds something.
+func annotation(name, color, title, text, expr string) object {
+	return object{
+		"name": name, "enable": true, "hide": false, "iconColor": color, "useValueForTime": false, "datasource": datasource(),
+		"target":      object{"refId": "Anno", "interval": "60s", "expr": selecting(expr, everyNode...)},
+		"titleFormat": title, "textFormat": text, "tagKeys": "severity,stage",
+	}
+}
+
+// annotationAt marks the times that a query finds, in milliseconds.
+func annotationAt(name, color, title, text, expr string) object {
+	o := annotation(name, color, title, text, expr)
+	o["useValueForTime"] = true
+	return o
 }

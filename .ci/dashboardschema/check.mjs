@@ -8,7 +8,7 @@ import { createGenerator } from 'ts-json-schema-generator';
 
 const here = (name) => new URL(name, import.meta.url).pathname;
 const schema = makeSchema();
-schema.properties.panels.items.allOf.forEach((kind) => typeOverrides(kind.then.properties.fieldConfig?.properties));
+typePanels(schema.properties.panels);
 const validate = new Ajv({ allErrors: true, allowUnionTypes: true }).compile(schema);
 
 function makeSchema() {
@@ -25,6 +25,14 @@ function makeSchema() {
     if (!error.diagnostic) throw error;
     for (const d of [error.diagnostic, ...(error.diagnostic.relatedInformation ?? [])]) console.error(d.messageText);
     process.exit(1);
+  }
+}
+
+// typePanels calls typeOverrides for all panels, those inside of rows too.
+function typePanels(panels) {
+  for (const { then: { properties } } of panels.items.allOf) {
+    typeOverrides(properties.fieldConfig?.properties);
+    if (properties.panels) typePanels(properties.panels);
   }
 }
 
@@ -68,6 +76,8 @@ const broken = [
   ['/templating/list/query/query/qryType', 'label_values'],
   ['/templating/list/datasource/query', {}],
   ['/panels/row/collapsed', 'no'],
+  ['/panels/row/panels/timeseries/type', 'timeserie'],
+  ['/templating/list/custom/query', {}],
   ['/panels/timeseries/type', 'timeserie'],
   ['/panels/timeseries/gridPos/w', '8'],
   ['/panels/timeseries/datasource', 'prometheus'],
@@ -79,10 +89,10 @@ const broken = [
   ['/panels/timeseries/fieldConfig/defaults/units', 's'],
   ['/panels/timeseries/fieldConfig/defaults/custom/lineWidths', 1],
   ['/panels/timeseries/fieldConfig/defaults/custom/stacking/mode', 'stacked'],
-  ['/panels/timeseries/fieldConfig/overrides/0/matcher/id', 'byRegex'],
-  ['/panels/timeseries/fieldConfig/overrides/0/properties/0', { id: 'custom.lineStyles', value: {} }, '/id'],
-  ['/panels/timeseries/fieldConfig/overrides/0/properties/0', { id: 'custom.lineStyle', value: { fill: 'dashed' } }, '/value/fill'],
-  ['/panels/timeseries/fieldConfig/overrides/0/properties/0', { id: 'unit', value: 1 }, '/value'],
+  ['/panels/row/panels/timeseries/fieldConfig/overrides/0/matcher/id', 'byRegex'],
+  ['/panels/row/panels/timeseries/fieldConfig/overrides/0/properties/0', { id: 'custom.lineStyles', value: {} }, '/id'],
+  ['/panels/row/panels/timeseries/fieldConfig/overrides/0/properties/0', { id: 'custom.lineStyle', value: { fill: 'dashed' } }, '/value/fill'],
+  ['/panels/row/panels/timeseries/fieldConfig/overrides/0/properties/0', { id: 'unit', value: 1 }, '/value'],
   ['/panels/timeseries/targets/0/expr', undefined],
   ['/panels/timeseries/targets/0/format', 'timeseries'],
   ['/panels/timeseries/targets/0/legend', 'x'],

@@ -28,7 +28,14 @@ export type Dashboard = With<raw.Dashboard, {
 
 /** @discriminator type */
 type Panel =
-  | With<raw.RowPanel, { panels: [] }>
+  | With<raw.RowPanel, { panels: Inside[] }>
+  | PanelOf<'bargauge', Reduced<bargauge.Options>, {}>
+  | PanelOf<'stat', Reduced<stat.Options>, {}>
+  | PanelOf<'table', table.Options, table.FieldConfig>
+  | PanelOf<'timeseries', Legend<timeseries.Options>, timeseries.FieldConfig>;
+
+/** @discriminator type */
+type Inside =
   | PanelOf<'bargauge', Reduced<bargauge.Options>, {}>
   | PanelOf<'stat', Reduced<stat.Options>, {}>
   | PanelOf<'table', table.Options, table.FieldConfig>
@@ -62,6 +69,7 @@ type TransformationOf<ID extends string, Options> = With<raw.DataTransformerConf
 /** @discriminator type */
 type Variable =
   | With<raw.VariableModel, { type: 'datasource'; query: string }>
+  | With<raw.VariableModel, { type: 'custom'; query: string }>
   | With<raw.VariableModel, { type: 'query'; query: PromVariableQuery; definition: string }>;
 
 type Annotation = With<raw.AnnotationQuery, {
