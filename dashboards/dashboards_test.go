@@ -334,7 +334,7 @@ func TestNames(t *testing.T) {
 	for name := range recorded(t) {
 		metrics[name] = all
 	}
-	metrics["ALERTS"] = []string{"alertname", "alertstate", "severity", "stage", "resource", "collector"}
+	metrics["ALERTS"] = []string{"alertname", "alertstate", "severity", "stage", "resource", "collector", "pod"}
 
 	matcher := regexp.MustCompile(`(\w+) *(?:=~|!~|!=|=) *"([^"]*)"`)
 	grouping := regexp.MustCompile(`\b(?:by|without|on|ignoring) *\(([^)]*)\)`)
