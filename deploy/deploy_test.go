@@ -14,9 +14,13 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v2"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
 const chart = "helm/sockpressure-exporter"
+
+func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 
 func read(t *testing.T, path string) string {
 	t.Helper()
@@ -236,4 +240,63 @@ func plain(value any) any {
 		return list
 	}
 	return value
+}
+
+// TestCompose expects that the compose file mounts what exists, gives the exporter flags that
+// it has, and that Prometheus accepts its configuration, with the rules.
+func TestCompose(t *testing.T) {
+	var file struct {
+		Services map[string]struct {
+			Command []string
+			Volumes []string
+		}
+		Volumes map[string]any
+	}
+	unmarshal(t, "compose/compose.yaml", &file)
+	if len(file.Services) != 4 {
+		t.Errorf("%d services", len(file.Services))
+	}
+	mounted := map[string]string{}
+	for name, s := range file.Services {
+		for _, v := range s.Volumes {
+			from, rest, _ := strings.Cut(v, ":")
+			to, _, _ := strings.Cut(rest, ":")
+			if _, ok := file.Volumes[from]; ok {
+				continue
+			}
+			if !strings.HasPrefix(from, "/") {
+				from = filepath.Join("compose", from)
+			}
+			if _, err := os.Stat(from); err != nil {
+				t.Errorf("%s mounts %v", name, err)
+			}
+			mounted[to] = from
+		}
+	}
+	readme := read(t, "../README.md") + read(t, "../docs/commands.md")
+	for _, flag := range file.Services["exporter"].Command {
+		flag, _, _ = strings.Cut(flag, "=")
+		if !strings.Contains(readme, "`"+flag+"`") {
+			t.Errorf("README.md does not have %s", flag)
+		}
+	}
+	needs.Check(t, "promtool")
+	config := strings.ReplaceAll(read(t, "compose/prometheus.yml"), "/etc/prometheus/sockpressure", absolute(t, mounted["/etc/prometheus/sockpressure"]))
+	path := filepath.Join(t.TempDir(), "prometheus.yml")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("promtool", "check", "config", path).CombinedOutput()
+	if err != nil || strings.Count(string(out), "SUCCESS") < 10 {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func absolute(t *testing.T, path string) string {
+	t.Helper()
+	path, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
