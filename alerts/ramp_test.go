@@ -11,7 +11,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-// counters are what the kernel counts when a limit is met.
+// counters are what the kernel counts when a limit is reached.
 func counters() map[string]string {
 	return map[string]string{
 		"conntrack_entries": "sockpressure_conntrack_drops_total",

@@ -28,7 +28,7 @@ type limit struct {
 	hold     map[string]string
 	forecast forecasting
 
-	// full is a summary of what the limit does when it is met, for limits whose
+	// full is a summary of what the limit does when it is reached, for limits whose
 	// refusals the kernel does not count; it pages at fullAt at once.
 	full, fullAt string
 	// met are the alerts on what the kernel counts.

@@ -102,7 +102,7 @@ type Result struct {
 	// Limits, notes and the samples are those of one reading.
 	Limits []LimitReading
 	Notes  []Note
-	// Err is a real failure, a time-out, or a panic. There may be limits and samples
+	// Err is a real failure, a timeout, or a panic. There may be limits and samples
 	// beside it: those that do not depend on what could not be read.
 	Err error
 	// Unsupported is set where this kernel does not have what the collector

@@ -47,7 +47,7 @@ type LimitInfo struct {
 	// anchor in the documentation, the name in alerts.
 	Resource string
 	Unit     Unit
-	// Effect is what the kernel does when the limit is met.
+	// Effect is what the kernel does when the limit is reached.
 	Effect string
 	// WarningRatio and CriticalRatio are the saturation from which a person should
 	// look at it, or act at once.
@@ -248,7 +248,7 @@ type LimitReading struct {
 	// Peak is the highest saturation of the last minute, absent where the limit is not
 	// read between scrapes.
 	Peak Number
-	// Netns is the network namespace besides the host's that is nearest to a limit of
+	// Netns is the network namespace other than the host's that is nearest to a limit of
 	// this kind of its own; nil where there is none, or its limit cannot be known.
 	Netns *NetnsLimit
 	// Holder is who holds the most of it, nil where that is not known or it is far from
@@ -262,7 +262,7 @@ type LimitReading struct {
 	soft  Number
 }
 
-// NetnsLimit is a limit of a network namespace besides the host's.
+// NetnsLimit is a limit of a network namespace other than the host's.
 type NetnsLimit struct {
 	Resource string
 	// Name is the label netns of the namespace, Namespace and Pod those of a pod.

@@ -10,7 +10,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// namespaces is one reading of the network namespaces besides the host's.
+// namespaces is one reading of the network namespaces other than the host's.
 type namespaces struct {
 	// count is how many there are, unreadable how many of them could not be read.
 	count, unreadable Number

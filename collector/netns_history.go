@@ -13,7 +13,7 @@ type netnsHistory struct {
 	// stirring is in how many namespaces connection requests waited, now and at the last
 	// reading.
 	stirring, stirred int
-	// complete is set after the first one that was not cut short.
+	// complete is set after the first one that was not truncated.
 	complete bool
 	refused  [netnsCounterCount]Number
 }

@@ -159,7 +159,7 @@ type Definition[S any] struct {
 	LogLines []LogLine
 	// Notes returns what a snapshot has for people besides its numbers. It may be nil.
 	Notes func(*S) []Note
-	// Netns returns the network namespaces besides the host's that are the nearest to
+	// Netns returns the network namespaces other than the host's that are the nearest to
 	// limits of their own, one of each limit. It may be nil.
 	Netns func(*S) []NetnsLimit
 	// Holders returns who holds the most of limits, those of other collectors too. It may

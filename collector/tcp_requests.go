@@ -166,7 +166,7 @@ func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) 
 				first = r
 			}
 		}
-		// Where nobody asks one listener stands for all that they are empty.
+		// If nobody asks one listener stands for all that they are empty.
 		if len(length) == 0 && first.listener.IsValid() {
 			yield(first)
 		}

@@ -232,7 +232,7 @@ func judgeForged(r *recording.Recording, fail func(string, ...any)) {
 }
 
 // judgeFloods wants a flood to cost little, and what was missed of it to be said. The
-// exporter means to take less than a twentieth of a processor; one that read as fast as
+// exporter means to take less than 5 % of a processor; one that read as fast as
 // it could would take all of it. A guest accounts to it what other programs take of the
 // machine while it runs, so the bound is well above the one and below the other.
 func judgeFloods(floods []scenario.Flood, fail func(string, ...any)) {

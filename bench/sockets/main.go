@@ -240,7 +240,7 @@ func (l load) open() error {
 	}
 	_ = unix.Shutdown(listener, unix.SHUT_RDWR)
 	accepted.Wait()
-	return nil // the kernel closes the rest: with resets, for want of lingering
+	return nil // the kernel closes the rest: with resets, for lack of lingering
 }
 
 func (l load) listen(server [4]byte) (int, error) {

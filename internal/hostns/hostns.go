@@ -30,7 +30,7 @@ const (
 )
 
 // ErrForeign is the error of everything that would show the network namespace of
-// this process in place of the host's.
+// this process instead of the host's.
 var ErrForeign = errors.New("not in the host's network namespace and not permitted to enter it")
 
 // Host is the network namespace of process 1 of a procfs. The zero Host is that

@@ -34,7 +34,7 @@ type Options struct {
 	// ProcPath and SysPath are where procfs and sysfs are mounted. Process 1 of the
 	// procfs is the host's.
 	ProcPath, SysPath string
-	// CgroupPath is where control groups are mounted; it is fs/cgroup of SysPath if it is
+	// CgroupPath is where cgroups are mounted; it is fs/cgroup of SysPath if it is
 	// empty.
 	CgroupPath string
 	// PodsPath is the folder of the logs of the pods that run here, by which they are

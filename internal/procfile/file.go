@@ -135,7 +135,7 @@ func (f *File) read() ([]byte, error) {
 			return b, nil
 		}
 		// An entry that was removed (its module unloaded) fails for good on the
-		// old descriptor, and may stand there anew.
+		// old descriptor, and may stand there again.
 		f.Close()
 		if reopened {
 			return nil, &fs.PathError{Op: "read", Path: f.path, Err: err}

@@ -122,7 +122,7 @@ func (c *Client) walk(ctx context.Context, r Request, v Visitor) error {
 	return nil
 }
 
-// isRefused says whether err means that the kernel does not know the request:
+// isRefused reports whether err means that the kernel does not know the request:
 // EOPNOTSUPP without inet_diag, ENOENT without tcp_diag, EINVAL for an unknown
 // type, EPROTONOSUPPORT without sock_diag itself.
 func isRefused(err error) bool {

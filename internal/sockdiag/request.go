@@ -148,7 +148,7 @@ func (r Request) bytecode() []byte {
 	return b
 }
 
-// selects says whether a socket is one that r asks for. A kernel that does not
+// selects reports whether a socket is one that r asks for. A kernel that does not
 // know a filter sends more than was asked for.
 func (r Request) selects(s *Socket) bool {
 	if r.States&MaskOf(s.State) == 0 {

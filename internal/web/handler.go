@@ -53,7 +53,7 @@ const (
 	writeTimeout = 30 * time.Second
 )
 
-// Server returns an HTTP server for the set. Its time-outs bound what a slow or
+// Server returns an HTTP server for the set. Its timeouts bound what a slow or
 // hostile client can hold, and so does a bound on connections. One may stay idle for
 // minutes: on a host that has no file descriptors left, the one that Prometheus
 // already has is the only way in.

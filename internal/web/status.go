@@ -226,7 +226,7 @@ func bars(l collector.LimitReading) []bar {
 // Drawn is how much of the bar is full: a limit can be passed, its bar cannot.
 func (b bar) Drawn() float64 { return min(b.Worst(), 1) }
 
-// Headroom says how far the present load can grow; empty where that is not known.
+// Headroom reports how far the present load can grow; empty where that is not known.
 func (p *view) Headroom() string {
 	facts := plan.FactsOf(p.Reading)
 	if !facts.Counted {

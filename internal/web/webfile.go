@@ -46,7 +46,7 @@ type protection struct {
 	tls *tls.Config // nil without TLS
 }
 
-// fileState tells whether a file was changed or replaced.
+// fileState reports whether a file was changed or replaced.
 type fileState struct {
 	err              string
 	device, inode    uint64

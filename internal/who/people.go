@@ -86,7 +86,7 @@ func (h *holders) place(inode uint32) uint32 {
 	return (inode * 2654435769) & uint32(len(h.slots)-1) // Knuth's multiplier; runs of inodes stay apart
 }
 
-// set notes the holder of an inode, in place of one that was noted before.
+// set notes the holder of an inode, instead of one that was noted before.
 func (h *holders) set(inode, process uint32) {
 	if 4*(h.n+1) > 3*len(h.slots) {
 		old := h.slots

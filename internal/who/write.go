@@ -43,7 +43,7 @@ func (a *Answer) WriteText(out io.Writer, limit Limit) error {
 	return nil
 }
 
-// String says how near the limit is.
+// String reports how near the limit is.
 func (l Limit) String() string {
 	r := l.Reading
 	switch {

@@ -565,7 +565,7 @@ func (h *held) arrived(n, bytes int) (string, error) {
 	}
 }
 
-// orphan closes connections whose data the other side does not take.
+// orphan closes connections whose data the peer does not take.
 func (h *held) orphan() (string, error) {
 	at := h.stuckAt()
 	var servers []int

@@ -15,7 +15,7 @@ type Scenario struct {
 	Name string
 	// Resource is the limit that the load drives to refusal, empty if none.
 	Resource string
-	// Walks are the collectors that must have read anew after each step. The exporter
+	// Walks are the collectors that must have read again after each step. The exporter
 	// then runs with --collector.max-cpu=0: an emulator is so much slower than a
 	// processor that each step would wait for the budget of walks.
 	Walks []string
@@ -23,7 +23,7 @@ type Scenario struct {
 	Counters []string
 	// Message is what the kernel may have logged besides the limit's own lines.
 	Message string
-	// Netns are the network namespaces besides the host's that must be seen at a limit
+	// Netns are the network namespaces other than the host's that must be seen at a limit
 	// of their own: the labels of netns_saturation_ratio.
 	Netns []string
 	// Saturation is the least that the limit must show when the kernel first
