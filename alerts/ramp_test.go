@@ -207,7 +207,7 @@ func simulateSpikes(t *testing.T, scrape time.Duration) map[string]time.Duration
 	return worst
 }
 
-// untold says why nothing tells of a limit that was full between two scrapes, if so.
+// untold returns the reason why no alert reports a limit that was full between two scrapes, if there is one.
 func untold(resource string) string {
 	switch resource {
 	case "ephemeral_ports", "process_file_descriptors", "unix_accept_queue":

@@ -171,7 +171,7 @@ func addLimit(spec *Spec, l LimitInfo) int {
 // A term is where the number of a series is found in a table.
 type term struct {
 	metric int // -1 for none
-	// values are those of the metric's last labels; before them stand those of a
+	// values are those of the metric's last labels; they follow those of a
 	// list's items, if keyed.
 	values []string
 	keyed  bool
@@ -207,7 +207,7 @@ func find(spec *Spec, resource string, s Series, keys []string) term {
 	return t
 }
 
-// Item is one of the things that have a limit each for itself, as it stood at a
+// Item is one of the things that have a limit each for itself, at a
 // reading.
 type Item struct {
 	// Key is its label values, in the order of ListInfo.Labels.
@@ -238,7 +238,7 @@ func itemName(labels, key []string) string {
 	return strings.Join(parts, " → ")
 }
 
-// LimitReading is a limit as it stood at a reading.
+// LimitReading is a limit at a reading.
 type LimitReading struct {
 	*LimitInfo
 	// Usage and Limit are those of the first item, if it has items.

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Level says how urgent the state of a limit is.
+// Level is the urgency of the state of a limit.
 type Level int
 
 // The levels, numbered like the exit status of a monitoring plugin.

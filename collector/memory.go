@@ -365,7 +365,7 @@ func (s *memory) setLow(sockets Number, path string) error {
 }
 
 // evictable is the part of the cache of ZFS that goes when memory is needed. The
-// kernel counts it as used: it is no page cache.
+// kernel counts it as used: it is not page cache.
 func (s *memory) evictable() Number {
 	if s.arc.Size.IsMissing() {
 		return Number{Present: true} // there is no ZFS

@@ -109,7 +109,7 @@ type netnsCounter struct {
 
 const (
 	netnsCounterCount = 8
-	// netnsConntrackDrops is the place of the one that is no netstat, netnsUDPErrors that
+	// netnsConntrackDrops is the place of the one that is not from netstat, netnsUDPErrors that
 	// of the one that is read only where there are UDP sockets.
 	netnsConntrackDrops = netnsCounterCount - 1
 	netnsUDPErrors      = netnsCounterCount - 2

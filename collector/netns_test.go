@@ -522,7 +522,7 @@ func TestNetnsHistory(t *testing.T) {
 	if h.note(&n, nil); h.refused[overflows].Value != 8 {
 		t.Errorf("%v refusals with those of one that was there", h.refused[overflows])
 	}
-	// Nor is any at the first reading, be it the first one that was not truncated.
+	// Nor is any at the first reading, or the first one that was not truncated.
 	h = netnsHistory{of: map[uint64]*netnsPast{}}
 	for id := range uint64(2) {
 		n.id = id

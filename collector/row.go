@@ -21,14 +21,14 @@ type Spec struct {
 	Name string
 	// Help is one sentence on what the collector reads.
 	Help string
-	// Privilege says what is missing without a privilege, and which privilege
+	// Privilege describes what is missing without a privilege, and which privilege
 	// that is. Empty means that any user gets everything.
 	Privilege string
 	// Walk marks a collector whose cost grows with the host's load. It is read
 	// no more often than its share of a core allows (Config.MaxCPU).
 	Walk bool
 	// Often marks a collector of which samples are taken more often than of others once
-	// the peak of a limit of it says that there are bursts.
+	// the peak of one of its limits shows that there are bursts.
 	Often   bool
 	Metrics []MetricInfo
 	Limits  []LimitInfo

@@ -53,7 +53,7 @@ type place struct {
 }
 
 // wrap makes a command run in a place. It belongs to a process namespace whose
-// process 1, a shell, is in the test's network namespace and so stands for the
+// process 1, a shell, is in the test's network namespace and so represents the
 // host's: the real one may be out of reach even for root. All processes end with
 // that shell.
 func (p place) wrap(cmd *exec.Cmd) {

@@ -246,7 +246,7 @@ func (f *follower) latest() page {
 	return f.page
 }
 
-// mayBegin says that a pod is created again.
+// mayBegin notes that a pod is created again.
 func (f *follower) mayBegin(pod string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

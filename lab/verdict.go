@@ -15,7 +15,7 @@ import (
 )
 
 // recording brings the pages of the steps into the form of a recording. How long
-// a collector took is left out: it says how fast the emulator is.
+// a collector took is left out: it only shows how fast the emulator is.
 func (o *outcome) recording() (*recording.Recording, error) {
 	r := &recording.Recording{
 		Kernel: o.image.name(), Release: o.image.release, Scenario: o.scenario.Name, Resource: o.scenario.Resource,

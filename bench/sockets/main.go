@@ -3,7 +3,7 @@
 //
 //	go run ./bench/sockets --connections=1000000
 //
-// Both ends stand in this machine, so each connection is two sockets. No process
+// Both ends are on this machine, so each connection is two sockets. No process
 // may hold more than 20,000 descriptors, so there are many, of 9,900 connections
 // each. It prints "holding N connections" when all are open, and ends when its
 // standard input does or at SIGINT or SIGTERM. Connections are reset at the end,

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// View says how the host's network namespace can be reached.
+// View is how the host's network namespace can be reached.
 type View int
 
 const (
@@ -80,7 +80,7 @@ func Find(proc string) (*Host, error) {
 	return h, nil
 }
 
-// View says how the host's namespace is reached.
+// View returns how the host's namespace is reached.
 func (h *Host) View() View { return h.view }
 
 // Why gives the reason where the view is Foreign, else nil.

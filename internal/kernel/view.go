@@ -12,7 +12,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procmount"
 )
 
-// View says which of its numbers are the machine's own. Each is nil, or the
+// View describes which of its numbers are the machine's own. Each is nil, or the
 // reason why not.
 type View struct {
 	// Network is set where sysctls and sockets are out of reach, or where what they

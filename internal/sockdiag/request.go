@@ -19,7 +19,7 @@ const (
 	attrBytecode = 1 // INET_DIAG_REQ_BYTECODE
 )
 
-// Request says which sockets a walk is to visit.
+// Request selects the sockets that a walk visits.
 type Request struct {
 	States Mask
 	// Ports bounds the source port, in ascending order and without overlap. The

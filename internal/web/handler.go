@@ -21,7 +21,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// Config says what is served where.
+// Config configures what is served where.
 type Config struct {
 	TelemetryPath string
 	// MaxRequests is how many pages of metrics, and how many status pages, may be made
@@ -185,7 +185,7 @@ func acceptsGzip(h http.Header) bool {
 	return q["*"] > plain
 }
 
-// selection says which collectors a query asks for: all by default, those named
+// selection returns the collectors that a query asks for: all by default, those named
 // by collect[], or all but those named by exclude[].
 func selection(names []string, query map[string][]string) (func(string) bool, error) {
 	collect, exclude := query["collect[]"], query["exclude[]"]

@@ -205,7 +205,7 @@ func (p *protection) files() []string {
 		func(name string) bool { return name == "" })
 }
 
-// weakened says what a new configuration takes away, if it does.
+// weakened returns an error that names the protection that a new configuration removes, if any.
 func (p *protection) weakened(next *protection) error {
 	less := ""
 	switch {

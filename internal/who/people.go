@@ -64,7 +64,7 @@ type process struct {
 	cgroup string // the path in version 2, or in the hierarchy of systemd
 }
 
-// weight is how many descriptors each that was looked at stands for.
+// weight is how many descriptors each that was looked at represents.
 func (p *process) weight() float64 {
 	if p.looked == 0 || p.looked >= p.open {
 		return 1
@@ -322,7 +322,7 @@ func (q *inquiry) lookAtDescriptors(sample int) error {
 	return err
 }
 
-// firstOnes stands for a sample of the lowest descriptors, as many as are looked at.
+// firstOnes means a sample of the lowest descriptors, as many as are looked at.
 const firstOnes = -1
 
 // maxFirst is how many descriptors are looked at for firstOnes.

@@ -62,7 +62,7 @@ func (l Limit) String() string {
 	return text
 }
 
-// summary says what was found, in a line.
+// summary describes what was found, in a line.
 func (a *Answer) summary(limit *collector.LimitReading) string {
 	var b strings.Builder
 	if a.Stopped {

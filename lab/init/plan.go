@@ -273,7 +273,7 @@ func names(resource string, r ran) bool {
 	return slices.Contains(r.moved, resource)
 }
 
-// hold has workers hold a load, and says what was refused meanwhile.
+// hold has workers hold a load, and returns what was refused.
 func (g *guest) hold(p planned) (ran, error) {
 	var r ran
 	before, err := g.page()

@@ -1,4 +1,4 @@
-// Package scenario says what the lab does to a kernel: the list of scenarios,
+// Package scenario describes what the lab does to a kernel: the list of scenarios,
 // which the host goes through and the guest carries out, and the messages in
 // which the guest reports.
 package scenario
@@ -248,7 +248,7 @@ type Step struct {
 	// as long as it did not.
 	Refused string `json:",omitempty"`
 	// Page is what the exporter served, its own metrics only, empty if it did not
-	// answer, and Silent says why; Seconds is how long that took.
+	// answer, and Silent is the reason; Seconds is how long that took.
 	Page    string
 	Silent  string `json:",omitempty"`
 	Seconds float64
