@@ -53,7 +53,7 @@ func TestNames(t *testing.T) {
 					if !slices.Contains(labels, m[0]) && !slices.Contains([]string{"cluster", "job", "instance"}, m[0]) {
 						t.Errorf("%s: %s has no label %s", r, s.metric, m[0])
 					}
-					// The refusals of namespaces are counted for queues that are no limits, too.
+					// Refusals in namespaces are also counted for queues that are not limits.
 					if m[0] == "resource" && s.metric != "sockpressure_netns_refusals_total" {
 						checkResources(t, r, m[1], m[2])
 					}
@@ -72,7 +72,7 @@ func TestNames(t *testing.T) {
 				}
 			}
 		}
-		// The queue of connection requests is no limit of the exporter's, since the
+		// The queue of connection requests is not a limit of the exporter, because the
 		// kernel does not show how full it is, but it refuses.
 		if own := r.Labels["resource"]; own != "" && own != "request_queue" && !strings.Contains(own, "{{") {
 			checkResources(t, r, "=", own)

@@ -13,7 +13,7 @@ import (
 type Config struct {
 	// Select is put into every selector: matchers such as `env="prod"`.
 	Select string `yaml:"select"`
-	// RunbookURL is what stands before the lower-case name of an alert.
+	// RunbookURL is the prefix of the lower-case name of an alert.
 	RunbookURL string `yaml:"runbookURL"`
 	// Interval is that of the groups of alerts. Lead times are those of 15 s.
 	Interval string `yaml:"interval"`

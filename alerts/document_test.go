@@ -96,7 +96,7 @@ func (o outcome) times() [3]*time.Duration {
 }
 
 // judged is what came of the recordings: what is kept of them, which TestLeadTimes holds
-// to what they do. With -update the new ones are added, or all are made anew.
+// to what they do. With -update the new ones are added, or all are replaced.
 func judged(t *testing.T, failures []*recording.Recording) []outcome {
 	t.Helper()
 	s := readKept(t)
@@ -163,7 +163,7 @@ func spikeKey(resource string, scrape time.Duration) string {
 	return fmt.Sprintf("%s, %s", resource, short(scrape))
 }
 
-// readSimulated reads what was simulated, or simulates it anew.
+// readSimulated reads what was simulated, or simulates it again.
 func readSimulated(t *testing.T) simulated {
 	t.Helper()
 	s := readKept(t)

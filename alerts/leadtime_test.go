@@ -41,7 +41,7 @@ func (o outcome) lead(f *firing) time.Duration {
 	return o.refusal() - f.first
 }
 
-// unforeseen says why nothing can come before the refusal, if so.
+// unforeseen returns the reason why no alert can come before the refusal, if there is one.
 func unforeseen(resource string) string {
 	switch resource {
 	case "netdev_backlog":
@@ -66,8 +66,8 @@ func unpaged(resource string) bool {
 	return false
 }
 
-// uncounted says why nothing tells of the refusal, if so: the kernel counts none.
-// The page must stand then.
+// uncounted returns the reason why no alert reports the refusal, if the kernel does not count it.
+// Then the page must be firing.
 func uncounted(r *recording.Recording) string {
 	switch r.Resource {
 	case "ephemeral_ports", "file_descriptors", "process_file_descriptors", "committed_memory", "threads", "unix_accept_queue":
@@ -252,7 +252,7 @@ func repeated(r *recording.Recording, steps int) []recording.Series {
 }
 
 // TestSwings: a limit that is used to 70 percent for a moment every ten minutes,
-// with counters that do not move, calls nobody.
+// with counters that do not change, pages nobody.
 func TestSwings(t *testing.T) {
 	t.Parallel()
 	up := []float64{0.1, 0.25, 0.4, 0.55, 0.7, 0.7, 0.5, 0.3, 0.1, 0.05}

@@ -511,7 +511,7 @@ func worst(metric, limit, text string) string {
 	return ` {{- with printf "topk(1, ` + query + `)"` + args + ` | query }} (` + text + `) {{- end }}`
 }
 
-// killedIn writes, in parentheses, the control group in which a process was killed last.
+// killedIn writes, in parentheses, the cgroup in which a process was killed last.
 func killedIn() string {
 	const kills = "sockpressure_cgroup_oom_kills_total{cluster=%q,job=%q,instance=%q}"
 	const of = " $labels.cluster $labels.job $labels.instance"

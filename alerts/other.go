@@ -100,7 +100,7 @@ unless max_over_time(sockpressure_saturation_ratio[2m]) >= 0.9`,
 	}
 }
 
-// namespaces are the network namespaces besides the host's, such as those of pods. Their
+// namespaces are the network namespaces other than the host's, such as those of pods. Their
 // names are in the labels netns, namespace and pod.
 func namespaces() Group {
 	const (

@@ -56,7 +56,7 @@ type run struct {
 // evaluate has Prometheus's own rule engine, as promtool runs it, go through the
 // rules over what the nodes showed. It returns all alerts that fired.
 //
-// promtool only says whether its tests hold. So it is told to expect that nothing
+// promtool only reports whether its tests hold. So it is told to expect that nothing
 // fires, and its complaint is what we want to know.
 func (r run) evaluate(t *testing.T) []firing {
 	t.Helper()

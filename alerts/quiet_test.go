@@ -19,7 +19,7 @@ type host struct {
 	// gauges and rates are by series: a value, and how much a counter grows a second.
 	// Steps of a counter that are not whole are held back until they are.
 	gauges, rates map[string]func(time.Duration) float64
-	// ticket says why a ticket is right, if it is; it may fire once in every while.
+	// ticket is the reason why a ticket is justified, empty if it is not; it may fire once in every while.
 	ticket string
 }
 

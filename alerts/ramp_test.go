@@ -11,7 +11,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-// counters are what the kernel counts when a limit is met.
+// counters are what the kernel counts when a limit is reached.
 func counters() map[string]string {
 	return map[string]string{
 		"conntrack_entries": "sockpressure_conntrack_drops_total",
@@ -207,7 +207,7 @@ func simulateSpikes(t *testing.T, scrape time.Duration) map[string]time.Duration
 	return worst
 }
 
-// untold says why nothing tells of a limit that was full between two scrapes, if so.
+// untold returns the reason why no alert reports a limit that was full between two scrapes, if there is one.
 func untold(resource string) string {
 	switch resource {
 	case "ephemeral_ports", "process_file_descriptors", "unix_accept_queue":

@@ -2,7 +2,7 @@
 // limits (limits.go), from a set of templates that every limit gets (set.go), and
 // from what is watched besides (other.go). Command alerts/generate writes them as
 // rule files, as a PrometheusRule object and as the data (rules.json) that the Helm
-// chart and the Jsonnet mixin are made of; renew them with
+// chart and the Jsonnet mixin are made of; regenerate them with
 //
 //	go generate ./alerts
 //

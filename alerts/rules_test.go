@@ -96,7 +96,7 @@ type selector struct {
 	matchers [][]string // label, operator, value
 }
 
-// expression is what an expression names. It is no parser: promtool has checked
+// expression is what an expression names. It is not a parser: promtool has checked
 // the syntax, and this only sorts the words.
 type expression struct {
 	selectors []selector

@@ -22,20 +22,20 @@ type limit struct {
 	// or is a second condition of the warning, unless one of both forms.
 	or, unless string
 	// raw levels are of the last scrape and not the highest of the last minute: for
-	// what comes and goes within seconds, where a peak each minute is no harm.
+	// what comes and goes within seconds, where a peak every minute is harmless.
 	raw bool
 	// hold is `for` of the near alerts, 90 s where it is empty.
 	hold     map[string]string
 	forecast forecasting
 
-	// full is a summary of what the limit does when it is met, for limits whose
+	// full is a summary of what the limit does when it is reached, for limits whose
 	// refusals the kernel does not count; it pages at fullAt at once.
 	full, fullAt string
 	// met are the alerts on what the kernel counts.
 	met []Rule
 }
 
-// forecasting says what a limit's growth tells. Of most it tells something after a minute
+// forecasting is what can be concluded from a limit's growth. For most something after a minute
 // or two, and over hours: that is 0.
 type forecasting int
 
@@ -165,8 +165,8 @@ func limitGroups() []Group {
 	return append(groups, forecasts(by))
 }
 
-// Of each limit, the highest of the last day and of the last week: what is no higher
-// than what was harmless then is no growth. See otherGroups.
+// The maximum of each limit over the last day and the last week: usage that is no higher
+// than a harmless peak is not growth. See otherGroups.
 const (
 	dayAgo  = "instance_resource:sockpressure_saturation:max1d offset 5m"
 	weekAgo = "instance_resource:sockpressure_saturation:max1w offset 2h"

@@ -31,7 +31,7 @@ type Object struct {
 	Labels          map[string]string
 }
 
-// Write writes the object with all groups. Above each rule stands its path, for
+// Write writes the object with all groups. Above each rule it writes the path, for
 // patches of JSON.
 func (o Object) Write(w io.Writer, groups []OutputGroup) error {
 	var b strings.Builder

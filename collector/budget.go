@@ -9,7 +9,7 @@ import (
 // repeated after the time that all of them took, divided by the share, then in that
 // time each runs once, and the share is kept. Where one takes more than all others, it
 // and the others get half of the share each, so it at most doubles the interval of the
-// others. A share of 0 is no bound.
+// others. A share of 0 means no bound.
 type budget struct {
 	maxCPU float64
 

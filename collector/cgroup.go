@@ -15,7 +15,7 @@ import (
 // cgroupWarning is the share of its limit from which a group is near it.
 const cgroupWarning = 0.9
 
-// cgroups is one reading of the host's control groups.
+// cgroups is one reading of the host's cgroups.
 type cgroups struct {
 	// count is how many there are, unreadable how many of them could not be read.
 	count, unreadable Number

@@ -66,7 +66,7 @@ func livePods(tb testing.TB, pods int) {
 	}
 }
 
-// BenchmarkCgroups reads this machine's control groups, hundreds and thousands of which
+// BenchmarkCgroups reads this machine's cgroups, hundreds and thousands of which
 // are those of pods.
 func BenchmarkCgroups(b *testing.B) {
 	for _, pods := range []int{100, 667} {

@@ -28,7 +28,7 @@ const (
 	maxCgroupPath = 256
 )
 
-// cgroupReader looks at every control group. It keeps none of their files open: an
+// cgroupReader looks at every cgroup. It keeps none of their files open: an
 // open one keeps the memory of a group that was removed.
 type cgroupReader struct {
 	*Scope

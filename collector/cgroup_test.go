@@ -19,7 +19,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
-// cgroupTree is a copy of a tree of control groups.
+// cgroupTree is a copy of a tree of cgroups.
 type cgroupTree struct {
 	*tree
 	pods string
@@ -33,7 +33,7 @@ func newCgroupTree(t *testing.T) *cgroupTree {
 	return c
 }
 
-// open opens the collector, anew if it is open.
+// open opens the collector, again if it is open.
 func (c *cgroupTree) open() {
 	if c.set != nil {
 		closeSet(c.t, c.set)

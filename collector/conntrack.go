@@ -27,7 +27,7 @@ const (
 )
 
 // conntrackColumns names the columns of /proc/net/stat/nf_conntrack that are
-// read. The number of entries stands in every row, and is the whole table's.
+// read. The number of entries is in every row, and is that of the whole table.
 func conntrackColumns() []string {
 	return []string{"drop", "early_drop", "insert_failed", "invalid", "search_restart", "entries"}
 }

@@ -307,7 +307,7 @@ func TestRemoved(t *testing.T) {
 			got, err := d.with(content)
 			for s, v := range got {
 				if want, ok := d.whole[s]; !ok || v != want {
-					// A later line of the same zone, cache or section may stand for a removed one.
+					// A later line of the same zone, cache or section may replace a removed one.
 					t.Errorf("%s is %v, of the whole file %v (%v)", s, v, want, err)
 				}
 			}

@@ -17,10 +17,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
-// Config says how collectors are run.
+// Config configures how collectors are run.
 type Config struct {
 	// MaxCPU is the share of one core that all collectors marked Walk together may
-	// take, at most 1. 0 is no bound: they run at every scrape.
+	// take, at most 1. 0 means no bound: they run at every scrape.
 	MaxCPU float64
 	// Top bounds every list.
 	Top int
@@ -102,7 +102,7 @@ type Result struct {
 	// Limits, notes and the samples are those of one reading.
 	Limits []LimitReading
 	Notes  []Note
-	// Err is a real failure, a time-out, or a panic. There may be limits and samples
+	// Err is a real failure, a timeout, or a panic. There may be limits and samples
 	// beside it: those that do not depend on what could not be read.
 	Err error
 	// Unsupported is set where this kernel does not have what the collector
@@ -211,7 +211,7 @@ type runner struct {
 	sample reader
 	peaks  *peaks
 	course *courses
-	// reading has room for one: what reads, be it a scrape or a sample.
+	// reading has room for one: what reads, for a scrape or a sample.
 	reading chan struct{}
 	logger  *slog.Logger
 	scope   *Scope

@@ -52,7 +52,7 @@ func always(v float64) func(context.Context) (float64, error) {
 	return func(context.Context) (float64, error) { return v, nil }
 }
 
-// TestOneFailsAlone expects an error, a panic and a time-out to leave the other
+// TestOneFailsAlone expects an error, a panic and a timeout to leave the other
 // collectors as they are, and to publish nothing of their own.
 func TestOneFailsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

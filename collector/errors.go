@@ -9,7 +9,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
 )
 
-// NotSupportedError says that this kernel does not have what a collector reads.
+// NotSupportedError reports that this kernel does not have what a collector reads.
 // That is a state of the host, not a failure.
 type NotSupportedError struct {
 	// Feature names what is missing and how to get it, where that is possible.

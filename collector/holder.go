@@ -113,7 +113,7 @@ type descriptor struct{ pid, fd int }
 
 const (
 	// maxDescriptors is how many descriptors of each process are looked at, and
-	// maxLooks of all together: a tenth of a second. Listeners are opened first, and
+	// maxLooks of all together: 0.1 s. Listeners are opened first, and
 	// of a pair's thousands of connections some are among any thousand.
 	maxDescriptors = 1024
 	maxLooks       = 100_000
@@ -169,7 +169,7 @@ func (h *holders) describe(who *Holder) {
 	}
 }
 
-// ownerOf returns whose the control group with an ID is, nobody's where that cannot be
+// ownerOf returns whose the cgroup with an ID is, nobody's where that cannot be
 // known. Any user may look for it, whereas processes of others are hidden from most.
 func (h *holders) ownerOf(ctx context.Context, id uint64) owner.Owner {
 	tree, err := cgroup.Unified(h.machine.CgroupPath)

@@ -17,7 +17,7 @@ import (
 )
 
 // BenchmarkKernelLogFlood has 100,000 records a second come for 20 s, and reports what of
-// a processor the collector takes. A socket stands for /dev/kmsg: it takes a system call
+// a processor the collector takes. A socket takes the place of /dev/kmsg: it takes a system call
 // for each record too, and what comes while it is full is lost. This program writes to it
 // in another process.
 func BenchmarkKernelLogFlood(b *testing.B) {

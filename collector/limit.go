@@ -47,7 +47,7 @@ type LimitInfo struct {
 	// anchor in the documentation, the name in alerts.
 	Resource string
 	Unit     Unit
-	// Effect is what the kernel does when the limit is met.
+	// Effect is what the kernel does when the limit is reached.
 	Effect string
 	// WarningRatio and CriticalRatio are the saturation from which a person should
 	// look at it, or act at once.
@@ -171,7 +171,7 @@ func addLimit(spec *Spec, l LimitInfo) int {
 // A term is where the number of a series is found in a table.
 type term struct {
 	metric int // -1 for none
-	// values are those of the metric's last labels; before them stand those of a
+	// values are those of the metric's last labels; they follow those of a
 	// list's items, if keyed.
 	values []string
 	keyed  bool
@@ -207,7 +207,7 @@ func find(spec *Spec, resource string, s Series, keys []string) term {
 	return t
 }
 
-// Item is one of the things that have a limit each for itself, as it stood at a
+// Item is one of the things that have a limit each for itself, at a
 // reading.
 type Item struct {
 	// Key is its label values, in the order of ListInfo.Labels.
@@ -238,7 +238,7 @@ func itemName(labels, key []string) string {
 	return strings.Join(parts, " → ")
 }
 
-// LimitReading is a limit as it stood at a reading.
+// LimitReading is a limit at a reading.
 type LimitReading struct {
 	*LimitInfo
 	// Usage and Limit are those of the first item, if it has items.
@@ -248,7 +248,7 @@ type LimitReading struct {
 	// Peak is the highest saturation of the last minute, absent where the limit is not
 	// read between scrapes.
 	Peak Number
-	// Netns is the network namespace besides the host's that is nearest to a limit of
+	// Netns is the network namespace other than the host's that is nearest to a limit of
 	// this kind of its own; nil where there is none, or its limit cannot be known.
 	Netns *NetnsLimit
 	// Holder is who holds the most of it, nil where that is not known or it is far from
@@ -262,7 +262,7 @@ type LimitReading struct {
 	soft  Number
 }
 
-// NetnsLimit is a limit of a network namespace besides the host's.
+// NetnsLimit is a limit of a network namespace other than the host's.
 type NetnsLimit struct {
 	Resource string
 	// Name is the label netns of the namespace, Namespace and Pod those of a pod.

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Level says how urgent the state of a limit is.
+// Level is the urgency of the state of a limit.
 type Level int
 
 // The levels, numbered like the exit status of a monitoring plugin.
@@ -20,7 +20,7 @@ const (
 func (l Level) String() string { return [...]string{"ok", "warning", "critical"}[l] }
 
 // Level compares the saturation with the thresholds of the limit, and that of the worst
-// network namespace besides the host's, which may be worth a warning only.
+// network namespace other than the host's, which may be worth a warning only.
 func (l LimitReading) Level() Level {
 	level := l.OwnLevel()
 	if l.Netns != nil {

@@ -164,7 +164,7 @@ func memorySpec() Spec {
 				},
 				Used: func(s *memory) Number {
 					used := s.Total.Minus(s.Available, s.Hugetlb.OrZero(), s.evictable())
-					used.Value = max(used.Value, 0) // the counts are not of one instant
+					used.Value = max(used.Value, 0) // the counts are not of the same instant
 					return used
 				},
 				Most: func(s *memory) Number { return s.Total.Minus(s.Hugetlb.OrZero()) },
@@ -358,14 +358,14 @@ func (s *memory) setLow(sockets Number, path string) error {
 		p.Add(parse.FieldError(path, "low zones", fmt.Errorf("they have %.0f kB of LowTotal's %.0f kB", managed.Value/1024, s.LowTotal.Value/1024)))
 		return p.Err()
 	}
-	// The counts are not of one instant.
+	// The counts are not of the same instant.
 	low.Value = max(low.Value, 0)
 	s.low, s.lowLimit = low, limit
 	return p.Err()
 }
 
 // evictable is the part of the cache of ZFS that goes when memory is needed. The
-// kernel counts it as used: it is no page cache.
+// kernel counts it as used: it is not page cache.
 func (s *memory) evictable() Number {
 	if s.arc.Size.IsMissing() {
 		return Number{Present: true} // there is no ZFS

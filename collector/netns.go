@@ -10,7 +10,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// namespaces is one reading of the network namespaces besides the host's.
+// namespaces is one reading of the network namespaces other than the host's.
 type namespaces struct {
 	// count is how many there are, unreadable how many of them could not be read.
 	count, unreadable Number
@@ -109,7 +109,7 @@ type netnsCounter struct {
 
 const (
 	netnsCounterCount = 8
-	// netnsConntrackDrops is the place of the one that is no netstat, netnsUDPErrors that
+	// netnsConntrackDrops is the place of the one that is not from netstat, netnsUDPErrors that
 	// of the one that is read only where there are UDP sockets.
 	netnsConntrackDrops = netnsCounterCount - 1
 	netnsUDPErrors      = netnsCounterCount - 2

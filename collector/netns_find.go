@@ -26,7 +26,7 @@ type FoundNetns struct {
 	TCP, TimeWait, UDP, Conntrack Number
 }
 
-// FindNetns finds the network namespaces besides the host's, in the order of their names.
+// FindNetns finds the network namespaces other than the host's, in the order of their names.
 // Beside an error, which says that some could not be read, it returns the others. In a
 // copy of a procfs there are none.
 func FindNetns(ctx context.Context, k *Scope) ([]FoundNetns, error) {

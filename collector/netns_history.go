@@ -13,7 +13,7 @@ type netnsHistory struct {
 	// stirring is in how many namespaces connection requests waited, now and at the last
 	// reading.
 	stirring, stirred int
-	// complete is set after the first one that was not cut short.
+	// complete is set after the first one that was not truncated.
 	complete bool
 	refused  [netnsCounterCount]Number
 }
@@ -69,7 +69,7 @@ func (h *netnsHistory) keep(id uint64) {
 const freshEvery = 8
 
 // settled reports whether the processes by which a namespace was found have said whose
-// it is, be it nobody's: a process is put into its cgroup a moment after it was started.
+// it is, even if it has no owner: a process is put into its cgroup a moment after it was started.
 func (p *netnsPast) settled(processes []string) bool {
 	return (p.claim.Kind != "" || p.nobodys >= freshEvery) && slices.Equal(p.processes, processes)
 }

@@ -482,7 +482,7 @@ func TestChosen(t *testing.T) {
 }
 
 // TestNetnsHistory expects counters to be compared with those of the same namespace, a
-// new one to count whole, one that begins anew under an old ID too, one that comes back
+// new one to count whole, one that begins again under an old ID too, one that comes back
 // not again, and clashes of connection tracking not to count as refusals.
 func TestNetnsHistory(t *testing.T) {
 	h := netnsHistory{of: map[uint64]*netnsPast{}}
@@ -522,7 +522,7 @@ func TestNetnsHistory(t *testing.T) {
 	if h.note(&n, nil); h.refused[overflows].Value != 8 {
 		t.Errorf("%v refusals with those of one that was there", h.refused[overflows])
 	}
-	// Nor is any at the first reading, be it the first one that was not cut short.
+	// Nor is any at the first reading, or the first one that was not truncated.
 	h = netnsHistory{of: map[uint64]*netnsPast{}}
 	for id := range uint64(2) {
 		n.id = id

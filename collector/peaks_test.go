@@ -123,7 +123,7 @@ func TestSampler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		samples, atOnce, cost, usage := 0, 0, time.Duration(0), 2.0
-		// counted returns the samples so far, and begins anew with those that take so long.
+		// counted returns the samples so far, and begins again with those that take so long.
 		counted := func(next time.Duration) int {
 			mu.Lock()
 			defer mu.Unlock()

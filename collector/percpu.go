@@ -33,7 +33,7 @@ func (p *perCPU) add(cpu, counter int, value uint64) {
 	case last <= math.MaxUint32 && last-value >= 1<<31:
 		p.totals[counter] += value + 1<<32 - last // it wrapped
 	default:
-		p.totals[counter] += value // it began again at 0: its module was loaded anew
+		p.totals[counter] += value // it began again at 0: its module was loaded again
 	}
 }
 

@@ -21,14 +21,14 @@ type Spec struct {
 	Name string
 	// Help is one sentence on what the collector reads.
 	Help string
-	// Privilege says what is missing without a privilege, and which privilege
+	// Privilege describes what is missing without a privilege, and which privilege
 	// that is. Empty means that any user gets everything.
 	Privilege string
 	// Walk marks a collector whose cost grows with the host's load. It is read
 	// no more often than its share of a core allows (Config.MaxCPU).
 	Walk bool
 	// Often marks a collector of which samples are taken more often than of others once
-	// the peak of a limit of it says that there are bursts.
+	// the peak of one of its limits shows that there are bursts.
 	Often   bool
 	Metrics []MetricInfo
 	Limits  []LimitInfo
@@ -159,7 +159,7 @@ type Definition[S any] struct {
 	LogLines []LogLine
 	// Notes returns what a snapshot has for people besides its numbers. It may be nil.
 	Notes func(*S) []Note
-	// Netns returns the network namespaces besides the host's that are the nearest to
+	// Netns returns the network namespaces other than the host's that are the nearest to
 	// limits of their own, one of each limit. It may be nil.
 	Netns func(*S) []NetnsLimit
 	// Holders returns who holds the most of limits, those of other collectors too. It may

@@ -13,7 +13,7 @@ import (
 
 // Of a collector marked Often, as many samples as often says are taken where others
 // get one, while the peak of one of its limits is at least restless: there bursts
-// come. Elsewhere nobody pays for it: waking up costs more than the sample itself.
+// come. On other hosts this costs nothing; waking up costs more than the sample itself.
 const (
 	often    = 4
 	restless = 0.25

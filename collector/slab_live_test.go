@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 // TestSlabFilesAgree compares the size of the caches by /sys/kernel/slab with
 // that by /proc/slabinfo, read before and after.
 func TestSlabFilesAgree(t *testing.T) {
-	needs.Check(t, needs.Root) // the kernel shows its caches to no one else
+	needs.Check(t, needs.Root) // the kernel shows its caches to nobody else
 	r := newSlabReader(scope(t, running()))
 
 	// A cache may have grown and shrunk meanwhile, so each has several chances.

@@ -77,7 +77,7 @@ func TestUnixQueues(t *testing.T) {
 		t.Errorf("idle: %+v", v)
 	}
 	visit("/half", 2, 4)
-	visit("/half", 3, 4) // bound anew while the old one is there
+	visit("/half", 3, 4) // bound again while the old one is there
 	visit("/over", 5, 4)
 	visit("", 1, 4)
 	got := v.fullest.items
@@ -93,7 +93,7 @@ func TestUnixQueues(t *testing.T) {
 }
 
 // TestUDPDrops expects the sum of an address to go on when its sockets are closed and
-// made anew, or get the inode of another.
+// created again, or get the inode of another.
 func TestUDPDrops(t *testing.T) {
 	h := udpHistory{known: map[uint32]udpKnown{}, totals: map[string]*udpDrops{}}
 	step := func(want float64, drops map[uint32]udpKnown) {

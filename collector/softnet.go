@@ -13,7 +13,7 @@ import (
 type softnet struct {
 	drops, squeezes Number
 	// length is the longest backlog of a CPU, as a user sees it. input is the
-	// part of it that the kernel compares with the limit, which stands alone in
+	// part of it that the kernel compares with the limit, which is alone in
 	// the file since Linux 6.6.
 	length, input Number
 	limit         Number

@@ -36,7 +36,7 @@ func optional(f kernel.File) (b []byte, err error) {
 }
 
 // whole returns the lines of a file that are whole, nil if none is, and an error
-// if it was cut short. The kernel ends every line, so the last number of a file
+// if it was truncated. The kernel ends every line, so the last number of a file
 // that does not end with one may lack digits.
 func whole(b []byte, path string) ([]byte, error) {
 	end := bytes.LastIndexByte(b, '\n') + 1

@@ -317,7 +317,7 @@ func (v *tcpVisitor) fill(s *tcp, inuse, timeWait Number) {
 	walked := uint64(0)
 	for state, count := range v.states {
 		s.states[state] = number(count)
-		// A request for a connection is no socket yet.
+		// A request for a connection is not a socket yet.
 		if sockdiag.State(state) != sockdiag.SynRecv {
 			walked += count
 		}

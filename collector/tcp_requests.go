@@ -166,14 +166,14 @@ func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) 
 				first = r
 			}
 		}
-		// Where nobody asks one listener stands for all that they are empty.
+		// Without requests, one listener represents all, with an empty queue.
 		if len(length) == 0 && first.listener.IsValid() {
 			yield(first)
 		}
 	}, p.Err()
 }
 
-// anyOf is the address that stands for all addresses of a family.
+// anyOf is the unspecified address of a family.
 func anyOf(a netip.Addr) netip.Addr {
 	if a.Is4() {
 		return netip.IPv4Unspecified()

@@ -1,7 +1,7 @@
 package collector
 
 // top keeps the n greatest of the items it is offered, the greatest first.
-// Before reports whether a stands before b, and must order any two items, or the
+// Before reports whether a comes before b, and must order any two items, or the
 // choice would change from scrape to scrape. Of items that are the same, by a
 // function that may be nil, the greatest is kept.
 type top[T any] struct {

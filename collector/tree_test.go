@@ -79,7 +79,7 @@ func (tr *tree) read(name string) string {
 	return string(b)
 }
 
-// edit replaces a text that must stand in a file.
+// edit replaces a text, which must occur in a file.
 func (tr *tree) edit(name, old, replacement string) {
 	tr.t.Helper()
 	content := tr.read(name)

@@ -211,7 +211,7 @@ func (v *udpVisitor) worth() []udpQueue {
 	return v.fullest.items[:n]
 }
 
-// udpName is the address of a socket, and that of the other side where it has one.
+// udpName is the address of a socket, and that of the peer where it has one.
 func udpName(s *sockdiag.Socket) string {
 	if s.State == sockdiag.Established {
 		return s.Source().String() + " → " + s.Destination().String()

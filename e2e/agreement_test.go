@@ -122,7 +122,7 @@ func agree(t *testing.T, e *line, proc string) {
 	agreed := map[string]bool{}
 	end := time.Now().Add(2 * patience)
 	for scrapes := 1; ; scrapes++ {
-		// What is quick stands next to the scrape. A process of ss that has ended also
+		// What is quick is read next to the scrape. A process of ss that has ended also
 		// leaves its socket behind for a moment.
 		ssBefore, tableBefore := readSS(t), read(t, byhand.Table)
 		before := read(t, hand.Read)

@@ -52,7 +52,7 @@ func (n *netns) openBrowser() *browser {
 		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.Flag("disable-component-update", true),
 		chromedp.ModifyCmdFunc(n.inNamespaces),
 	)
-	// The pipe to the browser is no socket, so that its end may be in another namespace.
+	// The pipe to the browser is not a socket, so that its end may be in another namespace.
 	process, end := chromedp.NewExecAllocator(context.Background(), options...)
 	n.t.Cleanup(end)
 	tab, closeTab := chromedp.NewContext(process)

@@ -17,7 +17,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestCgroups expects of a real control group its memory, its limit, what the OOM killer
+// TestCgroups expects of a real cgroup its memory, its limit, what the OOM killer
 // ended in it, that it can be removed, and that nothing of it stays open. Any user sees
 // that.
 func TestCgroups(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 
 // TestChurn scrapes a hundred times, in CI five hundred, while a thousand connections
 // a second are opened and closed in a namespace of its own. What is counted by walks
-// and by counters is never of one instant, and yet no sample may be negative or absurd,
+// and by counters is never of the same instant, and yet no sample may be negative or absurd,
 // and no counter may fall.
 func TestChurn(t *testing.T) {
 	scrapes := 100

@@ -25,7 +25,7 @@ import (
 )
 
 // TestExhaustedDescriptors lets the exporter open nothing any more, and expects
-// that only the scans of processes and control groups, which have to open files, suffer from it.
+// that only the scans of processes and cgroups, which have to open files, suffer from it.
 func TestExhaustedDescriptors(t *testing.T) {
 	needs.Check(t, "prlimit")
 	for name, args := range map[string][]string{"as ever": nil, "without sysfs": {"--path.sysfs=" + emptySysfs(t)}} {
@@ -113,7 +113,7 @@ func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
 	for range 20 {
 		check()
 	}
-	if n := strings.Count(e.logged(), "collector failed"); n < len(ofProcesses()) || n > len(ofFolders()) { // there may be no control groups
+	if n := strings.Count(e.logged(), "collector failed"); n < len(ofProcesses()) || n > len(ofFolders()) { // there may be no cgroups
 		t.Errorf("%d warnings, want one of each collector that reads folders", n)
 	}
 	// A scrape that has no time leaves the next one what it needs.
@@ -126,7 +126,7 @@ func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
 }
 
 // kept fetches pages over connections that it keeps, and never opens another one
-// in their place.
+// instead.
 type kept struct {
 	url  string
 	http *http.Client

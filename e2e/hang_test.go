@@ -57,7 +57,7 @@ func (e *exporter) kept(proc string) []string {
 	return files
 }
 
-// TestHang puts a FIFO, whose opening blocks for ever, in the place of each file
+// TestHang puts a FIFO, whose opening blocks forever, in the place of each file
 // that is kept open, one after the other. The exporter listens all the same, the
 // collectors that do not need the file answer at once, check says what hangs, and
 // a signal ends it.
@@ -100,7 +100,7 @@ func TestHang(t *testing.T) {
 	}
 }
 
-// hang runs check and an exporter where opening the file blocks for ever, and
+// hang runs check and an exporter where opening the file blocks forever, and
 // returns what it finds wrong.
 func hang(t *testing.T, file, proc, sys string) (wrong []error) {
 	errorf := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }

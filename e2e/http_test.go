@@ -92,7 +92,7 @@ func TestSlowClients(t *testing.T) {
 		t.Error("no scrape was answered meanwhile")
 	}
 	for range clients {
-		// The time-out is 5 s, and that of the client 20 s.
+		// The timeout is 5 s, and that of the client 20 s.
 		if got := <-ends; got.err != nil || got.after < 4*time.Second {
 			t.Errorf("a slow client was cut off after %v (%v)", got.after, got.err)
 		}

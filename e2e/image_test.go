@@ -125,7 +125,7 @@ func expectHostProcesses(t *testing.T, p page) {
 }
 
 // pod is a container as a node makes it: a read-only root filesystem and
-// namespaces of its own, hostPID false, the host's /proc as /host/proc, its control groups
+// namespaces of its own, hostPID false, the host's /proc as /host/proc, its cgroups
 // as /host/cgroup.
 type pod struct {
 	t            *testing.T
@@ -153,7 +153,7 @@ func (p *pod) in(network *os.File) func(*exec.Cmd) {
 	return p.wrap
 }
 
-// wrap makes the image's binary run in the pod in place of a command.
+// wrap makes the image's binary run in the pod instead of a command.
 func (p *pod) wrap(cmd *exec.Cmd) {
 	p.t.Helper()
 	cmd.Args[0] = imageBinary

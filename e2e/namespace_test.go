@@ -53,7 +53,7 @@ type place struct {
 }
 
 // wrap makes a command run in a place. It belongs to a process namespace whose
-// process 1, a shell, is in the test's network namespace and so stands for the
+// process 1, a shell, is in the test's network namespace and so represents the
 // host's: the real one may be out of reach even for root. All processes end with
 // that shell.
 func (p place) wrap(cmd *exec.Cmd) {
@@ -183,7 +183,7 @@ func TestHiddenProcesses(t *testing.T) {
 	})
 }
 
-// needsNamespace says whether a series is made from a sysctl or a socket of the
+// needsNamespace reports whether a series is made from a sysctl or a socket of the
 // host's network namespace, not from a file below /proc/1/net.
 func needsNamespace(series string) bool {
 	for _, s := range collector.Specs() {
@@ -418,7 +418,7 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	}
 }
 
-// processView is the series that says whether the host's processes are seen.
+// processView is the series that reports whether the host's processes are seen.
 const processView = `sockpressure_host_view{view="processes"}`
 
 // ofSockets are the collectors that walk sockets, which takes the host's network

@@ -73,7 +73,7 @@ func words(text string) []string {
 	return strings.FieldsFunc(text, func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r) })
 }
 
-// needsPrivilege says whether a collector says so of a metric.
+// needsPrivilege reports whether a collector says so of a metric.
 func needsPrivilege(name string) bool {
 	return slices.ContainsFunc(collector.Specs(), func(s collector.Spec) bool {
 		return slices.ContainsFunc(s.Metrics, func(m collector.MetricInfo) bool {
@@ -83,7 +83,7 @@ func needsPrivilege(name string) bool {
 }
 
 // others reports whether a series is of what other tests and programs have: network
-// namespaces, control groups, and limits that are near because of them. The limit of
+// namespaces, cgroups, and limits that are near because of them. The limit of
 // threads is there for who is in the machine's PID namespace, on a new kernel.
 func others(series string) bool {
 	for _, prefix := range []string{"sockpressure_netns_", "sockpressure_cgroup_", "sockpressure_saturation_holder_ratio", "sockpressure_threads_limit"} {
@@ -104,7 +104,7 @@ func (p page) stable() map[string]bool {
 		case strings.HasPrefix(f, "sockpressure_kernel_message"), others(s):
 			continue // other tests are in the log too, and in network namespaces of their own
 		case strings.HasPrefix(f, "sockpressure_cgroup_") && f != s, strings.Contains(s, `resource="cgroup_memory"`), f == "sockpressure_saturation_holder_ratio":
-			continue // or in control groups, or near a limit
+			continue // or in cgroups, or near a limit
 		case strings.HasPrefix(f, "sockpressure_process_"),
 			strings.HasPrefix(f, "sockpressure_accept_queue_"),
 			strings.HasPrefix(f, "sockpressure_memory_zone_"),
@@ -139,7 +139,7 @@ func family(series string) string {
 	return name
 }
 
-// success is the series that tells whether a collector worked.
+// success is the series that reports whether a collector worked.
 func success(name string) string {
 	return fmt.Sprintf("sockpressure_scrape_collector_success{collector=%q}", name)
 }

@@ -75,7 +75,7 @@ func contract(p page) []string {
 		"sockpressure_kernel_message_last_timestamp_seconds",                        // a log without such messages
 		"sockpressure_memory_zfs_arc_bytes",                                         // the module zfs
 		"sockpressure_memory_low_total_bytes", "sockpressure_memory_low_free_bytes", // 32 bits, CONFIG_HIGHMEM
-		"sockpressure_memory_high_total_bytes", "sockpressure_memory_high_free_bytes", // likewise
+		"sockpressure_memory_high_total_bytes", "sockpressure_memory_high_free_bytes", // the same
 		"sockpressure_udp_memory_errors_total", "sockpressure_udp6_memory_errors_total", // Linux 5.11
 	} {
 		if len(p.with(name)) == 0 {

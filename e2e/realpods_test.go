@@ -29,13 +29,13 @@ var (
 const (
 	shop     = "shop"          // their namespace
 	fullPod  = "cart-0"        // its accept queue is full
-	nestPod  = "build-7f"      // likewise that of a network namespace in a user namespace, which it made
+	nestPod  = "build-7f"      // the same of a network namespace in a user namespace, which it made
 	portsPod = "checkout-5d9c" // has no ephemeral port left
 	waitPod  = "search-1"      // has as many connections in TIME_WAIT as may be
 )
 
 // TestRealPods makes pods by CRI as a kubelet does, some of which run into the limits
-// of their network namespaces, deletes pods and makes them anew, all while two exporters
+// of their network namespaces, deletes pods and makes them again, all while two exporters
 // are scraped as fast as that goes. What fails is to be named, no number is to be
 // another pod's, and nothing of a deleted pod is to stay.
 func TestRealPods(t *testing.T) {
@@ -197,7 +197,7 @@ type follower struct {
 	mu     sync.Mutex
 	page   page
 	count  int
-	begins map[string]bool // pods whose counters may begin anew
+	begins map[string]bool // pods whose counters may begin again
 }
 
 func follow(t *testing.T, e *exporter) *follower {
@@ -246,7 +246,7 @@ func (f *follower) latest() page {
 	return f.page
 }
 
-// mayBegin says that a pod is made anew.
+// mayBegin notes that a pod is created again.
 func (f *follower) mayBegin(pod string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

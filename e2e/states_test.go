@@ -69,7 +69,7 @@ func ssListeners(t *testing.T) (length, limit map[string]int, fullest map[string
 }
 
 // everyState makes TCP sockets in every state but CLOSE, over IPv4 and IPv6, and
-// says how many. Sockets in CLOSE stand in none of the kernel's tables of
+// reports how many. Sockets in CLOSE are in none of the kernel's tables of
 // sockets. Since Linux 6.8 those that have a port can be listed, but not by the
 // eleven states: neither ss nor the exporter shows them.
 func (n *netns) everyState() map[string]map[string]int {
@@ -385,7 +385,7 @@ func TestEphemeralPorts(t *testing.T) {
 		expect(c.from, c.to, len(pairs))
 	}
 
-	// Connections that the other side has yet to answer.
+	// Connections that the peer has yet to answer.
 	n.nft(`
 		table inet lossy {
 			chain in {

@@ -108,7 +108,7 @@ func testWebFile(t *testing.T, wrap func(*exec.Cmd), secure bool) {
 	if strings.Contains(e.logged(), "Keeping the previous web configuration") {
 		t.Error("it opens the file though it did not change")
 	}
-	// It is written anew, and cannot be read.
+	// It is written again, and cannot be read.
 	write(path, "")
 	all("without descriptors, made empty")
 	write(path, strings.ReplaceAll(text, "prometheus", "somebody"))

@@ -526,7 +526,7 @@ func TestWhoChurn(t *testing.T) {
 // got something wrong.
 func TestWhoText(t *testing.T) {
 	out := command(t, "", binary, "who", "file_descriptors", "--top=3")
-	// Between the first line and the others is what happens when it is met, if that is near.
+	// Between the first line and the others is what happens when it is reached, if that is near.
 	table := regexp.MustCompile(`^file_descriptors: .*% of its limit \(.*\)\n(When the limit is reached: .*\n)?[\d,]+ descriptors, by process:\nSHARE +CUMULATIVE +DESCRIPTORS +PROCESS .*\n([\d.]+% .*\n){3}`)
 	if !table.MatchString(out) {
 		t.Error(out)

@@ -198,7 +198,7 @@ func dependency(paragraphs, prefix string) string {
 }
 
 // command runs a program and returns what it printed. What it complained about
-// stands in the error.
+// is in the error.
 func command(ctx context.Context, dir, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir

@@ -127,7 +127,7 @@ func (k kernel) lacks(metric string) bool {
 		"cgroup_groups", "cgroup_unreadable", "cgroup_ooms_all_total", "cgroup_oom_kills_all_total":
 		return false
 	}
-	// Those of other network namespaces than the host's and of control groups, of which
+	// Those of other network namespaces than the host's and of cgroups, of which
 	// there are none.
 	return strings.HasPrefix(metric, "netns_") || strings.HasPrefix(metric, "cgroup_")
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // recording brings the pages of the steps into the form of a recording. How long
-// a collector took is left out: it says how fast the emulator is.
+// a collector took is left out: it only shows how fast the emulator is.
 func (o *outcome) recording() (*recording.Recording, error) {
 	r := &recording.Recording{
 		Kernel: o.image.name(), Release: o.image.release, Scenario: o.scenario.Name, Resource: o.scenario.Resource,
@@ -232,7 +232,7 @@ func judgeForged(r *recording.Recording, fail func(string, ...any)) {
 }
 
 // judgeFloods wants a flood to cost little, and what was missed of it to be said. The
-// exporter means to take less than a twentieth of a processor; one that read as fast as
+// exporter means to take less than 5 % of a processor; one that read as fast as
 // it could would take all of it. A guest accounts to it what other programs take of the
 // machine while it runs, so the bound is well above the one and below the other.
 func judgeFloods(floods []scenario.Flood, fail func(string, ...any)) {

@@ -5,7 +5,7 @@
 // For each interval of --collector.sample-interval it fills the accept queue of a
 // listener --tries times, at a random moment and for --burst, and empties it again
 // before the exporter is scraped. Each time it fills it a little more than the last
-// time, so that saturation_peak_ratio tells whether this burst was seen. Then it
+// time, so that saturation_peak_ratio reports whether this burst was seen. Then it
 // leaves the exporter alone, and prints the CPU time that it took while it remembered
 // a burst, when it reads listeners more often, and for --idle after that.
 //

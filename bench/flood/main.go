@@ -262,7 +262,7 @@ func (a *attacker) one(int) string     { return "10.0.0.1" }
 func (a *attacker) many(i int) string  { return fmt.Sprintf("10.0.1.%d", i%100) }
 func (a *attacker) crowd(i int) string { return fmt.Sprintf("10.1.%d.%d", i/250, i%250) }
 
-// each keeps so many connections busy, anew when they end.
+// each keeps so many connections busy, again when they end.
 func (a *attacker) each(ctx context.Context, connections int, from func(int) string, use func(net.Conn)) {
 	var all sync.WaitGroup
 	for i := range connections {

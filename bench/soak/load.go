@@ -21,7 +21,7 @@ import (
 )
 
 // What comes and goes. All of it is bounded: there are at most as many sockets and
-// processes at once as stand here, and those of TIME_WAIT, which last a minute.
+// processes at once as listed here, and those of TIME_WAIT, which last a minute.
 const (
 	shortPerSecond     = 200 // connections
 	longPerSecond      = 20  // connections that are held

@@ -3,7 +3,7 @@
 //
 //	go run ./bench/soak --time=1h
 //
-// Every collector is on, and every scrape walks anew. Connections are opened and
+// Every collector is on, and every scrape walks again. Connections are opened and
 // closed, some held for a while; listeners come and go; processes start and end; pages
 // are fetched each second over one connection and some over new ones. What the exporter
 // holds is printed at every --every, and at the end the first, the last and the largest

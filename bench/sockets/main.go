@@ -3,7 +3,7 @@
 //
 //	go run ./bench/sockets --connections=1000000
 //
-// Both ends stand in this machine, so each connection is two sockets. No process
+// Both ends are on this machine, so each connection is two sockets. No process
 // may hold more than 20,000 descriptors, so there are many, of 9,900 connections
 // each. It prints "holding N connections" when all are open, and ends when its
 // standard input does or at SIGINT or SIGTERM. Connections are reset at the end,
@@ -240,7 +240,7 @@ func (l load) open() error {
 	}
 	_ = unix.Shutdown(listener, unix.SHUT_RDWR)
 	accepted.Wait()
-	return nil // the kernel closes the rest: with resets, for want of lingering
+	return nil // the kernel closes the rest: with resets, for lack of lingering
 }
 
 func (l load) listen(server [4]byte) (int, error) {

@@ -127,7 +127,7 @@ func write(w io.Writer, packages []linked) error {
 }
 
 // look adds the files that p is under, by their path in the module. To be under
-// none is an error: nobody said that it may be given away.
+// none is an error: it may not be redistributed.
 func look(p linked, files map[string]bool) error {
 	below, err := filepath.Rel(p.Module.Dir, p.Dir)
 	if err != nil || !filepath.IsLocal(below) {

@@ -1,5 +1,5 @@
 // Command podload is what runs in the pods of TestRealPods, and of bench/pods. Its
-// argument says what it does to its network namespace, for as long as it runs:
+// argument selects what it does to its network namespace, for as long as it runs:
 //
 //	quiet     listens
 //	waiting   listens, and has four connections wait there

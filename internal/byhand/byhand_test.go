@@ -53,7 +53,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// TestErrors wants an error, not a panic or a wrong value, for what is no such file.
+// TestErrors wants an error, not a panic or a wrong value, for what is not such a file.
 func TestErrors(t *testing.T) {
 	for what, read := range map[string]func(*pass){
 		"no number":  func(p *pass) { p.numbers("/proc/version") },

@@ -1,4 +1,4 @@
-// Package cgroup finds the host's control groups and goes through them.
+// Package cgroup finds the host's cgroups and goes through them.
 package cgroup
 
 import (
@@ -19,7 +19,7 @@ import (
 // more.
 var ErrForeign = errors.New("the mounted cgroups are a container's own")
 
-// A Hierarchy is a tree of control groups.
+// A Hierarchy is a tree of cgroups.
 type Hierarchy struct {
 	// Root is where it is mounted.
 	Root string
@@ -30,7 +30,7 @@ type Hierarchy struct {
 // places are where version 2 is mounted: by itself, or beside version 1.
 func places(path string) [2]string { return [2]string{path, filepath.Join(path, "unified")} }
 
-// Memory finds the hierarchy that accounts memory, given where control groups are
+// Memory finds the hierarchy that accounts memory, given where cgroups are
 // mounted, which is /sys/fs/cgroup: version 2 there or in the folder unified, or
 // version 1 in the folder memory. A controller is in one of them only. The error is
 // fs.ErrNotExist where none has it, and ErrForeign where it is not the host's.
@@ -80,7 +80,7 @@ func whole(h Hierarchy) (Hierarchy, error) {
 	return h, nil
 }
 
-// A Group is a control group.
+// A Group is a cgroup.
 type Group struct {
 	Path  string // as in /proc/<pid>/cgroup
 	Inode uint64 // of its folder: its ID

@@ -62,7 +62,7 @@ func checkCommand() command {
 			if err := levels.validate(); err != nil {
 				return unknown, err
 			}
-			// What fails stands below the table, once.
+			// Failures are printed below the table, once.
 			_, set, err := c.open(std.in, slog.New(slog.DiscardHandler))
 			if err != nil {
 				return unknown, err
@@ -126,7 +126,7 @@ func check(ctx context.Context, set *collector.Set, o checkOptions, stdout, stde
 	return r.status(), nil
 }
 
-// shownItems is how many of the things that have a limit each for itself stand
+// shownItems is how many items with a limit of their own are printed
 // below it.
 const shownItems = 3
 
@@ -227,7 +227,7 @@ func (r report) writeDetails(out io.Writer) error {
 	return nil
 }
 
-// held says who holds something, empty for nobody.
+// held returns who holds something, empty for nobody.
 func held(h *collector.Holder) string {
 	switch {
 	case h == nil:
@@ -389,7 +389,7 @@ func (r report) writeJSON(out io.Writer) error {
 }
 
 // Colours of a terminal, each with two digits: what is written has to be of the
-// same length in every row, or the columns would not stand below each other.
+// same length in every row, or the columns would not be aligned.
 const (
 	red    = 31
 	green  = 32

@@ -207,7 +207,7 @@ func TestCheckFor(t *testing.T) {
 	entries("65536")
 	go func() { ended <- Run(t.Context(), append(args, "3s"), nil, &stdout, &stderr) }()
 	time.Sleep(1500 * time.Millisecond)
-	entries("6553") // a tenth of it
+	entries("6553") // 10 % of it
 	if status := <-ended; status != 0 || stderr.Len() > 0 {
 		t.Errorf("status %d: %s", status, stderr.String())
 	}
@@ -225,7 +225,7 @@ func TestCheckFor(t *testing.T) {
 }
 
 // TestCheckPlugin expects one line as plugins for monitoring print it, with a number for each
-// limit, and thresholds from the command line in place of the limits' own.
+// limit, and thresholds from the command line instead of the limits' own.
 func TestCheckPlugin(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {

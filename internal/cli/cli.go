@@ -32,7 +32,7 @@ type command struct {
 	// exits is what the man page has of its exit statuses: a sentence that the name
 	// begins.
 	exits string
-	// failed is the exit status with an error, be it only in the command line.
+	// failed is the exit status with an error, even in the command line only.
 	failed int
 	// define adds the flags and arguments that it has beside the program's flags. It
 	// is nil where there are none.

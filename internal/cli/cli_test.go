@@ -81,7 +81,7 @@ func TestCheckColours(t *testing.T) {
 			t.Errorf("status %d", status)
 		}
 		_ = terminal.Close()
-		// Where nobody has the terminal any more, reading ends with EIO.
+		// If nobody has the terminal any more, reading ends with EIO.
 		b, err := io.ReadAll(shown)
 		if !errors.Is(err, unix.EIO) {
 			t.Fatal(err)

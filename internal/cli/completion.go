@@ -36,7 +36,7 @@ complete -o default -F _{{.App.Name}} {{.App.Name}}
 ` + completionWords + `
     compadd -- ${=found} || _files
 `
-	// completionWords sets found to what may stand in the place of cur, after flag,
+	// completionWords sets found to what may replace cur, after flag,
 	// which ends in = if cur is the value in --flag=value.
 	completionWords = `    case $flag in
 {{template "values" .App.Flags}}{{range commandFlags .App.Commands}}    --{{.Name}}|--{{.Name}}=) {{if or .Values (eq (len .Of) 1)}}found="{{.Values}}"{{else}}case $line in{{range .Of}} *" {{.Command}} "*) found="{{.Values}}" ;;{{end}} esac{{end}} ;;

@@ -100,7 +100,7 @@ func planCommand() command {
 }
 
 // planTime is how long the readings may take. A walk over millions of sockets takes
-// seconds, and nobody's monitoring waits for it.
+// seconds, and unlike check this is not run by monitoring.
 const planTime = 30 * time.Second
 
 // checkDemand reports whether something is asked for, and returns an error for what
@@ -164,7 +164,7 @@ func writePlan(out io.Writer, p plan.Plan, format string) error {
 	}
 }
 
-// asks says what is asked for, as flags.
+// asks returns what is requested, as flags.
 func asks(d plan.Demand) string {
 	words := []string{fmt.Sprintf("--connections=%d", d.Connections)}
 	for _, f := range []struct {
@@ -200,7 +200,7 @@ func asks(d plan.Demand) string {
 	return strings.Join(words, " ")
 }
 
-// headline says what becomes of a plan.
+// headline returns the result of a plan in a sentence.
 func headline(p plan.Plan) string {
 	n := plan.Group(float64(p.Demand.Connections)) + " connections"
 	if p.Demand.Connections == 1 {
@@ -241,7 +241,7 @@ func bytesOr(r plan.Row, v float64) string {
 	return plan.Group(v)
 }
 
-// memoryLine says what the plan takes of memory.
+// memoryLine returns how much memory the plan takes, in a sentence.
 func memoryLine(p plan.Plan) string {
 	for _, r := range p.Rows {
 		if r.Fixed && r.Takes > 0 && r.Resource == "memory" {
@@ -295,7 +295,7 @@ func writePlanTable(out io.Writer, p plan.Plan) error {
 // plainWords leaves the marks of code out of a text.
 func plainWords(text string) string { return strings.ReplaceAll(text, "`", "") }
 
-// scope says what has the limit for itself.
+// scope returns what the limit applies to.
 func scope(r plan.Row) string {
 	switch {
 	case r.Item != "":

@@ -125,7 +125,7 @@ func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logg
 		defer cancel()
 		err := server.Shutdown(ctx)
 		if errors.Is(err, context.DeadlineExceeded) {
-			// A client that does not come to an end is no failure of ours.
+			// A client that does not come to an end is not a failure of ours.
 			logger.Warn("Closing connections with unfinished requests")
 			err = server.Close()
 		}

@@ -143,7 +143,7 @@ func (c *config) readLimit(ctx context.Context, machine *kernel.Machine, resourc
 	return who.Limit{Err: reading.Results[0].Err}
 }
 
-// progress is a line on a terminal that says how far a command is.
+// progress is a line on a terminal that reports how far a command is.
 type progress struct {
 	out   io.Writer // nil if it is no terminal
 	shown time.Time

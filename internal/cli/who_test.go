@@ -96,7 +96,7 @@ func TestWhoNothing(t *testing.T) {
 	}
 }
 
-// TestProgress expects a line that says how far it is, on a terminal only, and nothing of
+// TestProgress expects a line that reports how far it is, on a terminal only, and nothing of
 // it at the end.
 func TestProgress(t *testing.T) {
 	shown, terminal := ptytest.Open(t)

@@ -71,7 +71,7 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// TestWalkErrors expects what the kernel refuses, what is cut short and a context that
+// TestWalkErrors expects what the kernel refuses, what is truncated and a context that
 // ends as errors, and the next walk to be whole.
 func TestWalkErrors(t *testing.T) {
 	k := &kernel{}

@@ -34,7 +34,7 @@ type Counter struct {
 type CPU struct {
 	ID uint16
 	// Drop is packets dropped because their connection could not be tracked,
-	// EarlyDrop connections thrown out to make room, InsertFailed connections that
+	// EarlyDrop connections evicted to make room, InsertFailed connections that
 	// could not be put into the table, Invalid packets that belong to no connection,
 	// and SearchRestart searches that began again.
 	Drop, EarlyDrop, InsertFailed, Invalid, SearchRestart Counter

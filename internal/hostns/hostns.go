@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// View says how the host's network namespace can be reached.
+// View is how the host's network namespace can be reached.
 type View int
 
 const (
@@ -30,7 +30,7 @@ const (
 )
 
 // ErrForeign is the error of everything that would show the network namespace of
-// this process in place of the host's.
+// this process instead of the host's.
 var ErrForeign = errors.New("not in the host's network namespace and not permitted to enter it")
 
 // Host is the network namespace of process 1 of a procfs. The zero Host is that
@@ -80,7 +80,7 @@ func Find(proc string) (*Host, error) {
 	return h, nil
 }
 
-// View says how the host's namespace is reached.
+// View returns how the host's namespace is reached.
 func (h *Host) View() View { return h.view }
 
 // Why gives the reason where the view is Foreign, else nil.

@@ -34,7 +34,7 @@ type Options struct {
 	// ProcPath and SysPath are where procfs and sysfs are mounted. Process 1 of the
 	// procfs is the host's.
 	ProcPath, SysPath string
-	// CgroupPath is where control groups are mounted; it is fs/cgroup of SysPath if it is
+	// CgroupPath is where cgroups are mounted; it is fs/cgroup of SysPath if it is
 	// empty.
 	CgroupPath string
 	// PodsPath is the folder of the logs of the pods that run here, by which they are
@@ -128,11 +128,11 @@ func find(o Options) (*Machine, error) {
 	return m, nil
 }
 
-// View says which numbers are the machine's own. It was found out once, by Open.
+// View returns which numbers are the machine's own. Open determines it once.
 func (m *Machine) View() View { return m.view }
 
 // PIDMax reports whether kernel.pid_max is the machine's: from Linux 6.14 on each PID
-// namespace has its own, and who reads it sees that of the namespace that he is in.
+// namespace has its own, and a reader sees that of its own namespace.
 func (m *Machine) PIDMax() bool {
 	var name unix.Utsname
 	if m.mount.FirstPIDs() || unix.Uname(&name) != nil {
@@ -147,7 +147,7 @@ func (m *Machine) sysctlPath(name string) string {
 	return filepath.Join(m.ProcPath, "sys", strings.ReplaceAll(name, ".", "/"))
 }
 
-// procFile says how a file of procfs is read that is opened with open. It has to be
+// procFile returns how a file of procfs is read that is opened with open. It has to be
 // the procfs's own.
 func (m *Machine) procFile(path string, open procfile.Opener) procfile.Options {
 	return procfile.Options{

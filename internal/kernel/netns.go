@@ -10,7 +10,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// Netns is a network namespace: the host's or another one. Who reads it need not
+// Netns is a network namespace: the host's or another one. A reader need not
 // know which.
 type Netns struct {
 	files   *Files

@@ -12,7 +12,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procmount"
 )
 
-// View says which of its numbers are the machine's own. Each is nil, or the
+// View describes which of its numbers are the machine's own. Each is nil, or the
 // reason why not.
 type View struct {
 	// Network is set where sysctls and sockets are out of reach, or where what they
@@ -67,7 +67,7 @@ func (m *Machine) hostNetwork() error {
 // patience bounds each question that Open asks.
 const patience = 5 * time.Second
 
-// answer runs ask, which may block in the kernel for ever, and gives up on it after
+// answer runs ask, which may block in the kernel forever, and gives up on it after
 // patience.
 func answer(path string, ask func() error) error {
 	done := make(chan error, 1)

@@ -118,7 +118,7 @@ func (d device) Wait(ctx context.Context) error {
 func (d device) Close() error { return errors.Join(unix.Close(d.fd), unix.Close(d.wake)) }
 
 const (
-	// A flood of records must not cost more than a twentieth of a core, waking up for
+	// A flood of records must not cost more than 5 % of a core, waking up for
 	// them included. After each burst the reader rests for 32 times the CPU time that the
 	// process took meanwhile, and pause at least, and then waits for the next record.
 	burst = 10 * time.Millisecond

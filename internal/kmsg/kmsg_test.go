@@ -30,7 +30,7 @@ type reader struct {
 	next int
 }
 
-// write adds records, and says whether more come all the time.
+// write adds records, and reports whether more come all the time.
 func (r *ring) write(n int, flood bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,7 +122,7 @@ func TestFollow(t *testing.T) {
 	})
 }
 
-// TestFlood expects a flood to take a twentieth of the time, and the rest of it to
+// TestFlood expects a flood to take 5 % of the time, and the rest of it to
 // be counted as lost.
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

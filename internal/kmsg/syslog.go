@@ -112,7 +112,7 @@ func (s *syslog) Next(b []byte) (int, error) {
 }
 
 // record makes of a line, "<4>[   12.345678] text", what /dev/kmsg would give. After
-// the time may stand which task or CPU it is of.
+// the time may be followed by the task or CPU.
 func record(line []byte, number uint64) (r []byte, ok bool) {
 	rest, ok := bytes.CutPrefix(line, []byte{'<'})
 	if !ok {

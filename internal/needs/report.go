@@ -195,7 +195,7 @@ func shareStderr(pid int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "stderr"), nil
 }
 
-// reopenStderr opens the standard error of another process anew. In a regular file
+// reopenStderr opens the standard error of another process again. In a regular file
 // that has an offset of its own, so the two would overwrite each other, unless both
 // append.
 func reopenStderr(pid int) (*os.File, error) {

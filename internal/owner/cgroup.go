@@ -15,7 +15,7 @@ type Kind string
 const (
 	Pod    Kind = "pod"    // of Kubernetes; the id is its uid, with dashes as the API server writes it
 	Docker Kind = "docker" // the id is the first 12 hex digits of the container's
-	Podman Kind = "podman" // likewise
+	Podman Kind = "podman" // the same
 	LXC    Kind = "lxc"    // also Incus and LXD; the id is the name, <project>_<name> outside of the default project
 	Nspawn Kind = "nspawn" // the id is the name of the machine
 	Unit   Kind = "unit"   // of systemd; the id is its full name

@@ -57,7 +57,7 @@ func (p *Pods) Find(uid string) (namespace, name string, ok bool, err error) {
 	return "", "", false, p.failed
 }
 
-// list reads the folder anew.
+// list reads the folder again.
 func (p *Pods) list() {
 	known, err := list(p.dir, maxEntries)
 	if err == nil {

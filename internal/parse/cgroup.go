@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// MemoryStat is what memory.stat of a control group counts, in bytes.
+// MemoryStat is what memory.stat of a cgroup counts, in bytes.
 type MemoryStat struct {
 	// Sockets is the memory of the buffers of its sockets (sock).
 	Sockets Number
@@ -33,7 +33,7 @@ func MemoryStatV1(b []byte, path string) (s MemoryStat, err error) {
 	return s, err
 }
 
-// MemoryEvents is what memory.events of a control group counts.
+// MemoryEvents is what memory.events of a cgroup counts.
 type MemoryEvents struct {
 	// OOMs is how often a limit was reached with nothing left to give back (oom).
 	OOMs Number

@@ -8,7 +8,7 @@ import (
 // CPUTable reads a file of /proc/net/stat (nf_conntrack: net/netfilter/
 // nf_conntrack_standalone.c; arp_cache, ndisc_cache: net/core/neighbour.c, Linux 2.6): a line of column names, then a
 // line of hexadecimal numbers for each possible CPU. The columns differ from
-// kernel to kernel, so they go by name. visit gets the number that stands in row
+// kernel to kernel, so they go by name. visit gets the number in row
 // cpu under wanted[column].
 //
 // lost[column] is set where the number of some CPU could not be read, so that a sum

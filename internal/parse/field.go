@@ -7,7 +7,7 @@ type field struct {
 }
 
 // complete names the fields that are missing, of those that every kernel has: the
-// file was cut short, or is not what it should be. Fields that could not be parsed
+// file was truncated, or is not what it should be. Fields that could not be parsed
 // have been named before.
 func complete(path string, fields []field) error {
 	var p Problems

@@ -13,7 +13,7 @@ type Record struct {
 	// one, whatever its writer says.
 	Facility int
 	Sequence uint64
-	// Time is since boot, by the kernel's clock of its log, which stands still while the
+	// Time is since boot, by the kernel's clock of its log, which stops while the
 	// machine sleeps.
 	Time time.Duration
 	// Text is a part of what was parsed. Bytes that cannot be printed are \x and two

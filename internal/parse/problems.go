@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// FieldError says which field of which file could not be read.
+// FieldError returns an error that names the field and the file that could not be read.
 func FieldError(path, field string, err error) error {
 	return fmt.Errorf("%s: %s: %w", path, field, err)
 }

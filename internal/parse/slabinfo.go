@@ -26,7 +26,7 @@ func Slabinfo(b []byte, path string, wanted []string, pageSize int) ([]Slab, err
 	for line, b, ok := NextLine(b); ok; line, b, ok = NextLine(b) {
 		name, line, _ := NextField(line)
 		if string(name) == "#" {
-			// Columns stand in angle brackets; the words between them in both lines.
+			// Columns are in angle brackets; the words between them in both lines.
 			for i := 0; ; i++ {
 				var column []byte
 				if column, line, ok = NextField(line); !ok {

@@ -13,7 +13,7 @@ type SoftnetLine struct {
 	// Dropped counts packets, Squeezed rounds that ended with packets left.
 	Dropped, Squeezed Number
 	// Backlog is the packets that wait, absent before Linux 5.10. Input is the part of
-	// it that the kernel compares with net.core.netdev_max_backlog, which stands alone
+	// it that the kernel compares with net.core.netdev_max_backlog, which is alone
 	// in the file since Linux 6.6; before, it is Backlog.
 	Backlog, Input Number
 }

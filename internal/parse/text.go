@@ -19,7 +19,7 @@ func NextLine(b []byte) (line, rest []byte, ok bool) {
 	return line, rest, true
 }
 
-// NextField cuts the first field off a line; fields stand apart by blanks and
+// NextField cuts the first field off a line; fields are separated by blanks and
 // tabs. ok is false when there is none left.
 func NextField(b []byte) (field, rest []byte, ok bool) {
 	i := 0
@@ -52,7 +52,7 @@ func CountFields(b []byte) int {
 func isBlank(c byte) bool { return c == ' ' || c == '\t' || c == '\r' }
 
 // Uint parses an unsigned 64-bit number in the given base. The error quotes
-// what stood there.
+// what was there.
 func Uint(b []byte, base int) (uint64, error) {
 	// No number of 64 bits has more digits, and garbage stays out of the log.
 	if len(b) > 24 {
@@ -66,7 +66,7 @@ func Uint(b []byte, base int) (uint64, error) {
 }
 
 // Count parses a number that the kernel keeps in a signed type and that cannot
-// be below 0: one from 0 to 2^63-1. The error quotes what stood there.
+// be below 0: one from 0 to 2^63-1. The error quotes what was there.
 func Count(b []byte) (uint64, error) {
 	v, err := Uint(b, 10)
 	if err == nil && v > math.MaxInt64 || err != nil && len(b) > 1 && b[0] == '-' && isNumber(b[1:]) {

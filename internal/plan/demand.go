@@ -1,4 +1,4 @@
-// Package plan says what a host needs to hold a number of connections: which of the
+// Package plan calculates what a host needs to hold a number of connections: which of the
 // kernel's limits would be reached, what to set them to, what that costs in memory, and
 // what gives first. What it knows of a limit is in the limit's own row
 // (collector.LimitInfo); a limit that is new there is in the plan.

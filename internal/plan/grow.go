@@ -25,7 +25,7 @@ type Step struct {
 	// Item is what has the limit for itself, if that is one of many.
 	Item       string
 	Now, Limit float64
-	// Connections is at how many the limit is met.
+	// Connections is at how many the limit is reached.
 	Connections float64
 }
 

@@ -97,7 +97,7 @@ func Make(d Demand, f Facts) Plan {
 }
 
 // unite has a sysctl that moves several limits be as the one that needs the most of it
-// wants it, in the first row that writes it, which stands for all.
+// wants it, in the first row that writes it, which represents all.
 func (p *Plan) unite() {
 	first := map[string]*Write{}
 	for i := range p.Rows {
@@ -171,7 +171,7 @@ func (f *Facts) bill(l collector.Load) []Item {
 	return items
 }
 
-// reading is a limit as it stands; nil if the host does not have it.
+// reading is the present reading of a limit; nil if the host does not have it.
 func (f *Facts) reading(l *collector.LimitInfo) *collector.LimitReading {
 	at := slices.IndexFunc(f.Limits, func(r collector.LimitReading) bool { return r.Resource == l.Resource })
 	if at < 0 {

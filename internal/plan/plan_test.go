@@ -287,7 +287,7 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// TestGrow expects the first limit, and each at how many connections it is met.
+// TestGrow expects the first limit, and each at how many connections it is reached.
 func TestGrow(t *testing.T) {
 	limits := tight()
 	f := host(limits, map[string]float64{

@@ -76,7 +76,7 @@ func New(path string, o Options) *File {
 // Path returns the path given to New.
 func (f *File) Path() string { return f.path }
 
-// A Place says which file a reader is at, so that somebody else can tell where
+// A Place is the file that a reader is reading, so that another goroutine can tell where
 // it hangs. Its methods may be called on a nil Place, and String by any goroutine.
 type Place struct{ path atomic.Pointer[string] }
 
@@ -135,7 +135,7 @@ func (f *File) read() ([]byte, error) {
 			return b, nil
 		}
 		// An entry that was removed (its module unloaded) fails for good on the
-		// old descriptor, and may stand there anew.
+		// old descriptor, and may be there again.
 		f.Close()
 		if reopened {
 			return nil, &fs.PathError{Op: "read", Path: f.path, Err: err}

@@ -25,7 +25,7 @@ import (
 // Mount is a procfs, or a copy of one as tests use.
 type Mount struct {
 	path string
-	// copied is set where path is no procfs but a folder with files like those of
+	// copied is set where path is not a procfs but a folder with files like those of
 	// one. It shows what it shows.
 	copied bool
 	dev    uint64
@@ -74,7 +74,7 @@ func Find(path string) (*Mount, error) {
 	return m, nil
 }
 
-// Copied reports whether the path is no procfs but a copy of one.
+// Copied reports whether the path is not a procfs but a copy of one.
 func (m *Mount) Copied() bool { return m.copied }
 
 // setOptions finds the mount in /proc/<pid>/mountinfo (fs/proc_namespace.c, Linux
@@ -133,7 +133,7 @@ func (m *Mount) own(st *unix.Stat_t) error {
 	return nil
 }
 
-// Memory is nil where meminfo is the machine's, else it says why it is not.
+// Memory is nil where meminfo is the machine's, otherwise the reason why it is not.
 func (m *Mount) Memory() error {
 	if m.copied {
 		return nil

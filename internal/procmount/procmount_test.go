@@ -51,7 +51,7 @@ broken
 	}
 }
 
-// TestCopy expects a folder that is no procfs to be taken as it is.
+// TestCopy expects a folder that is not a procfs to be taken as it is.
 func TestCopy(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Find(filepath.Join(dir, "absent")); err == nil {

@@ -83,7 +83,7 @@ func (c *Client) Close() {
 }
 
 // Walk visits every socket that r asks for, of both address families, in one
-// pass over the kernel's table, or for UDP in two. A walk is no snapshot: sockets come and go
+// pass over the kernel's table, or for UDP in two. A walk is not a snapshot: sockets come and go
 // meanwhile. It ends early with the context's error at its deadline, and with
 // ErrNotSupported where the kernel cannot do it.
 func (c *Client) Walk(ctx context.Context, r Request, v Visitor) error {
@@ -122,7 +122,7 @@ func (c *Client) walk(ctx context.Context, r Request, v Visitor) error {
 	return nil
 }
 
-// isRefused says whether err means that the kernel does not know the request:
+// isRefused reports whether err means that the kernel does not know the request:
 // EOPNOTSUPP without inet_diag, ENOENT without tcp_diag, EINVAL for an unknown
 // type, EPROTONOSUPPORT without sock_diag itself.
 func isRefused(err error) bool {

@@ -293,7 +293,7 @@ func TestDetails(t *testing.T) {
 		if s := with(in); s.Memory.Receive < sent || s.Memory.Charged()%4096 != 0 {
 			t.Errorf("memory %+v", s.Memory)
 		}
-		// Who has not asked gets none of it.
+		// A client that did not ask for it gets none of it.
 		got = nil
 		r.Details = false
 		if err := c.Walk(t.Context(), r, &got); err != nil || got[0].Inode != 0 || got[0].Memory != (sockdiag.Memory{}) {

@@ -19,7 +19,7 @@ const (
 	attrBytecode = 1 // INET_DIAG_REQ_BYTECODE
 )
 
-// Request says which sockets a walk is to visit.
+// Request selects the sockets that a walk visits.
 type Request struct {
 	States Mask
 	// Ports bounds the source port, in ascending order and without overlap. The
@@ -148,7 +148,7 @@ func (r Request) bytecode() []byte {
 	return b
 }
 
-// selects says whether a socket is one that r asks for. A kernel that does not
+// selects reports whether a socket is one that r asks for. A kernel that does not
 // know a filter sends more than was asked for.
 func (r Request) selects(s *Socket) bool {
 	if r.States&MaskOf(s.State) == 0 {

@@ -28,7 +28,7 @@ func Dial() (Transport, error) {
 		for {
 			s.n, s.err = unix.Read(int(fd), s.buf)
 			if s.err != unix.EINTR { //nolint:errorlint // unix.Read returns a bare Errno
-				return s.err != unix.EAGAIN //nolint:errorlint // likewise
+				return s.err != unix.EAGAIN //nolint:errorlint // the same as above
 			}
 		}
 	}

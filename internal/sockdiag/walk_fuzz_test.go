@@ -188,7 +188,7 @@ func (h *hostile) Receive(b []byte) (int, error) {
 		}
 		return n, nil
 	case repeated:
-		// A socket may be sent twice: a walk is no snapshot.
+		// A socket may be sent twice: a walk is not a snapshot.
 		m := h.socket(unix.AF_INET, seq, true)
 		return copy(b, slices.Concat(m, m)), nil
 	case foreignSocket:

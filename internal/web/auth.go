@@ -138,7 +138,7 @@ func (g *guard) wasRight(user string, code [sha256.Size]byte) bool {
 	return ok && hmac.Equal(right[:], code[:])
 }
 
-// code stands for a user, hash and password, which cannot be read from it.
+// code identifies a user, hash and password, which cannot be recovered from it.
 func (g *guard) code(parts ...string) (code [sha256.Size]byte) {
 	h := hmac.New(sha256.New, g.key)
 	for _, p := range parts {

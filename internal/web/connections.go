@@ -47,7 +47,7 @@ func clientOf(remote string) netip.Prefix {
 }
 
 // connections bounds how many connections are open at once. Where there are too
-// many, a client that has the most loses one: who opens many takes none from those
+// many, a client with the most loses one: a client that opens many takes none from those
 // with few.
 type connections struct {
 	limit int

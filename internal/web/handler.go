@@ -21,7 +21,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// Config says what is served where.
+// Config configures what is served where.
 type Config struct {
 	TelemetryPath string
 	// MaxRequests is how many pages of metrics, and how many status pages, may be made
@@ -53,7 +53,7 @@ const (
 	writeTimeout = 30 * time.Second
 )
 
-// Server returns an HTTP server for the set. Its time-outs bound what a slow or
+// Server returns an HTTP server for the set. Its timeouts bound what a slow or
 // hostile client can hold, and so does a bound on connections. One may stay idle for
 // minutes: on a host that has no file descriptors left, the one that Prometheus
 // already has is the only way in.
@@ -185,7 +185,7 @@ func acceptsGzip(h http.Header) bool {
 	return q["*"] > plain
 }
 
-// selection says which collectors a query asks for: all by default, those named
+// selection returns the collectors that a query asks for: all by default, those named
 // by collect[], or all but those named by exclude[].
 func selection(names []string, query map[string][]string) (func(string) bool, error) {
 	collect, exclude := query["collect[]"], query["exclude[]"]

@@ -76,7 +76,7 @@ func listen(flags *toolkit.FlagConfig, logger *slog.Logger) (listeners []net.Lis
 		if err != nil {
 			return nil, err
 		}
-		// It has nil for what is no listener.
+		// It has nil for what is not a listener.
 		listeners = slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
 		if len(listeners) == 0 {
 			return nil, errors.New("no socket activation file descriptors found")

@@ -26,7 +26,7 @@ type repeated struct {
 	said, last string
 }
 
-// report says that it has happened. detail is a name and a value for the log.
+// report logs that it has happened. detail is a name and a value for the log.
 func (r *repeated) report(name, detail string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -24,7 +24,7 @@ var files embed.FS
 const (
 	// project is where the documentation is.
 	project = "https://github.com/sockpressure/sockpressure_exporter"
-	// refresh is how many seconds the page stands before it is read again.
+	// refresh is the number of seconds until the page reloads.
 	refresh = 10
 )
 
@@ -33,7 +33,7 @@ type view struct {
 	Config
 	Style   template.CSS
 	Project string
-	// Refresh is 0 for a page that stands still.
+	// Refresh is 0 for a page that does not reload.
 	Refresh int
 	Now     time.Time
 	*collector.Reading
@@ -82,7 +82,7 @@ type list struct {
 }
 
 // status serves a page for people: every limit, the most saturated first, and
-// what stands behind them. It has no script, and nothing from elsewhere.
+// their details. It has no scripts and loads nothing from other hosts.
 func status(set *collector.Set, c Config) http.Handler {
 	tmpl, style := parse(), newStyle()
 	pages := newPages(c)
@@ -226,7 +226,7 @@ func bars(l collector.LimitReading) []bar {
 // Drawn is how much of the bar is full: a limit can be passed, its bar cannot.
 func (b bar) Drawn() float64 { return min(b.Worst(), 1) }
 
-// Headroom says how far the present load can grow; empty where that is not known.
+// Headroom reports how far the present load can grow; empty where that is not known.
 func (p *view) Headroom() string {
 	facts := plan.FactsOf(p.Reading)
 	if !facts.Counted {
@@ -260,7 +260,7 @@ func (p *view) Failed() []string {
 	return names
 }
 
-// recently is how long what the kernel logged stands beside its limit.
+// recently is how long a kernel message is shown beside its limit.
 const recently = 24 * time.Hour
 
 // since writes for people how long ago a time is.

@@ -46,7 +46,7 @@ type protection struct {
 	tls *tls.Config // nil without TLS
 }
 
-// fileState tells whether a file was changed or replaced.
+// fileState reports whether a file was changed or replaced.
 type fileState struct {
 	err              string
 	device, inode    uint64
@@ -205,7 +205,7 @@ func (p *protection) files() []string {
 		func(name string) bool { return name == "" })
 }
 
-// weakened says what a new configuration takes away, if it does.
+// weakened returns an error that names the protection that a new configuration removes, if any.
 func (p *protection) weakened(next *protection) error {
 	less := ""
 	switch {

@@ -11,7 +11,7 @@ import (
 // An Answer is who holds the things that a limit counts.
 type Answer struct {
 	Resource string
-	// Nobody is set where nothing can be attributed, and says why. The rest is empty then.
+	// Nobody is the reason why nothing can be attributed, if so. The rest is empty then.
 	Nobody string
 	By     Grouping
 	// Things is what is counted, in the plural. ByMemory is set where the groups with the

@@ -93,7 +93,7 @@ func protocol(number uint8) string {
 	return cmp.Or(names[number], "protocol "+strconv.Itoa(int(number)))
 }
 
-// podAddresses returns whose the addresses of the network namespaces besides the host's
+// podAddresses returns whose the addresses of the network namespaces other than the host's
 // are: those that only one owner has.
 func (q *inquiry) podAddresses() map[netip.Addr]owner.Owner {
 	of := map[netip.Addr]owner.Owner{}
@@ -115,7 +115,7 @@ func (q *inquiry) podAddresses() map[netip.Addr]owner.Owner {
 	return of
 }
 
-// allPlaces are the network namespaces besides the host's, those that are not asked for
+// allPlaces are the network namespaces other than the host's, those that are not asked for
 // too.
 func (q *inquiry) allPlaces() []collector.FoundNetns {
 	if len(q.places) == 1 {

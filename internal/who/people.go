@@ -64,7 +64,7 @@ type process struct {
 	cgroup string // the path in version 2, or in the hierarchy of systemd
 }
 
-// weight is how many descriptors each that was looked at stands for.
+// weight is how many descriptors each that was looked at represents.
 func (p *process) weight() float64 {
 	if p.looked == 0 || p.looked >= p.open {
 		return 1
@@ -86,7 +86,7 @@ func (h *holders) place(inode uint32) uint32 {
 	return (inode * 2654435769) & uint32(len(h.slots)-1) // Knuth's multiplier; runs of inodes stay apart
 }
 
-// set notes the holder of an inode, in place of one that was noted before.
+// set notes the holder of an inode, instead of one that was noted before.
 func (h *holders) set(inode, process uint32) {
 	if 4*(h.n+1) > 3*len(h.slots) {
 		old := h.slots
@@ -322,7 +322,7 @@ func (q *inquiry) lookAtDescriptors(sample int) error {
 	return err
 }
 
-// firstOnes stands for a sample of the lowest descriptors, as many as are looked at.
+// firstOnes means a sample of the lowest descriptors, as many as are looked at.
 const firstOnes = -1
 
 // maxFirst is how many descriptors are looked at for firstOnes.

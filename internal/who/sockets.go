@@ -11,7 +11,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// sockets says which sockets a limit counts.
+// sockets selects the sockets that a limit counts.
 type sockets struct {
 	protocol sockdiag.Protocol
 	states   sockdiag.Mask
@@ -259,7 +259,7 @@ type sampledPart struct{ expected, given float64 }
 // distribute takes the groups apart by process. The sockets of a group are those of one
 // opener that are for one thing. What was found by inode counts as it is. The rest belongs
 // to processes of which a sample was looked at: to those that have something in the group,
-// each by what its sample stands for, which is exact where there is but one. What that
+// each by what its sample represents, which is exact where there is but one. What that
 // leaves over, as of groups that are too small for a sample, goes to those that have
 // something of the same opener and should have more.
 func (q *inquiry) distribute() []part {
@@ -322,7 +322,7 @@ func (q *inquiry) distribute() []part {
 	return parts
 }
 
-// accountedFor takes off rest what samples that stand for so many things do not account
+// accountedFor takes off rest what samples that represent so many things do not account
 // for, and returns it. A tenth is their error.
 func accountedFor(rest *amount, expected float64) (missed amount) {
 	if expected >= 0.9*rest.count {
@@ -367,7 +367,7 @@ func (q *inquiry) addOwners(parts []part) {
 	}
 	entries := map[string]*entry{}
 	var order []string
-	// What a sample stands for is known where all of it comes into one group.
+	// What a sample represents is known where all of it comes into one group.
 	of := map[*group]string{}
 	split := map[*group]bool{}
 	groups := make([]Group, len(parts))

@@ -53,7 +53,7 @@ type Question struct {
 	// Netns is the network namespace to look at, as the label netns of the metrics has it,
 	// or "host"; Pod is the pod, as <namespace>/<pod>. Empty is all that can be entered.
 	Netns, Pod string
-	// Cgroup is the control group to look at, as the label cgroup of the metrics has it, where
+	// Cgroup is the cgroup to look at, as the label cgroup of the metrics has it, where
 	// the limit is that of one; empty is all.
 	Cgroup string
 	// Progress, unless nil, is called now and then with how many things were read, and about

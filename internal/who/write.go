@@ -43,7 +43,7 @@ func (a *Answer) WriteText(out io.Writer, limit Limit) error {
 	return nil
 }
 
-// String says how near the limit is.
+// String reports how near the limit is.
 func (l Limit) String() string {
 	r := l.Reading
 	switch {
@@ -62,7 +62,7 @@ func (l Limit) String() string {
 	return text
 }
 
-// summary says what was found, in a line.
+// summary describes what was found, in a line.
 func (a *Answer) summary(limit *collector.LimitReading) string {
 	var b strings.Builder
 	if a.Stopped {

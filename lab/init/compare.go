@@ -58,7 +58,7 @@ func moving(series string) bool {
 		name == `process_open_file_descriptors{process="exporter"}`
 }
 
-// about allows for what the looking moves: a twentieth.
+// about allows for what the looking moves: 5 %.
 func about(v, read float64) bool { return math.Abs(v-read) <= read/20 }
 
 // collectorOf maps metrics, and the saturation of limits, to their collector.

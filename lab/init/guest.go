@@ -211,7 +211,7 @@ func (g *guest) step(refused string) error {
 	return g.report.err
 }
 
-// askWho runs the command who, as somebody does who is called because the kernel refuses.
+// askWho runs the command who, as an operator would when the kernel refuses.
 func (g *guest) askWho(s *scenario.Step) {
 	ctx, cancel := context.WithTimeout(context.Background(), fresh)
 	defer cancel()

@@ -77,7 +77,7 @@ func listenNarrow(at netip.AddrPort) (int, error) {
 	return fd, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)
 }
 
-// stuck makes a connection with data that the other side does not take.
+// stuck makes a connection with data that the peer does not take.
 func stuck(listener int, at netip.AddrPort) (client, server int, err error) {
 	if client, server, err = pair(listener, at); err != nil {
 		return -1, -1, err
@@ -89,7 +89,7 @@ func stuck(listener int, at netip.AddrPort) (client, server int, err error) {
 	return client, server, nil
 }
 
-// abandon closes a connection that is stuck, and returns what the other side gets
+// abandon closes a connection that is stuck, and returns what the peer gets
 // if the kernel does not keep the data for it.
 func abandon(client, server int) (lost string, err error) {
 	if err := unix.Close(client); err != nil {
@@ -109,7 +109,7 @@ func reset(server int) (lost string, err error) {
 	return fmt.Sprintf("a connection is closed and its data is lost, the other side gets: %v", unix.Errno(n)), err
 }
 
-// tcpOrphans closes connections whose data the other side does not take.
+// tcpOrphans closes connections whose data the peer does not take.
 func tcpOrphans(*guest) (*load, error) {
 	const limit = 240
 	if err := setAll("net/ipv4/tcp_max_orphans", strconv.Itoa(limit), "net/core/somaxconn", "4096"); err != nil {
@@ -135,7 +135,7 @@ func tcpOrphans(*guest) (*load, error) {
 				}
 			}
 			// It is any orphan that the kernel kills: the new one, or an old one whose
-			// turn it is to ask whether the other side takes its data now.
+			// turn it is to ask whether the peer takes its data now.
 			for _, server := range open {
 				lost, err := reset(server)
 				if err != nil {

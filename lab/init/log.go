@@ -100,7 +100,7 @@ func (l *kernelLog) take() []string {
 	return texts
 }
 
-// reset begins to count anew.
+// reset begins to count again.
 func (l *kernelLog) reset() { l.counts, l.lost = map[string]float64{}, false }
 
 // nextRecord reads a record of /dev/kmsg into b.

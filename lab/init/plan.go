@@ -273,7 +273,7 @@ func names(resource string, r ran) bool {
 	return slices.Contains(r.moved, resource)
 }
 
-// hold has workers hold a load, and says what was refused meanwhile.
+// hold has workers hold a load, and returns what was refused.
 func (g *guest) hold(p planned) (ran, error) {
 	var r ran
 	before, err := g.page()
@@ -565,7 +565,7 @@ func (h *held) arrived(n, bytes int) (string, error) {
 	}
 }
 
-// orphan closes connections whose data the other side does not take.
+// orphan closes connections whose data the peer does not take.
 func (h *held) orphan() (string, error) {
 	at := h.stuckAt()
 	var servers []int

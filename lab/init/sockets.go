@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answer is how long a program under load waits for the other side, which is
+// answer is how long a program under load waits for the peer, which is
 // never farther than this machine.
 const answer = 800 * time.Millisecond
 
@@ -175,7 +175,7 @@ func fill(fd, most int) {
 	}
 }
 
-// arrives says whether bytes come through a connection.
+// arrives reports whether bytes come through a connection.
 func arrives(from, to, bytes int) bool {
 	b := make([]byte, 4096)
 	for sent, got := 0, 0; got < bytes; {

@@ -359,7 +359,7 @@ func memory(*guest) (*load, error) {
 	return w.load(), nil
 }
 
-// unit is a control group of a unit, as systemd names them.
+// unit is a cgroup of a unit, as systemd names them.
 const unit = "/sys/fs/cgroup/system.slice/web.service"
 
 // intoUnit moves a worker into a unit that may have so much memory, in KiB.
@@ -421,7 +421,7 @@ func cgroupSockets(*guest) (*load, error) {
 	}, nil
 }
 
-// unsent returns what of a connection's data the other side does not take.
+// unsent returns what of a connection's data the peer does not take.
 func unsent(fd int) (string, error) {
 	for end := time.Now().Add(answer); ; time.Sleep(answer / 20) {
 		left, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)

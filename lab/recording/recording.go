@@ -203,7 +203,7 @@ func Notation(values []float64) string {
 	return b.String()
 }
 
-// exact says whether a run of such values is added up without rounding.
+// exact reports whether a run of such values is added up without rounding.
 func exact(first, step float64) bool {
 	return step == 0 || first == math.Trunc(first) && step == math.Trunc(step)
 }

@@ -1,4 +1,4 @@
-// Package scenario says what the lab does to a kernel: the list of scenarios,
+// Package scenario describes what the lab does to a kernel: the list of scenarios,
 // which the host goes through and the guest carries out, and the messages in
 // which the guest reports.
 package scenario
@@ -15,7 +15,7 @@ type Scenario struct {
 	Name string
 	// Resource is the limit that the load drives to refusal, empty if none.
 	Resource string
-	// Walks are the collectors that must have read anew after each step. The exporter
+	// Walks are the collectors that must have read again after each step. The exporter
 	// then runs with --collector.max-cpu=0: an emulator is so much slower than a
 	// processor that each step would wait for the budget of walks.
 	Walks []string
@@ -23,7 +23,7 @@ type Scenario struct {
 	Counters []string
 	// Message is what the kernel may have logged besides the limit's own lines.
 	Message string
-	// Netns are the network namespaces besides the host's that must be seen at a limit
+	// Netns are the network namespaces other than the host's that must be seen at a limit
 	// of their own: the labels of netns_saturation_ratio.
 	Netns []string
 	// Saturation is the least that the limit must show when the kernel first
@@ -248,7 +248,7 @@ type Step struct {
 	// as long as it did not.
 	Refused string `json:",omitempty"`
 	// Page is what the exporter served, its own metrics only, empty if it did not
-	// answer, and Silent says why; Seconds is how long that took.
+	// answer, and Silent is the reason; Seconds is how long that took.
 	Page    string
 	Silent  string `json:",omitempty"`
 	Seconds float64

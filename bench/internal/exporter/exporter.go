@@ -93,7 +93,7 @@ func Start(ctx context.Context, path string, args ...string) (*Exporter, error) 
 // PID is that of its process.
 func (e *Exporter) PID() int { return e.cmd.Process.Pid }
 
-// Stop ends the exporter. That a signal ended it is no error.
+// Stop ends the exporter. That a signal ended it is not an error.
 func (e *Exporter) Stop() error {
 	e.client.CloseIdleConnections()
 	if err := e.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -144,7 +144,7 @@ func Unpack(page io.Reader) ([]byte, error) {
 	return io.ReadAll(r)
 }
 
-// CPU is what a process has used, in steps of a hundredth of a second.
+// CPU is what a process has used, in steps of 10 ms.
 type CPU struct{ User, System time.Duration }
 
 // Sum is user and system time together.

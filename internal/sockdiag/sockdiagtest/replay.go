@@ -1,4 +1,4 @@
-// Package sockdiagtest stands in for the kernel's sock_diag in tests: it answers
+// Package sockdiagtest simulates the kernel's sock_diag in tests: it answers
 // requests from a recorded dump.
 package sockdiagtest
 
