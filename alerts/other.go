@@ -52,6 +52,7 @@ func kernelLog() Group {
 	said := func(messages string) string {
 		return `increase(sockpressure_kernel_messages_total{message=~"` + messages + `"}[5m])`
 	}
+	const watched = `resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|threads|udp_memory"`
 	return Group{
 		Name: "sockpressure-kernel", file: "kernel",
 		Comment: "What the kernel logged (collector kmsg), and limits that were reached between two scrapes (--collector.sample-interval).",
@@ -90,8 +91,8 @@ func kernelLog() Group {
 			{
 				Alert: "SockPressureReachedBetweenScrapes", Severity: Warning, Labels: map[string]string{"stage": met},
 				Comment: "Accept queues and the backlogs of CPUs are full for moments on many a healthy host, and so\nare TIME_WAIT and fragments by design: those are left out.",
-				Expr: `sockpressure_saturation_peak_ratio{resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|threads|udp_memory"} >= 1
-unless max_over_time(sockpressure_saturation_ratio[2m]) >= 0.9`,
+				Expr: `sockpressure_saturation_peak_ratio{` + watched + `} >= 1
+unless max_over_time(sockpressure_saturation_ratio{` + watched + `}[2m]) >= 0.9`,
 				Summary: "A limit was reached between two scrapes.",
 				Description: `{{ $labels.instance }}: {{ $labels.resource }} was at {{ $value | humanizePercentage }} of its limit within the last
 					minute, and no scrape saw it there.`,
@@ -125,8 +126,8 @@ unless changes(` + ratio + `{resource="udp_receive_queue"}[10m]) == 0`
 	page.Comment = "Connections of the pod fail, or are about to."
 	page.Expr = ratio + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`
 	return Group{
-		Name: "sockpressure-netns", file: "netns",
-		Comment: "Network namespaces besides the host's, such as those of pods (collector netns).",
+		Name: "sockpressure-netns", file: "netns", Interval: "30s",
+		Comment: "Network namespaces besides the host's, such as those of pods (collector netns). A node has more of these than of all limits of its own, and nothing here fires within a minute: so less often than the rest.",
 		Rules: []Rule{
 			ticket, page,
 			{
@@ -163,7 +164,7 @@ func limitMessages(except ...string) []string {
 // as it answers.
 const (
 	same  = "on (cluster, job, instance)"
-	alive = "sockpressure_saturation_ratio"
+	alive = "sockpressure_host_network_namespace" // one series a node
 )
 
 func exporter() Group {
@@ -395,16 +396,18 @@ func fleet() Group {
 
 // history is what forecasts compare with.
 func history() Group {
-	record := func(name, about, expr string) Rule {
-		return Rule{Record: "instance_resource:sockpressure_saturation:" + name, Expr: expr, about: about}
+	record := func(name, about, comment, expr string) Rule {
+		return Rule{Record: "instance_resource:sockpressure_saturation:" + name, Expr: expr, about: about, Comment: comment}
 	}
 	return Group{
 		Name: "sockpressure-history", file: "fleet", Interval: "1m",
 		Comment: "The highest of an hour, a day and a week, each from few points of the one before: what is no higher than that is no growth, and raises no forecast. Where these are not loaded, forecasts only are less quiet.",
 		Rules: []Rule{
-			record("max1h", "each node and limit: the highest of an hour, from few points; forecasts compare with these", "max_over_time(instance_resource:sockpressure_saturation:max5m[1h:5m])"),
-			record("max1d", "the same of a day", "max_over_time(instance_resource:sockpressure_saturation:max1h[1d:30m])\n> instance_resource:sockpressure_saturation:max1h\nor\ninstance_resource:sockpressure_saturation:max1h"),
-			record("max1w", "the same of a week", "max_over_time(instance_resource:sockpressure_saturation:max1d[1w:12h])\n> instance_resource:sockpressure_saturation:max1d\nor\ninstance_resource:sockpressure_saturation:max1d"),
+			record("max1h", "each node and limit that was used to a quarter or more within an hour: the highest; forecasts compare with these",
+				"Forecasts are of limits that are used to a half, and a peak below a quarter keeps none of them silent.",
+				"max_over_time("+used+"[1h]) >= 0.25"),
+			record("max1d", "the same of a day", "", "max_over_time(instance_resource:sockpressure_saturation:max1h[1d:30m])\n> instance_resource:sockpressure_saturation:max1h\nor\ninstance_resource:sockpressure_saturation:max1h"),
+			record("max1w", "the same of a week", "", "max_over_time(instance_resource:sockpressure_saturation:max1d[1w:12h])\n> instance_resource:sockpressure_saturation:max1d\nor\ninstance_resource:sockpressure_saturation:max1d"),
 		},
 	}
 }

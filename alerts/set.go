@@ -162,12 +162,17 @@ func limitGroups() []Group {
 		g.Rules = append(g.Rules, t.others...)
 		groups = append(groups, g)
 	}
-	return append(groups, forecasts(by))
+	return append(groups, forecasts(by)...)
 }
 
-// Of each limit, the highest of the last day and of the last week: what is no higher
-// than what was harmless then is no growth. See otherGroups.
+// What forecasts read besides the saturation itself: records of the limits that it is
+// worth looking at, a quarter of all. Ten thousand nodes have some 170,000 limits, and
+// every look at all of them, now or at a time before, takes a fifth of a second.
 const (
+	used   = "instance_resource:sockpressure_saturation:used"
+	rising = "instance_resource:sockpressure_saturation:rising"
+	// Of each limit, the highest of the last day and of the last week: what is no higher
+	// than what was harmless then is no growth. See otherGroups.
 	dayAgo  = "instance_resource:sockpressure_saturation:max1d offset 5m"
 	weekAgo = "instance_resource:sockpressure_saturation:max1w offset 2h"
 )
@@ -175,31 +180,23 @@ const (
 // forecasts makes the rules on growth. Each compares a few points in time, which is
 // cheaper than a regression over all between, and asks for growth in every part of
 // the time it looks at: so a step, a start that is over, or noise does not fire.
-func forecasts(by map[forecasting][]string) Group {
-	// Only the first selector of a rule names limits: "and" and "unless" keep to them.
-	const x = "sockpressure_saturation_ratio"
-	at := func(offset string) string {
-		if offset == "" {
-			return x
-		}
-		return x + " offset " + offset
-	}
-	// growing asks for growth between each two of the times, the latest first: if it
-	// goes on as from x1 to x0 for n times as long, (n + 1) * x0 - n * x1 is met.
+func forecasts(by map[forecasting][]string) []Group {
+	// growing asks for growth between each two of the times, the latest first: if it goes
+	// on as from x1 to x0 for n times as long, (n + 1) * x0 - n * x1 >= 1. The first is a
+	// condition on what stands before it, the limits that are looked at.
 	growing := func(n int, times ...string) string {
-		var all []string
+		all := []string{fmt.Sprintf(">= (1 + %d * %s offset %s) / %d", n, used, times[0], n+1)}
 		for i := range len(times) - 1 {
-			all = append(all, fmt.Sprintf("%d * %s - %d * %s >= 1", n+i+1, at(times[i]), n+i, at(times[i+1])))
+			all = append(all, fmt.Sprintf("and %d * %s offset %s - %d * %s offset %s >= 1", n+i+2, used, times[i], n+i+1, used, times[i+1]))
 		}
-		return strings.Join(all, "\nand ")
+		return strings.Join(all, "\n")
 	}
-	// unless usage is not above an earlier peak by half of the room that is left: that
-	// peak was as high, and nothing came of it where it was below harmless.
-	unless := func(peak, harmless string) string {
-		return "unless 3 * " + x + " - 2 * (" + peak + " < " + harmless + ") < 1"
+	// unless usage is not above an earlier peak by half of the room that is left, which is
+	// 3 * x - 2 * peak < 1: that peak was as high, and nothing came of it where it was below
+	// harmless.
+	unless := func(x, peak, harmless string) string {
+		return "unless " + x + " < (1 + 2 * (" + peak + " < " + harmless + ")) / 3"
 	}
-	// now asks for growth at the last scrape, whatever the time between two.
-	const now = "and idelta(" + x + "[3m]) > 0"
 	lines := func(all ...string) string { return strings.Join(all, "\n") }
 	base := Rule{Alert: "SockPressureFillingFast", Severity: Warning, KeepFiringFor: "10m", Summary: "A kernel limit will be met within minutes."}
 	describe := func(pace string) string {
@@ -209,21 +206,32 @@ func forecasts(by map[forecasting][]string) Group {
 	never := by[ticket]
 	slow := append(slices.Clone(by[jumpy]), by[brief]...)
 
+	recordUsed := Rule{
+		Record: used, Except: never, Expr: saturation + " >= 0.1",
+		about:   "each node and limit that is used to a tenth or more; forecasts look back at these",
+		Comment: "What forecasts look back at. A limit that fills evenly in five minutes was above this three minutes before it is at 0.75.",
+	}
+	recordRising := Rule{
+		Record: rising, Except: never, Expr: saturation + " >= 0.5 < 1\nand idelta(" + saturation + "[3m]) > 0",
+		about:   "each node and limit that is used to a half or more and grew from the scrape before; forecasts are of these",
+		Comment: "What grew at the last scrape, whatever the time between two.",
+	}
+
 	sudden := base
 	sudden.Labels, sudden.Except = map[string]string{"stage": forecast, "window": "2m"}, append(slices.Clone(never), slow...)
 	sudden.Params = map[string]string{"from": "0.6", "fast": "0.72"}
 	sudden.Description = describe("at the pace of the last minute or two meets it within 5")
 	sudden.Comment = "A ticket: full within 5 minutes, growing for two, or for one where usage is above what bursts reach. From 0.9 on the levels tell."
 	sudden.Expr = lines(
+		"(",
 		saturation+" >= ${from} < 0.9",
-		"and (",
-		growing(5, "", "1m", "2m"),
+		growing(5, "1m", "2m"),
 		"or",
-		x+" >= ${fast}",
-		"and "+growing(10, "", "30s", "1m"),
+		saturation+" >= ${from} >= ${fast} < 0.9",
+		growing(10, "30s", "1m"),
 		")",
-		now,
-		unless(dayAgo, "1"))
+		"and "+rising,
+		unless(rising, dayAgo, "1"))
 
 	waves := base
 	waves.Labels, waves.Resources = map[string]string{"stage": forecast, "window": "3m"}, slow
@@ -231,32 +239,38 @@ func forecasts(by map[forecasting][]string) Group {
 	waves.Description = describe("at the pace of the last 3 minutes meets it within 5, or at that of the last within 2")
 	waves.Comment = "The same for what programs take when they start, and what comes in waves: growing for three minutes, or about to be full."
 	waves.Expr = lines(
+		"(",
 		saturation+" >= ${from} < 0.9",
-		"and (",
-		growing(5, "", "1m", "2m", "3m"),
+		growing(5, "1m", "2m", "3m"),
 		"or",
-		x+" >= ${fast}",
-		"and "+growing(3, "", "30s", "1m"),
+		saturation+" >= ${from} >= ${fast} < 0.9",
+		growing(3, "30s", "1m"),
 		")",
-		now,
-		unless(dayAgo, "1"))
+		"and "+rising,
+		unless(rising, dayAgo, "1"))
 
 	page := base
 	page.Severity, page.KeepFiringFor, page.Labels, page.Except = Critical, "", map[string]string{"stage": forecast}, never
 	page.Params, page.Description = map[string]string{"from": "0.75"}, describe("at the pace of each of the last 3 minutes meets it within 3")
 	page.Comment = "The page: full within 3 minutes, growing for three. At 0.75 an even ramp of 5 minutes has more than one left."
-	page.Expr = lines(saturation+" >= ${from} < 1", "and "+growing(3, "", "1m", "2m", "3m"), now, unless(dayAgo, "0.9"))
+	page.Expr = lines(saturation+" >= ${from} < 1", growing(3, "1m", "2m", "3m"), "and "+rising, unless(rising, dayAgo, "0.9"))
 
 	hours := Rule{
 		Alert: "SockPressureFillingUp", Severity: Warning, For: "15m", Summary: "A kernel limit will be met within hours.",
 		Labels: map[string]string{"stage": forecast}, Except: sudden.Except, Params: map[string]string{"from": "0.5"},
 		Description: describe("at the pace of the last hour meets it within the next 4"),
 		Comment:     "Full within 4 hours: a leak, or a load that was not there in the last week.",
-		Expr:        lines(saturation+" >= ${from} < 1", "and "+growing(8, "", "30m", "1h"), unless(weekAgo, "1")),
+		Expr:        lines(saturation+" >= ${from} < 1", growing(8, "30m", "1h"), unless(used, weekAgo, "1")),
 	}
-	return Group{
-		Name: "sockpressure-forecast", Rules: []Rule{sudden, waves, page, hours},
-		Comment: `Limits that are not near yet, but will be met if usage goes on as it does now. With x for usage now and y for usage a while ago, (n + 1) * x - n * y >= 1 says that growing on like this for n times as long meets the limit. And 3 * x - 2 * peak < 1 says that x is not above an earlier peak by half of the room that is left.`,
+	return []Group{
+		{
+			Name: "sockpressure-forecast", Rules: []Rule{recordUsed, recordRising, sudden, waves, page},
+			Comment: `Limits that are not near yet, but will be met if usage goes on as it does now. With x for usage now and y for usage a while ago, x >= (1 + n * y) / (n + 1) says that growing on like this for n times as long meets the limit. And x < (1 + 2 * peak) / 3 says that x is not above an earlier peak by half of the room that is left. What the group records stands here and nowhere else, before the alerts, so that they read what is of the same moment.`,
+		},
+		{
+			Name: "sockpressure-forecast-hours", file: "forecast", Interval: "1m", Rules: []Rule{hours},
+			Comment: "The same over hours, where a minute does not count.",
+		},
 	}
 }
 

@@ -56,7 +56,7 @@ func readRules(dir string) ([]asked, []recorded, error) {
 			Groups []struct {
 				Name     string
 				Interval string
-				Rules []struct {
+				Rules    []struct {
 					Record, Alert, Expr string
 					Labels              map[string]string
 				}
