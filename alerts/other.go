@@ -11,7 +11,7 @@ import (
 // otherGroups are the rules that no single limit has: sockets and packets below the
 // limits, the exporter itself, and what is recorded for fleets and forecasts.
 func otherGroups() []Group {
-	return []Group{drops(), kernelLog(), namespaces(), exporter(), fleet(), history()}
+	return []Group{drops(), kernelLog(), namespaces(), lost(), exporter(), fleet(), history()}
 }
 
 // drops are counters of losses that are of a program or of a CPU, and of no limit of
@@ -25,7 +25,7 @@ func drops() Group {
 		}
 	}
 	return Group{
-		Name:    "sockpressure-drops",
+		Name: "sockpressure-drops", Interval: "30s",
 		Comment: "What is lost at single sockets and CPUs, by its rate: some of it is part of life.",
 		Rules: []Rule{
 			counter("UDPReceiveErrors", "rate(sockpressure_udp_receive_buffer_errors_total[5m])\n+ (rate(sockpressure_udp6_receive_buffer_errors_total[5m]) or 0 * rate(sockpressure_udp_receive_buffer_errors_total[5m]))",
@@ -54,7 +54,7 @@ func kernelLog() Group {
 	}
 	const watched = `resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|threads|udp_memory"`
 	return Group{
-		Name: "sockpressure-kernel", file: "kernel",
+		Name: "sockpressure-kernel", file: "kernel", Interval: "30s",
 		Comment: "What the kernel logged (collector kmsg), and limits that were reached between two scrapes (--collector.sample-interval).",
 		Rules: []Rule{
 			{
@@ -167,14 +167,16 @@ const (
 	alive = "sockpressure_host_network_namespace" // one series a node
 )
 
-func exporter() Group {
-	// firing is whether an alert fires already: it then goes on by itself.
-	firing := func(alert, window string) string {
-		return `last_over_time(ALERTS{alertname="` + alert + `",alertstate="firing"}[` + window + `])`
-	}
+// fires is whether an alert fires already: it then goes on by itself.
+func fires(alert, window string) string {
+	return `last_over_time(ALERTS{alertname="` + alert + `",alertstate="firing"}[` + window + `])`
+}
+
+// lost is the one alert on exporters that pages.
+func lost() Group {
 	return Group{
-		Name:    "sockpressure-exporter",
-		Comment: "The exporter itself: a limit that it does not see is not watched.",
+		Name: "sockpressure-lost", file: "exporter",
+		Comment: "Nodes that do not answer any more, near a limit.",
 		Rules: []Rule{
 			{
 				Alert: "SockPressureLostNearLimit", Severity: Critical, For: "2m", KeepFiringFor: "5m",
@@ -184,7 +186,7 @@ func exporter() Group {
     max_over_time(ALERTS{alertname=~"SockPressure.+",alertname!~"SockPressure(LostNearLimit|Netns.+)",instance!="",severity="${page}",stage=~"near|forecast|met"}[10m])
   )
   or
-  group by (cluster, job, instance) (` + firing("SockPressureLostNearLimit", "10m") + `)
+  group by (cluster, job, instance) (` + fires("SockPressureLostNearLimit", "10m") + `)
 )
 unless ` + same + ` (` + alive + ` or up == 1)
 unless ` + same + ` (ALERTS{alertname="SockPressureLostNearLimit",alertstate="firing"} offset 1d)`,
@@ -192,6 +194,15 @@ unless ` + same + ` (ALERTS{alertname="SockPressureLostNearLimit",alertstate="fi
 				Description: `{{ $labels.instance }} had a page for a kernel limit when its exporter stopped answering
 					({{ $value | printf "%.0f" }} node): what was about to happen has probably happened.`,
 			},
+		},
+	}
+}
+
+func exporter() Group {
+	return Group{
+		Name: "sockpressure-exporter", Interval: "1m",
+		Comment: "The exporter itself: a limit that it does not see is not watched. Nothing here fires within minutes, and a node has many collectors: so less often than the rest.",
+		Rules: []Rule{
 			{
 				Alert: "SockPressureExporterDown", Severity: Warning, For: "5m", KeepFiringFor: "10m",
 				Comment: "By the name of the scrape job, or, in a job of another name, by what was an exporter a\nquarter of an hour or an hour ago.",
@@ -203,7 +214,7 @@ and ` + same + ` (
   or
   ` + alive + ` offset 1h
   or
-  ` + firing("SockPressureExporterDown", "10m") + `
+  ` + fires("SockPressureExporterDown", "10m") + `
 )`,
 				Summary: "The exporter cannot be scraped.",
 				Description: `{{ $labels.instance }} has not answered for 5 minutes (up is {{ $value }}). No other alert of this
@@ -383,7 +394,7 @@ func fleet() Group {
 		},
 	)
 	return Group{
-		Name: "sockpressure-fleet", Interval: "30s", Rules: rules,
+		Name: "sockpressure-fleet", Interval: "1m", Rules: rules,
 		Comment: `Recording rules for fleets: of some 300 series a node, those that a dashboard over ten thousand nodes needs. It reads these and no others.
 
   job_resource:...       the worst of all nodes of a job, 17 series for each

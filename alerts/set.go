@@ -165,12 +165,14 @@ func limitGroups() []Group {
 	return append(groups, forecasts(by)...)
 }
 
-// What forecasts read besides the saturation itself: records of the limits that it is
-// worth looking at, a quarter of all. Ten thousand nodes have some 170,000 limits, and
-// every look at all of them, now or at a time before, takes a fifth of a second.
+// What forecasts read: ten thousand nodes have some 170,000 limits, and each look at all
+// of them takes a fifth of a second or more. So what they have in common is recorded, of the
+// limits that it is worth looking at: a quarter of all, and of these the few that grow.
 const (
-	used   = "instance_resource:sockpressure_saturation:used"
-	rising = "instance_resource:sockpressure_saturation:rising"
+	used    = "instance_resource:sockpressure_saturation:used"
+	rising  = "instance_resource:sockpressure_saturation:rising"
+	left1m  = "instance_resource:sockpressure_saturation:left1m"
+	left30s = "instance_resource:sockpressure_saturation:left30s"
 	// Of each limit, the highest of the last day and of the last week: what is no higher
 	// than what was harmless then is no growth. See otherGroups.
 	dayAgo  = "instance_resource:sockpressure_saturation:max1d offset 5m"
@@ -181,16 +183,6 @@ const (
 // cheaper than a regression over all between, and asks for growth in every part of
 // the time it looks at: so a step, a start that is over, or noise does not fire.
 func forecasts(by map[forecasting][]string) []Group {
-	// growing asks for growth between each two of the times, the latest first: if it goes
-	// on as from x1 to x0 for n times as long, (n + 1) * x0 - n * x1 >= 1. The first is a
-	// condition on what stands before it, the limits that are looked at.
-	growing := func(n int, times ...string) string {
-		all := []string{fmt.Sprintf(">= (1 + %d * %s offset %s) / %d", n, used, times[0], n+1)}
-		for i := range len(times) - 1 {
-			all = append(all, fmt.Sprintf("and %d * %s offset %s - %d * %s offset %s >= 1", n+i+2, used, times[i], n+i+1, used, times[i+1]))
-		}
-		return strings.Join(all, "\n")
-	}
 	// unless usage is not above an earlier peak by half of the room that is left, which is
 	// 3 * x - 2 * peak < 1: that peak was as high, and nothing came of it where it was below
 	// harmless.
@@ -206,15 +198,27 @@ func forecasts(by map[forecasting][]string) []Group {
 	never := by[ticket]
 	slow := append(slices.Clone(by[jumpy]), by[brief]...)
 
-	recordUsed := Rule{
-		Record: used, Except: never, Expr: saturation + " >= 0.1",
-		about:   "each node and limit that is used to a tenth or more; forecasts look back at these",
-		Comment: "What forecasts look back at. A limit that fills evenly in five minutes was above this three minutes before it is at 0.75.",
+	record := func(name, about, comment, expr string) Rule {
+		return Rule{Record: name, Except: never, about: about, Comment: comment, Expr: expr}
 	}
-	recordRising := Rule{
-		Record: rising, Except: never, Expr: saturation + " >= 0.5 < 1\nand idelta(" + saturation + "[3m]) > 0",
-		about:   "each node and limit that is used to a half or more and grew from the scrape before; forecasts are of these",
-		Comment: "What grew at the last scrape, whatever the time between two.",
+	// left is the time to the limit at the pace since a while ago: with x for usage now, y for
+	// usage then, (1 - y) / (x - y) of these whiles after then.
+	left := func(while, minutes string) string {
+		y := used + " offset " + while
+		return "((1 - " + y + ") / (" + saturation + " - " + y + ") - 1)" + minutes + " >= 0 < 8"
+	}
+	records := []Rule{
+		record(used, "each node and limit that is used to a tenth or more; forecasts look back at these",
+			"A limit that fills evenly in five minutes was above this three minutes before it is at 0.75.",
+			saturation+" >= 0.1"),
+		record(rising, "each node and limit that is used to a half or more and grew at the last scrape; forecasts are of these",
+			"What grew at the last scrape, whatever the time between two.",
+			saturation+" >= 0.5 < 1\nand idelta("+saturation+"[3m]) > 0"),
+		record(left1m, "each node and limit that is met within 8 minutes at the pace of the last minute: the minutes left",
+			"Minutes left, at the pace of the last minute. With x for usage now and y for usage a minute ago, the limit is met (1 - y) / (x - y) minutes after that.",
+			left("1m", "")),
+		record(left30s, "the same at the pace of the last half minute",
+			"", left("30s", " / 2")),
 	}
 
 	sudden := base
@@ -222,15 +226,14 @@ func forecasts(by map[forecasting][]string) []Group {
 	sudden.Params = map[string]string{"from": "0.6", "fast": "0.72"}
 	sudden.Description = describe("at the pace of the last minute or two meets it within 5")
 	sudden.Comment = "A ticket: full within 5 minutes, growing for two, or for one where usage is above what bursts reach. From 0.9 on the levels tell."
+	growing := rising + "{${resource}}"
 	sudden.Expr = lines(
-		"(",
-		saturation+" >= ${from} < 0.9",
-		growing(5, "1m", "2m"),
-		"or",
-		saturation+" >= ${from} >= ${fast} < 0.9",
-		growing(10, "30s", "1m"),
+		growing+" >= ${from} < 0.9",
+		"and (",
+		"  "+left1m+" <= 5 and "+left1m+" offset 1m <= 6",
+		"  or",
+		"  "+growing+" >= ${fast} and "+left30s+" <= 5 and "+left30s+" offset 30s <= 5.5",
 		")",
-		"and "+rising,
 		unless(rising, dayAgo, "1"))
 
 	waves := base
@@ -239,37 +242,42 @@ func forecasts(by map[forecasting][]string) []Group {
 	waves.Description = describe("at the pace of the last 3 minutes meets it within 5, or at that of the last within 2")
 	waves.Comment = "The same for what programs take when they start, and what comes in waves: growing for three minutes, or about to be full."
 	waves.Expr = lines(
-		"(",
-		saturation+" >= ${from} < 0.9",
-		growing(5, "1m", "2m", "3m"),
-		"or",
-		saturation+" >= ${from} >= ${fast} < 0.9",
-		growing(3, "30s", "1m"),
+		growing+" >= ${from} < 0.9",
+		"and (",
+		"  "+left1m+" <= 5 and "+left1m+" offset 1m <= 6 and "+left1m+" offset 2m <= 7",
+		"  or",
+		"  "+growing+" >= ${fast} and "+left30s+" <= 1.5 and "+left30s+" offset 30s <= 2",
 		")",
-		"and "+rising,
 		unless(rising, dayAgo, "1"))
 
 	page := base
 	page.Severity, page.KeepFiringFor, page.Labels, page.Except = Critical, "", map[string]string{"stage": forecast}, never
 	page.Params, page.Description = map[string]string{"from": "0.75"}, describe("at the pace of each of the last 3 minutes meets it within 3")
 	page.Comment = "The page: full within 3 minutes, growing for three. At 0.75 an even ramp of 5 minutes has more than one left."
-	page.Expr = lines(saturation+" >= ${from} < 1", growing(3, "1m", "2m", "3m"), "and "+rising, unless(rising, dayAgo, "0.9"))
+	page.Expr = lines(
+		growing+" >= ${from} < 1",
+		"and "+left1m+" <= 3 and "+left1m+" offset 1m <= 4 and "+left1m+" offset 2m <= 5",
+		unless(rising, dayAgo, "0.9"))
 
 	hours := Rule{
 		Alert: "SockPressureFillingUp", Severity: Warning, For: "15m", Summary: "A kernel limit will be met within hours.",
 		Labels: map[string]string{"stage": forecast}, Except: sudden.Except, Params: map[string]string{"from": "0.5"},
 		Description: describe("at the pace of the last hour meets it within the next 4"),
 		Comment:     "Full within 4 hours: a leak, or a load that was not there in the last week.",
-		Expr:        lines(saturation+" >= ${from} < 1", growing(8, "30m", "1h"), unless(used, weekAgo, "1")),
+		Expr: lines(
+			saturation+" >= ${from} < 1",
+			">= (1 + 8 * "+used+" offset 30m) / 9",
+			"and 10 * "+used+" offset 30m - 9 * "+used+" offset 1h >= 1",
+			unless(used, weekAgo, "1")),
 	}
 	return []Group{
 		{
-			Name: "sockpressure-forecast", Rules: []Rule{recordUsed, recordRising, sudden, waves, page},
-			Comment: `Limits that are not near yet, but will be met if usage goes on as it does now. With x for usage now and y for usage a while ago, x >= (1 + n * y) / (n + 1) says that growing on like this for n times as long meets the limit. And x < (1 + 2 * peak) / 3 says that x is not above an earlier peak by half of the room that is left. What the group records stands here and nowhere else, before the alerts, so that they read what is of the same moment.`,
+			Name: "sockpressure-forecast", Rules: append(records, sudden, waves, page),
+			Comment: `Limits that are not near yet, but will be met if usage goes on as it does now. What the alerts read is recorded before them, so that it is of the same moment. The last line of each leaves out usage that is not above an earlier peak by half of the room that is left: x < (1 + 2 * peak) / 3.`,
 		},
 		{
 			Name: "sockpressure-forecast-hours", file: "forecast", Interval: "1m", Rules: []Rule{hours},
-			Comment: "The same over hours, where a minute does not count.",
+			Comment: "The same over hours, where a minute does not count. With x for usage now and y for usage half an hour ago, x >= (1 + 8 * y) / 9 says that growing on like this for eight times as long meets the limit.",
 		},
 	}
 }

@@ -89,7 +89,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	f.recorded = recorded
-	panels, err := readPanels(o.dashboards, f.node(0).labels[0].value)
+	panels, err := readPanels(o.dashboards, f.node(0).labels[0].Value)
 	if err != nil {
 		return err
 	}
@@ -172,7 +172,7 @@ func (m *measurement) load(ctx context.Context) error {
 		}
 	}
 	looked := func(s *series) bool {
-		return s.labels[0].value == "sockpressure_saturation_ratio" || s.labels[0].value == "up"
+		return s.labels[0].Value == "sockpressure_saturation_ratio" || s.labels[0].Value == "up"
 	}
 	if err := m.w.write(ctx, m.f, ago(64*time.Minute), ago(m.o.before+time.Minute), time.Minute, looked); err != nil {
 		return err
@@ -243,9 +243,9 @@ func (m *measurement) watch(ctx context.Context) error {
 // ask prints what each query took, and of rules what each group did.
 func (m *measurement) ask(ctx context.Context, title string, all []asked) error {
 	at := time.Now().Truncate(scrape).Add(-time.Minute)
-	fmt.Fprintf(m.out, "%s:\n\n| query | time | CPU | series | bytes |\n|---|---|---|---|---|\n", title)
+	fmt.Fprintf(m.out, "%s:\n\n| query | time | CPU | samples read | series | bytes |\n|---|---|---|---|---|---|\n", title)
 	var took, cpu time.Duration
-	groups, of := []asked{}, map[string]time.Duration{}
+	groups, of, read, looked := []asked{}, map[string]time.Duration{}, map[string]int{}, 0
 	for _, q := range all {
 		before := time.Now()
 		a := m.e.ask(ctx, q, at, m.o.tries)
@@ -253,7 +253,7 @@ func (m *measurement) ask(ctx context.Context, title string, all []asked) error 
 			return ctx.Err()
 		}
 		if a.err != nil {
-			fmt.Fprintf(m.out, "| %s | %s | | failed: %v | |\n", q.name, time.Since(before), a.err)
+			fmt.Fprintf(m.out, "| %s | %s | | | failed: %v | |\n", q.name, time.Since(before), a.err)
 			continue
 		}
 		took, cpu = took+a.took, cpu+a.cpu
@@ -261,22 +261,26 @@ func (m *measurement) ask(ctx context.Context, title string, all []asked) error 
 			groups = append(groups, q)
 		}
 		of[q.group] += a.cpu
+		read[q.group] += a.read
+		looked += a.read
 		if a.cpu >= m.o.slow {
-			fmt.Fprintf(m.out, "| %s | %.3f s | %.3f s | %d | %d |\n", q.name, a.took.Seconds(), a.cpu.Seconds(), a.series, a.bytes)
+			fmt.Fprintf(m.out, "| %s | %.3f s | %.3f s | %d | %d | %d |\n", q.name, a.took.Seconds(), a.cpu.Seconds(), a.read, a.series, a.bytes)
 		}
 	}
-	fmt.Fprintf(m.out, "| %d together | %.3f s | %.3f s | | |\n\n", len(all), took.Seconds(), cpu.Seconds())
+	fmt.Fprintf(m.out, "| %d together | %.3f s | %.3f s | %d | | |\n\n", len(all), took.Seconds(), cpu.Seconds(), looked)
 	if len(groups) < 2 {
 		return nil
 	}
-	fmt.Fprintf(m.out, "| group | interval | CPU of its queries | share of the interval |\n|---|---|---|---|\n")
-	sum := 0.0
+	fmt.Fprintf(m.out, "| group | interval | CPU of its queries | share of the interval | samples read, a second |\n|---|---|---|---|---|\n")
+	sum, perSecond := 0.0, 0.0
 	for _, g := range groups {
 		share := of[g.group].Seconds() / g.interval.Seconds()
 		sum += share
-		fmt.Fprintf(m.out, "| %s | %s | %.3f s | %.4f |\n", strings.TrimPrefix(g.group, "sockpressure-"), g.interval, of[g.group].Seconds(), share)
+		pace := float64(read[g.group]) / g.interval.Seconds()
+		perSecond += pace
+		fmt.Fprintf(m.out, "| %s | %s | %.3f s | %.4f | %.0f |\n", strings.TrimPrefix(g.group, "sockpressure-"), g.interval, of[g.group].Seconds(), share, pace)
 	}
-	fmt.Fprintf(m.out, "| sum | | | %.4f |\n\n", sum)
+	fmt.Fprintf(m.out, "| sum | | | %.4f | %.0f |\n\n", sum, perSecond)
 	return nil
 }
 

@@ -32,6 +32,7 @@ type answer struct {
 	asked
 	took   time.Duration
 	cpu    time.Duration // of the engine, garbage collection included
+	read   int           // samples, where the engine says so
 	series int
 	bytes  int
 	err    error
@@ -79,6 +80,12 @@ func readRules(dir string) ([]asked, []recorded, error) {
 				perNode := strings.HasPrefix(r.Record, "instance:sockpressure_saturation:")
 				if perNode || strings.HasPrefix(r.Record, "instance_resource:sockpressure_saturation:") {
 					s := recorded{name: r.Record, perNode: perNode}
+					// What is made of another record has what is in that.
+					for _, other := range series {
+						if strings.Contains(r.Expr, other.name) {
+							s.from = max(s.from, other.from)
+						}
+					}
 					if m := level.FindStringSubmatch(r.Expr); m != nil {
 						if s.from, err = strconv.ParseFloat(m[1], 64); err != nil {
 							return nil, nil, err
@@ -119,7 +126,8 @@ func readPanels(dir, node string) ([]asked, error) {
 			return nil, err
 		}
 		values := strings.NewReplacer("$__range", chosen.over.String(), "$__rate_interval", "1m", "$__interval", "30s",
-			"$cluster", ".*", "$job", ".+", "$instance", strings.ReplaceAll(chosen.instance, `\`, `\\`), "$resource", ".+", "${", "${")
+			"$cluster", ".*", "$job", ".+", "$instance", strings.ReplaceAll(chosen.instance, `\`, `\\`), "$resource", ".+",
+			"$severity", "critical|warning", "$top", "20", "$worst", "node-000[0-1].*", "$netns", ".+")
 		for waiting := content.Panels; len(waiting) > 0; {
 			var p panel
 			if err := json.Unmarshal(waiting[0], &p); err != nil {
@@ -152,6 +160,7 @@ func (e *engine) ask(ctx context.Context, q asked, at time.Time, tries int) answ
 		}
 		values = url.Values{"query": {q.expr}, "start": {seconds(at.Add(-q.over))}, "end": {seconds(at)}, "step": {step.String()}}
 	}
+	values.Set("stats", "all")
 	values.Set("nocache", "1") // VictoriaMetrics would answer the second time from memory
 	for i := range tries {
 		before, err := e.used()
@@ -178,13 +187,19 @@ func (e *engine) ask(ctx context.Context, q asked, at time.Time, tries int) answ
 			a.cpu = cpu
 		}
 		var result struct {
-			Data struct{ Result []json.RawMessage }
+			Data struct {
+				Result []json.RawMessage
+				Stats  struct {
+					Samples struct{ TotalQueryableSamples int }
+				}
+			}
 		}
 		if err := json.Unmarshal(body, &result); err != nil {
 			a.err = err
 			return a
 		}
 		a.series, a.bytes = len(result.Data.Result), len(body)
+		a.read = result.Data.Stats.Samples.TotalQueryableSamples
 	}
 	return a
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sockpressure/sockpressure_exporter/internal/remotewrite"
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
@@ -21,7 +22,7 @@ const pods = 10
 
 // series is one of a node's.
 type series struct {
-	labels []label // sorted, without those of the node
+	labels []label // the name first, without those of the node
 	// values are those of the recording; a saturation of a healthy node is made up.
 	values   []float64
 	grown    float64 // of a counter, by how much in a recording
@@ -29,7 +30,7 @@ type series struct {
 	spread   uint64  // tells the series of a node apart
 }
 
-type label struct{ name, value string }
+type label = remotewrite.Label
 
 // template is a page that nodes are made of.
 type template struct {
@@ -86,12 +87,12 @@ func newTemplate(r *recording.Recording) template {
 	t := template{name: r.Kernel + "/" + r.Scenario, steps: r.Steps}
 	add := func(name string, values []float64) {
 		s := series{labels: parseSeries(name), values: values, spread: hash(name)}
-		if strings.HasSuffix(s.labels[0].value, "_total") {
+		if strings.HasSuffix(s.labels[0].Value, "_total") {
 			if grown := values[len(values)-1] - values[0]; grown > 0 {
 				s.grown = grown
 			}
 		}
-		if n := s.labels[0].value; n == "sockpressure_saturation_ratio" || n == "sockpressure_saturation_peak_ratio" {
+		if n := s.labels[0].Value; n == "sockpressure_saturation_ratio" || n == "sockpressure_saturation_peak_ratio" {
 			s.resource = s.get("resource")
 			s.spread = hash(s.resource)
 		}
@@ -118,8 +119,8 @@ func flat(v float64) []float64 { return []float64{v} }
 
 func (s series) get(name string) string {
 	for _, l := range s.labels {
-		if l.name == name {
-			return l.value
+		if l.Name == name {
+			return l.Value
 		}
 	}
 	return ""
@@ -129,15 +130,14 @@ var oneLabel = regexp.MustCompile(`(\w+)="((?:[^"\\]|\\.)*)"`)
 
 func parseSeries(name string) []label {
 	metric, rest, _ := strings.Cut(name, "{")
-	labels := []label{{"__name__", metric}}
+	labels := []label{{Name: "__name__", Value: metric}}
 	for _, m := range oneLabel.FindAllStringSubmatch(rest, -1) {
 		value, err := strconv.Unquote(`"` + m[2] + `"`)
 		if err != nil {
 			value = m[2]
 		}
-		labels = append(labels, label{m[1], value})
+		labels = append(labels, label{Name: m[1], Value: value})
 	}
-	slices.SortFunc(labels, func(a, b label) int { return strings.Compare(a.name, b.name) })
 	return labels
 }
 
@@ -151,9 +151,9 @@ type node struct {
 
 func (f *fleet) node(i int) node {
 	id := mix(uint64(i) + 1)
-	n := node{id: id, labels: []label{{"instance", fmt.Sprintf("node-%05d:10058", i)}, {"job", "sockpressure"}}}
+	n := node{id: id, labels: []label{{Name: "instance", Value: fmt.Sprintf("node-%05d:10058", i)}, {Name: "job", Value: "sockpressure"}}}
 	if f.clusters > 0 {
-		n.labels = append(n.labels, label{"cluster", fmt.Sprintf("cluster-%d", i%f.clusters)})
+		n.labels = append(n.labels, label{Name: "cluster", Value: fmt.Sprintf("cluster-%d", i%f.clusters)})
 	}
 	n.page = &f.healthy[int(id>>8)%len(f.healthy)]
 	if int(id%1000) < f.trouble {
@@ -162,12 +162,8 @@ func (f *fleet) node(i int) node {
 	return n
 }
 
-// labelsOf are those of a series of the node, sorted.
-func (n node) labelsOf(own []label) []label {
-	all := append(slices.Clone(own), n.labels...)
-	slices.SortFunc(all, func(a, b label) int { return strings.Compare(a.name, b.name) })
-	return all
-}
+// labelsOf are those of a series of the node.
+func (n node) labelsOf(own []label) []label { return append(slices.Clone(own), n.labels...) }
 
 // at is the value of a series, NaN where it is absent.
 func (n node) at(s *series, when time.Time) float64 {
