@@ -54,7 +54,7 @@ func kernelLog() Group {
 	}
 	const watched = `resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|threads|udp_memory"`
 	return Group{
-		Name: "sockpressure-kernel", file: "kernel", Interval: "30s",
+		Name: "sockpressure-kernel", file: "kernel",
 		Comment: "What the kernel logged (collector kmsg), and limits that were reached between two scrapes (--collector.sample-interval).",
 		Rules: []Rule{
 			{
@@ -92,7 +92,7 @@ func kernelLog() Group {
 				Alert: "SockPressureReachedBetweenScrapes", Severity: Warning, Labels: map[string]string{"stage": met},
 				Comment: "Accept queues and the backlogs of CPUs are full for moments on many a healthy host, and so\nare TIME_WAIT and fragments by design: those are left out.",
 				Expr: `sockpressure_saturation_peak_ratio{` + watched + `} >= 1
-unless max_over_time(sockpressure_saturation_ratio{` + watched + `}[2m]) >= 0.9`,
+unless max_over_time(` + used + `{` + watched + `}[2m]) >= 0.9`,
 				Summary: "A limit was reached between two scrapes.",
 				Description: `{{ $labels.instance }}: {{ $labels.resource }} was at {{ $value | humanizePercentage }} of its limit within the last
 					minute, and no scrape saw it there.`,
