@@ -45,7 +45,7 @@ func main() {
 // options are what the command line says.
 type options struct {
 	nodes, trouble, clusters, tries, rounds int
-	engine, prometheus, programs            string
+	engine, prometheus, programs, also      string
 	rules, dashboards, recordings, dir      string
 	before, ahead, live                     time.Duration
 	slow                                    time.Duration
@@ -67,7 +67,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags.StringVar(&o.dir, "dir", "", "folder for the engine's data, a temporary one if empty")
 	flags.DurationVar(&o.before, "before", 7*time.Minute, "how much of the past has every series")
 	flags.DurationVar(&o.ahead, "ahead", 5*time.Minute, "how much of the future is written before the rules run: the time that writing takes, and -live")
-	flags.DurationVar(&o.live, "live", 2*time.Minute, "how long the rules are watched")
+	flags.DurationVar(&o.live, "live", 2*time.Minute, "how long the rules are watched; with 0 they are not loaded, only asked, and -ahead is nothing")
+	flags.StringVar(&o.also, "also", "", "folder of other rule files, which are asked too, to compare")
 	flags.DurationVar(&o.slow, "slow", 0, "list queries that take this long, and no others")
 	flags.IntVar(&o.tries, "tries", 3, "how often a query is asked, of which the fastest counts")
 	flags.IntVar(&o.rounds, "rounds", 3, "scrapes of all nodes that are written one by one, for samples a second")
@@ -115,24 +116,36 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err := m.load(ctx); err != nil {
 		return err
 	}
-	pattern, err := filepath.Abs(filepath.Join(o.rules, "*.rules.yml"))
-	if err != nil {
-		return err
-	}
-	if err := e.loadRules(ctx, pattern); err != nil {
-		return err
-	}
-	if err := m.watch(ctx); err != nil {
-		return err
-	}
-	if o.queries {
+	if o.live > 0 {
+		pattern, err := filepath.Abs(filepath.Join(o.rules, "*.rules.yml"))
+		if err != nil {
+			return err
+		}
+		if err := e.loadRules(ctx, pattern); err != nil {
+			return err
+		}
+		if err := m.watch(ctx); err != nil {
+			return err
+		}
 		if err := e.unloadRules(ctx); err != nil {
 			return err
 		}
-		for _, part := range []struct {
+		m.at = time.Now().Truncate(scrape).Add(-time.Minute)
+	}
+	if o.queries {
+		parts := []struct {
 			title string
 			all   []asked
-		}{{"Queries of rules", rules}, {"Queries of panels", panels}} {
+		}{{"Queries of rules", rules}, {"Queries of panels", panels}}
+		if o.also != "" {
+			others, _, err := readRules(o.also)
+			if err != nil {
+				return err
+			}
+			parts = append(parts, parts[0])
+			parts[2].title, parts[2].all = "Queries of the other rules", others
+		}
+		for _, part := range parts {
 			if err := m.ask(ctx, part.title, part.all); err != nil {
 				return err
 			}
@@ -149,6 +162,7 @@ type measurement struct {
 	w    *writer
 	out  io.Writer
 	last time.Time // of the samples that are written
+	at   time.Time // of queries
 }
 
 // load writes the past: of what rules and panels look back at, minutes apart.
@@ -179,7 +193,10 @@ func (m *measurement) load(ctx context.Context) error {
 	}
 	thin := m.w.samples.Load()
 	m.w.series.Store(0)
-	m.last = now.Add(m.o.ahead)
+	m.last, m.at = now, now
+	if m.o.live > 0 {
+		m.last = now.Add(m.o.ahead)
+	}
 	if err := m.w.write(ctx, m.f, ago(m.o.before), m.last, scrape, nil); err != nil {
 		return err
 	}
@@ -242,13 +259,12 @@ func (m *measurement) watch(ctx context.Context) error {
 
 // ask prints what each query took, and of rules what each group did.
 func (m *measurement) ask(ctx context.Context, title string, all []asked) error {
-	at := time.Now().Truncate(scrape).Add(-time.Minute)
 	fmt.Fprintf(m.out, "%s:\n\n| query | time | CPU | samples read | series | bytes |\n|---|---|---|---|---|---|\n", title)
 	var took, cpu time.Duration
 	groups, of, read, looked := []asked{}, map[string]time.Duration{}, map[string]int{}, 0
 	for _, q := range all {
 		before := time.Now()
-		a := m.e.ask(ctx, q, at, m.o.tries)
+		a := m.e.ask(ctx, q, m.at, m.o.tries)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -38,8 +38,7 @@ type answer struct {
 	err    error
 }
 
-// readRules returns the expressions of the rule files, and those that record the
-// saturation of nodes.
+// readRules returns the expressions of the rule files, and what they record of each node.
 func readRules(dir string) ([]asked, []recorded, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.rules.yml"))
 	if err != nil || len(files) == 0 {
@@ -77,8 +76,12 @@ func readRules(dir string) ([]asked, []recorded, error) {
 					name = r.Record + " " + r.Labels["resource"]
 				}
 				all = append(all, asked{group: g.Name, interval: interval, name: strings.TrimPrefix(g.Name, "sockpressure-") + ": " + name, expr: r.Expr})
-				perNode := strings.HasPrefix(r.Record, "instance:sockpressure_saturation:")
-				if perNode || strings.HasPrefix(r.Record, "instance_resource:sockpressure_saturation:") {
+				switch perNode := strings.HasPrefix(r.Record, "instance:"); {
+				case strings.HasSuffix(r.Record, ":left1m"), strings.HasSuffix(r.Record, ":left30s"): // a handful
+				case strings.HasSuffix(r.Record, ":rising"):
+					series = append(series, recorded{name: r.Record, from: 0.5})
+				case slices.ContainsFunc(series, func(s recorded) bool { return s.name == r.Record }):
+				case perNode || strings.HasPrefix(r.Record, "instance_resource:"):
 					s := recorded{name: r.Record, perNode: perNode}
 					// What is made of another record has what is in that.
 					for _, other := range series {
@@ -86,7 +89,7 @@ func readRules(dir string) ([]asked, []recorded, error) {
 							s.from = max(s.from, other.from)
 						}
 					}
-					if m := level.FindStringSubmatch(r.Expr); m != nil {
+					if m := level.FindStringSubmatch(r.Expr); m != nil && !perNode {
 						if s.from, err = strconv.ParseFloat(m[1], 64); err != nil {
 							return nil, nil, err
 						}
