@@ -47,7 +47,7 @@ type options struct {
 	nodes, trouble, clusters, tries, rounds int
 	engine, prometheus, programs, also      string
 	rules, dashboards, recordings, dir      string
-	before, ahead, live                     time.Duration
+	interval, before, ahead, live           time.Duration
 	slow                                    time.Duration
 	queries                                 bool
 }
@@ -65,6 +65,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags.StringVar(&o.dashboards, "dashboards", "dashboards", "folder of the dashboards")
 	flags.StringVar(&o.recordings, "recordings", "lab/recordings", "folder of the recordings")
 	flags.StringVar(&o.dir, "dir", "", "folder for the engine's data, a temporary one if empty")
+	flags.DurationVar(&o.interval, "interval", scrape, "time between two scrapes")
 	flags.DurationVar(&o.before, "before", 7*time.Minute, "how much of the past has every series")
 	flags.DurationVar(&o.ahead, "ahead", 5*time.Minute, "how much of the future is written before the rules run: the time that writing takes, and -live")
 	flags.DurationVar(&o.live, "live", 2*time.Minute, "how long the rules are watched; with 0 they are not loaded, only asked, and -ahead is nothing")
@@ -174,22 +175,32 @@ func (m *measurement) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Oldest first.
-	for _, w := range [][2]time.Duration{{24*time.Hour + 6*time.Minute, 24*time.Hour - 5*time.Minute}, {6*time.Hour + 6*time.Minute, 0}} {
-		if err := m.w.writeRecorded(ctx, m.f, ago(w[0]), ago(w[1]), time.Minute, func(r recorded) bool { return r.perNode }); err != nil {
-			return err
-		}
-	}
-	for _, w := range [][2]time.Duration{{2*time.Hour + 10*time.Minute, 2*time.Hour - 8*time.Minute}, {64 * time.Minute, 0}} {
-		if err := m.w.writeRecorded(ctx, m.f, ago(w[0]), ago(w[1]), time.Minute, func(r recorded) bool { return !r.perNode }); err != nil {
-			return err
+	// Oldest first. The highest of an hour is of all of it; the rest is looked up at a time.
+	type window struct{ from, to, step time.Duration }
+	perNode := []window{{24*time.Hour + 6*time.Minute, 24*time.Hour - 5*time.Minute, time.Minute}, {6*time.Hour + 6*time.Minute, 0, 2 * time.Minute}}
+	perLimit := []window{{2*time.Hour + 6*time.Minute, 2*time.Hour - 5*time.Minute, time.Minute}, {64 * time.Minute, 0, time.Minute}}
+	moments := []window{{64 * time.Minute, 58 * time.Minute, time.Minute}, {34 * time.Minute, 28 * time.Minute, time.Minute}, {19 * time.Minute, 13 * time.Minute, time.Minute}}
+	for _, part := range []struct {
+		windows []window
+		keep    func(recorded) bool
+	}{
+		{perNode, func(r recorded) bool { return r.perNode }},
+		{perLimit, func(r recorded) bool { return !r.perNode && r.from > 0 }},
+		{[]window{{10 * time.Minute, 0, time.Minute}}, func(r recorded) bool { return !r.perNode && r.from == 0 }},
+	} {
+		for _, w := range part.windows {
+			if err := m.w.writeRecorded(ctx, m.f, ago(w.from), ago(w.to), w.step, part.keep); err != nil {
+				return err
+			}
 		}
 	}
 	looked := func(s *series) bool {
 		return s.labels[0].Value == "sockpressure_saturation_ratio" || s.labels[0].Value == "up"
 	}
-	if err := m.w.write(ctx, m.f, ago(64*time.Minute), ago(m.o.before+time.Minute), time.Minute, looked); err != nil {
-		return err
+	for _, w := range moments {
+		if err := m.w.write(ctx, m.f, ago(w.from), ago(w.to), w.step, looked); err != nil {
+			return err
+		}
 	}
 	thin := m.w.samples.Load()
 	m.w.series.Store(0)
@@ -197,7 +208,7 @@ func (m *measurement) load(ctx context.Context) error {
 	if m.o.live > 0 {
 		m.last = now.Add(m.o.ahead)
 	}
-	if err := m.w.write(ctx, m.f, ago(m.o.before), m.last, scrape, nil); err != nil {
+	if err := m.w.write(ctx, m.f, ago(m.o.before), m.last, m.o.interval, nil); err != nil {
 		return err
 	}
 	after, err := m.e.used()
@@ -311,8 +322,8 @@ func (m *measurement) rounds(ctx context.Context) error {
 	}
 	began, samples := time.Now(), m.w.samples.Load()
 	for range m.o.rounds {
-		m.last = m.last.Add(scrape)
-		if err := m.w.write(ctx, m.f, m.last, m.last, scrape, nil); err != nil {
+		m.last = m.last.Add(m.o.interval)
+		if err := m.w.write(ctx, m.f, m.last, m.last, m.o.interval, nil); err != nil {
 			return err
 		}
 	}
