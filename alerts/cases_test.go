@@ -210,6 +210,7 @@ func loudHosts() []loud {
 
 // vanishing are hosts that do not answer any more.
 func vanishing(conntrack string) []loud {
+	const view = "sockpressure_host_network_namespace" // of every exporter
 	end, gone := 31.0, math.NaN()
 	dies := series{
 		conntrack: func(t time.Duration) float64 {
@@ -221,13 +222,14 @@ func vanishing(conntrack string) []loud {
 			}
 			return gone
 		},
-		"up": until(30.75, 1, 0),
+		view: until(30.75, 1, gone), "up": until(30.75, 1, 0),
 	}
-	quietly := series{conntrack: until(end, 0.3, gone), "up": until(end, 1, 0)}
-	leaves := series{conntrack: until(end, 0.3, gone), "up": until(end, 1, gone)}
+	quietly := series{conntrack: until(end, 0.3, gone), view: until(end, 1, gone), "up": until(end, 1, 0)}
+	leaves := series{conntrack: until(end, 0.3, gone), view: until(end, 1, gone), "up": until(end, 1, gone)}
 	elsewhere := series{
 		strings.Replace(conntrack, "{", `{job="nodes",`, 1): until(end, 0.3, gone),
-		`up{job="nodes"}`: until(end, 1, 0),
+		view + `{job="nodes"}`:                              until(end, 1, gone),
+		`up{job="nodes"}`:                                   until(end, 1, 0),
 	}
 	const lost, down, left = "SockPressureLostNearLimit/critical", "SockPressureExporterDown/warning", "SockPressureExporterGone/warning"
 	return []loud{

@@ -144,18 +144,25 @@ func over[V any](a, b map[string]V) map[string]V {
 	return m
 }
 
-// group makes a group for what matchers select. Recording rules are for all jobs.
+// group makes a group for what matchers select. Recording rules are for all jobs, but for
+// those that stand before alerts, which read them.
 func (c Config) group(g Group, name, matchers string, s Scope, recording bool) OutputGroup {
 	out := OutputGroup{Name: name, Interval: g.Interval, comment: g.Comment, file: g.file}
+	matchers = strings.Trim(c.Select+","+matchers, ",")
+	alerting := slices.ContainsFunc(g.Rules, func(r Rule) bool { return r.Alert != "" })
+	if alerting && c.Interval != "" && g.Interval == "15s" {
+		out.Interval = c.Interval
+	}
 	for _, r := range g.Rules {
 		if r.Record != "" {
-			if recording {
-				out.Rules = append(out.Rules, Output{Record: r.Record, Expr: r.expand(c.Select, nil), Labels: r.Labels, comment: r.Comment})
+			own := matchers
+			if !alerting {
+				own = c.Select
+			}
+			if alerting || recording {
+				out.Rules = append(out.Rules, Output{Record: r.Record, Expr: r.expand(own, nil), Labels: r.Labels, comment: r.Comment})
 			}
 			continue
-		}
-		if c.Interval != "" && g.Interval == "15s" {
-			out.Interval = c.Interval
 		}
 		change := Change{}
 		off := func(resource string) bool {
@@ -181,7 +188,7 @@ func (c Config) group(g Group, name, matchers string, s Scope, recording bool) O
 		}
 		o := Output{
 			Alert: r.Alert, For: r.For, KeepFiringFor: r.KeepFiringFor, comment: r.Comment,
-			Expr:   strings.ReplaceAll(narrowed.expand(strings.Trim(c.Select+","+matchers, ","), change.Params), "${page}", first(c.Severities[Critical], Critical)),
+			Expr:   strings.ReplaceAll(narrowed.expand(matchers, change.Params), "${page}", first(c.Severities[Critical], Critical)),
 			Labels: over(over(r.Labels, c.Labels), change.Labels),
 			Annotations: over(map[string]string{
 				"summary": r.Summary, "description": r.Description,

@@ -92,6 +92,7 @@ local groups(unchecked, recording) =
     for job in jobs
   ];
 
+  local matchers(scope) = std.join(',', [m for m in [select, scope.matchers] if m != '']);
   local alert(scope, rule) =
     local all = get(rule, 'resources', []);
     local on(resource) = get(get(scope.resources, resource, {}), 'enabled', true);
@@ -110,7 +111,7 @@ local groups(unchecked, recording) =
       alert: rule.alert,
       expr: std.strReplace(expand(
         rule,
-        std.join(',', [m for m in [select, scope.matchers] if m != '']),
+        matchers(scope),
         resources,
         if except == [] then [] else except + [r for r in std.objectFields(scope.resources) if !on(r) && !std.member(except, r)],
         change.params
@@ -127,20 +128,24 @@ local groups(unchecked, recording) =
       } + get(config, 'annotations', {}),
     }];
 
-  local record(scope, rule) = if scope.suffix != '' then [] else [{
+  // Those that stand before alerts, which read them, are for the same jobs.
+  local alerting(group) = std.length([r for r in group.rules if std.objectHas(r, 'alert')]) > 0;
+  local record(scope, group, rule) = if scope.suffix != '' && !alerting(group) then [] else [{
     record: rule.record,
-    expr: expand(rule, select, get(rule, 'resources', []), get(rule, 'except', []), {}),
+    expr: expand(
+      rule, if alerting(group) then matchers(scope) else select, get(rule, 'resources', []), get(rule, 'except', []), {}
+    ),
     [if std.objectHas(rule, 'labels') then 'labels']: rule.labels,
   }];
 
   local made = [
     {
       name: group.name + scope.suffix,
-      interval: if !recording && group.interval == '15s' then nonempty(get(config, 'interval', ''), '15s') else group.interval,
+      interval: if alerting(group) && group.interval == '15s' then nonempty(get(config, 'interval', ''), '15s') else group.interval,
       rules: std.flattenArrays([
-        if std.objectHas(rule, 'record') then (if recording then record(scope, rule) else [])
-        else if recording then [] else alert(scope, rule)
+        if std.objectHas(rule, 'record') then record(scope, group, rule) else alert(scope, rule)
         for rule in group.rules
+        if recording != alerting(group)
       ]),
     }
     for scope in scopes

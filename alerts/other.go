@@ -11,7 +11,7 @@ import (
 // otherGroups are the rules that no single limit has: sockets and packets below the
 // limits, the exporter itself, and what is recorded for fleets and forecasts.
 func otherGroups() []Group {
-	return []Group{drops(), kernelLog(), namespaces(), exporter(), fleet(), history()}
+	return []Group{drops(), kernelLog(), namespaces(), lost(), exporter(), fleet(), history()}
 }
 
 // drops are counters of losses that are of a program or of a CPU, and of no limit of
@@ -25,7 +25,7 @@ func drops() Group {
 		}
 	}
 	return Group{
-		Name:    "sockpressure-drops",
+		Name: "sockpressure-drops", Interval: "30s",
 		Comment: "Losses at single sockets and CPUs, by their rate. Some losses are normal.",
 		Rules: []Rule{
 			counter("UDPReceiveErrors", "rate(sockpressure_udp_receive_buffer_errors_total[5m])\n+ (rate(sockpressure_udp6_receive_buffer_errors_total[5m]) or 0 * rate(sockpressure_udp_receive_buffer_errors_total[5m]))",
@@ -52,6 +52,7 @@ func kernelLog() Group {
 	said := func(messages string) string {
 		return `increase(sockpressure_kernel_messages_total{message=~"` + messages + `"}[5m])`
 	}
+	const watched = `resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|threads|udp_memory"`
 	return Group{
 		Name: "sockpressure-kernel", file: "kernel",
 		Comment: "Kernel messages (collector kmsg), and limits that were reached between two scrapes (--collector.sample-interval).",
@@ -90,8 +91,8 @@ func kernelLog() Group {
 			{
 				Alert: "SockPressureReachedBetweenScrapes", Severity: Warning, Labels: map[string]string{"stage": met},
 				Comment: "Accept queues and CPU backlogs are briefly full on healthy hosts, and so are TIME_WAIT and\nfragments by design, so these are left out.",
-				Expr: `sockpressure_saturation_peak_ratio{resource=~"conntrack_entries|file_descriptors|neighbours_ipv4|neighbours_ipv6|tcp_memory|threads|udp_memory"} >= 1
-unless max_over_time(sockpressure_saturation_ratio[2m]) >= 0.9`,
+				Expr: `sockpressure_saturation_peak_ratio{` + watched + `} >= 1
+unless max_over_time(` + used + `{` + watched + `}[2m]) >= 0.9`,
 				Summary: "A limit was reached between two scrapes.",
 				Description: `{{ $labels.instance }}: {{ $labels.resource }} was at {{ $value | humanizePercentage }} of its limit within the last
 					minute, between two scrapes.`,
@@ -125,8 +126,8 @@ unless changes(` + ratio + `{resource="udp_receive_queue"}[10m]) == 0`
 	page.Comment = "Connections of the pod fail or will fail soon."
 	page.Expr = ratio + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`
 	return Group{
-		Name: "sockpressure-netns", file: "netns",
-		Comment: "Network namespaces other than the host's, such as those of pods (collector netns).",
+		Name: "sockpressure-netns", file: "netns", Interval: "30s",
+		Comment: "Network namespaces other than the host's, such as those of pods (collector netns). A node has more of these than limits of its own, and no alert here fires within a minute, so the interval is longer.",
 		Rules: []Rule{
 			ticket, page,
 			{
@@ -163,17 +164,19 @@ func limitMessages(except ...string) []string {
 // as it answers.
 const (
 	same  = "on (cluster, job, instance)"
-	alive = "sockpressure_saturation_ratio"
+	alive = "sockpressure_host_network_namespace" // one series a node
 )
 
-func exporter() Group {
-	// firing is whether an alert fires already: it then goes on by itself.
-	firing := func(alert, window string) string {
-		return `last_over_time(ALERTS{alertname="` + alert + `",alertstate="firing"}[` + window + `])`
-	}
+// fires is whether an alert fires already: it then goes on by itself.
+func fires(alert, window string) string {
+	return `last_over_time(ALERTS{alertname="` + alert + `",alertstate="firing"}[` + window + `])`
+}
+
+// lost is the one alert on exporters that pages.
+func lost() Group {
 	return Group{
-		Name:    "sockpressure-exporter",
-		Comment: "The exporter itself: limits that it does not see are not monitored.",
+		Name: "sockpressure-lost", file: "exporter",
+		Comment: "Nodes that stopped answering close to a limit.",
 		Rules: []Rule{
 			{
 				Alert: "SockPressureLostNearLimit", Severity: Critical, For: "2m", KeepFiringFor: "5m",
@@ -183,7 +186,7 @@ func exporter() Group {
     max_over_time(ALERTS{alertname=~"SockPressure.+",alertname!~"SockPressure(LostNearLimit|Netns.+)",instance!="",severity="${page}",stage=~"near|forecast|met"}[10m])
   )
   or
-  group by (cluster, job, instance) (` + firing("SockPressureLostNearLimit", "10m") + `)
+  group by (cluster, job, instance) (` + fires("SockPressureLostNearLimit", "10m") + `)
 )
 unless ` + same + ` (` + alive + ` or up == 1)
 unless ` + same + ` (ALERTS{alertname="SockPressureLostNearLimit",alertstate="firing"} offset 1d)`,
@@ -191,6 +194,15 @@ unless ` + same + ` (ALERTS{alertname="SockPressureLostNearLimit",alertstate="fi
 				Description: `{{ $labels.instance }} had a page for a kernel limit when its exporter stopped answering
 					({{ $value | printf "%.0f" }} node): the limit was probably reached.`,
 			},
+		},
+	}
+}
+
+func exporter() Group {
+	return Group{
+		Name: "sockpressure-exporter", Interval: "1m",
+		Comment: "The exporter itself: limits that it does not see are not monitored. No alert here fires within minutes, and a node has many collectors, so the interval is longer.",
+		Rules: []Rule{
 			{
 				Alert: "SockPressureExporterDown", Severity: Warning, For: "5m", KeepFiringFor: "10m",
 				Comment: "By the name of the scrape job or, in a job of another name, if the target was an exporter 15\nminutes or an hour ago.",
@@ -202,7 +214,7 @@ and ` + same + ` (
   or
   ` + alive + ` offset 1h
   or
-  ` + firing("SockPressureExporterDown", "10m") + `
+  ` + fires("SockPressureExporterDown", "10m") + `
 )`,
 				Summary: "The exporter cannot be scraped.",
 				Description: `{{ $labels.instance }} has not answered for 5 minutes (up is {{ $value }}). No other alert of this
@@ -382,7 +394,7 @@ func fleet() Group {
 		},
 	)
 	return Group{
-		Name: "sockpressure-fleet", Interval: "30s", Rules: rules,
+		Name: "sockpressure-fleet", Interval: "1m", Rules: rules,
 		Comment: `Recording rules for fleets: of about 300 series per node, those that a dashboard over ten thousand nodes needs. It reads no others.
 
   job_resource:...       the worst of all nodes of a job, 17 series for each
@@ -395,16 +407,18 @@ func fleet() Group {
 
 // history is what forecasts compare with.
 func history() Group {
-	record := func(name, about, expr string) Rule {
-		return Rule{Record: "instance_resource:sockpressure_saturation:" + name, Expr: expr, about: about}
+	record := func(name, about, comment, expr string) Rule {
+		return Rule{Record: "instance_resource:sockpressure_saturation:" + name, Expr: expr, about: about, Comment: comment}
 	}
 	return Group{
 		Name: "sockpressure-history", file: "fleet", Interval: "1m",
 		Comment: "The maximum over an hour, a day and a week, each from few points of the previous one. Forecasts do not fire for usage that is no higher than these. Without these rules forecasts still work, but fire more often.",
 		Rules: []Rule{
-			record("max1h", "each node and limit: maximum over an hour, from few points; used by forecasts", "max_over_time(instance_resource:sockpressure_saturation:max5m[1h:5m])"),
-			record("max1d", "the same over a day", "max_over_time(instance_resource:sockpressure_saturation:max1h[1d:30m])\n> instance_resource:sockpressure_saturation:max1h\nor\ninstance_resource:sockpressure_saturation:max1h"),
-			record("max1w", "the same over a week", "max_over_time(instance_resource:sockpressure_saturation:max1d[1w:12h])\n> instance_resource:sockpressure_saturation:max1d\nor\ninstance_resource:sockpressure_saturation:max1d"),
+			record("max1h", "each node and limit at least a quarter used within the last hour: its maximum; used by forecasts",
+				"Forecasts are about limits that are at least half used, and a peak below a quarter silences none of them.",
+				"max_over_time("+used+"[1h]) >= 0.25"),
+			record("max1d", "the same over a day", "", "max_over_time(instance_resource:sockpressure_saturation:max1h[1d:30m])\n> instance_resource:sockpressure_saturation:max1h\nor\ninstance_resource:sockpressure_saturation:max1h"),
+			record("max1w", "the same over a week", "", "max_over_time(instance_resource:sockpressure_saturation:max1d[1w:12h])\n> instance_resource:sockpressure_saturation:max1d\nor\ninstance_resource:sockpressure_saturation:max1d"),
 		},
 	}
 }

@@ -162,12 +162,19 @@ func limitGroups() []Group {
 		g.Rules = append(g.Rules, t.others...)
 		groups = append(groups, g)
 	}
-	return append(groups, forecasts(by))
+	return append(groups, forecasts(by)...)
 }
 
-// The maximum of each limit over the last day and the last week: usage that is no higher
-// than a harmless peak is not growth. See otherGroups.
+// The series that forecasts read. Ten thousand nodes have some 170,000 limits, and each
+// selector over all of them takes a fifth of a second or more. So what the forecasts share is
+// recorded once, for limits that are at least a quarter used, and of these the few that grow.
 const (
+	used    = "instance_resource:sockpressure_saturation:used"
+	rising  = "instance_resource:sockpressure_saturation:rising"
+	left1m  = "instance_resource:sockpressure_saturation:left1m"
+	left30s = "instance_resource:sockpressure_saturation:left30s"
+	// The maximum of each limit over the last day and the last week: usage that is no higher
+	// than a harmless peak is not growth. See otherGroups.
 	dayAgo  = "instance_resource:sockpressure_saturation:max1d offset 5m"
 	weekAgo = "instance_resource:sockpressure_saturation:max1w offset 2h"
 )
@@ -175,31 +182,13 @@ const (
 // forecasts makes the rules on growth. Each compares a few points in time, which is
 // cheaper than a regression over all between, and asks for growth in every part of
 // the time it looks at: so a step, a start that is over, or noise does not fire.
-func forecasts(by map[forecasting][]string) Group {
-	// Only the first selector of a rule names limits: "and" and "unless" keep to them.
-	const x = "sockpressure_saturation_ratio"
-	at := func(offset string) string {
-		if offset == "" {
-			return x
-		}
-		return x + " offset " + offset
+func forecasts(by map[forecasting][]string) []Group {
+	// unless usage is not above an earlier peak by half of the room that is left, which is
+	// 3 * x - 2 * peak < 1: that peak was as high, and nothing came of it where it was below
+	// harmless.
+	unless := func(x, peak, harmless string) string {
+		return "unless " + x + " < (1 + 2 * (" + peak + " < " + harmless + ")) / 3"
 	}
-	// growing asks for growth between each two of the times, the latest first: if it
-	// goes on as from x1 to x0 for n times as long, (n + 1) * x0 - n * x1 is met.
-	growing := func(n int, times ...string) string {
-		var all []string
-		for i := range len(times) - 1 {
-			all = append(all, fmt.Sprintf("%d * %s - %d * %s >= 1", n+i+1, at(times[i]), n+i, at(times[i+1])))
-		}
-		return strings.Join(all, "\nand ")
-	}
-	// unless usage is not above an earlier peak by half of the room that is left: that
-	// peak was as high, and nothing came of it where it was below harmless.
-	unless := func(peak, harmless string) string {
-		return "unless 3 * " + x + " - 2 * (" + peak + " < " + harmless + ") < 1"
-	}
-	// now asks for growth at the last scrape, whatever the time between two.
-	const now = "and idelta(" + x + "[3m]) > 0"
 	lines := func(all ...string) string { return strings.Join(all, "\n") }
 	base := Rule{Alert: "SockPressureFillingFast", Severity: Warning, KeepFiringFor: "10m", Summary: "A kernel limit will be reached within minutes."}
 	describe := func(pace string) string {
@@ -209,21 +198,43 @@ func forecasts(by map[forecasting][]string) Group {
 	never := by[ticket]
 	slow := append(slices.Clone(by[jumpy]), by[brief]...)
 
+	record := func(name, about, comment, expr string) Rule {
+		return Rule{Record: name, Except: never, about: about, Comment: comment, Expr: expr}
+	}
+	// left is the time to the limit at the pace since a while ago: with x for usage now, y for
+	// usage then, (1 - y) / (x - y) of these whiles after then.
+	left := func(while, minutes string) string {
+		y := used + " offset " + while
+		return "((1 - " + y + ") / (" + saturation + " - " + y + ") - 1)" + minutes + " >= 0 < 8"
+	}
+	records := []Rule{
+		record(used, "each node and limit that is used to a tenth or more; forecasts look back at these",
+			"A limit that fills evenly in five minutes was above this three minutes before it is at 0.75.",
+			saturation+" >= 0.1"),
+		record(rising, "each node and limit that is used to a half or more and grew at the last scrape; forecasts are of these",
+			"What grew at the last scrape, whatever the time between two.",
+			saturation+" >= 0.5 < 1\nand idelta("+saturation+"[3m]) > 0"),
+		record(left1m, "each node and limit that is met within 8 minutes at the pace of the last minute: the minutes left",
+			"Minutes left, at the pace of the last minute. With x for usage now and y for usage a minute ago, the limit is met (1 - y) / (x - y) minutes after that.",
+			left("1m", "")),
+		record(left30s, "the same at the pace of the last half minute",
+			"", left("30s", " / 2")),
+	}
+
 	sudden := base
 	sudden.Labels, sudden.Except = map[string]string{"stage": forecast, "window": "2m"}, append(slices.Clone(never), slow...)
 	sudden.Params = map[string]string{"from": "0.6", "fast": "0.72"}
 	sudden.Description = describe("will reach it within 5 minutes at the rate of the last one or two")
 	sudden.Comment = "A ticket: full within 5 minutes, growing for two minutes, or for one if usage is above what bursts reach. From 0.9 on, the level alerts take over."
+	growing := rising + "{${resource}}"
 	sudden.Expr = lines(
-		saturation+" >= ${from} < 0.9",
+		growing+" >= ${from} < 0.9",
 		"and (",
-		growing(5, "", "1m", "2m"),
-		"or",
-		x+" >= ${fast}",
-		"and "+growing(10, "", "30s", "1m"),
+		"  "+left1m+" <= 5 and "+left1m+" offset 1m <= 6",
+		"  or",
+		"  "+growing+" >= ${fast} and "+left30s+" <= 5 and "+left30s+" offset 30s <= 5.5",
 		")",
-		now,
-		unless(dayAgo, "1"))
+		unless(rising, dayAgo, "1"))
 
 	waves := base
 	waves.Labels, waves.Resources = map[string]string{"stage": forecast, "window": "3m"}, slow
@@ -231,32 +242,43 @@ func forecasts(by map[forecasting][]string) Group {
 	waves.Description = describe("will reach it within 5 minutes at the rate of the last 3, or within 2 at the rate of the last one")
 	waves.Comment = "The same for limits whose usage jumps at program starts or comes in waves: growing for three minutes, or about to be full."
 	waves.Expr = lines(
-		saturation+" >= ${from} < 0.9",
+		growing+" >= ${from} < 0.9",
 		"and (",
-		growing(5, "", "1m", "2m", "3m"),
-		"or",
-		x+" >= ${fast}",
-		"and "+growing(3, "", "30s", "1m"),
+		"  "+left1m+" <= 5 and "+left1m+" offset 1m <= 6 and "+left1m+" offset 2m <= 7",
+		"  or",
+		"  "+growing+" >= ${fast} and "+left30s+" <= 1.5 and "+left30s+" offset 30s <= 2",
 		")",
-		now,
-		unless(dayAgo, "1"))
+		unless(rising, dayAgo, "1"))
 
 	page := base
 	page.Severity, page.KeepFiringFor, page.Labels, page.Except = Critical, "", map[string]string{"stage": forecast}, never
 	page.Params, page.Description = map[string]string{"from": "0.75"}, describe("will reach it within 3 minutes at the rate of each of the last 3")
 	page.Comment = "The page: full within 3 minutes, growing for three. At 0.75, an even ramp of 5 minutes has more than one minute left."
-	page.Expr = lines(saturation+" >= ${from} < 1", "and "+growing(3, "", "1m", "2m", "3m"), now, unless(dayAgo, "0.9"))
+	page.Expr = lines(
+		growing+" >= ${from} < 1",
+		"and "+left1m+" <= 3 and "+left1m+" offset 1m <= 4 and "+left1m+" offset 2m <= 5",
+		unless(rising, dayAgo, "0.9"))
 
 	hours := Rule{
 		Alert: "SockPressureFillingUp", Severity: Warning, For: "15m", Summary: "A kernel limit will be reached within hours.",
 		Labels: map[string]string{"stage": forecast}, Except: sudden.Except, Params: map[string]string{"from": "0.5"},
 		Description: describe("will reach it within 4 hours at the rate of the last hour"),
 		Comment:     "Full within 4 hours: a leak, or a load that did not occur in the last week.",
-		Expr:        lines(saturation+" >= ${from} < 1", "and "+growing(8, "", "30m", "1h"), unless(weekAgo, "1")),
+		Expr: lines(
+			saturation+" >= ${from} < 1",
+			">= (1 + 8 * "+used+" offset 30m) / 9",
+			"and 10 * "+used+" offset 30m - 9 * "+used+" offset 1h >= 1",
+			unless(used, weekAgo, "1")),
 	}
-	return Group{
-		Name: "sockpressure-forecast", Rules: []Rule{sudden, waves, page, hours},
-		Comment: `Limits that are not close yet, but will be reached at the present rate. With x for usage now and y for usage some time ago, (n + 1) * x - n * y >= 1 means that growing at this rate for n times as long reaches the limit. And 3 * x - 2 * peak < 1 means that x is not above an earlier peak by half of the remaining headroom.`,
+	return []Group{
+		{
+			Name: "sockpressure-forecast", Rules: append(records, sudden, waves, page),
+			Comment: `Limits that are not close yet, but will be reached at the present rate. The series that the alerts read are recorded first in the same group, so that they are of the same moment. The last line of each alert excludes usage that is not above an earlier peak by half of the remaining headroom: x < (1 + 2 * peak) / 3.`,
+		},
+		{
+			Name: "sockpressure-forecast-hours", file: "forecast", Interval: "1m", Rules: []Rule{hours},
+			Comment: "The same over hours, where a minute does not matter. With x for usage now and y for usage half an hour ago, x >= (1 + 8 * y) / 9 means that growing at this rate for eight times as long reaches the limit.",
+		},
 	}
 }
 

@@ -21,17 +21,21 @@ groups in JSON. It does what alerts/config.go does, and is compared with that.
 {{- range $scope := $scopes -}}
 {{- range $group := $data.groups -}}
 {{- $rules := list -}}
+{{- $matchers := printf "%s,%s" ($config.select | default "") $scope.matchers | trimAll "," -}}
+{{- $alerting := false -}}
+{{- range $rule := $group.rules -}}{{- if $rule.alert -}}{{- $alerting = true -}}{{- end -}}{{- end -}}
 {{- $interval := $group.interval -}}
+{{- if and $alerting $config.interval (eq $group.interval "15s") -}}{{- $interval = $config.interval -}}{{- end -}}
 {{- range $rule := $group.rules -}}
 {{- if $rule.record -}}
-{{- if not $scope.suffix -}}
-{{- $expr := include "sockpressure.rules.expr" (list $rule ($config.select | default "") $rule.resources $rule.except dict) -}}
+{{- /* Those that stand before alerts, which read them, are for the same jobs. */ -}}
+{{- if or $alerting (not $scope.suffix) -}}
+{{- $expr := include "sockpressure.rules.expr" (list $rule (ternary $matchers ($config.select | default "") $alerting) $rule.resources $rule.except dict) -}}
 {{- $out := dict "record" $rule.record "expr" $expr -}}
 {{- with $rule.labels -}}{{- $_ := set $out "labels" . -}}{{- end -}}
 {{- $rules = append $rules $out -}}
 {{- end -}}
 {{- else -}}
-{{- if and $config.interval (eq $group.interval "15s") -}}{{- $interval = $config.interval -}}{{- end -}}
 {{- /* What is changed, the general first, and which limits are left out. */ -}}
 {{- $off := dict -}}
 {{- $change := dict "labels" dict "params" dict -}}
@@ -63,7 +67,6 @@ groups in JSON. It does what alerts/config.go does, and is compared with that.
 {{- $enabled := true -}}
 {{- if hasKey $change "enabled" -}}{{- $enabled = $change.enabled -}}{{- end -}}
 {{- if and $enabled (or $resources (not $rule.resources)) -}}
-{{- $matchers := printf "%s,%s" ($config.select | default "") $scope.matchers | trimAll "," -}}
 {{- $page := get $severities "critical" | default "critical" -}}
 {{- $expr := include "sockpressure.rules.expr" (list $rule $matchers $resources $except $change.params) | replace "${page}" $page -}}
 {{- $severity := $change.severity | default $rule.severity -}}
