@@ -209,6 +209,9 @@ func follow(t *testing.T, e *exporter) *follower {
 		defer close(f.done)
 		for ctx.Err() == nil {
 			f.note(e.scrape("?collect[]=netns"))
+			if *podsHold > 0 {
+				time.Sleep(time.Second) // somebody makes pictures meanwhile
+			}
 		}
 	}()
 	return f
