@@ -112,7 +112,7 @@ func check(ctx context.Context, set *collector.Set, o checkOptions, stdout, stde
 	}
 	for part, err := range r.view.All() {
 		if err != nil {
-			fmt.Fprintf(stderr, "the host's %s is not visible: %v\n", part, err)
+			fmt.Fprintf(stderr, "cannot see the host's %s: %v\n", part, err)
 		}
 	}
 	if o.format != formatJSON { // which has them

@@ -65,7 +65,7 @@ func (r report) writePlugin(out io.Writer) error {
 	}
 	for part, err := range r.view.All() {
 		if err != nil {
-			said = append(said, fmt.Sprintf("the host's %s is not visible", part))
+			said = append(said, fmt.Sprintf("cannot see the host's %s", part))
 		}
 	}
 	for _, f := range r.failed {

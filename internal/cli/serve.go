@@ -40,7 +40,7 @@ func serveCommand() command {
 			defer closeSet(set)
 			for part, err := range machine.View().All() {
 				if err != nil {
-					logger.Warn("Not the whole host: its "+part+" is not visible", "err", err)
+					logger.Warn("Not the whole host: cannot see its "+part, "err", err)
 				}
 			}
 			return 0, serve(ctx, set, c, logger)

@@ -223,6 +223,15 @@ func bars(l collector.LimitReading) []bar {
 	return all
 }
 
+// Item is which of the things with a limit of their own it is, empty for a limit that is well,
+// and for a process, which is its own holder.
+func (b bar) Item() string {
+	if len(b.Items) == 0 || b.OwnLevel() == collector.OK || slices.Contains(b.List.Labels, "process") {
+		return ""
+	}
+	return b.Items[0].Name()
+}
+
 // Drawn is how much of the bar is full: a limit can be passed, its bar cannot.
 func (b bar) Drawn() float64 { return min(b.Worst(), 1) }
 

@@ -158,8 +158,8 @@ func TestStatusWords(t *testing.T) {
 		"read 3.2 s ago",
 		"<title>limits missing ·",
 		"This is not the whole host.",
-		"Its network is not visible: &lt;b&gt;may not enter&lt;/b&gt;.",
-		"Its processes is not visible: of another PID namespace.",
+		"Cannot see its network: &lt;b&gt;may not enter&lt;/b&gt;.",
+		"Cannot see its processes: of another PID namespace.",
 		"No limit could be read.",
 	} {
 		if !strings.Contains(page, want) {
