@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -43,9 +44,14 @@ func compile(ctx context.Context, goarch, dir string) (programs, error) {
 	return p, nil
 }
 
-// accelerator is kvm where this machine can run the guest's code, and else tcg.
+// accelerator is kvm where the processor can run guests of this architecture, and else
+// tcg. There are machines with a /dev/kvm of software, which is slower than QEMU's own.
 func (a architecture) accelerator() string {
-	if a.goarch != runtime.GOARCH {
+	if a.goarch != runtime.GOARCH && (a.goarch != "386" || runtime.GOARCH != "amd64") {
+		return "tcg"
+	}
+	cpu, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil || !regexp.MustCompile(`(?m)^flags\b.* (vmx|svm)\b`).Match(cpu) {
 		return "tcg"
 	}
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
