@@ -138,7 +138,7 @@ func tcpSpec() Spec {
 						Objects: []Object{{"TCP", 2432}},
 						Most:    forever,
 						Settings: []Setting{
-							{"the program, whose own backlog counts where it is lower, and which has to be restarted", backlogLine},
+							{"the program, whose backlog counts if it is lower, then restart it", backlogLine},
 						},
 					},
 				},

@@ -81,7 +81,7 @@ func requestQueues() Lister[tcp] {
 					Most:    forever,
 					Alone:   true,
 					Settings: []Setting{
-						{"the program, whose own backlog counts where it is lower, and which has to be restarted", backlogLine},
+						{"the program, whose backlog counts if it is lower, then restart it", backlogLine},
 					},
 				},
 			},
