@@ -84,8 +84,8 @@ func udpSpec() Spec {
 					Moves:   "the program's SO_RCVBUF (up to net.core.rmem_max), net.core.rmem_default",
 					Sysctls: []Sysctl{{"net.core.rmem_max", Bytes, false}, {"net.core.rmem_default", Bytes, false}},
 					Sizing: Sizing{
-						Rule:    "datagrams that arrive while the program is briefly busy, times the size that the kernel charges for each, at least 768 bytes",
-						Initial: "208 KiB",
+						Rule:     "datagrams that arrive while the program is briefly busy, times the size that the kernel charges for each, at least 768 bytes",
+						Initial:  "208 KiB",
 						Settings: []Setting{{"the program, setsockopt SO_RCVBUF, which the kernel doubles", "half of %.0f"}},
 					},
 				}},
