@@ -45,7 +45,7 @@ const (
 	jumpy forecasting = iota + 1
 	// brief limits come and go within minutes.
 	brief
-	// ticket limits do no harm at once when they are met: nothing pages, nothing is foreseen.
+	// ticket limits do no immediate harm when they are reached: nothing pages, nothing is foreseen.
 	ticket
 )
 

@@ -401,7 +401,7 @@ func TestPerCPU(t *testing.T) {
 	step("one CPU wraps", top+25, 10, 5)
 	step("nothing happens", top+25, 10, 5)
 	step("both grow", top+28, 11, 7)
-	step("the module is loaded anew", top+28, 0, 0)
+	step("the module is loaded again", top+28, 0, 0)
 	step("and counts again", top+32, 3, 1)
 	step("a CPU appears, with what it counted before", top+32, 3, 1, 9)
 	step("and counts on", top+33, 3, 1, 10)

@@ -80,7 +80,7 @@ func TestDocument(t *testing.T) {
 	}
 }
 
-// TestSized expects a limit that is moved by connections to say how.
+// TestSized expects a rule for each limit that depends on connections.
 func TestSized(t *testing.T) {
 	for _, s := range collector.Specs() {
 		for _, l := range s.Limits {
