@@ -33,7 +33,7 @@ func fake(name string, walk bool, read func(context.Context) (float64, error)) S
 		Metrics: []Metric[Number]{{Name: name + "_value", Help: "A value.", Value: func(s *Number) Number { return *s }}},
 		Limits: []Limit[Number]{{
 			LimitInfo: LimitInfo{
-				Resource: name, Unit: Entries, Effect: "It ends.", Moves: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
+				Resource: name, Unit: Entries, Effect: "It ends.", SetWith: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
 				Usage: series(name + "_value"),
 			},
 			Most: func(*Number) Number { return number(10) },

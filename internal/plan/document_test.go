@@ -29,7 +29,7 @@ func TestDocument(t *testing.T) {
 				}
 				names = append(names, name)
 			}
-			return cmp.Or(strings.Join(names, "; "), l.MovedBy())
+			return cmp.Or(strings.Join(names, "; "), l.SetBy())
 		},
 		"owner": func(l collector.LimitInfo) string {
 			switch {
