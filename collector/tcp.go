@@ -124,7 +124,7 @@ func tcpSpec() Spec {
 						Note: "The connections of a SO_REUSEPORT group are added up. The bar and the percentage are those of its fullest socket, because each socket has its own queue.",
 					},
 					Proofs:  []Proof{{Counter: series("tcp_listen_overflows_total")}},
-					Moves:   "net.core.somaxconn and the program's backlog",
+					SetWith: "net.core.somaxconn and the program's backlog",
 					Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}},
 					Sizing: Sizing{
 						Needs: func(l Load) float64 {

@@ -81,7 +81,7 @@ func udpSpec() Spec {
 					Usage:  series("udp_receive_queue_bytes"), Max: series("udp_receive_queue_limit_bytes"),
 					List:    &ListInfo{Title: "UDP sockets with the fullest receive queue", Column: "socket"},
 					Proofs:  []Proof{{Counter: series("udp_receive_buffer_errors_total")}, {Counter: series("udp6_receive_buffer_errors_total")}},
-					Moves:   "the program's SO_RCVBUF (up to net.core.rmem_max), net.core.rmem_default",
+					SetWith: "the program's SO_RCVBUF (up to net.core.rmem_max), net.core.rmem_default",
 					Sysctls: []Sysctl{{"net.core.rmem_max", Bytes, false}, {"net.core.rmem_default", Bytes, false}},
 					Sizing: Sizing{
 						Rule:     "datagrams that arrive while the program is briefly busy, times the size that the kernel charges for each, at least 768 bytes",
