@@ -141,7 +141,7 @@ func (l *load) comeAndGo(ctx context.Context, perSecond, held int, made *atomic.
 type scrapes struct {
 	sync.WaitGroup
 	kept, fresh atomic.Int64
-	failed     atomic.Int64
+	failed      atomic.Int64
 
 	mutex sync.Mutex
 	first error
