@@ -61,7 +61,7 @@ func TestDrawn(t *testing.T) {
 			}
 			choose := func(expr, worst string) string {
 				return strings.NewReplacer("$cluster", ".*", "$__range", "60s", "$job", ".+", "$instance", instance, "$resource", ".*", "$__rate_interval", "8s",
-					"$severity", ".+", "$top", "20", "$worst", worst, "$netns", ".+").Replace(expr)
+					"$severity", ".+", "$top", "20", "$limit", "tcp_memory", "$worst", worst, "$netns", ".+").Replace(expr)
 			}
 			worst := "none"
 			for _, v := range b.Templating.List {

@@ -30,7 +30,7 @@ const board = JSON.parse(readFileSync(positionals[0], 'utf8'));
 const step = Number(o.step), to = Math.floor((o.at ? Date.parse(o.at) / 1000 : Date.now() / 1000) / step) * step, from = to - Number(o.last);
 
 const chosen = {
-  cluster: '.*', job: '.+', instance: '.+', resource: '.*', netns: '.+', severity: 'critical|warning', top: '20',
+  cluster: '.*', job: '.+', instance: '.+', resource: '.*', netns: '.+', severity: 'critical|warning', top: '20', limit: 'tcp_memory',
   __range: `${o.last}s`, __rate_interval: `${4 * step}s`, __interval: `${step}s`,
   ...Object.fromEntries(o.set.map((s) => [s.slice(0, s.indexOf('=')), s.slice(s.indexOf('=') + 1)])),
 };
