@@ -143,7 +143,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					overrides: append([]object{
 						named("Severity", levels()...), named("Node", toNode), toRunbook,
 						named("Used", property("unit", share)), named("Part", property("unit", share)),
-					}, slices.Concat(unseen("Job"), wide(map[string]int{"Limit": 165, "Used": 65, "Part": 60, "Alerts": 60, "Held by": 100, "Pod": 130, "Alert": 200, "Cluster": 75}))...),
+					}, slices.Concat(unseen("Job"), wide(map[string]int{"Limit": 170, "Used": 65, "Part": 60, "Alerts": 55, "Held by": 95, "Pod": 130, "Alert": 200, "Cluster": 75}))...),
 				},
 				worst,
 			}},

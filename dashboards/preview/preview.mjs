@@ -97,6 +97,9 @@ try {
   const browse = (...more) => execFileSync(o.browser, [
     '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--allow-file-access-from-files', `--user-data-dir=${join(dir, 'profile')}`, '--virtual-time-budget=10000', `--window-size=1600,${height}`, ...more, `file://${join(dir, 'page.html')}`,
   ], { encoding: 'utf8', stdio: ['ignore', 'pipe', process.env.PREVIEW_DEBUG ? 'inherit' : 'ignore'], timeout: 120000, maxBuffer: 1 << 28 });
+  const drawn = browse('--dump-dom');
+  const wrong = /<body[^>]* data-error="([^"]*)"/.exec(drawn);
+  if (wrong || !drawn.includes('id="board"')) throw new Error(`the page is not drawn: ${wrong?.[1]}`);
   browse(`--screenshot=${o.out}`);
 } finally {
   rmSync(dir, { recursive: true, force: true });
