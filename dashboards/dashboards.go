@@ -198,7 +198,7 @@ func (v variable) json() object {
 		chosen := map[string][]string{"cluster": nil, "job": {"cluster"}, "instance": {"cluster", "job"}, "resource": {"cluster", "job"}, "limit": {"cluster", "job"}}
 		labels, known := chosen[v.name]
 		if !known {
-			labels = everyNode
+			labels = everyNode()
 		}
 		query, kind = fmt.Sprintf("label_values(%s, %s)", selecting(v.metric, labels...), cmp.Or(v.of, v.name)), labelValues
 		o["regex"], o["allValue"] = "", ".+"
@@ -220,7 +220,7 @@ func (v variable) json() object {
 func datasource() object { return object{"type": "prometheus", "uid": "${datasource}"} }
 
 // everyNode is every choice of nodes.
-var everyNode = []string{"cluster", "job", "instance"}
+func everyNode() []string { return []string{"cluster", "job", "instance"} }
 
 // selecting narrows every metric of an expression to what is chosen: of labels,
 // those that the metric has.

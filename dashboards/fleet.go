@@ -27,7 +27,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 	const chosen = "var-datasource=${datasource}&${job:queryparam}&${__url_time_range}"
 	// here leads to a panel of this dashboard, with the choices that are not named.
 	here := func(title string, choices ...string) string {
-		url := "/d/" + fleetUID + "?" + chosen
+		parts := []string{"/d/" + fleetUID + "?" + chosen}
 		for _, v := range []string{"cluster", "instance", "resource", "limit", "severity"} {
 			set := "${" + v + ":queryparam}"
 			for _, c := range choices {
@@ -35,12 +35,12 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					set = "var-" + c
 				}
 			}
-			url += "&" + set
+			parts = append(parts, set)
 		}
 		if title != "" {
-			url += "&" + view(fleetUID, title)
+			parts = append(parts, view(fleetUID, title))
 		}
-		return url
+		return strings.Join(parts, "&")
 	}
 	// Without a label cluster there is no such field, and an empty choice is of those without.
 	const node = "/d/" + nodeUID + "?var-datasource=${datasource}&var-cluster=${__data.fields.Cluster:percentencode}&var-job=${__data.fields.Job:percentencode}&var-instance=${__data.fields.Node:percentencode}&${__url_time_range}"
@@ -96,7 +96,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 			{name: "limit", label: "Nodes of", metric: fleetShare, of: "resource"},
 			{name: "severity", label: "Severity", named: []string{"critical", "warning"}, all: true},
 			{name: "top", label: "Nodes shown", named: []string{"20", "50", "200"}},
-			{name: "worst", label: "Worst nodes", found: selecting(worstNodes(), everyNode...), all: true},
+			{name: "worst", label: "Worst nodes", found: selecting(worstNodes(), everyNode()...), all: true},
 		},
 		annotations: []object{
 			annotation("Critical alerts", "red", "{{alertname}}", "", "count by (alertname) ("+firing(`severity="critical"`)+")"),
