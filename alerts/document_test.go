@@ -18,8 +18,8 @@ import (
 )
 
 var (
-	update = flag.Bool("update", false, "write docs/alerts.md anew")
-	anew   = flag.String("simulate", "", "with -update, simulate anew what docs/alerts.md has of \"recordings\", \"ramps\", \"spikes\" or \"hosts\"; up to an hour")
+	update   = flag.Bool("update", false, "write docs/alerts.md")
+	simulate = flag.String("simulate", "", "with -update, repeat the simulations of \"recordings\", \"ramps\", \"spikes\" or \"hosts\"; up to an hour")
 )
 
 // TestDocument holds docs/alerts.md to the rules and to the recordings.
@@ -105,7 +105,7 @@ func judged(t *testing.T, failures []*recording.Recording) []outcome {
 		s.Recorded = map[string][3]*time.Duration{}
 		var missing []*recording.Recording
 		for _, r := range failures {
-			if times, ok := before[instance(r)]; ok && *anew != "recordings" {
+			if times, ok := before[instance(r)]; ok && *simulate != "recordings" {
 				s.Recorded[instance(r)] = times
 			} else {
 				missing = append(missing, r)
@@ -167,7 +167,7 @@ func spikeKey(resource string, scrape time.Duration) string {
 func readSimulated(t *testing.T) simulated {
 	t.Helper()
 	s := readKept(t)
-	switch *anew {
+	switch *simulate {
 	case "", "recordings":
 		return s
 	case "ramps":
@@ -194,7 +194,7 @@ func readSimulated(t *testing.T) simulated {
 			s.Weeks[f.instance][f.severity] += f.times
 		}
 	default:
-		t.Fatalf("-simulate=%s: want recordings, ramps, spikes or hosts", *anew)
+		t.Fatalf("-simulate=%s: want recordings, ramps, spikes or hosts", *simulate)
 	}
 	s.keep(t)
 	return s

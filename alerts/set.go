@@ -45,7 +45,7 @@ const (
 	jumpy forecasting = iota + 1
 	// brief limits come and go within minutes.
 	brief
-	// ticket limits do no harm at once when they are met: nothing pages, nothing is foreseen.
+	// ticket limits do no immediate harm when they are reached: nothing pages, nothing is foreseen.
 	ticket
 )
 
@@ -201,23 +201,23 @@ func forecasts(by map[forecasting][]string) []Group {
 	record := func(name, about, comment, expr string) Rule {
 		return Rule{Record: name, Except: never, about: about, Comment: comment, Expr: expr}
 	}
-	// left is the time to the limit at the pace since a while ago: with x for usage now, y for
+	// left is the time to the limit at the rate since a while ago: with x for usage now, y for
 	// usage then, (1 - y) / (x - y) of these whiles after then.
 	left := func(while, minutes string) string {
 		y := used + " offset " + while
 		return "((1 - " + y + ") / (" + saturation + " - " + y + ") - 1)" + minutes + " >= 0 < 8"
 	}
 	records := []Rule{
-		record(used, "each node and limit that is used to a tenth or more; forecasts look back at these",
-			"A limit that fills evenly in five minutes was above this three minutes before it is at 0.75.",
+		record(used, "each node and limit at 10 % or more; forecasts look back at these",
+			"A limit that fills evenly in five minutes is above this three minutes before it reaches 0.75.",
 			saturation+" >= 0.1"),
-		record(rising, "each node and limit that is used to a half or more and grew at the last scrape; forecasts are of these",
-			"What grew at the last scrape, whatever the time between two.",
+		record(rising, "each node and limit at 50 % or more that grew at the last scrape; forecasts use these",
+			"Limits that grew at the last scrape, whatever the scrape interval.",
 			saturation+" >= 0.5 < 1\nand idelta("+saturation+"[3m]) > 0"),
-		record(left1m, "each node and limit that is met within 8 minutes at the pace of the last minute: the minutes left",
-			"Minutes left, at the pace of the last minute. With x for usage now and y for usage a minute ago, the limit is met (1 - y) / (x - y) minutes after that.",
+		record(left1m, "each node and limit that will be reached within 8 minutes at the rate of the last minute: the minutes left",
+			"Minutes left, at the rate of the last minute. With x for usage now and y for usage a minute ago, the limit is reached (1 - y) / (x - y) minutes after that minute began.",
 			left("1m", "")),
-		record(left30s, "the same at the pace of the last half minute",
+		record(left30s, "the same at the rate of the last 30 seconds",
 			"", left("30s", " / 2")),
 	}
 
@@ -273,7 +273,7 @@ func forecasts(by map[forecasting][]string) []Group {
 	return []Group{
 		{
 			Name: "sockpressure-forecast", Rules: append(records, sudden, waves, page),
-			Comment: `Limits that are not close yet, but will be reached at the present rate. The series that the alerts read are recorded first in the same group, so that they are of the same moment. The last line of each alert excludes usage that is not above an earlier peak by half of the remaining headroom: x < (1 + 2 * peak) / 3.`,
+			Comment: `Limits that are not close yet, but will be reached at the present rate. The series that the alerts read are recorded first in the same group, so that they refer to the same time. The last line of each alert excludes usage that is not above an earlier peak by half of the remaining headroom: x < (1 + 2 * peak) / 3.`,
 		},
 		{
 			Name: "sockpressure-forecast-hours", file: "forecast", Interval: "1m", Rules: []Rule{hours},

@@ -124,8 +124,8 @@ func cgroupSpec() Spec {
 					Resource: "cgroup_memory", Unit: Bytes, WarningRatio: cgroupWarning, CriticalRatio: 0.97,
 					Effect: "The OOM killer kills a process of the pod, container or unit: \"Memory cgroup out of memory: Killed process\".",
 					Usage:  series("cgroup_memory_used_bytes"), Max: series("cgroup_memory_limit_bytes"), Share: series("cgroup_memory_saturation_ratio"),
-					List:  &ListInfo{Title: "Cgroups closest to their memory limit", Column: "cgroup"},
-					Moves: "resources.limits.memory of the container, MemoryMax= of the unit",
+					List:    &ListInfo{Title: "Cgroups closest to their memory limit", Column: "cgroup"},
+					SetWith: "resources.limits.memory of the container, MemoryMax= of the unit",
 					Sizing: Sizing{
 						Needs:   func(l Load) float64 { return l.KernelBytes + l.ProgramBytes },
 						Rule:    "the programs of the cgroup, plus the kernel's memory for their connections and data, which is charged to the cgroup",

@@ -23,7 +23,7 @@ func livePods(tb testing.TB, pods int) {
 	needs.Check(tb, needs.Root)
 	tree, err := cgroup.Memory("/sys/fs/cgroup")
 	if err != nil {
-		needs.Skip(tb, "a hierarchy of control groups that accounts memory: "+err.Error())
+		needs.Skip(tb, "a hierarchy of cgroups that accounts memory: "+err.Error())
 	}
 	var made []string
 	tb.Cleanup(func() {
@@ -48,7 +48,7 @@ func livePods(tb testing.TB, pods int) {
 			err = os.WriteFile(filepath.Join(dir, limit), []byte("268435456"), 0)
 		}
 		if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
-			needs.Skip(tb, "control groups that root may make: "+err.Error())
+			needs.Skip(tb, "cgroups that root may make: "+err.Error())
 		} else if err != nil {
 			tb.Fatal(err)
 		}

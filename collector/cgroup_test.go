@@ -474,7 +474,7 @@ func TestCgroupKills(t *testing.T) {
 func TestCgroupsForeign(t *testing.T) {
 	c := newCgroupTree(t)
 	if got, result := c.page(); result.Unsupported == nil || len(got) > 0 {
-		t.Errorf("without control groups: %v, %v", got, result.Err)
+		t.Errorf("without cgroups: %v, %v", got, result.Err)
 	}
 	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
 	c.write("sys/fs/cgroup/cgroup.type", "domain\n")

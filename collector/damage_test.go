@@ -174,7 +174,7 @@ func TestNumbers(t *testing.T) {
 				if err != nil {
 					d.named(t, err)
 				} else if number != "18446744073709551615" {
-					t.Fatalf("%s: %s in its place is no error", place, number)
+					t.Fatalf("%s: %s instead of it gives no error", place, number)
 				}
 			}
 		}

@@ -33,7 +33,7 @@ func fake(name string, walk bool, read func(context.Context) (float64, error)) S
 		Metrics: []Metric[Number]{{Name: name + "_value", Help: "A value.", Value: func(s *Number) Number { return *s }}},
 		Limits: []Limit[Number]{{
 			LimitInfo: LimitInfo{
-				Resource: name, Unit: Entries, Effect: "It ends.", Moves: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
+				Resource: name, Unit: Entries, Effect: "It ends.", SetWith: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
 				Usage: series(name + "_value"),
 			},
 			Most: func(*Number) Number { return number(10) },
@@ -401,7 +401,7 @@ func TestPerCPU(t *testing.T) {
 	step("one CPU wraps", top+25, 10, 5)
 	step("nothing happens", top+25, 10, 5)
 	step("both grow", top+28, 11, 7)
-	step("the module is loaded anew", top+28, 0, 0)
+	step("the module is loaded again", top+28, 0, 0)
 	step("and counts again", top+32, 3, 1)
 	step("a CPU appears, with what it counted before", top+32, 3, 1, 9)
 	step("and counts on", top+33, 3, 1, 10)

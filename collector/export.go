@@ -88,9 +88,9 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(m.desc, m.Type(), value, labels...)
 	}
 	h := c.health
-	send(&h.hostNetwork, ratio(c.View.Network == nil))
+	send(&h.hostNetwork, boolFloat(c.View.Network == nil))
 	for part, err := range c.View.All() {
-		send(&h.hostView, ratio(err == nil), part)
+		send(&h.hostView, boolFloat(err == nil), part)
 	}
 	if c.skipped.Present {
 		send(&h.skipped, c.skipped.Value)
@@ -106,8 +106,8 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	for _, r := range c.Results {
-		send(&h.success, ratio(r.Err == nil), r.Collector)
-		send(&h.supported, ratio(r.Unsupported == nil), r.Collector)
+		send(&h.success, boolFloat(r.Err == nil), r.Collector)
+		send(&h.supported, boolFloat(r.Unsupported == nil), r.Collector)
 		send(&h.duration, r.Duration.Seconds(), r.Collector)
 		send(&h.age, r.Age.Seconds(), r.Collector)
 		for _, l := range r.Limits {
@@ -134,8 +134,8 @@ func (r Result) Samples(metric string) iter.Seq2[[]string, float64] {
 	}
 }
 
-// ratio is 1 for true, 0 for false.
-func ratio(b bool) float64 {
+// boolFloat is 1 for true, 0 for false.
+func boolFloat(b bool) float64 {
 	if b {
 		return 1
 	}

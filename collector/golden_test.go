@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write the golden files and docs/metrics.md anew")
+var update = flag.Bool("update", false, "write the golden files and docs/metrics.md")
 
 // golden compares a text with a file, or writes it with -update.
 func golden(t *testing.T, path, got string) {

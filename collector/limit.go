@@ -68,9 +68,9 @@ type LimitInfo struct {
 
 	// Proofs are counters that tell that it was reached, besides the messages of LogLines.
 	Proofs []Proof
-	// Sysctls move the limit; Moves is what does so besides, in words.
+	// Sysctls set the limit; SetWith describes other settings that do, in words.
 	Sysctls []Sysctl
-	Moves   string
+	SetWith string
 	// LogLines are what the kernel logs when the limit is reached, empty if it logs
 	// nothing.
 	LogLines []LogLine
@@ -93,10 +93,10 @@ type ListInfo struct {
 	HiddenNote string
 }
 
-// MovedBy says for people what moves the limit.
-func (l *LimitInfo) MovedBy() string {
-	if l.Moves != "" {
-		return l.Moves
+// SetBy returns, for people, what sets the limit.
+func (l *LimitInfo) SetBy() string {
+	if l.SetWith != "" {
+		return l.SetWith
 	}
 	names := make([]string, len(l.Sysctls))
 	for i, s := range l.Sysctls {
@@ -154,7 +154,7 @@ func (s Series) Name() string {
 // addLimit adds a limit to the spec and returns its place.
 func addLimit(spec *Spec, l LimitInfo) int {
 	switch {
-	case l.Resource == "" || l.Unit == "" || l.Effect == "" || l.MovedBy() == "":
+	case l.Resource == "" || l.Unit == "" || l.Effect == "" || l.SetBy() == "":
 		wrong(spec, "limit %+v is not described", l)
 	case !(l.WarningRatio > 0 && l.WarningRatio < l.CriticalRatio && l.CriticalRatio <= 1):
 		wrong(spec, "limit %s warns from %v and is critical from %v", l.Resource, l.WarningRatio, l.CriticalRatio)

@@ -154,7 +154,7 @@ func memorySpec() Spec {
 				LimitInfo: LimitInfo{
 					Resource: "memory", Unit: Bytes, WarningRatio: 0.9, CriticalRatio: 0.97,
 					Effect:   "The OOM killer kills a process: \"Out of memory: Killed process\".",
-					Moves:    "the machine's memory",
+					SetWith:  "the machine's memory",
 					LogLines: oomLines(),
 					Sizing: Sizing{
 						Needs: func(l Load) float64 { return l.KernelBytes + l.ProgramBytes },
@@ -173,7 +173,7 @@ func memorySpec() Spec {
 				LimitInfo: LimitInfo{
 					Resource: "low_memory", Unit: Bytes, WarningRatio: 0.8, CriticalRatio: 0.9,
 					Effect:   "The OOM killer kills a process, often an unrelated one, although high memory is free.",
-					Moves:    "a 64-bit kernel; vm.min_free_kbytes",
+					SetWith:  "a 64-bit kernel; vm.min_free_kbytes",
 					Sysctls:  []Sysctl{{"vm.min_free_kbytes", Kibibytes, false}},
 					LogLines: oomLines(),
 					Sizing: Sizing{

@@ -26,7 +26,7 @@ func neighbourSpec() Spec {
 				Labels: []string{"family"},
 				Values: func(s *neighbour, emit Emit) {
 					for i, t := range s {
-						emit(t.entries, families(i))
+						emit(t.entries, familyName(i))
 					}
 				},
 			},
@@ -36,7 +36,7 @@ func neighbourSpec() Spec {
 				Labels: []string{"family"},
 				Values: func(s *neighbour, emit Emit) {
 					for i, t := range s {
-						emit(t.limit, families(i))
+						emit(t.limit, familyName(i))
 					}
 				},
 			},
@@ -46,7 +46,7 @@ func neighbourSpec() Spec {
 				Labels: []string{"family"},
 				Values: func(s *neighbour, emit Emit) {
 					for i, t := range s {
-						emit(t.full, families(i))
+						emit(t.full, familyName(i))
 					}
 				},
 			},

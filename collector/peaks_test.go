@@ -93,7 +93,7 @@ func TestProofs(t *testing.T) {
 			},
 			Limits: []Limit[counters]{{
 				LimitInfo: LimitInfo{
-					Resource: "limit", Unit: Entries, Effect: "It ends.", Moves: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
+					Resource: "limit", Unit: Entries, Effect: "It ends.", SetWith: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
 					Usage: series("usage"), Proofs: []Proof{{Counter: series("drops_total"), Less: series("clashes_total")}},
 				},
 				Most: func(*counters) Number { return number(10) },
@@ -154,7 +154,7 @@ func TestSampler(t *testing.T) {
 			Metrics: []Metric[Number]{{Name: "value", Help: "A value.", Value: func(s *Number) Number { return *s }}},
 			Limits: []Limit[Number]{{
 				LimitInfo: LimitInfo{
-					Resource: "often", Unit: Entries, Effect: "It ends.", Moves: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
+					Resource: "often", Unit: Entries, Effect: "It ends.", SetWith: "the test", WarningRatio: 0.7, CriticalRatio: 0.9,
 					Usage: series("value"),
 				},
 				Most: func(*Number) Number { return number(10) },

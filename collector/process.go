@@ -97,7 +97,7 @@ func processSpec() Spec {
 					Title: "Processes closest to their file descriptor limit", Column: "process",
 					Hidden: series("processes_unreadable"), HiddenNote: "processes are missing because this user may not inspect them.",
 				},
-				Moves:   "ulimit -n, LimitNOFILE=, up to fs.nr_open",
+				SetWith: "ulimit -n, LimitNOFILE=, up to fs.nr_open",
 				Sysctls: []Sysctl{{"fs.nr_open", Descriptors, false}},
 				Sizing: Sizing{
 					Needs:   func(l Load) float64 { return l.Ends() / max(l.Processes, 1) },

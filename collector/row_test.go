@@ -15,7 +15,7 @@ func TestWrongRows(t *testing.T) {
 	type snapshot struct{ n Number }
 	value := func(s *snapshot) Number { return s.n }
 	info := LimitInfo{
-		Resource: "things", Unit: Entries, Effect: "It ends.", Moves: "the test", WarningRatio: 0.5, CriticalRatio: 0.9,
+		Resource: "things", Unit: Entries, Effect: "It ends.", SetWith: "the test", WarningRatio: 0.5, CriticalRatio: 0.9,
 		Usage: series("things"), Max: series("things_limit", "kind", "hard"),
 	}
 	list := List[snapshot, thing]{
@@ -25,7 +25,7 @@ func TestWrongRows(t *testing.T) {
 		Key:     func(t thing) []string { return []string{t.name} },
 		Columns: []Metric[thing]{{Name: "thing_size", Help: "Size.", Value: func(*thing) Number { return number(1) }}},
 		Limit: &ItemLimit[thing]{LimitInfo: LimitInfo{
-			Resource: "size", Unit: Entries, Effect: "It ends.", Moves: "the test", WarningRatio: 0.5, CriticalRatio: 0.9,
+			Resource: "size", Unit: Entries, Effect: "It ends.", SetWith: "the test", WarningRatio: 0.5, CriticalRatio: 0.9,
 			Usage: series("thing_size"), Max: series("things"), List: &ListInfo{Title: "Things", Column: "thing"},
 		}},
 	}
@@ -119,7 +119,7 @@ func TestList(t *testing.T) {
 				{Name: "most", Help: "Most.", Labels: []string{"kind"}, Values: func(t *thing, emit Emit) { emit(number(t.most), "hard") }},
 			},
 			Limit: &ItemLimit[thing]{LimitInfo: LimitInfo{
-				Resource: "things", Unit: Entries, Effect: "It ends.", Moves: "the test", WarningRatio: 0.5, CriticalRatio: 0.9,
+				Resource: "things", Unit: Entries, Effect: "It ends.", SetWith: "the test", WarningRatio: 0.5, CriticalRatio: 0.9,
 				Usage: series("used"), Max: series("most", "kind", "hard"), List: &ListInfo{Title: "Things", Column: "thing"},
 			}},
 		}},

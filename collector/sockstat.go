@@ -44,10 +44,10 @@ func sockstatSpec() Spec {
 				Labels: []string{"family", "protocol"},
 				Values: func(s *sockstat, emit Emit) {
 					for i, f := range s.byFamily() {
-						emit(f.TCP, families(i), "tcp")
-						emit(f.UDP, families(i), "udp")
-						emit(f.UDPLite, families(i), "udplite")
-						emit(f.Raw, families(i), "raw")
+						emit(f.TCP, familyName(i), "tcp")
+						emit(f.UDP, familyName(i), "udp")
+						emit(f.UDPLite, familyName(i), "udplite")
+						emit(f.Raw, familyName(i), "raw")
 					}
 				},
 			},
@@ -104,7 +104,7 @@ func sockstatSpec() Spec {
 				Labels: []string{"family"},
 				Values: func(s *sockstat, emit Emit) {
 					for i, f := range s.byFamily() {
-						emit(f.Fragments, families(i))
+						emit(f.Fragments, familyName(i))
 					}
 				},
 			},
@@ -114,7 +114,7 @@ func sockstatSpec() Spec {
 				Labels: []string{"family"},
 				Values: func(s *sockstat, emit Emit) {
 					for i, f := range s.fragmentsLimit {
-						emit(f, families(i))
+						emit(f, familyName(i))
 					}
 				},
 			},
@@ -226,8 +226,8 @@ func fragmentLimit(family, sysctl string) LimitInfo {
 	}
 }
 
-// families is the label value for an index into an array by address family.
-func families(i int) string { return [...]string{"ipv4", "ipv6"}[i] }
+// familyName is the label value for an index into an array by address family.
+func familyName(i int) string { return [...]string{"ipv4", "ipv6"}[i] }
 
 func emitThresholds(n [3]Number, emit Emit) {
 	for i, threshold := range [...]string{"low", "pressure", "high"} {

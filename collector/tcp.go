@@ -124,7 +124,7 @@ func tcpSpec() Spec {
 						Note: "The connections of a SO_REUSEPORT group are added up. The bar and the percentage are those of its fullest socket, because each socket has its own queue.",
 					},
 					Proofs:  []Proof{{Counter: series("tcp_listen_overflows_total")}},
-					Moves:   "net.core.somaxconn and the program's backlog",
+					SetWith: "net.core.somaxconn and the program's backlog",
 					Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}},
 					Sizing: Sizing{
 						Needs: func(l Load) float64 {
@@ -138,7 +138,7 @@ func tcpSpec() Spec {
 						Objects: []Object{{"TCP", 2432}},
 						Most:    forever,
 						Settings: []Setting{
-							{"the program, whose own backlog counts where it is lower, and which has to be restarted", backlogLine},
+							{"the program, whose backlog counts if it is lower, then restart it", backlogLine},
 						},
 					},
 				},

@@ -61,7 +61,7 @@ func requestQueues() Lister[tcp] {
 					{Counter: series("tcp_request_queue_full_drops_total")},
 					{Counter: series("tcp_request_queue_full_cookies_total")},
 				},
-				Moves:   "the program's backlog, net.core.somaxconn, and without SYN cookies net.ipv4.tcp_max_syn_backlog",
+				SetWith: "the program's backlog, net.core.somaxconn, and without SYN cookies net.ipv4.tcp_max_syn_backlog",
 				Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}, {"net.ipv4.tcp_max_syn_backlog", Connections, true}},
 				LogLines: []LogLine{{
 					// Linux 6.2 added the address.
@@ -81,7 +81,7 @@ func requestQueues() Lister[tcp] {
 					Most:    forever,
 					Alone:   true,
 					Settings: []Setting{
-						{"the program, whose own backlog counts where it is lower, and which has to be restarted", backlogLine},
+						{"the program, whose backlog counts if it is lower, then restart it", backlogLine},
 					},
 				},
 			},

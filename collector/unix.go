@@ -73,11 +73,14 @@ func unixSpec() Spec {
 					Effect: "connect blocks until the program accepts, or fails with EAGAIN on a non-blocking socket; nothing is counted or logged.",
 					Usage:  series("unix_accept_queue_length"), Max: series("unix_accept_queue_limit"),
 					List:    &ListInfo{Title: "Unix sockets with the fullest accept queue", Column: "path"},
-					Moves:   "net.core.somaxconn and the program's backlog",
+					SetWith: "net.core.somaxconn and the program's backlog",
 					Sysctls: []Sysctl{{"net.core.somaxconn", Connections, true}},
 					Sizing: Sizing{
 						Rule:    "connections opened per second, times the longest time during which the listening program does not accept",
 						Initial: "4,096; 128 before Linux 5.4",
+						Settings: []Setting{
+							{"the program, whose backlog counts if it is lower, then restart it", "listen(fd, %.0f); listen.backlog (php-fpm)"},
+						},
 						Objects: []Object{{"UNIX", 1152}, {"the queued message", 256}},
 					},
 				},

@@ -48,6 +48,7 @@ type variable struct {
 	of          string   // the label, if it is not called like the variable
 	all         bool     // begin with all values, not with the first
 	named       []string // these values
+	typed       string   // this, or what somebody types instead
 	found       string   // what this query finds: not shown, for other queries
 }
 
@@ -171,6 +172,12 @@ func (v variable) json() object {
 	if v.all {
 		o["current"] = object{"text": []string{"All"}, "value": []string{"$__all"}}
 	}
+	if v.typed != "" {
+		delete(o, "multi")
+		delete(o, "includeAll")
+		o["type"], o["query"], o["current"] = "textbox", v.typed, object{"text": v.typed, "value": v.typed}
+		return o
+	}
 	if v.named != nil {
 		o["type"], o["query"] = "custom", strings.Join(v.named, ",")
 		if !v.all {
@@ -188,10 +195,10 @@ func (v variable) json() object {
 		o["hide"], o["skipUrlSync"] = hidden, true
 	default:
 		// Each by those before it.
-		chosen := map[string][]string{"cluster": nil, "job": {"cluster"}, "instance": {"cluster", "job"}, "resource": {"cluster", "job"}}
+		chosen := map[string][]string{"cluster": nil, "job": {"cluster"}, "instance": {"cluster", "job"}, "resource": {"cluster", "job"}, "limit": {"cluster", "job"}}
 		labels, known := chosen[v.name]
 		if !known {
-			labels = everyNode
+			labels = everyNode()
 		}
 		query, kind = fmt.Sprintf("label_values(%s, %s)", selecting(v.metric, labels...), cmp.Or(v.of, v.name)), labelValues
 		o["regex"], o["allValue"] = "", ".+"
@@ -213,7 +220,7 @@ func (v variable) json() object {
 func datasource() object { return object{"type": "prometheus", "uid": "${datasource}"} }
 
 // everyNode is every choice of nodes.
-var everyNode = []string{"cluster", "job", "instance"}
+func everyNode() []string { return []string{"cluster", "job", "instance"} }
 
 // selecting narrows every metric of an expression to what is chosen: of labels,
 // those that the metric has.

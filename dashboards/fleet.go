@@ -13,7 +13,7 @@ const fleetUID = "sockpressure-fleet"
 const (
 	inTrouble    = "Nodes in trouble"
 	theClusters  = "Clusters and jobs"
-	nearestNodes = "Nodes nearest to the chosen limits"
+	nearestNodes = "Nodes nearest to one limit"
 	refusing     = "Nodes that refuse"
 	unheard      = "Exporters that do not answer"
 	blind        = "Exporters that fail in part"
@@ -27,20 +27,20 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 	const chosen = "var-datasource=${datasource}&${job:queryparam}&${__url_time_range}"
 	// here leads to a panel of this dashboard, with the choices that are not named.
 	here := func(title string, choices ...string) string {
-		url := "/d/" + fleetUID + "?" + chosen
-		for _, v := range []string{"cluster", "instance", "resource", "severity"} {
+		parts := []string{"/d/" + fleetUID + "?" + chosen}
+		for _, v := range []string{"cluster", "instance", "resource", "limit", "severity"} {
 			set := "${" + v + ":queryparam}"
 			for _, c := range choices {
 				if strings.HasPrefix(c, v+"=") {
 					set = "var-" + c
 				}
 			}
-			url += "&" + set
+			parts = append(parts, set)
 		}
 		if title != "" {
-			url += "&" + view(fleetUID, title)
+			parts = append(parts, view(fleetUID, title))
 		}
-		return url
+		return strings.Join(parts, "&")
 	}
 	// Without a label cluster there is no such field, and an empty choice is of those without.
 	const node = "/d/" + nodeUID + "?var-datasource=${datasource}&var-cluster=${__data.fields.Cluster:percentencode}&var-job=${__data.fields.Job:percentencode}&var-instance=${__data.fields.Node:percentencode}&${__url_time_range}"
@@ -51,7 +51,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 	const bars20 = "/d/" + nodeUID + "?var-datasource=${datasource}&var-cluster=${__field.labels.cluster}&var-job=${__field.labels.job}&var-instance=${__field.labels.instance}&${__url_time_range}"
 
 	worst := nearest(`sort_desc(max by (resource) (`+fleetShare+`{resource=~"$resource"}))`, limits, func(resource string) []object {
-		return []object{link("Its nodes", here(nearestNodes, "resource="+resource)), link("Runbook", books[resource])}
+		return []object{link("Its nodes", here(nearestNodes, "limit="+resource)), link("Runbook", books[resource])}
 	})
 	worst.title, worst.width, worst.height = "Nearest limits of the fleet", 7, 13
 	worst.about = "Of each limit, the node that is nearest to it: the highest share of the last 5 minutes, in the colours of the limit's own levels. Over all nodes of the job, whatever is chosen as Instance. A click leads to the nodes, or to the runbook."
@@ -91,11 +91,12 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		variables: []variable{
 			{name: "cluster", label: "Cluster", metric: nodeBlind, all: true},
 			{name: "job", label: "Job", metric: nodeBlind, all: true},
-			{name: "instance", label: "Instance", metric: nodeBlind, all: true},
+			{name: "instance", label: "Instance", typed: ".+"}, // a list of ten thousand helps nobody
 			{name: "resource", label: "Limit", metric: fleetShare, all: true},
+			{name: "limit", label: "Nodes of", metric: fleetShare, of: "resource"},
 			{name: "severity", label: "Severity", named: []string{"critical", "warning"}, all: true},
 			{name: "top", label: "Nodes shown", named: []string{"20", "50", "200"}},
-			{name: "worst", label: "Worst nodes", found: selecting(worstNodes(), everyNode...), all: true},
+			{name: "worst", label: "Worst nodes", found: selecting(worstNodes(), everyNode()...), all: true},
 		},
 		annotations: []object{
 			annotation("Critical alerts", "red", "{{alertname}}", "", "count by (alertname) ("+firing(`severity="critical"`)+")"),
@@ -110,7 +111,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				count("Critical", "green", "red", "Nodes with a critical alert that fires.", nodesWith(firing(`severity="critical"`)), here(inTrouble, "severity=critical", "resource=$__all")),
 				count("Warning", "green", "orange", "Nodes with a warning that fires.", nodesWith(firing(`severity="warning"`)), here(inTrouble, "severity=warning", "resource=$__all")),
 				count("Refusing", "green", "orange", "Nodes where the kernel refused, dropped or killed within the last 5 minutes.",
-					"count("+nodeRefuses+" > 0) or vector(0)", here(refusing, "resource=$__all")),
+					"count("+nodeRefuses+" > 0) or vector(0)", here(refusing)),
 				count("Blind", "green", "orange", "Nodes where a collector fails: some of their limits are not watched.", "count("+nodeBlind+" > 0) or vector(0)", here(blind)),
 			}},
 			{"Trouble", false, []panel{
@@ -142,7 +143,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					overrides: append([]object{
 						named("Severity", levels()...), named("Node", toNode), toRunbook,
 						named("Used", property("unit", share)), named("Part", property("unit", share)),
-					}, slices.Concat(unseen("Job"), wide(map[string]int{"Limit": 165, "Used": 65, "Part": 60, "Alerts": 60, "Held by": 100, "Pod": 130, "Alert": 200, "Cluster": 75}))...),
+					}, slices.Concat(unseen("Job"), wide(map[string]int{"Limit": 170, "Used": 65, "Part": 60, "Alerts": 55, "Held by": 95, "Pod": 130, "Alert": 200, "Cluster": 75}))...),
 				},
 				worst,
 			}},
@@ -221,8 +222,8 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 			}},
 			{"Nodes by limit, and control groups", true, []panel{
-				nodeBars(nearestNodes, "The 20 nodes that are nearest to the limits chosen above, each in the colours of its limit: the highest share of the last 5 minutes. A click leads to the node. It reads every node's: choose a limit where there are thousands.",
-					`sort_desc(topk(20, `+limitShare+`{resource=~"$resource"}))`, 12, 14),
+				nodeBars(nearestNodes, "The 20 nodes that are nearest to the one limit that is chosen above as Nodes of, by its own levels: the highest share of the last 5 minutes. A click leads to the node.",
+					`sort_desc(topk(20, `+limitShare+`{resource=~"$limit"}))`, 12, 14),
 				nodeBars("Limits of the worst nodes", "The 20 nearest limits of the worst nodes, each in its own colours. A click leads to the node.",
 					`sort_desc(topk(20, `+limitShare+`{resource=~"$resource",`+theWorst+`}))`, 12, 14),
 				{
@@ -245,10 +246,10 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 				{
 					kind: table, title: refusing, unit: perSecond, width: 12, height: 12, base: "orange",
-					about:   "The 20 nodes and limits with the most refusals a second, over the last 5 minutes. A click on the node leads to its dashboard.",
+					about:   "The 20 nodes with the most refusals a second, over the last 5 minutes. A click on the node leads to its dashboard, which has them by limit.",
 					empty:   "while the kernel of no node refuses anything",
-					queries: []query{{"", `topk(20, max by (` + ofLimit + `) (` + limitRefuses + `{resource=~"$resource"} > 0))`}},
-					columns: []column{{"instance", "Node"}, {"resource", "Limit"}, {"Value", "Rate"}, {"cluster", "Cluster"}, {"job", "Job"}},
+					queries: []query{{"", `topk(20, max by (` + ofNode + `) (` + nodeRefuses + ` > 0))`}},
+					columns: []column{{"instance", "Node"}, {"Value", "Rate"}, {"cluster", "Cluster"}, {"job", "Job"}},
 					sorted:  []string{"Rate"},
 					overrides: []object{
 						named("Node", toNode), named("Rate", bar(perSecond)...),

@@ -131,8 +131,8 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 	}
 	p := panel{
 		kind: lines, title: words(l.Resource), width: 8, height: 8, unit: unit, empty: m.empty,
-		about: fmt.Sprintf("%s. At the limit: %s Moved by %s. Warning from %s, critical from %s. %s",
-			l.Resource, l.Effect, l.MovedBy(), l.WarnsFrom(percent), percent(l.CriticalRatio), books.link(l.Resource)),
+		about: fmt.Sprintf("%s. At the limit: %s Set by %s. Warning from %s, critical from %s. %s",
+			l.Resource, l.Effect, l.SetBy(), l.WarnsFrom(percent), percent(l.CriticalRatio), books.link(l.Resource)),
 		queries: []query{{m.each + " {{instance}}", m.used}},
 		limited: m.limit != "1",
 	}

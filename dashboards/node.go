@@ -56,7 +56,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				overrides: append([]object{
 					named("Severity", levels()...),
 					alert(link("Runbook", docs+"runbooks.md#${__value.raw}"), link("Runbook, from the node", "http://${__data.fields.Node}/runbooks#${__value.raw}")),
-				}, wide(map[string]int{"Limit": 125, "Alert": 170, "Pod": 115, "Alerts": 55, "Node": 120})...),
+				}, wide(map[string]int{"Limit": 130, "Alert": 205, "Pod": 115, "Alerts": 50})...),
 			},
 			{
 				kind: table, title: "Who holds it", unit: share, width: 9, height: 7,
@@ -65,7 +65,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				queries:   []query{{"", "topk(30, max by (resource, item, process, owner, pod, instance) (sockpressure_saturation_holder_ratio))"}},
 				columns:   []column{{"resource", "Limit"}, {"process", "Process"}, {"pod", "Pod"}, {"Value", "Part"}, {"item", "Of"}, {"owner", "Owner"}, {"instance", "Node"}},
 				sorted:    []string{"Part"},
-				overrides: append([]object{named("Part", bar(share)...)}, wide(map[string]int{"Limit": 125, "Process": 110, "Pod": 115, "Part": 110})...),
+				overrides: append([]object{named("Part", bar(share)...)}, wide(map[string]int{"Limit": 145, "Process": 95, "Pod": 115, "Part": 105})...),
 			},
 			{
 				kind: lines, title: "Refusals now", unit: perSecond, width: 9, height: 9, stacked: true,
@@ -97,7 +97,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 				columns:   []column{{"Value #B", "Severity"}, {"netns", "Network namespace"}, {"pod", "Pod"}, {"resource", "Limit"}, {"Value #A", "Used"}, {"instance", "Node"}},
 				sorted:    []string{"Severity", "Used"},
-				overrides: append([]object{named("Severity", levels()...), named("Network namespace", ofPod...)}, wide(map[string]int{"Network namespace": 180, "Pod": 115, "Limit": 125, "Used": 60, "Node": 120})...),
+				overrides: append([]object{named("Severity", levels()...), named("Network namespace", ofPod...)}, wide(map[string]int{"Network namespace": 185, "Pod": 115, "Limit": 130, "Used": 65})...),
 			},
 		}},
 		{"Between scrapes", true, []panel{
@@ -228,7 +228,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 					{"Value #D", "UDP"},
 				},
 				sorted:    []string{"Accept queue"},
-				overrides: wide(map[string]int{"Network namespace": 190, "Accept queue": 100, "Conntrack": 90, "TIME_WAIT": 90, "UDP": 80}),
+				overrides: wide(map[string]int{"Network namespace": 190, "Pod": 120, "Node": 100, "Accept queue": 105, "Conntrack": 90, "TIME_WAIT": 90, "UDP": 80}),
 			},
 			{
 				kind: table, title: "Accept queues of network namespaces", unit: number, width: 12, height: 9,
@@ -242,7 +242,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 					{"netns", "Network namespace"}, {"pod", "Pod"}, {"listener", "Listener"}, {"instance", "Node"}, {"Value #A", "Waiting"}, {"Value #B", "Limit"},
 				},
 				sorted:    []string{"Waiting"},
-				overrides: wide(map[string]int{"Network namespace": 190, "Waiting": 80, "Limit": 80}),
+				overrides: wide(map[string]int{"Network namespace": 190, "Pod": 120, "Node": 100, "Waiting": 80, "Limit": 80}),
 			},
 		}},
 		{"Packets: backlog, neighbours, fragments", true, []panel{

@@ -151,7 +151,7 @@ func (p panel) targets() []object {
 	for i, q := range p.queries {
 		t := object{
 			"refId": string(rune('A' + i)), "datasource": datasource(), "editorMode": "code",
-			"expr": selecting(q.expr, everyNode...), "legendFormat": q.legend, "format": "time_series", "instant": false, "range": true,
+			"expr": selecting(q.expr, everyNode()...), "legendFormat": q.legend, "format": "time_series", "instant": false, "range": true,
 		}
 		if p.kind != lines {
 			t["instant"], t["range"] = true, false
@@ -291,7 +291,7 @@ func percent(v float64) string {
 func annotation(name, color, title, text, expr string) object {
 	return object{
 		"name": name, "enable": true, "hide": false, "iconColor": color, "useValueForTime": false, "datasource": datasource(),
-		"target":      object{"refId": "Anno", "interval": "60s", "expr": selecting(expr, everyNode...)},
+		"target":      object{"refId": "Anno", "interval": "60s", "expr": selecting(expr, everyNode()...)},
 		"titleFormat": title, "textFormat": text, "tagKeys": "severity,stage",
 	}
 }

@@ -137,7 +137,7 @@ scrape_configs:
 
 	// What Grafana puts in.
 	choose := func(q asked, instance string) asked {
-		q.expr = strings.NewReplacer("$cluster", ".*", "$__range", "1h", "$job", ".+", "$instance", instance, "$resource", ".*", "$__rate_interval", "5s", "$severity", ".+", "$top", "20", "$worst", instance, "$netns", ".+").Replace(q.expr)
+		q.expr = strings.NewReplacer("$cluster", ".*", "$__range", "1h", "$job", ".+", "$instance", instance, "$resource", ".*", "$__rate_interval", "5s", "$severity", ".+", "$top", "20", "$limit", "tcp_memory", "$worst", instance, "$netns", ".+").Replace(q.expr)
 		if strings.Contains(q.expr, "$") {
 			t.Errorf("%s: a variable that Grafana does not know: %s", q, q.expr)
 		}

@@ -10,11 +10,10 @@ import (
 
 // The series of the fleet, each recorded by alerts/fleet.rules.yml.
 const (
-	nodeShare    = "instance:sockpressure_saturation:max5m"          // one a node
-	limitShare   = "instance_resource:sockpressure_saturation:max5m" // one for each node and limit
-	fleetShare   = "job_resource:sockpressure_saturation:max5m"      // one a limit
-	nodeRefuses  = "instance:sockpressure_refusals:rate5m"
-	limitRefuses = "instance_resource:sockpressure_refusals:rate5m"
+	nodeShare   = "instance:sockpressure_saturation:max5m"          // one a node
+	limitShare  = "instance_resource:sockpressure_saturation:max5m" // one for each node and limit
+	fleetShare  = "job_resource:sockpressure_saturation:max5m"      // one a limit
+	nodeRefuses = "instance:sockpressure_refusals:rate5m"
 	// One a node, and only while its exporter answers.
 	nodeBlind = "instance:sockpressure_collectors_failing:count"
 )

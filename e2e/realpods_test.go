@@ -113,19 +113,19 @@ func TestRealPods(t *testing.T) {
 		time.Sleep(*podsHold)
 	}
 
-	t.Run("deleted and made anew", func(t *testing.T) {
+	t.Run("deleted and created again", func(t *testing.T) {
 		before := root.latest().refusals("tcp_listen_overflows", fullPod)
-		var anew []podLoad
+		var recreated []podLoad
 		for _, pod := range append(pods[:1:1], pods[20:]...) {
 			n.expectNothingLeft(t, pod)
-			anew = append(anew, podLoad{pod.name, "quiet", nil})
+			recreated = append(recreated, podLoad{pod.name, "quiet", nil})
 		}
 		root.mayBegin(fullPod)
 		nobody.mayBegin(fullPod)
-		n.createAll(anew)
+		n.createAll(recreated)
 		for _, e := range []*follower{root, nobody} {
 			p := e.expect(t, "the new pods are there", func(p page) bool {
-				return !slices.ContainsFunc(anew, func(l podLoad) bool { return p.of(l.name)["sockpressure_netns_tcp_sockets_inuse"] != 1 })
+				return !slices.ContainsFunc(recreated, func(l podLoad) bool { return p.of(l.name)["sockpressure_netns_tcp_sockets_inuse"] != 1 })
 			})
 			if got := p.with("sockpressure_netns_tcp_listen_overflows_total"); p.refusals("tcp_listen_overflows", fullPod) != 0 || p.nearest("accept_queue", fullPod) != 0 {
 				t.Errorf("the new pod has what the old one had, %v: %v", before, got)

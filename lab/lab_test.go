@@ -161,4 +161,18 @@ func TestWriteKernels(t *testing.T) {
 	if got := write(of(1, "d")); got != want || got == whole {
 		t.Errorf("another release of a kernel: got\n%s\nwant\n%s", got, want)
 	}
+
+	// A scenario alone is added to those that were run before.
+	busy := of(1, "d")
+	busy.scenario, busy.failures = "busy", []string{"it failed"}
+	got := write(busy)
+	for _, row := range []string{"| d | amd64, little endian | 4 KiB | 1 of 2 |", "\n| idle | 0 of 0 |", "\n| busy (failed) | 0 of 0 |"} {
+		if !strings.Contains(got, row) {
+			t.Errorf("%q is missing in\n%s", row, got)
+		}
+	}
+	busy.failures = nil
+	if got = write(busy); !strings.Contains(got, "| 2 of 2 |") || strings.Contains(got, failedMark) {
+		t.Errorf("what failed passes:\n%s", got)
+	}
 }

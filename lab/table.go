@@ -13,6 +13,7 @@ import (
 	"text/template"
 
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
+	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
 // print writes a line for people who wait, and what failed below it.
@@ -111,7 +112,8 @@ func writeKernels(path, dir string, verdicts []verdict) error {
 	rows, sections := kernelsParts(string(old))
 	for _, vs := range byKernel(verdicts) {
 		name := vs[0].image.name()
-		rows[name], sections[name] = kernelRow(vs), kernelSection(vs)
+		sections[name] = kernelSection(vs, sections[name])
+		rows[name] = kernelRow(vs[0], sections[name])
 	}
 	logged, err := readMessages(dir)
 	if err != nil {
@@ -166,16 +168,42 @@ func kernelsParts(doc string) (rows, sections map[string]string) {
 	return rows, sections
 }
 
-func kernelRow(vs []verdict) string {
-	k, order := vs[0].image, "little endian"
-	if vs[0].bigEndian {
+// failedMark is behind the name of a scenario that failed.
+const failedMark = " (failed)"
+
+// kernelRow is the row of a kernel, with how many scenarios of its section passed.
+func kernelRow(v verdict, section string) string {
+	k, order := v.image, "little endian"
+	if v.bigEndian {
 		order = "big endian"
 	}
+	all := scenarioRows(section)
+	passed := 0
+	for name := range all {
+		if !strings.HasSuffix(name, failedMark) {
+			passed++
+		}
+	}
 	anchor := strings.ReplaceAll(k.name(), ".", "")
-	return fmt.Sprintf("| [%s](#%s) | %s | %s, %s | %d KiB | %d of %d |\n", k.name(), anchor, k.release, k.debian, order, k.page, passed(vs), len(vs))
+	return fmt.Sprintf("| [%s](#%s) | %s | %s, %s | %d KiB | %d of %d |\n", k.name(), anchor, k.release, k.debian, order, k.page, passed, len(all))
 }
 
-func kernelSection(vs []verdict) string {
+// scenarioRows returns the rows of a section by their first cell.
+func scenarioRows(section string) map[string]string {
+	rows := map[string]string{}
+	for line := range strings.Lines(section) {
+		cells := strings.Split(line, " | ")
+		if name, ok := strings.CutPrefix(cells[0], "| "); ok && name != "scenario" {
+			rows[name] = line
+		}
+	}
+	return rows
+}
+
+// kernelSection is the section of a kernel: what was seen now, and of scenarios that were
+// not run what the old section has.
+func kernelSection(vs []verdict, old string) string {
+	rows := scenarioRows(old)
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n## %s\n\n", vs[0].image.name())
 	b.WriteString("| scenario | scrapes answered | slowest, s | first refusal | the program saw | saturation | counters that moved | series equal |\n")
@@ -189,8 +217,17 @@ func kernelSection(vs []verdict) string {
 		if v.refusal >= 0 {
 			refusal, refused = fmt.Sprintf("step %d", v.refusal), v.refused
 		}
-		fmt.Fprintf(&b, "| %s | %s | %.2f | %s | %s | %s | %s | %d |\n",
-			v.scenario, answered, v.slowest, refusal, refused, ratio(v.saturation), strings.Join(v.moved, ", "), v.agreed)
+		name := v.scenario
+		delete(rows, name)
+		delete(rows, name+failedMark)
+		if len(v.failures) > 0 {
+			name += failedMark
+		}
+		rows[name] = fmt.Sprintf("| %s | %s | %.2f | %s | %s | %s | %s | %d |\n",
+			name, answered, v.slowest, refusal, refused, ratio(v.saturation), strings.Join(v.moved, ", "), v.agreed)
+	}
+	for _, s := range scenario.All() {
+		b.WriteString(cmp.Or(rows[s.Name], rows[s.Name+failedMark]))
 	}
 	return b.String()
 }

@@ -240,7 +240,7 @@ func judgeFloods(floods []scenario.Flood, fail func(string, ...any)) {
 		fail("there was no flood")
 	}
 	for _, f := range floods {
-		if cost := f.Share - f.Rest; !(cost <= 0.2) {
+		if cost := f.Share - f.Rest; !(cost <= 0.1) {
 			fail("a flood cost %.1f %% of a processor: %+v", 100*cost, f)
 		}
 		if !(f.Lost > 0 && f.Lost < f.Records) {

@@ -70,6 +70,7 @@ type TransformationOf<ID extends string, Options> = With<raw.DataTransformerConf
 type Variable =
   | With<raw.VariableModel, { type: 'datasource'; query: string }>
   | With<raw.VariableModel, { type: 'custom'; query: string }>
+  | With<raw.VariableModel, { type: 'textbox'; query: string }>
   | With<raw.VariableModel, { type: 'query'; query: PromVariableQuery; definition: string }>;
 
 type Annotation = With<raw.AnnotationQuery, {

@@ -140,8 +140,8 @@ func (l *load) comeAndGo(ctx context.Context, perSecond, held int, made *atomic.
 // scrapes is what was fetched.
 type scrapes struct {
 	sync.WaitGroup
-	kept, anew atomic.Int64
-	failed     atomic.Int64
+	kept, fresh atomic.Int64
+	failed      atomic.Int64
 
 	mutex sync.Mutex
 	first error
@@ -153,7 +153,7 @@ func (s *scrapes) String() string {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d over one connection, %d over new ones, %d failed; collectors", s.kept.Load(), s.anew.Load(), s.failed.Load())
+	fmt.Fprintf(&b, "%d over one connection, %d over new ones, %d failed; collectors", s.kept.Load(), s.fresh.Load(), s.failed.Load())
 	for _, sample := range slices.Sorted(maps.Keys(s.zero)) {
 		fmt.Fprintf(&b, " %s 0 (%d times)", sample, s.zero[sample])
 	}
@@ -189,7 +189,7 @@ func startScrapes(ctx context.Context, e *exporter.Exporter) *scrapes {
 	})
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
 	paths := []string{"/metrics", "/", "/metrics?collect[]=tcp&collect[]=ports", "/-/healthy", "/metrics?collect[]=process", "/none"}
-	s.each(ctx, 3*time.Second, &s.anew, func(i int) error {
+	s.each(ctx, 3*time.Second, &s.fresh, func(i int) error {
 		r, err := http.NewRequestWithContext(ctx, http.MethodGet, e.URL+paths[i%len(paths)], http.NoBody)
 		if err != nil {
 			return err

@@ -30,7 +30,7 @@ const board = JSON.parse(readFileSync(positionals[0], 'utf8'));
 const step = Number(o.step), to = Math.floor((o.at ? Date.parse(o.at) / 1000 : Date.now() / 1000) / step) * step, from = to - Number(o.last);
 
 const chosen = {
-  cluster: '.*', job: '.+', instance: '.+', resource: '.*', netns: '.+', severity: 'critical|warning', top: '20',
+  cluster: '.*', job: '.+', instance: '.+', resource: '.*', netns: '.+', severity: 'critical|warning', top: '20', limit: 'tcp_memory',
   __range: `${o.last}s`, __rate_interval: `${4 * step}s`, __interval: `${step}s`,
   ...Object.fromEntries(o.set.map((s) => [s.slice(0, s.indexOf('=')), s.slice(s.indexOf('=') + 1)])),
 };
@@ -97,6 +97,9 @@ try {
   const browse = (...more) => execFileSync(o.browser, [
     '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--allow-file-access-from-files', `--user-data-dir=${join(dir, 'profile')}`, '--virtual-time-budget=10000', `--window-size=1600,${height}`, ...more, `file://${join(dir, 'page.html')}`,
   ], { encoding: 'utf8', stdio: ['ignore', 'pipe', process.env.PREVIEW_DEBUG ? 'inherit' : 'ignore'], timeout: 120000, maxBuffer: 1 << 28 });
+  const drawn = browse('--dump-dom');
+  const wrong = /<body[^>]* data-error="([^"]*)"/.exec(drawn);
+  if (wrong || !drawn.includes('id="board"')) throw new Error(`the page is not drawn: ${wrong?.[1]}`);
   browse(`--screenshot=${o.out}`);
 } finally {
   rmSync(dir, { recursive: true, force: true });

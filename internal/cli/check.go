@@ -189,7 +189,7 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 			highest = higher + "%"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s%%\t%s%s\t%s\t%s\n",
-			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Share(), peak(highest), l.Format(l.Usage), l.Format(l.Limit), l.MovedBy())
+			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Share(), peak(highest), l.Format(l.Usage), l.Format(l.Limit), l.SetBy())
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -369,7 +369,7 @@ func (r report) writeJSON(out io.Writer) error {
 			Usage:      l.Usage,
 			Limit:      l.Limit,
 			Unit:       string(l.Unit),
-			Sysctl:     l.MovedBy(),
+			Sysctl:     l.SetBy(),
 			Effect:     l.Effect,
 			Thresholds: jsonThresholds{Warning: l.Warning(), Critical: l.CriticalRatio},
 			Items:      jsonItems(l),

@@ -124,7 +124,7 @@ func TestCheckItems(t *testing.T) {
 		items = append(items, collector.Item{Key: []string{name, "to"}, Usage: 9, Limit: 10})
 	}
 	info := &collector.LimitInfo{
-		Resource: "ports", Unit: collector.Ports, Effect: "It ends.", Moves: "a sysctl", WarningRatio: 0.5, CriticalRatio: 0.95,
+		Resource: "ports", Unit: collector.Ports, Effect: "It ends.", SetWith: "a sysctl", WarningRatio: 0.5, CriticalRatio: 0.95,
 		List: &collector.ListInfo{Labels: []string{"source", "destination"}},
 	}
 	r := report{limits: []collector.LimitReading{{LimitInfo: info, Usage: 9, Limit: 10, Items: items}}}

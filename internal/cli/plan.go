@@ -265,7 +265,7 @@ func writePlanTable(out io.Writer, p plan.Plan) error {
 		if r.Takes == 0 {
 			needed = "-"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Resource, r.Verdict, bytesOr(r, r.Now), needed, scope(r), r.MovedBy())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Resource, r.Verdict, bytesOr(r, r.Now), needed, scope(r), r.SetBy())
 	}
 	fmt.Fprintln(w, "\nMEMORY\tOBJECTS\tBYTES EACH\tSUM")
 	for _, i := range p.Bill {
@@ -367,7 +367,7 @@ func writeGrowth(out io.Writer, g plan.Growth, format string) error {
 	if format == formatJSON {
 		doc := jsonGrowth{g.Connections, []jsonStep{}}
 		for _, s := range g.Steps {
-			doc.Limits = append(doc.Limits, jsonStep{s.Resource, s.Item, s.Connections, s.Now, s.Limit, string(s.Unit), s.MovedBy(), s.Effect})
+			doc.Limits = append(doc.Limits, jsonStep{s.Resource, s.Item, s.Connections, s.Now, s.Limit, string(s.Unit), s.SetBy(), s.Effect})
 		}
 		return encode(out, doc)
 	}
@@ -380,7 +380,7 @@ func writeGrowth(out io.Writer, g plan.Growth, format string) error {
 	fmt.Fprintln(w, "CONNECTIONS\tRESOURCE\tOF\tNOW\tLIMIT\tSET BY")
 	for _, s := range g.Steps {
 		l := collector.LimitReading{LimitInfo: s.LimitInfo}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", plan.Group(s.Connections), s.Resource, cmp.Or(s.Item, "host"), l.Format(s.Now), l.Format(s.Limit), s.MovedBy())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", plan.Group(s.Connections), s.Resource, cmp.Or(s.Item, "host"), l.Format(s.Now), l.Format(s.Limit), s.SetBy())
 	}
 	return w.Flush()
 }
@@ -464,7 +464,7 @@ func writePlanJSON(out io.Writer, p plan.Plan) error {
 			r.Resource, r.Item, r.Verdict.String(), string(r.Unit), r.Now, r.Used, r.Takes, r.Needed,
 			[]jsonWrite{},
 			[]jsonSetting{},
-			r.MovedBy(), plainWords(r.Rule), r.Effect,
+			r.SetBy(), plainWords(r.Rule), r.Effect,
 		}
 		for _, w := range r.Writes {
 			row.Sysctls = append(row.Sysctls, jsonWrite{w.Name, w.PerNetns, w.Now, w.Value})

@@ -34,7 +34,7 @@ const (
 //go:embed packages.txt
 var packages string
 
-// Check skips the test unless all needs are met: constants of this package,
+// Check skips the test unless all needs are satisfied: constants of this package,
 // programs by name, or files by absolute path. Programs and files must be listed
 // in packages.txt.
 func Check(t testing.TB, needs ...string) {

@@ -100,7 +100,7 @@ func TestSummarize(t *testing.T) {
 
 // TestPackages holds the list to its form, which .ci/run takes apart too.
 func TestPackages(t *testing.T) {
-	form := regexp.MustCompile(`^(/[^ :]+|[a-z0-9_.-]+):([a-z0-9.+-]+|[a-z0-9./-]+/[a-z0-9./-]+@v[0-9.]+)$`)
+	form := regexp.MustCompile(`^(/[^ :]+|[a-z0-9_.-]+):([a-z0-9.+-]+|[A-Za-z0-9./-]+/[a-z0-9./-]+@v[0-9.]+)$`)
 	seen := map[string]bool{}
 	for line := range strings.Lines(packages) {
 		line = strings.TrimSuffix(line, "\n")

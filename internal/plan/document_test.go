@@ -29,7 +29,7 @@ func TestDocument(t *testing.T) {
 				}
 				names = append(names, name)
 			}
-			return cmp.Or(strings.Join(names, "; "), l.MovedBy())
+			return cmp.Or(strings.Join(names, "; "), l.SetBy())
 		},
 		"owner": func(l collector.LimitInfo) string {
 			switch {
@@ -80,7 +80,7 @@ func TestDocument(t *testing.T) {
 	}
 }
 
-// TestSized expects a limit that is moved by connections to say how.
+// TestSized expects a rule for each limit that depends on connections.
 func TestSized(t *testing.T) {
 	for _, s := range collector.Specs() {
 		for _, l := range s.Limits {

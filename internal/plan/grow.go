@@ -15,7 +15,7 @@ import (
 type Growth struct {
 	// Connections are the ends that the host's network namespace has open now.
 	Connections float64
-	// Steps are the limits that are met on the way up, the first one first.
+	// Steps are the limits in the order in which they are reached.
 	Steps []Step
 }
 
@@ -29,7 +29,7 @@ type Step struct {
 	Connections float64
 }
 
-// beyond is more connections than anybody thinks of: a limit that is met there is none.
+// beyond is more connections than anybody thinks of: a limit that is only reached there does not matter.
 const beyond = most
 
 // few is so few connections that what else is in use does not come of them.

@@ -41,7 +41,7 @@ type Row struct {
 	*collector.LimitInfo
 	// Now is what it is, Used what is in use for other things, Takes what the demand
 	// takes, and Needed the least that it has to be, which leaves room: no alert warns of
-	// it while the demand is met.
+	// it while the demand is satisfied.
 	Now, Used, Takes, Needed float64
 	Verdict                  Verdict
 	// Item is what Now is the limit of, if that is one of many.

@@ -35,7 +35,7 @@ func (b bytecode) audit() error {
 	rest := b
 	for len(rest) > 0 {
 		if len(rest) < sizeofOp {
-			return errors.New("the last operation is cut short")
+			return errors.New("the last operation is truncated")
 		}
 		at := fmt.Sprintf("at %d", len(b)-len(rest))
 		least := sizeofOp

@@ -47,7 +47,7 @@ func TestDecodeUnix(t *testing.T) {
 		t.Errorf("of another state: %t, %v", known, err)
 	}
 	if _, err = decodeUnix(b[:10], &s); !errors.Is(err, errShort) {
-		t.Errorf("cut short: %v", err)
+		t.Errorf("truncated: %v", err)
 	}
 	binary.NativeEndian.PutUint16(b[sizeofUnixMsg:], 500)
 	if _, err = decodeUnix(b, &s); !errors.Is(err, errShort) {

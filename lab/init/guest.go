@@ -297,7 +297,7 @@ func (g *guest) bare() error {
 	for _, spec := range collector.Specs() {
 		supported := 1.0
 		// Their modules are those that the guest loads.
-		if spec.Name == "tcp" || spec.Name == "ports" || spec.Name == "conntrack" {
+		if slices.Contains([]string{"tcp", "ports", "unix", "udp", "conntrack"}, spec.Name) {
 			supported = 0
 		}
 		if got, ok := page[ofCollector("supported", spec.Name)]; !ok || got != supported {
