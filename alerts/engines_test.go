@@ -55,9 +55,11 @@ func TestVictoriaMetrics(t *testing.T) {
 
 	victoria := startServer(t, "/health", "victoria-metrics", "-storageDataPath="+t.TempDir(), "-httpListenAddr=ADDRESS", "-retentionPeriod=1d")
 	writeNodes(t, victoria, r.nodes, base)
-	// It evaluates each rule over the whole time before the next, which does not see yet what
-	// the one before recorded: so what is recorded comes first, as often as it takes for what is
-	// made of it.
+	flush := func() { fetch(t, victoria+"/internal/force_flush") } // what was written is found from then on
+	flush()
+	// It evaluates each rule over the whole time before the next, which sees some or nothing of
+	// what the one before recorded: so what is recorded comes first, and what is made of that
+	// after it.
 	replay := func(pattern string) {
 		out, err := exec.CommandContext(t.Context(), "vmalert", "-rule="+pattern, "-datasource.url="+victoria, "-remoteWrite.url="+victoria,
 			"-replay.timeFrom="+base.UTC().Format(time.RFC3339), "-replay.timeTo="+end.UTC().Format(time.RFC3339),
@@ -65,11 +67,10 @@ func TestVictoriaMetrics(t *testing.T) {
 		if err != nil || strings.Contains(string(out), "\terror\t") {
 			t.Fatalf("vmalert: %v: %s", err, out)
 		}
-		fetch(t, victoria+"/internal/force_flush")
+		flush()
 	}
-	records := onlyRecords(t)
-	for range 4 {
-		replay(records)
+	for _, stage := range stagesOfRecords(t) {
+		replay(stage)
 	}
 	replay("*.rules.yml")
 
@@ -133,24 +134,55 @@ func TestVictoriaMetrics(t *testing.T) {
 	t.Logf("%d queries, %d series", len(asked), answers)
 }
 
-// onlyRecords writes rule files without alerts, and returns a pattern of their names.
-func onlyRecords(t *testing.T) string {
+// stagesOfRecords writes rule files without alerts, those of each stage with the rules that
+// read what the stages before it record and no more, and returns patterns of their names.
+func stagesOfRecords(t *testing.T) []string {
 	t.Helper()
 	groups, err := Config{}.Apply(Groups())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range groups {
-		groups[i].Rules = slices.DeleteFunc(groups[i].Rules, func(o Output) bool { return o.Record == "" })
-	}
-	groups = slices.DeleteFunc(groups, func(g OutputGroup) bool { return len(g.Rules) == 0 })
-	dir := t.TempDir()
-	for name, text := range Files(groups) {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
+	reads := map[string]map[string]bool{} // the records that one is made of
+	for _, g := range groups {
+		for _, o := range g.Rules {
+			if o.Record == "" {
+				continue
+			}
+			if reads[o.Record] == nil {
+				reads[o.Record] = map[string]bool{}
+			}
+			for _, s := range parse(o.Expr).selectors {
+				if strings.Contains(s.metric, ":") {
+					reads[o.Record][s.metric] = true
+				}
+			}
 		}
 	}
-	return filepath.Join(dir, "*.rules.yml")
+	var patterns []string
+	for done := map[string]bool{}; len(done) < len(reads); {
+		now := map[string]bool{}
+		for name, others := range reads {
+			now[name] = !done[name] && !slices.ContainsFunc(slices.Collect(maps.Keys(others)), func(o string) bool { return !done[o] })
+		}
+		var stage []OutputGroup
+		for _, g := range groups {
+			g.Rules = slices.DeleteFunc(slices.Clone(g.Rules), func(o Output) bool { return !now[o.Record] })
+			stage = appendGroup(stage, g)
+		}
+		if len(stage) == 0 {
+			t.Fatal("records are made of each other")
+		}
+		maps.DeleteFunc(now, func(_ string, in bool) bool { return !in })
+		maps.Copy(done, now)
+		dir := t.TempDir()
+		for name, text := range Files(stage) {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		patterns = append(patterns, filepath.Join(dir, "*.rules.yml"))
+	}
+	return patterns
 }
 
 // startServer runs a server until the test ends, and returns its URL once it is ready.
