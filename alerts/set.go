@@ -205,7 +205,7 @@ func forecasts(by map[forecasting][]string) []Group {
 	// usage then, (1 - y) / (x - y) of these whiles after then.
 	left := func(while, minutes string) string {
 		y := used + " offset " + while
-		return "((1 - " + y + ") / (" + saturation + " - " + y + ") - 1)" + minutes + " >= 0 < 8"
+		return "((1 - " + y + ") / ((" + saturation + " >= 0.1) - " + y + ") - 1)" + minutes + " >= 0 < 8"
 	}
 	records := []Rule{
 		record(used, "each node and limit at 10 % or more; forecasts look back at these",
