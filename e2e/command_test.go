@@ -187,7 +187,7 @@ func TestManual(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`\fB\-\-format\fR=\fItext\fR`, `\fB\-\-[no\-]collector.tcp\fR`, ".B =true\n", ".SH SIGNALS\n", "SIGHUP does not end\n.BR serve",
+		`\fB\-\-format\fR=\fItext\fR`, `\fB\-\-[no\-]collector.tcp\fR`, ".B =true\n", ".SH SIGNALS\n", "SIGHUP does not stop\n.BR serve",
 	} {
 		if !bytes.Contains(man, []byte(want)) {
 			t.Errorf("the page lacks %q", want)

@@ -36,7 +36,7 @@ func TestCheck(t *testing.T) {
 	}
 	// The recording has no sockets but those of the running kernel, which are
 	// not shown beside it.
-	args := []string{"check", "--path.procfs=" + dir, "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
+	args := []string{"check", "--path.procfs=" + dir, "--no-collector.cgroup", "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
 	for _, c := range []struct {
 		entries string
 		args    []string
@@ -47,8 +47,8 @@ func TestCheck(t *testing.T) {
 		{"49151", args, 0, "conntrack_entries  ok"},
 		{"49152", args, 1, "conntrack_entries  warning   75.0%  49152 entries"},
 		{"65536", args, 2, "conntrack_entries  critical  100.0%  65536 entries"},
-		{"12", args[:2], unknown, "memory"},
-		{"65536", args[:2], 2, "conntrack_entries  critical"},
+		{"12", args[:3], unknown, "memory"},
+		{"65536", args[:3], 2, "conntrack_entries  critical"},
 	} {
 		entries(c.entries)
 		var stdout, stderr bytes.Buffer
@@ -72,7 +72,7 @@ func TestCheck(t *testing.T) {
 // TestCheckColours expects colours on a terminal, unless NO_COLOR is set, and the
 // same table.
 func TestCheckColours(t *testing.T) {
-	args := []string{"check", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
+	args := []string{"check", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.cgroup", "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
 	table := func(noColour, term string) string {
 		t.Setenv("NO_COLOR", noColour)
 		t.Setenv("TERM", term)
