@@ -287,7 +287,7 @@ func TestRecordingRules(t *testing.T) {
 			}
 			for _, s := range parse(alone).selectors {
 				if strings.Contains(s.metric, ":") && !own[s.metric] {
-					t.Errorf("%s: an alert that stands on what another group records is late by a round, and silent if that is not loaded", r.Alert)
+					t.Errorf("%s: an alert on a series that another group records is one evaluation late, and silent if that group is not loaded", r.Alert)
 				}
 			}
 		}

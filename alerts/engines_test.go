@@ -371,9 +371,9 @@ func ofRange(expr string) bool {
 	return strings.Contains(expr, "rate(") || strings.Contains(expr, "increase(")
 }
 
-// compare says how an answer differs from all of some others, "" if it does not. What is of
-// a range may be anything from the least to the highest of what it was a scrape before and
-// after; and of equals, topk may choose others.
+// compare describes how an answer differs from all of some others, and returns "" if it
+// equals one. The value of a range may be anything between its lowest and highest value one
+// scrape before and after, and topk may choose other series among equal ones.
 func compare(expr string, want [][]sample, got []sample) string {
 	tolerance := 1e-6
 	switch {

@@ -231,9 +231,9 @@ and ` + same + ` (
   up{job=~".*sockpressure.*"} offset 1h
 )
 unless ` + same + ` (` + alive + ` or up)`,
-				Summary: "A node's exporter is no longer a target.",
-				Description: `{{ $labels.instance }} was scraped an hour ago ({{ $value }} target) and is no longer
-					a target of Prometheus. No other alert of this bundle can fire for it.`,
+				Summary: "A node's exporter was removed from Prometheus's targets.",
+				Description: `{{ $labels.instance }} was scraped an hour ago ({{ $value }} target) and has since
+					been removed from Prometheus's targets. No other alert of this bundle can fire for it.`,
 			},
 			{
 				Alert: "SockPressureExporterAbsent", Severity: Warning, For: "15m",

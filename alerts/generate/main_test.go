@@ -71,7 +71,7 @@ func TestConfig(t *testing.T) {
 	for document, want := range map[string][2]string{ // what goes, and what comes
 		"resources: {conntrack_entries: {params: {critical: 0.95}}}":        {`{resource="conntrack_entries"}[1m]) >= 0.9` + "\n", `{resource="conntrack_entries"}[1m]) >= 0.95` + "\n"},
 		"resources: {tcp_time_wait: {enabled: false}}":                      {"alert: SockPressureTimeWaitNearlyFull", "alert:"},
-		"resources: {memory: {enabled: false}}":                             {`|cgroup_memory"}`, `|cgroup_memory|memory"}`},
+		"resources: {memory: {enabled: false}}":                             {`:rising{resource!~"tcp_time_wait|request_queue|udp_receive_queue|cgroup_memory"}`, `:rising{resource!~"tcp_time_wait|request_queue|udp_receive_queue|cgroup_memory|memory"}`},
 		"alerts: {SockPressureFillingFast/critical: {params: {from: 0.8}}}": {`>= 0.75 < 1`, `>= 0.8 < 1`},
 		"alerts: {SockPressureExporterGone: {enabled: false}}":              {"SockPressureExporterGone\n", "alert:"},
 

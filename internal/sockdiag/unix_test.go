@@ -9,7 +9,11 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
+
+func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 
 // unixMessage is the payload of a message on a unix socket.
 func unixMessage(state State, inode uint32, name string, queue, backlog uint32) []byte {
@@ -102,7 +106,7 @@ func TestWalkUnix(t *testing.T) {
 	defer c.Close()
 	seen := unixSeen{}
 	if err := c.WalkUnix(t.Context(), seen); errors.Is(err, ErrUnixNotSupported) {
-		t.Skip(err)
+		needs.Skip(t, err.Error())
 	} else if err != nil {
 		t.Fatal(err)
 	}
