@@ -14,8 +14,8 @@ import (
 
 // udpMemory holds datagrams that nobody reads.
 func udpMemory(*guest) (*load, error) {
-	// Three fifths of a receive buffer: the limit is that of all sockets together.
-	const each = 12
+	// About half of a receive buffer: the limit is that of all sockets together.
+	const each = 9
 	low := pages(64 << 20)
 	if err := setAll("net/ipv4/udp_mem", fmt.Sprintf("%d %d %d", low, low*4/3, low*2)); err != nil {
 		return nil, err
