@@ -172,7 +172,9 @@ scrape_configs:
 	}
 	all := len(waiting)
 	knock := overflow(t)
-	for end := time.Now().Add(60 * time.Second); len(waiting) > 0 && time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
+	// A group of rules is evaluated for the first time at some moment of its interval,
+	// up to a minute, and a rate wants its record twice.
+	for end := time.Now().Add(4 * time.Minute); len(waiting) > 0 && time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		knock()
 		waiting = slices.DeleteFunc(waiting, func(q asked) bool { return ask(t, prometheus, q.expr) > 0 })
 	}
