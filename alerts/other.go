@@ -118,16 +118,14 @@ func namespaces() Group {
 	ticket, page := near, near
 	ticket.Severity, ticket.For, ticket.Params = Warning, "5m", map[string]string{"warning": "0.8"}
 	ticket.Comment = "A burst fills a queue for a moment without harm; a program that has stopped accepting keeps\nit full for minutes. A UDP queue that does not change belongs to a program that never reads\nit. TIME_WAIT is left out because some pods run at the limit by design, and request queues\nbecause SYN cookies work without them."
-	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports|unix_accept_queue"} >= ${warning}
-or
-` + ratio + `{resource="udp_receive_queue"} >= ${warning}
+	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports|udp_receive_queue|unix_accept_queue"} >= ${warning}
 unless changes(` + ratio + `{resource="udp_receive_queue"}[10m]) == 0`
 	page.Severity, page.For, page.Params = Critical, "2m", map[string]string{"critical": "0.95"}
 	page.Comment = "Connections of the pod fail or will fail soon."
 	page.Expr = ratio + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`
 	return Group{
-		Name: "sockpressure-netns", file: "netns", Interval: "30s",
-		Comment: "Network namespaces other than the host's, such as those of pods (collector netns). A node has more of these than limits of its own, and no alert here fires within a minute, so the interval is longer.",
+		Name: "sockpressure-netns", file: "netns", Interval: "1m",
+		Comment: "Network namespaces other than the host's, such as those of pods (collector netns). A node has more of these than limits of its own, and no alert here fires within a minute of its first evaluation, so the interval is longer.",
 		Rules: []Rule{
 			ticket, page,
 			{

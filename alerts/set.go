@@ -167,7 +167,7 @@ func limitGroups() []Group {
 
 // The series that forecasts read. Ten thousand nodes have some 170,000 limits, and each
 // selector over all of them takes a fifth of a second or more. So what the forecasts share is
-// recorded once, for limits that are at least a quarter used, and of these the few that grow.
+// recorded once, for limits that are at least a tenth used, and of these the few that grow.
 const (
 	used    = "instance_resource:sockpressure_saturation:used"
 	rising  = "instance_resource:sockpressure_saturation:rising"
@@ -211,9 +211,9 @@ func forecasts(by map[forecasting][]string) []Group {
 		record(used, "each node and limit at 10 % or more; forecasts look back at these",
 			"A limit that fills evenly in five minutes is above this three minutes before it reaches 0.75.",
 			saturation+" >= 0.1"),
-		record(rising, "each node and limit at 50 % or more that grew at the last scrape; forecasts use these",
-			"Limits that grew at the last scrape, whatever the scrape interval.",
-			saturation+" >= 0.5 < 1\nand idelta("+saturation+"[3m]) > 0"),
+		record(rising, "each node and limit at 50 % or more that grew since the previous evaluation; forecasts use these",
+			"Limits that grew since the previous evaluation. If scrapes are further apart, that is true once after each.",
+			saturation+" >= 0.5 < 1\n> "+used+" offset 15s"),
 		record(left1m, "each node and limit that will be reached within 8 minutes at the rate of the last minute: the minutes left",
 			"Minutes left, at the rate of the last minute. With x for usage now and y for usage a minute ago, the limit is reached (1 - y) / (x - y) minutes after that minute began.",
 			left("1m", "")),
