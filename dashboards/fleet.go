@@ -15,8 +15,8 @@ const (
 	theClusters  = "Clusters and jobs"
 	nearestNodes = "Nodes nearest to one limit"
 	refusing     = "Nodes that refuse"
-	unheard      = "Exporters that do not answer"
-	blind        = "Exporters that fail in part"
+	noAnswer     = "Exporters that do not answer"
+	failing      = "Exporters with failing collectors"
 	podsOfNode   = "Pods and namespaces nearest to their own limits"
 )
 
@@ -70,12 +70,12 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		}
 		return p
 	}
-	// The kernel lets some limits be passed, TCP memory several times over: one node
-	// would press the lines of all others to the ground.
+	// Some limits can be exceeded, TCP memory several times over: the line of one such node
+	// would flatten all others.
 	const beyond = 1.2
 	count := func(title, below, color, about, expr, leads string) panel {
 		return panel{
-			kind: one, title: title, about: about + " A click leads to them.", unit: exact, width: 4, height: 4,
+			kind: one, title: title, about: about + " Click to list them.", unit: exact, width: 4, height: 4,
 			base: below, steps: []step{{1, color}}, queries: []query{{"", expr}}, links: []object{link("Which ones", leads)},
 		}
 	}
@@ -87,10 +87,10 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 
 	return dashboard{
 		uid: fleetUID, title: "Sockpressure / Fleet", from: "now-6h",
-		about: "Which nodes are near a kernel limit on sockets or memory, and which ones the kernel refuses already. Needs the recording rules of alerts/fleet.rules.yml.",
+		about: "Nodes that are close to a kernel limit on sockets or memory, and nodes whose kernel already refuses. Needs the recording rules of alerts/fleet.rules.yml.",
 		variables: []variable{
-			{name: "cluster", label: "Cluster", metric: nodeBlind, all: true},
-			{name: "job", label: "Job", metric: nodeBlind, all: true},
+			{name: "cluster", label: "Cluster", metric: nodeFailing, all: true},
+			{name: "job", label: "Job", metric: nodeFailing, all: true},
 			{name: "instance", label: "Instance", typed: ".+"}, // a list of ten thousand helps nobody
 			{name: "resource", label: "Limit", metric: fleetShare, all: true},
 			{name: "limit", label: "Nodes of", metric: fleetShare, of: "resource"},
@@ -105,20 +105,20 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		},
 		rows: []row{
 			{"", false, []panel{
-				count("Nodes", "red", "green", "Nodes whose exporter answers.", "count("+nodeBlind+") or vector(0)", here(theClusters)),
-				count("Not scraped", "green", "red", "Nodes whose exporter does not answer, or that are no target any more since an hour: nothing is known of their limits. The alerts know of them.",
-					nodesWith(lost), here(unheard)),
-				count("Critical", "green", "red", "Nodes with a critical alert that fires.", nodesWith(firing(`severity="critical"`)), here(inTrouble, "severity=critical", "resource=$__all")),
-				count("Warning", "green", "orange", "Nodes with a warning that fires.", nodesWith(firing(`severity="warning"`)), here(inTrouble, "severity=warning", "resource=$__all")),
-				count("Refusing", "green", "orange", "Nodes where the kernel refused, dropped or killed within the last 5 minutes.",
+				count("Nodes", "red", "green", "Nodes whose exporter answers.", "count("+nodeFailing+") or vector(0)", here(theClusters)),
+				count("Not scraped", "green", "red", "Nodes whose exporter does not answer, or whose target was removed within the last hour. Their limits are not monitored.",
+					nodesWith(lost), here(noAnswer)),
+				count("Critical", "green", "red", "Nodes with a firing critical alert.", nodesWith(firing(`severity="critical"`)), here(inTrouble, "severity=critical", "resource=$__all")),
+				count("Warning", "green", "orange", "Nodes with a firing warning.", nodesWith(firing(`severity="warning"`)), here(inTrouble, "severity=warning", "resource=$__all")),
+				count("With refusals", "green", "orange", "Nodes whose kernel refused a connection, dropped a packet or killed a process within the last 5 minutes.",
 					"count("+nodeRefuses+" > 0) or vector(0)", here(refusing)),
-				count("Blind", "green", "orange", "Nodes where a collector fails: some of their limits are not watched.", "count("+nodeBlind+" > 0) or vector(0)", here(blind)),
+				count("With failing collectors", "green", "orange", "Nodes where a collector fails, so that some limits are not monitored.", "count("+nodeFailing+" > 0) or vector(0)", here(failing)),
 			}},
 			{"Trouble", false, []panel{
 				{
 					kind: table, title: inTrouble, unit: number, width: 17, height: 13,
-					about: "The alerts that fire, those for the record (info) left out, by node and limit, of the worst nodes: critical ones first, and of these the nearest to a limit. Alert is the worst one of the limit; Held by, Pod and Part are who holds the most of it. A click on the node leads to its dashboard or its pods, on the alert to its runbook.",
-					empty: "while none fires, and where the alerts are not loaded",
+					about: "Firing alerts of the worst nodes by node and limit, without those of severity info: critical ones first, then by usage. Alert is the most severe one of the limit. Held by and Pod name the largest holder, Part is its share of the usage. Click a node for its dashboard or its pods, an alert for its runbook.",
+					empty: "while no alert fires, or if the alerts are not loaded",
 					queries: []query{
 						{"", troubled},
 						{"", "topk by (" + ofLimit + ") (1, max by (" + ofLimit + ", alertname) (" + worstAlert(severities) + ")) and on (" + ofLimit + ") " + troubled},
@@ -149,14 +149,14 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 			}},
 			{"Clusters", false, []panel{{
 				kind: table, title: theClusters, unit: exact, width: 24, height: 7,
-				about: "The tiles above by cluster and job, and how near the nearest node of each is to any limit. A click chooses the cluster.",
+				about: "The tiles above by cluster and job, and the highest saturation of any limit. Click a cluster to select it.",
 				queries: []query{
-					{"", "count by (cluster, job) (" + nodeBlind + ")"},
+					{"", "count by (cluster, job) (" + nodeFailing + ")"},
 					{"", "count by (cluster, job) (group by (" + ofNode + ") (" + firing(`severity="critical"`) + "))"},
 					{"", "count by (cluster, job) (group by (" + ofNode + ") (" + firing(`severity="warning"`) + "))"},
 					{"", "count by (cluster, job) (" + nodeRefuses + " > 0)"},
 					{"", "count by (cluster, job) (group by (" + ofNode + ") (" + lost + "))"},
-					{"", "count by (cluster, job) (" + nodeBlind + " > 0)"},
+					{"", "count by (cluster, job) (" + nodeFailing + " > 0)"},
 					{"", "max by (cluster, job) (" + fleetShare + ")"},
 				},
 				columns: []column{
@@ -165,24 +165,24 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					{"Value #A", "Nodes"},
 					{"Value #B", "Critical"},
 					{"Value #C", "Warning"},
-					{"Value #D", "Refusing"},
+					{"Value #D", "With refusals"},
 					{"Value #E", "Not scraped"},
-					{"Value #F", "Blind"},
+					{"Value #F", "Failing collectors"},
 					{"Value #G", "Nearest"},
 				},
 				sorted: []string{"Critical", "Warning"},
 				overrides: []object{
 					named("Cluster", offers(link("This cluster only", here("", "cluster=${__value.raw}")))),
 					named("Nearest", property("unit", share)),
-					counted("Critical", colorCritical), counted("Warning", colorWarning), counted("Refusing", colorWarning),
-					counted("Not scraped", colorCritical), counted("Blind", colorWarning),
+					counted("Critical", colorCritical), counted("Warning", colorWarning), counted("With refusals", colorWarning),
+					counted("Not scraped", colorCritical), counted("Failing collectors", colorWarning),
 				},
 			}}},
 			{"Pods", false, []panel{
 				{
 					kind: table, title: "Worst pods", unit: share, width: 15, height: 9,
-					about: "Pods, containers and other network namespaces that are nearest to a limit that each has for itself, of all nodes, by the levels of the alert on pods. A click on the pod leads to the pods of its node.",
-					empty: "where there are none; all but conntrack_entries needs exporters with CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+					about: "Pods, containers and other network namespaces of all nodes that are closest to a limit of their own namespace. Severities are those of the alert on pods. Click a pod for the pods of its node.",
+					empty: "on nodes without other network namespaces; all limits but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE",
 					queries: []query{
 						{"", "topk(20, max by (" + ofLimit + ", netns, pod) (" + podShare + `{resource=~"$resource"}))`},
 						{"", "max by (" + ofLimit + ", netns, pod) (" + podLevel(podShare) + ") and on (" + ofLimit + ", netns) topk(20, max by (" + ofLimit + ", netns) (" + podShare + `{resource=~"$resource"}))`},
@@ -205,33 +205,33 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 				},
 				{
 					kind: lines, title: "Refused in pods", unit: perSecond, width: 9, height: 9, stacked: true,
-					about:   "What the kernels refused a second in network namespaces besides the hosts', by the limit that was reached. Over all nodes of the job, whatever is chosen as Instance.",
+					about:   "Refusals per second in network namespaces other than the hosts', by the limit that was reached. All nodes of the job, whatever Instance is set to.",
 					queries: []query{{"{{resource}}", `sum by (resource) (job_resource:sockpressure_netns_refusals:rate5m)`}},
 				},
 			}},
 			{"Over time", false, []panel{
 				{
 					kind: lines, title: "Nearest limits over time", unit: share, width: 12, height: 10, aside: true, cut: beyond,
-					about:   "Of each of the 10 limits that are nearest now, the node that is nearest to it. Over all nodes of the job, whatever is chosen as Instance. A limit that is passed by far leaves the panel at its top.",
+					about:   "The 10 limits with the highest saturation now: for each, the highest of any node. All nodes of the job, whatever Instance is set to. Values far above the limit are cut off.",
 					queries: []query{{"{{resource}}", atMost(10, "resource", fleetShare+`{resource=~"$resource"}`)}},
 				},
 				{
 					kind: lines, title: "Worst nodes over time", unit: share, width: 12, height: 10, aside: true, cut: beyond,
-					about:   "The 10 worst nodes, by the limit that each is nearest to, whatever is chosen as Limit. A limit that is passed by far leaves the panel at its top.",
+					about:   "The 10 worst nodes, each by its highest saturation, whatever Limit is set to. Values far above the limit are cut off.",
 					queries: []query{{"{{instance}} {{cluster}}", atMost(10, "cluster, instance", nodeShare+"{"+theWorst+"}")}},
 				},
 			}},
-			{"Nodes by limit, and control groups", true, []panel{
+			{"Nodes by limit, and cgroups", true, []panel{
 				nodeBars(nearestNodes, "The 20 nodes that are nearest to the one limit that is chosen above as Nodes of, by its own levels: the highest share of the last 5 minutes. A click leads to the node.",
 					`sort_desc(topk(20, `+limitShare+`{resource=~"$limit"}))`, 12, 14),
 				nodeBars("Limits of the worst nodes", "The 20 nearest limits of the worst nodes, each in its own colours. A click leads to the node.",
 					`sort_desc(topk(20, `+limitShare+`{resource=~"$resource",`+theWorst+`}))`, 12, 14),
 				{
-					kind: table, title: "Control groups of the worst nodes", unit: share, width: 24, height: 9,
-					about:   "Pods, containers and units of the worst nodes that are nearest to their limit of memory.",
-					empty:   "where no control group has a limit, or they are not mounted",
+					kind: table, title: "Cgroups of the worst nodes", unit: share, width: 24, height: 9,
+					about:   "Pods, containers and units of the worst nodes that are closest to their memory limit.",
+					empty:   "if no cgroup has a memory limit, or cgroups are not mounted",
 					queries: []query{{"", "topk(20, max by (cgroup, pod, " + ofNode + ") (sockpressure_cgroup_memory_saturation_ratio{" + theWorst + "}))"}},
-					columns: []column{{"cgroup", "Control group"}, {"pod", "Pod"}, {"Value", "Used"}, {"instance", "Node"}, {"cluster", "Cluster"}, {"job", "Job"}},
+					columns: []column{{"cgroup", "Cgroup"}, {"pod", "Pod"}, {"Value", "Used"}, {"instance", "Node"}, {"cluster", "Cluster"}, {"job", "Job"}},
 					sorted:  []string{"Used"},
 					overrides: []object{
 						named("Node", toNode), named("Used", append(colours(limits, "cgroup_memory"), property("custom.width", 65))...),
@@ -241,13 +241,13 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 			{"Drops and refusals", true, []panel{
 				{
 					kind: lines, title: "Refusals by limit", unit: perSecond, width: 12, height: 12, stacked: true,
-					about:   "What the kernel refused, dropped or killed a second, by the limit that was met; request_queue is that of connection requests. Counters with causes besides the limit are in: reassembly failures are also of lost fragments. What TCP memory and orphans, or memory and low memory, have in common counts for the one that was near. Over all nodes of the job, whatever is chosen as Instance.",
+					about:   "Refusals, drops and kills per second, by the limit that was reached. Counters with other causes are included: reassembly also fails if a fragment was lost. A counter that two limits share (TCP memory and orphans, memory and low memory) counts for the one that was close. All nodes of the job, whatever Instance is set to.",
 					queries: []query{{"{{resource}}", `sum by (resource) (job_resource:sockpressure_refusals:rate5m{resource=~"$resource"})`}},
 				},
 				{
 					kind: table, title: refusing, unit: perSecond, width: 12, height: 12, base: "orange",
-					about:   "The 20 nodes with the most refusals a second, over the last 5 minutes. A click on the node leads to its dashboard, which has them by limit.",
-					empty:   "while the kernel of no node refuses anything",
+					about:   "The 20 nodes with the most refusals per second, over the last 5 minutes. Click a node for its dashboard, which shows them by limit.",
+					empty:   "while no kernel refuses anything",
 					queries: []query{{"", `topk(20, max by (` + ofNode + `) (` + nodeRefuses + ` > 0))`}},
 					columns: []column{{"instance", "Node"}, {"Value", "Rate"}, {"cluster", "Cluster"}, {"job", "Job"}},
 					sorted:  []string{"Rate"},
@@ -259,21 +259,21 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 			{"Between scrapes", true, []panel{
 				{
 					kind: lines, title: "Peaks", unit: share, width: 12, height: 10, aside: true, cut: beyond,
-					about:   "Of each of the 10 limits with the highest peaks now, the highest peak of any node: the highest share within a minute, by samples between scrapes; 100% also where a counter or a message of the kernel tells that the limit was reached. Over all nodes of the job, whatever is chosen as Instance.",
+					about:   "The 10 limits with the highest peaks now: for each, the highest of any node. A peak is the highest saturation within a minute, from samples between scrapes; it is 100% if a counter or a kernel message proves that the limit was reached. All nodes of the job, whatever Instance is set to.",
 					queries: []query{{"{{resource}}", atMost(10, "resource", `job_resource:sockpressure_saturation_peak:max{resource=~"$resource"}`)}},
 				},
 				{
 					kind: lines, title: "What the kernels logged", unit: number, width: 12, height: 10, aside: true,
-					about:   "Lines of the kernels' logs about limits and memory within 5 minutes, by what they say, of all nodes of the job together. The alerts above name the nodes.",
-					empty:   "where no exporter may read the log: kernel.dmesg_restrict without CAP_SYSLOG",
+					about:   "Kernel messages about limits and memory within 5 minutes, by message, over all nodes of the job. The alerts above name the nodes.",
+					empty:   "if no exporter may read the kernel log (kernel.dmesg_restrict is 1 and CAP_SYSLOG is missing)",
 					queries: []query{{"{{message}}", "sum by (message) (job_message:sockpressure_kernel_messages:increase5m)"}},
 				},
 			}},
 			{"Exporters", true, []panel{
 				{
-					kind: table, title: unheard, unit: number, width: 12, height: 10,
-					about:   "Nodes whose exporter does not answer or is no target any more, 100 at most. Lost near a limit: what was about to happen has probably happened.",
-					empty:   "while all answer",
+					kind: table, title: noAnswer, unit: number, width: 12, height: 10,
+					about:   "Nodes whose exporter does not answer or is no longer a target, at most 100. LostNearLimit: the limit has probably been reached.",
+					empty:   "while all exporters answer",
 					queries: []query{{"", "topk(100, max by (alertname, alertstate, " + ofNode + ") (" + lost + "))"}},
 					columns: []column{{"instance", "Node"}, {"alertname", "Alert"}, {"alertstate", "State"}, {"cluster", "Cluster"}, {"job", "Job"}},
 					sorted:  []string{"Alert", "Node"},
@@ -282,10 +282,10 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 					},
 				},
 				{
-					kind: table, title: blind, unit: number, width: 12, height: 10,
-					about:     "Nodes where collectors fail, and how many of them, 100 nodes at most. The dashboard of the node has their names.",
-					empty:     "while none fails",
-					queries:   []query{{"", "topk(100, max by (" + ofNode + ") (" + nodeBlind + " > 0))"}},
+					kind: table, title: failing, unit: number, width: 12, height: 10,
+					about:     "Nodes where collectors fail, and the number of these, at most 100 nodes. The node's dashboard names them.",
+					empty:     "while no collector fails",
+					queries:   []query{{"", "topk(100, max by (" + ofNode + ") (" + nodeFailing + " > 0))"}},
 					columns:   []column{{"instance", "Node"}, {"Value", "Collectors"}, {"cluster", "Cluster"}, {"job", "Job"}},
 					sorted:    []string{"Collectors"},
 					overrides: []object{named("Node", toNode)},

@@ -48,7 +48,7 @@ func measures() map[string]measure {
 				{"low", colorNeutral, `sockpressure_tcp_memory_threshold_bytes{threshold="low"}`},
 				{"pressure", colorNeutral, `sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`},
 			},
-			note: "The limit is high; above pressure the kernel saves until usage is below low.",
+			note: "The limit is the high threshold; above pressure, the kernel shrinks buffers until usage is below low.",
 		},
 		"udp_memory": {
 			called: ", low",
@@ -56,21 +56,21 @@ func measures() map[string]measure {
 				{"pressure", colorNeutral, `sockpressure_udp_memory_threshold_bytes{threshold="pressure"}`},
 				{"high", colorNeutral, `sockpressure_udp_memory_threshold_bytes{threshold="high"}`},
 			},
-			note: "The limit is low, the first number; pressure and high hardly matter.",
+			note: "The limit is low, the first number; pressure and high have little effect.",
 		},
-		"ip_fragments_ipv6": {empty: "where IPv6 is off"},
+		"ip_fragments_ipv6": {empty: "if IPv6 is off"},
 		"ephemeral_ports": {
 			each:  "{{source}} to {{destination}}",
 			note:  "A line for each pair of source and destination, of those with the most; the limit is that of each pair.",
-			empty: "in part where nothing connects to anywhere",
+			empty: "in part if there are no outgoing connections",
 		},
 		"conntrack_entries": {
 			limitWhere: " > 0",
-			empty:      "where the module nf_conntrack is not loaded; there is no line where there is no limit",
+			empty:      "if the module nf_conntrack is not loaded; a limit of 0 has no line",
 		},
 		"file_descriptors": {
 			limitWhere: " < 2^62",
-			empty:      "in part where fs.file-max is the kernel's largest number, as good as no limit",
+			empty:      "in part if fs.file-max is the largest number there is, which is no limit",
 		},
 		"memory": {used: "sockpressure_memory_total_bytes - sockpressure_memory_available_bytes", limit: "sockpressure_memory_total_bytes"},
 		"committed_memory": {
@@ -79,23 +79,23 @@ func measures() map[string]measure {
 		},
 		"netdev_backlog": {empty: "in part before Linux 5.10"},
 		"request_queue": {
-			each: "{{listener}}", note: "The listeners nearest to their limit. With SYN cookies, the default, a full queue does little harm.", empty: "where nothing listens",
+			each: "{{listener}}", note: "The listeners closest to their limit. With SYN cookies, the default, a full queue does little harm.", empty: "if nothing listens",
 		},
-		"unix_accept_queue": {each: "{{path}}", note: "The unix sockets nearest to their limit.", empty: "where the module unix_diag is not loaded"},
-		"udp_receive_queue": {each: "{{socket}}", note: "The UDP sockets nearest to their limit.", empty: "where there are none, or the module udp_diag is not loaded"},
-		"threads":           {empty: "in part in a PID namespace that is not the machine's, since Linux 6.14"},
+		"unix_accept_queue": {each: "{{path}}", note: "The unix sockets closest to their limit.", empty: "if the module unix_diag is not loaded"},
+		"udp_receive_queue": {each: "{{socket}}", note: "The UDP sockets closest to their limit.", empty: "if there are none, or the module udp_diag is not loaded"},
+		"threads":           {empty: "in part in a PID namespace other than the host's, since Linux 6.14"},
 		"cgroup_memory": {
 			each: "{{cgroup}}",
-			note: "The control groups nearest to their limit.", empty: "where no control group has a limit, or they are not mounted",
+			note: "The cgroups closest to their limit.", empty: "if no cgroup has a memory limit, or cgroups are not mounted",
 		},
-		"neighbours_ipv4": {empty: "in a network namespace that is not the first one"},
-		"neighbours_ipv6": {empty: "where IPv6 is off, or in a network namespace that is not the first one"},
+		"neighbours_ipv4": {empty: "in a network namespace other than the host's"},
+		"neighbours_ipv6": {empty: "if IPv6 is off, or in a network namespace other than the host's"},
 		"accept_queue": {
 			each: "{{listener}}",
-			note: "The listeners nearest to their limit; of a SO_REUSEPORT group the fullest socket. Where the limit is 0, one connection may wait all the same.", empty: "where nothing listens",
+			note: "The listeners closest to their limit; of a SO_REUSEPORT group, the fullest socket. With a limit of 0, one connection may still wait.", empty: "if nothing listens",
 		},
 		"process_file_descriptors": {each: "{{process}}", note: "The processes nearest to their limit."},
-		"low_memory":               {empty: "but on 32-bit kernels with high memory"},
+		"low_memory":               {empty: "except on 32-bit kernels with high memory"},
 	}
 }
 
@@ -189,7 +189,7 @@ func colours(limits []collector.LimitInfo, resource string) []object {
 
 // words is a limit's name for a title.
 func words(resource string) string {
-	special := map[string]string{"tcp": "TCP", "udp": "UDP", "ip": "IP", "ipv4": "IPv4", "ipv6": "IPv6", "cgroup": "control group", "conntrack": "connection tracking", "netdev": "receive"}
+	special := map[string]string{"tcp": "TCP", "udp": "UDP", "ip": "IP", "ipv4": "IPv4", "ipv6": "IPv6", "conntrack": "connection tracking", "netdev": "receive"}
 	list := strings.Split(strings.ReplaceAll(resource, "time_wait", "TIME-WAIT"), "_")
 	for i, w := range list {
 		list[i] = cmp.Or(special[w], w)

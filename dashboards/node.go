@@ -44,8 +44,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			now,
 			{
 				kind: table, title: "Alerts that fire", unit: number, width: 9, height: 7,
-				about: "The alerts of this bundle that fire for the node, by limit and pod, those for the record (info) left out: the worst of each limit, and how many there are. A click on the alert leads to its runbook.",
-				empty: "while none fires, and where the alerts are not loaded",
+				about: "Firing alerts of this node by limit and pod, without those of severity info: the most severe one, and how many there are. Click an alert for its runbook.",
+				empty: "while no alert fires, or if the alerts are not loaded",
 				queries: []query{
 					{"", "max by (resource, pod, instance) (" + severity() + ")"},
 					{"", "topk by (resource, pod, instance) (1, max by (alertname, resource, pod, instance) (" + worstAlert() + "))"},
@@ -60,8 +60,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			},
 			{
 				kind: table, title: "Who holds it", unit: share, width: 9, height: 7,
-				about:     "The largest holder of each limit that has come half of the way to a warning, and its part of the usage.",
-				empty:     "while no limit is near",
+				about:     "The largest holder of each limit whose usage is at least half of its warning level, and the holder's share of the usage.",
+				empty:     "while no limit is close",
 				queries:   []query{{"", "topk(30, max by (resource, item, process, owner, pod, instance) (sockpressure_saturation_holder_ratio))"}},
 				columns:   []column{{"resource", "Limit"}, {"process", "Process"}, {"pod", "Pod"}, {"Value", "Part"}, {"item", "Of"}, {"owner", "Owner"}, {"instance", "Node"}},
 				sorted:    []string{"Part"},
@@ -69,8 +69,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			},
 			{
 				kind: lines, title: "Refusals now", unit: perSecond, width: 9, height: 9, stacked: true,
-				about: "What the kernel refuses, drops or kills a second, by the limit that is met; the last row has every counter by itself. Counters with causes besides the limit are in; received data counts while TCP memory is at 90% or above.",
-				empty: "in part where the kernel has no such counter: no nf_conntrack, no IPv6, UDP memory before Linux 5.11",
+				about: "Refusals, drops and kills per second, by the limit that is reached; the last row shows each counter. Counters with other causes are included; dropped received data counts only while TCP memory is at 90% or above.",
+				empty: "in part if the kernel lacks a counter: without nf_conntrack or IPv6, and for UDP memory before Linux 5.11",
 				queries: []query{
 					{"accept_queue {{instance}}", rate("tcp_listen_overflows_total")},
 					{"request_queue {{instance}}", rate("tcp_request_queue_full_drops_total")},
@@ -89,8 +89,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			},
 			{
 				kind: table, title: podsOfNode, unit: share, width: 9, height: 9,
-				about: "Pods, containers and other network namespaces besides the host's, against limits that each has for itself, by the levels of the alert on pods: the 50 that are nearest. A click on one leads to its limits over time.",
-				empty: "where there are no others; all but conntrack_entries needs CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+				about: "The 50 pods, containers and other network namespaces that are closest to a limit of their own namespace. Severities are those of the alert on pods. Click one for its limits over time.",
+				empty: "without other network namespaces; all limits but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE",
 				queries: []query{
 					{"", "topk(50, max by (resource, netns, pod, instance) (" + netnsShare + "))"},
 					{"", "max by (resource, netns, pod, instance) (" + podLevel(netnsShare) + ") and on (resource, netns, instance) topk(50, max by (resource, netns, instance) (" + netnsShare + "))"},
@@ -103,13 +103,13 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 		{"Between scrapes", true, []panel{
 			{
 				kind: lines, title: "Peaks", unit: share, width: 12, height: 8,
-				about:   "The highest share of each limit within a minute, by samples between scrapes; 100% also where a counter or a message of the kernel tells that the limit was reached: the 10 limits that came the highest. Limits whose usage takes a walk have none.",
+				about:   "The 10 limits with the highest peaks. A peak is the highest saturation within a minute, from samples between scrapes; it is 100% if a counter or a kernel message proves that the limit was reached. Limits whose usage cannot be read in constant time have none.",
 				queries: []query{{"{{resource}} {{instance}}", highest(10, "sockpressure_saturation_peak_ratio")}},
 			},
 			{
 				kind: lines, title: "What the kernel logged", unit: number, width: 12, height: 8,
-				about:   "Lines of the kernel's log about limits and memory, by what they say; its rate limits keep most of many from the log.",
-				empty:   "where the exporter may not read the log: kernel.dmesg_restrict without CAP_SYSLOG",
+				about:   "Kernel messages about limits and memory. The kernel rate-limits most of them.",
+				empty:   "if the exporter may not read the kernel log (kernel.dmesg_restrict is 1 and CAP_SYSLOG is missing)",
 				queries: []query{{"{{message}} {{instance}}", "increase(sockpressure_kernel_messages_total[$__rate_interval])"}},
 			},
 		}},
@@ -120,12 +120,12 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				"tcp_active_opens", "tcp_passive_opens", "tcp_attempt_failures", "tcp_aborts_on_timeout", "tcp_resets_sent"),
 			{
 				kind: lines, title: "TCP sockets by state", unit: number, width: 12, height: 9,
-				about:   "TCP sockets of both address families. Many in close_wait: a program does not close what the other side has closed.",
+				about:   "TCP sockets of both address families. Many in close_wait mean that a program does not close connections that its peers have closed.",
 				queries: []query{{"{{state}} {{instance}}", "sockpressure_tcp_sockets"}},
 			},
 			{
 				kind: lines, title: "Sockets in use", unit: number, width: 12, height: 9,
-				about: "Sockets by address family and protocol; all counts every family, unix and netlink too. TIME_WAIT and connection requests do not count.",
+				about: "Sockets by address family and protocol; \"all\" includes other families such as unix and netlink. TIME_WAIT sockets and connection requests are not counted.",
 				queries: []query{
 					{"all {{instance}}", "sockpressure_sockets_used"},
 					{"{{protocol}}, {{family}} {{instance}}", "sockpressure_sockets_inuse"},
@@ -137,13 +137,13 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			limit("udp_memory"),
 			{
 				kind: lines, title: "Socket memory by owner", unit: size, width: 8, height: 8, stacked: true,
-				about:   "Memory of the buffers of all sockets of a pod, container or unit, of those with the most.",
-				empty:   "where the host's control groups are not mounted",
+				about:   "The pods, containers and units with the most memory in socket buffers.",
+				empty:   "if the host's cgroups are not mounted",
 				queries: []query{{"{{cgroup}} {{instance}}", "sockpressure_cgroup_socket_memory_bytes"}},
 			},
 			{
 				kind: lines, title: "Under TCP memory pressure", unit: share, width: 8, height: 8,
-				about: "100% while TCP memory is above pressure, and the share of time that the kernel counted: from there until it was below low again. It adds that when it ends, so a peak above 100% was a long one.",
+				about: "100% while TCP memory is above the pressure threshold; and the share of time under pressure as the kernel counts it, from there until usage is below low. The kernel adds a period when it ends, so a long one shows as a peak above 100%.",
 				queries: []query{
 					{"above pressure {{instance}}", `sockpressure_tcp_memory_bytes > bool ignoring (threshold) sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`},
 					{"counted when it ended {{instance}}", rate("tcp_memory_pressure_seconds_total")},
@@ -164,7 +164,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			limit("threads"),
 			{
 				kind: table, title: "Processes nearest to their limit", unit: number, width: 8, height: 8,
-				about: "Open descriptors of the process nearest to its limit, of those with one name.",
+				about: "Open descriptors and limit, for each process name of the process closest to its limit.",
 				queries: []query{
 					{"", "max by (process, instance) (sockpressure_process_open_file_descriptors)"},
 					{"", "max by (process, instance) (sockpressure_process_file_descriptors_limit)"},
@@ -179,8 +179,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			limit("accept_queue"),
 			{
 				kind: table, title: "Listeners nearest to their limit", unit: number, width: 8, height: 8,
-				about: "Connections that wait to be accepted, and how many may: the backlog given to listen, at most net.core.somaxconn. A SO_REUSEPORT group is added up, and its share is that of its fullest socket.",
-				empty: "where nothing listens",
+				about: "Connections waiting to be accepted, and the limit: the backlog passed to listen, at most net.core.somaxconn. For a SO_REUSEPORT group these are sums, and the share is that of its fullest socket.",
+				empty: "if nothing listens",
 				queries: []query{
 					{"", "max by (listener, instance) (sockpressure_accept_queue_length)"},
 					{"", "max by (listener, instance) (sockpressure_accept_queue_limit)"},
@@ -198,20 +198,20 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 		{"Network namespaces: pods, containers", true, []panel{
 			{
 				kind: lines, title: podOverTime, unit: share, width: 12, height: 9,
-				about:   "The limits of the pods, containers and other network namespaces that are chosen above, the 10 that came the highest.",
-				empty:   "where there are none; all but conntrack_entries needs CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+				about:   "Limits of the pods, containers and other network namespaces selected above: the 10 with the highest saturation.",
+				empty:   "without other network namespaces; all limits but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE",
 				queries: []query{{"{{netns}} {{resource}} {{instance}}", highest(10, netnsShare+`{netns=~"$netns"}`)}},
 			},
 			{
 				kind: lines, title: "Refused in network namespaces", unit: perSecond, width: 12, height: 9, stacked: true,
-				about:   "What the kernel refused a second in all network namespaces besides the host's, those that have ended since included.",
-				empty:   "where the exporter does not see the processes of the host",
+				about:   "Refusals per second in all network namespaces other than the host's, including those that no longer exist.",
+				empty:   "if the exporter does not see the host's processes",
 				queries: []query{{"{{resource}} {{instance}}", rate("netns_refusals_total")}},
 			},
 			{
 				kind: table, title: "Where the kernel refuses", unit: perSecond, width: 12, height: 9,
-				about: "The network namespaces whose counters moved last: connections that a full accept queue dropped, packets that could not be tracked, connections that were closed without TIME_WAIT, datagrams dropped at a full buffer, each a second.",
-				empty: "where the kernel never refused anything in any",
+				about: "The network namespaces whose counters rose last, per second: connections dropped at a full accept queue, packets that could not be tracked, connections closed without TIME_WAIT, datagrams dropped at a full buffer.",
+				empty: "if the kernel has never refused anything in one",
 				queries: []query{
 					{"", "max by (netns, pod, instance) (rate(sockpressure_netns_tcp_listen_overflows_total[$__rate_interval]))"},
 					{"", "max by (netns, pod, instance) (rate(sockpressure_netns_conntrack_drops_total[$__rate_interval]))"},
@@ -232,8 +232,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			},
 			{
 				kind: table, title: "Accept queues of network namespaces", unit: number, width: 12, height: 9,
-				about: "Connections that wait to be accepted, and how many may, of the listeners nearest to their limit.",
-				empty: "where none wait, or the exporter may not enter (CAP_SYS_ADMIN and CAP_SYS_PTRACE)",
+				about: "The listeners closest to their limit: connections waiting to be accepted, and the limit.",
+				empty: "if no connection waits, or the exporter lacks CAP_SYS_ADMIN or CAP_SYS_PTRACE",
 				queries: []query{
 					{"", "max by (netns, pod, listener, instance) (sockpressure_netns_accept_queue_length)"},
 					{"", "max by (netns, pod, listener, instance) (sockpressure_netns_accept_queue_limit)"},
@@ -256,16 +256,16 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			limit("memory"),
 			limit("cgroup_memory"),
 			{
-				kind: table, title: "Control groups nearest to their limit", unit: size, width: 8, height: 8,
-				about: "Pods, containers and units, what they have of memory that they cannot give back, and what they may have.",
-				empty: "where no control group has a limit, or they are not mounted",
+				kind: table, title: "Cgroups nearest to their limit", unit: size, width: 8, height: 8,
+				about: "Pods, containers and units: memory that cannot be reclaimed, and the memory limit.",
+				empty: "if no cgroup has a memory limit, or cgroups are not mounted",
 				queries: []query{
 					{"", "max by (cgroup, pod, instance) (sockpressure_cgroup_memory_saturation_ratio)"},
 					{"", "max by (cgroup, pod, instance) (sockpressure_cgroup_memory_used_bytes)"},
 					{"", "max by (cgroup, pod, instance) (sockpressure_cgroup_memory_limit_bytes)"},
 					{"", "max by (cgroup, pod, instance) (increase(sockpressure_cgroup_oom_kills_total[$__rate_interval])) and on (cgroup, instance) sockpressure_cgroup_memory_limit_bytes"},
 				},
-				columns: []column{{"cgroup", "Control group"}, {"pod", "Pod"}, {"Value #A", "Share"}, {"Value #B", "Used"}, {"Value #C", "Limit"}, {"Value #D", "OOM kills"}, {"instance", "Node"}},
+				columns: []column{{"cgroup", "Cgroup"}, {"pod", "Pod"}, {"Value #A", "Share"}, {"Value #B", "Used"}, {"Value #C", "Limit"}, {"Value #D", "OOM kills"}, {"instance", "Node"}},
 				sorted:  []string{"Share"},
 				overrides: []object{
 					named("Share", colours(limits, "cgroup_memory")...),
@@ -275,31 +275,31 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 			limit("committed_memory"),
 			{
 				kind: lines, title: "Waiting for memory", unit: share, width: 8, height: 8, top: 1,
-				about:   "The share of time in which some, or all, tasks waited for memory.",
-				empty:   "where pressure stall information is off",
+				about:   "The share of time in which some tasks, or all tasks, waited for memory.",
+				empty:   "if pressure stall information is off",
 				queries: []query{{"{{kind}} {{instance}}", rate("memory_pressure_seconds_total")}},
 			},
 			{
 				kind: lines, title: "Kernel memory", unit: size, width: 8, height: 8,
-				about:   "Memory in the kernel's own use, by kind; kernel_stack may be a part of vmalloc. Sockets are in both kinds of slab.",
+				about:   "Memory used by the kernel itself, by kind; kernel_stack may be part of vmalloc. Sockets are in both kinds of slab.",
 				queries: []query{{"{{kind}} {{instance}}", "sockpressure_memory_kernel_bytes"}},
 			},
 			{
 				kind: lines, title: "Socket and conntrack caches", unit: size, width: 8, height: 8, stacked: true,
-				about:   "Memory of the kernel's caches of sockets and connection tracking, the largest ones.",
-				empty:   "where the exporter is not root: the kernel shows its caches to no one else",
+				about:   "The largest slab caches of sockets and connection tracking.",
+				empty:   "unless the exporter runs as root, to whom alone the kernel shows its caches",
 				queries: []query{{"{{cache}} {{instance}}", "sockpressure_memory_slab_bytes"}},
 			},
 			{
 				kind: lines, title: "Free above the reserve", unit: size, width: 8, height: 8,
-				about:   "Free memory of a zone less its min watermark, of the zones nearest to it. At 0 a program that wants memory waits until some is reclaimed, or is killed.",
+				about:   "Free memory of a zone minus its min watermark, for the zones closest to it. At 0, an allocation waits until memory is reclaimed, or a process is killed.",
 				queries: []query{{"{{zone}}, node {{node}} {{instance}}", `sockpressure_memory_zone_free_bytes - ignoring (watermark) sockpressure_memory_zone_watermark_bytes{watermark="min"}`}},
 			},
 			limit("low_memory"),
 			{
 				kind: lines, title: "LowFree and HighFree", unit: size, width: 16, height: 8,
-				about: "Sockets are in low memory. LowFree also falls because of page cache, which is given back: the limit low_memory takes that out.",
-				empty: "but on 32-bit kernels with high memory",
+				about: "Sockets are in low memory. LowFree also falls with page cache, which can be reclaimed; the limit low_memory does not count that.",
+				empty: "except on 32-bit kernels with high memory",
 				queries: []query{
 					{"low, free {{instance}}", "sockpressure_memory_low_free_bytes"},
 					{"limit: low, total {{instance}}", "sockpressure_memory_low_total_bytes"},
@@ -323,13 +323,13 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 				"netdev_backlog_drops", "netdev_time_squeezes", "ip_reassembly_failures", "ip6_reassembly_failures", "ip_output_discards", "ip_input_discards", "neighbour_table_full"),
 			{
 				kind: lines, title: "OOM kills", unit: number, width: 8, height: 8,
-				about:   "Processes killed because there was no memory, those of a memory cgroup at its limit included.",
+				about:   "Processes killed for lack of memory, including those in a memory cgroup at its limit.",
 				queries: []query{{"OOM kills {{instance}}", "increase(sockpressure_oom_kills_total[$__rate_interval])"}},
 			},
 		}},
 		{"The exporter", true, []panel{{
 			kind: table, title: "Collectors", unit: number, width: 24, height: 10,
-			about: "Success is 0 after an error: the limits of that collector are not watched. Supported is 0 where the kernel does not have what it reads. Age is above 0 where --collector.max-cpu puts a new reading off.",
+			about: "Success is 0 after an error: the limits of that collector are not monitored. Supported is 0 if the kernel lacks what the collector reads. Age is above 0 if --collector.max-cpu postponed a new reading.",
 			queries: []query{
 				{"", "max by (collector, instance) (sockpressure_scrape_collector_success)"},
 				{"", "max by (collector, instance) (sockpressure_scrape_collector_supported)"},
@@ -352,7 +352,7 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 
 	return dashboard{
 		uid: nodeUID, title: "Sockpressure / Node", from: "now-3h",
-		about: "How near one node is to each kernel limit on sockets and memory, and what its kernel refuses.",
+		about: "How close one node is to each kernel limit on sockets and memory, and what its kernel refuses.",
 		variables: []variable{
 			{name: "cluster", label: "Cluster", metric: "sockpressure_host_network_namespace", all: true},
 			{name: "job", label: "Job", metric: "sockpressure_host_network_namespace", all: true},

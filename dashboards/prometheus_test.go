@@ -28,11 +28,11 @@ func mayBeEmpty() []string {
 	return []string{
 		"sockpressure-fleet: Nodes in trouble",
 		"sockpressure-fleet: Worst pods",
-		"sockpressure-fleet: Control groups of the worst nodes",
+		"sockpressure-fleet: Cgroups of the worst nodes",
 		"sockpressure-fleet: Nodes that refuse",
 		"sockpressure-fleet: What the kernels logged",
 		"sockpressure-fleet: Exporters that do not answer",
-		"sockpressure-fleet: Exporters that fail in part",
+		"sockpressure-fleet: Exporters with failing collectors",
 		"sockpressure-node: Alerts that fire",
 		"sockpressure-node: Who holds it",
 		"sockpressure-node: Refusals now",
@@ -58,8 +58,8 @@ func mayBeEmpty() []string {
 		"sockpressure-node: Neighbours IPv4",
 		"sockpressure-node: Neighbours IPv6",
 		"sockpressure-node: IP fragments IPv6",
-		"sockpressure-node: Control group memory",
-		"sockpressure-node: Control groups nearest to their limit",
+		"sockpressure-node: Cgroup memory",
+		"sockpressure-node: Cgroups nearest to their limit",
 		"sockpressure-node: Committed memory",
 		"sockpressure-node: Waiting for memory",
 		"sockpressure-node: Socket and conntrack caches",
@@ -143,7 +143,7 @@ scrape_configs:
 		}
 		return q
 	}
-	// What finds something only while a node is lost, critical, blind or logs a limit.
+	// What finds something only while a node is lost, critical, fails in part or logs a limit.
 	rare := regexp.MustCompile(`^count by.*severity="critical"|ExporterDown|kernel_messages.* > 0$|^count by.*collectors_failing.* > 0`)
 	var waiting []asked
 	for _, b := range boards(t) {

@@ -15,7 +15,7 @@ const (
 	fleetShare  = "job_resource:sockpressure_saturation:max5m"      // one a limit
 	nodeRefuses = "instance:sockpressure_refusals:rate5m"
 	// One a node, and only while its exporter answers.
-	nodeBlind = "instance:sockpressure_collectors_failing:count"
+	nodeFailing = "instance:sockpressure_collectors_failing:count"
 )
 
 // ofNode are the labels of a node, ofLimit those of a limit on a node.
