@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/prometheus/procfs"
+
+	"github.com/sockpressure/sockpressure_exporter/internal/remotewrite"
 )
 
 // engine is what stores samples, answers queries and evaluates rules.
@@ -193,6 +195,10 @@ func startThanos(ctx context.Context, o options, dir string) (*engine, error) {
 	if err != nil {
 		return e, err
 	}
+	e.write = "http://" + in + "/api/v1/receive"
+	if err := accepts(ctx, e.write); err != nil {
+		return e, err
+	}
 	ruler, err := free(ctx)
 	if err != nil {
 		return e, err
@@ -207,7 +213,7 @@ func startThanos(ctx context.Context, o options, dir string) (*engine, error) {
 	if err != nil {
 		return e, err
 	}
-	e.query, e.write = "http://"+q.address, "http://"+in+"/api/v1/receive"
+	e.query = "http://" + q.address
 	e.loadRules = func(ctx context.Context, pattern string) error {
 		r, err := e.start(ctx, dir, "/-/ready", thanos, "rule",
 			"--http-address=ADDRESS", "--grpc-address="+ruler, "--data-dir="+filepath.Join(dir, "rule"), "--rule-file="+pattern,
@@ -221,6 +227,24 @@ func startThanos(ctx context.Context, o options, dir string) (*engine, error) {
 		return nil
 	}
 	return e, nil
+}
+
+// accepts waits until a server takes samples: Thanos makes the storage of a tenant on its
+// first request, and refuses until it is ready.
+func accepts(ctx context.Context, url string) error {
+	for end := time.Now().Add(30 * time.Second); ; {
+		b := remotewrite.Batch{URL: url}
+		b.Begin([]remotewrite.Label{{Name: "__name__", Value: "fleet_begins"}})
+		b.Sample(1, time.Now().Add(-time.Hour))
+		err := b.End(ctx)
+		if err == nil {
+			err = b.Flush(ctx)
+		}
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
 }
 
 // used is what the programs have taken.
