@@ -3,6 +3,8 @@ package collector
 import (
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // budget bounds the share of one core that walks take, all together. If each is
@@ -12,6 +14,8 @@ import (
 // others. A share of 0 means no bound.
 type budget struct {
 	maxCPU float64
+	// cpuTime returns the CPU time that the process has used so far.
+	cpuTime func() time.Duration
 
 	mu   sync.Mutex
 	took map[string]time.Duration // the last walk of each collector
@@ -38,7 +42,16 @@ func (b *budget) interval(collector string) time.Duration {
 	return time.Duration(float64(sum) / b.maxCPU)
 }
 
-// spend notes how long a walk took.
+// processCPUTime is CLOCK_PROCESS_CPUTIME_ID: user and system time of all threads.
+func processCPUTime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
+
+// spend notes how much CPU time a walk took.
 func (b *budget) spend(collector string, took time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -45,7 +45,9 @@ func fakeSet(logger *slog.Logger, specs ...Spec) *Set {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	return NewSet(new(kernel.Machine), specs, Config{MaxCPU: 0.02, Logger: logger})
+	// The fake clock is also the CPU time: what sleeps is busy.
+	began := time.Now()
+	return NewSet(new(kernel.Machine), specs, Config{MaxCPU: 0.02, Logger: logger, cpuTime: func() time.Duration { return time.Since(began) }})
 }
 
 func always(v float64) func(context.Context) (float64, error) {
@@ -292,6 +294,29 @@ func TestBudget(t *testing.T) {
 		}
 		if walks != 20 || reads != 300 {
 			t.Errorf("%d walks, %d reads in 300 s", walks, reads)
+		}
+	})
+}
+
+// TestBudgetOfBusyHost expects a walk that waits for a processor for 10 s, of which it
+// gets 0.1 s, to be repeated after 5 s and not after 500: its CPU time counts.
+func TestBudgetOfBusyHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		walks := 0
+		var used time.Duration
+		set := NewSet(new(kernel.Machine), []Spec{fake("walk", true, func(context.Context) (float64, error) {
+			walks++
+			used += 100 * time.Millisecond
+			time.Sleep(10 * time.Second)
+			return 0, nil
+		})}, Config{MaxCPU: 0.02, Logger: slog.New(slog.DiscardHandler), cpuTime: func() time.Duration { return used }})
+		for range 10 {
+			if age := set.Read(t.Context(), Query{}).Results[0].Age; age != 0 {
+				t.Errorf("walk %d is %v old", walks, age)
+			}
+		}
+		if walks != 10 {
+			t.Errorf("%d walks at 10 scrapes", walks)
 		}
 	})
 }

@@ -94,7 +94,7 @@ func parseFlags(table []command, args []string, stdout io.Writer) (c *config, ex
 	app.Flag("path.cgroup", "Mount point of the host's cgroups, by default fs/cgroup in --path.sysfs. Only the default may be absent.").StringVar(&c.cgroupPath)
 	app.Flag("path.pod-logs", "Directory of the logs of the host's pods, used to name network namespaces after pods. Only the default may be absent.").Default("/var/log/pods").IsSetByUser(&c.podLogsSet).StringVar(&c.podLogs)
 	app.Flag("collector.top", "Number of series per list of listeners, ports, processes, caches and zones.").Default("10").IntVar(&c.top)
-	app.Flag("collector.max-cpu", "Fraction of one core that all walks over sockets and processes may use together: a walk that took t is repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
+	app.Flag("collector.max-cpu", "Fraction of one core that all walks over sockets and processes may use together: a walk that took t of CPU time is repeated after t / max-cpu at the earliest. 0 repeats them at every scrape.").Default("0.02").Float64Var(&c.maxCPU)
 	app.Flag("collector.sample-interval", "How often limits are sampled between scrapes to find peaks; listeners are sampled four times as often during bursts. 0s disables sampling.").Default("1s").DurationVar(&c.sampleInterval)
 	var disableDefaults bool
 	app.Flag("collector.disable-defaults", "Disable all collectors except those enabled by a flag.").BoolVar(&disableDefaults)
