@@ -76,7 +76,8 @@ func (e *engine) start(ctx context.Context, dir, ready, name string, args ...str
 		}
 		select {
 		case <-p.ended:
-			return nil, fmt.Errorf("%s ended: see %s", name, log.Name())
+			said, _ := os.ReadFile(log.Name())
+			return nil, fmt.Errorf("%s ended: %s", name, said[max(0, len(said)-500):])
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(200 * time.Millisecond):
@@ -217,7 +218,7 @@ func startThanos(ctx context.Context, o options, dir string) (*engine, error) {
 	e.loadRules = func(ctx context.Context, pattern string) error {
 		r, err := e.start(ctx, dir, "/-/ready", thanos, "rule",
 			"--http-address=ADDRESS", "--grpc-address="+ruler, "--data-dir="+filepath.Join(dir, "rule"), "--rule-file="+pattern,
-			"--query="+q.address, `--label=replica="0"`, "--eval-interval=15s", "--tsdb.min-block-duration=60h", "--tsdb.max-block-duration=60h")
+			"--query="+q.address, `--label=replica="0"`, "--eval-interval=15s")
 		if err != nil {
 			return err
 		}

@@ -41,6 +41,9 @@ func (b *Batch) Begin(labels []Label) {
 	labels = slices.SortedFunc(slices.Values(labels), func(a, b Label) int { return strings.Compare(a.Name, b.Name) })
 	b.one, b.some = b.one[:0], 0
 	for _, l := range labels {
+		if l.Value == "" {
+			continue // the same as no label, and Thanos refuses it
+		}
 		b.one = append(b.one, 1<<3|2)
 		b.one = binary.AppendUvarint(b.one, uint64(size(l.Name)+size(l.Value)))
 		for i, text := range []string{l.Name, l.Value} {
