@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// budget bounds the share of one core that walks take, all together. If each is
-// repeated after the time that all of them took, divided by the share, then in that
-// time each runs once, and the share is kept. Where one takes more than all others, it
-// and the others get half of the share each, so it at most doubles the interval of the
-// others. A share of 0 means no bound.
+// budget bounds the share of one core that all walks together may take. If each walk is
+// repeated after the CPU time that all of them took, divided by the share, then each runs
+// once in that time and the share is kept. If one walk takes longer than all others
+// together, it gets half of the share and the others get the other half, so it at most
+// doubles the interval of the others. A share of 0 means no bound.
 type budget struct {
 	maxCPU float64
 	// cpuTime returns the CPU time that the process has used so far.
@@ -21,7 +21,7 @@ type budget struct {
 	took map[string]time.Duration // the last walk of each collector
 }
 
-// interval is how long after its beginning a collector's walk may be repeated.
+// interval returns how long after the start of a collector's walk the next one may start.
 func (b *budget) interval(collector string) time.Duration {
 	if b.maxCPU == 0 {
 		return 0
@@ -51,7 +51,7 @@ func processCPUTime() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// spend notes how much CPU time a walk took.
+// spend records how much CPU time a walk took.
 func (b *budget) spend(collector string, took time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -12,35 +12,36 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// cgroupWarning is the share of its limit from which a group is near it.
+// cgroupWarning is the share of its limit at which a cgroup is near it.
 const cgroupWarning = 0.9
 
 // cgroups is one reading of the host's cgroups.
 type cgroups struct {
-	// count is how many there are, unreadable how many of them could not be read.
+	// count is the number of cgroups, unreadable how many of them could not be read.
 	count, unreadable Number
-	// owners are the groups of pods, containers, units, and those of nobody that have no
-	// other below. bounded are all groups that have a limit.
+	// owners are the cgroups of pods, containers and units, and those without an owner
+	// that have no cgroups below them. bounded are all cgroups that have a limit.
 	owners, bounded []*cgroupReading
-	// kills and ooms are those of all groups, of those that are gone too.
+	// kills and ooms count over all cgroups, including those that no longer exist.
 	kills, ooms Number
 }
 
-// cgroupReading is one group.
+// cgroupReading is one reading of one cgroup.
 type cgroupReading struct {
 	path  string
 	inode uint64
-	// group is the outermost of its owner's groups, or itself if it is nobody's.
+	// group is the outermost of its owner's cgroups, or the cgroup itself if it has no
+	// owner.
 	group cgroup.Group
-	// owner is whose it is. Its name is that of no other owner.
+	// owner is the owner of the cgroup. No other owner has the same name.
 	owner owner.Owner
 	past  *cgroupPast
-	// sockets is the memory of the buffers of its sockets; usage what it has, used what
-	// of that it cannot give back, limit what it may have: all in bytes, of it and of
-	// those below.
+	// sockets is the memory of its socket buffers, usage all of its memory, used the part
+	// of usage that it cannot give back, and limit its memory limit. All are in bytes and
+	// include the cgroups below it.
 	sockets, usage, used, limit Number
 	events                      parse.MemoryEvents
-	failed                      bool // a part of it could not be read
+	failed                      bool // part of it could not be read
 }
 
 func (c *cgroupReading) saturation() float64 { return c.used.Value / c.limit.Value }
@@ -130,7 +131,7 @@ func cgroupSpec() Spec {
 						Needs:   func(l Load) float64 { return l.KernelBytes + l.ProgramBytes },
 						Rule:    "the programs of the cgroup, plus the kernel's memory for their connections and data, which is charged to the cgroup",
 						Initial: "none",
-						Fresh:   math.MaxInt64, // as memory.max is where nobody sets it
+						Fresh:   math.MaxInt64, // the value of memory.max if nobody sets it
 						Settings: []Setting{
 							{"the container of a pod, in bytes", "resources.limits.memory: %.0f"},
 							{"the unit of the service, in bytes", "MemoryMax=%.0f"},
@@ -171,7 +172,7 @@ func cgroupSpec() Spec {
 	})
 }
 
-// those yields the groups that are wanted.
+// those yields the cgroups for which wanted returns true.
 func those(all []*cgroupReading, wanted func(*cgroupReading) bool) iter.Seq[*cgroupReading] {
 	return func(yield func(*cgroupReading) bool) {
 		for _, c := range all {

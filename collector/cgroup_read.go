@@ -18,18 +18,19 @@ import (
 )
 
 const (
-	// maxCgroups bounds how many groups of the host are looked at, and how many groups
-	// below an owner's of all owners together: those may be made by a user or in a
-	// container, and take no other owner's place.
+	// maxCgroups bounds the number of the host's cgroups that are read and, separately,
+	// the number of cgroups below those of all owners together. The latter can be created
+	// by a user or inside a container, and must not take the place of another owner.
 	maxCgroups = 1 << 14
-	// maxBelow bounds the latter for each owner. A cluster in a container has hundreds.
+	// maxBelow bounds the number of cgroups below one owner's. A cluster in a container
+	// has hundreds.
 	maxBelow = 1 << 12
-	// maxCgroupPath is the longest path that is shown as a name.
+	// maxCgroupPath is the length of the longest path that is used as a name.
 	maxCgroupPath = 256
 )
 
-// cgroupReader looks at every cgroup. It keeps none of their files open: an
-// open one keeps the memory of a group that was removed.
+// cgroupReader reads every cgroup. It keeps none of their files open, because an open
+// file keeps the memory of a removed cgroup allocated.
 type cgroupReader struct {
 	*Scope
 	pods   *owner.Pods
@@ -45,10 +46,10 @@ func newCgroupReader(k *Scope) *cgroupReader {
 	}
 }
 
-// cgroupFiles are the files of a version.
+// cgroupFiles are the files of one cgroup version.
 type cgroupFiles struct {
 	usage, limit, events string
-	// sockets is empty where memory.stat has them.
+	// sockets is empty if memory.stat has the socket memory.
 	sockets string
 	stat    func([]byte, string) (parse.MemoryStat, error)
 }
@@ -87,20 +88,21 @@ func (r *cgroupReader) read(ctx context.Context, s *cgroups) error {
 	return w.Err()
 }
 
-// cgroupWalk is one way through the tree.
+// cgroupWalk is one walk through the tree.
 type cgroupWalk struct {
 	*cgroupReader
 	parse.Problems
 	tree  cgroup.Hierarchy
 	files cgroupFiles
 	s     *cgroups
-	// bounded are the groups that have a limit.
+	// bounded are the cgroups that have a limit.
 	bounded []*cgroupReading
-	// seen counts the groups that are below no owner's, below the others.
+	// seen counts the cgroups that are not below an owner's, below the others.
 	seen, below, unread int
 }
 
-// visit reads a group that is below no owner's, and if it is an owner's those below it.
+// visit reads a cgroup that is not below an owner's and, if it has an owner itself, the
+// cgroups below it.
 func (w *cgroupWalk) visit(ctx context.Context, g cgroup.Group) error {
 	if w.seen == maxCgroups {
 		w.unread++
@@ -116,8 +118,8 @@ func (w *cgroupWalk) visit(ctx context.Context, g cgroup.Group) error {
 	if !w.look(c, owns) {
 		return nil
 	}
-	// Of version 2 a group's counters have those of the groups below it in them, of those
-	// that are gone too.
+	// In version 2 a cgroup's counters include those of the cgroups below it, even of
+	// those that no longer exist.
 	switch v1, top := w.tree.Version == 1, strings.Count(g.Path, "/") == 1; {
 	case v1 || top:
 		w.count(c, true, !v1)
@@ -137,7 +139,7 @@ func (w *cgroupWalk) visit(ctx context.Context, g cgroup.Group) error {
 	return fs.SkipDir
 }
 
-// within reads the groups below that of an owner.
+// within reads the cgroups below an owner's.
 func (w *cgroupWalk) within(ctx context.Context, whose *cgroupReading) error {
 	if whose.group.Leaf {
 		return nil
@@ -160,8 +162,8 @@ func (w *cgroupWalk) within(ctx context.Context, whose *cgroupReading) error {
 	})
 }
 
-// divides reports whether the groups below one account memory. Those that do not are
-// their parent's.
+// divides reports whether the cgroups below g account for memory themselves. If they do
+// not, their memory is accounted to g.
 func (w *cgroupWalk) divides(g cgroup.Group) bool {
 	if w.tree.Version == 1 {
 		return true
@@ -173,8 +175,8 @@ func (w *cgroupWalk) divides(g cgroup.Group) bool {
 	return err != nil || slices.Contains(strings.Fields(controllers), "memory")
 }
 
-// failed notes that a part of a group could not be read. It is nothing if the group was
-// removed meanwhile.
+// failed records that part of a cgroup could not be read, unless the cgroup has been
+// removed in the meantime.
 func (w *cgroupWalk) failed(c *cgroupReading, err error) {
 	if err == nil || cgroup.Gone(err) {
 		return
@@ -186,8 +188,8 @@ func (w *cgroupWalk) failed(c *cgroupReading, err error) {
 	}
 }
 
-// look reads the limit of a group, and what it has if it has a limit or is an owner's. It
-// is false for one that was removed, or does not account memory.
+// look reads the limit of a cgroup and, if the cgroup has a limit or an owner, its usage.
+// It returns false for a cgroup that was removed or does not account for memory.
 func (w *cgroupWalk) look(c *cgroupReading, owns bool) bool {
 	dir, past := w.tree.Root+c.path, c.past
 	if past.limitRead == 0 || past.near || (uint64(w.past.reading)+c.inode)%freshEvery == 0 {
@@ -224,22 +226,22 @@ func (w *cgroupWalk) look(c *cgroupReading, owns bool) bool {
 	return true
 }
 
-// stat reads what a group's usage is made of. It is read right after the usage.
+// stat reads how a cgroup's usage is composed. It is called right after reading usage.
 func (w *cgroupWalk) stat(c *cgroupReading) {
 	stat, err := read(w.cgroupReader, w.tree.Root+c.path, "memory.stat", w.files.stat)
 	w.failed(c, err)
 	c.sockets = stat.Sockets
 	if err != nil {
-		return // without a part of it used would be too much
+		return // used would be too high without this part
 	}
 	if c.used = c.usage.Minus(stat.Files.OrZero(), stat.Slab.OrZero()); c.used.Value < 0 {
 		c.used.Value = 0
 	}
 }
 
-// nearest finds the groups that are nearest to their limit. memory.stat costs the most
-// of all files, and nobody is nearer than by all that it has: so it is read of those that
-// may be among the first only.
+// nearest finds the cgroups that are nearest to their limit. memory.stat is the most
+// expensive file to read, and a cgroup cannot be nearer to its limit than its whole usage
+// is, so memory.stat is read only for cgroups that may be among the first.
 func (w *cgroupWalk) nearest() {
 	slices.SortFunc(w.bounded, func(a, b *cgroupReading) int {
 		return cmp.Compare(b.usage.Value/b.limit.Value, a.usage.Value/a.limit.Value)
@@ -272,9 +274,9 @@ func (w *cgroupWalk) nearest() {
 	}
 }
 
-// count reads what was killed in a group, and adds it to that of all groups if total is
-// set. Where nothing was killed on this machine it is as it was: it is read always or
-// then only.
+// count reads the number of kills in a cgroup and, if total is set, adds it to the number
+// for all cgroups. If there were no kills on the machine, the number has not changed;
+// then the file is read only if always is set.
 func (w *cgroupWalk) count(c *cgroupReading, total, always bool) {
 	if always || w.past.killing || !c.past.known {
 		var err error
@@ -286,7 +288,8 @@ func (w *cgroupWalk) count(c *cgroupReading, total, always bool) {
 	c.events.Kills, c.past.grew = c.past.kills, 0
 }
 
-// absent is the error of a file that not every kernel has.
+// absent returns nil for the error of a file that not every kernel has, and err
+// otherwise.
 func absent(err error) error {
 	if isAbsent(err) {
 		return nil
@@ -294,7 +297,7 @@ func absent(err error) error {
 	return err
 }
 
-// read reads a file of a group with parse.
+// read reads a file of a cgroup with parse.
 func read[T any](r *cgroupReader, dir, name string, parse func([]byte, string) (T, error)) (value T, err error) {
 	path := dir + "/" + name
 	r.Place.Enter(&path)
@@ -305,10 +308,10 @@ func read[T any](r *cgroupReader, dir, name string, parse func([]byte, string) (
 	return parse(b, path)
 }
 
-// distinguish gives groups that are nobody's their path as a name, and those of which
-// several would have one name. A path that cannot be shown is the inode number.
+// distinguish names each cgroup that has no owner, or that would share its name with
+// another, by its path. If the path cannot be displayed, the name is the inode number.
 func distinguish(lists ...[]*cgroupReading) {
-	named := map[string]uint64{} // by name, 0 where several groups would have it
+	named := map[string]uint64{} // by name, 0 if several cgroups would have it
 	for _, list := range lists {
 		for _, c := range list {
 			c.owner.Name = parse.Printable(c.owner.Name)
@@ -332,34 +335,34 @@ func distinguish(lists ...[]*cgroupReading) {
 	}
 }
 
-// cgroupHistory remembers the counters of groups, and what seldom changes.
+// cgroupHistory keeps the counters of cgroups, and values that seldom change.
 type cgroupHistory struct {
 	of map[uint64]*cgroupPast // by inode
-	// kills and ooms are those of all groups since the first reading, of groups that are
-	// gone too.
+	// kills and ooms count over all cgroups since the first reading, including cgroups
+	// that no longer exist.
 	kills, ooms float64
-	reading     int // counts them
+	reading     int // number of the current reading
 	complete    bool
-	// now is how many processes were killed on the machine, before that at the last
-	// complete reading. killing is set if some were meanwhile, or right before that:
-	// the machine counts a kill a moment before the group does.
+	// now is the number of processes killed on the machine, before that number at the
+	// last complete reading. killing is set if it has changed, or changed at the reading
+	// before: the machine's counter is incremented a moment before the cgroup's.
 	now, before        Number
 	killing, unsettled bool
 }
 
-// cgroupPast is a group as it was.
+// cgroupPast is the state of a cgroup at earlier readings.
 type cgroupPast struct {
-	// known is set once the counters were read.
+	// known is set once the counters have been read.
 	known       bool
 	kills, ooms Number
-	grew        float64 // kills, at the last reading
-	within      float64 // kills in it and in groups below it, as far as they were noted
-	// rose is the last reading at which kills grew, reading the last at which it was
-	// there.
+	grew        float64 // kills at the last reading
+	within      float64 // kills recorded in it and in the cgroups below it
+	// rose is the last reading at which kills grew, reading the last reading at which the
+	// cgroup existed.
 	rose, reading int
-	since         int // the first at which it was there
+	since         int // the first reading at which it existed
 	// limitRead is the reading at which the limit was read, 0 if it was not. near is set
-	// if that is near.
+	// if the cgroup is near its limit.
 	limit     Number
 	limitRead int
 	near      bool
@@ -377,7 +380,7 @@ func (h *cgroupHistory) begin(vmstat kernel.File) (err error) {
 	return err
 }
 
-// find returns what a group was, nothing for a new one.
+// find returns the past of a cgroup, or a new one for a new cgroup.
 func (h *cgroupHistory) find(inode uint64) *cgroupPast {
 	past := h.of[inode]
 	if past == nil {
@@ -388,10 +391,10 @@ func (h *cgroupHistory) find(inode uint64) *cgroupPast {
 	return past
 }
 
-// note compares the counters of a group with what they were, and adds to those of all
-// groups if total is set. What a new one has counted happened since the last reading,
-// unless it was there before and could not be read, or nobody knows because this is the
-// first reading.
+// note compares the counters of a cgroup with their previous values and, if total is set,
+// adds the differences to those of all cgroups. Everything that a new cgroup has counted
+// happened since the last reading, unless the cgroup existed before and could not be
+// read, or this is the first reading.
 func (h *cgroupHistory) note(c *cgroupReading, total bool) {
 	past := c.past
 	counts := past.known || h.complete && past.since == h.reading

@@ -9,8 +9,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// conntrack is one reading of the connection tracking table of the host's
-// network namespace.
+// conntrack is one reading of the connection tracking table of the host's network
+// namespace.
 type conntrack struct {
 	entries, limit, buckets Number
 	counters                [conntrackCounters]Number
@@ -26,8 +26,8 @@ const (
 	conntrackCounters
 )
 
-// conntrackColumns names the columns of /proc/net/stat/nf_conntrack that are
-// read. The number of entries is in every row, and is that of the whole table.
+// conntrackColumns returns the columns of /proc/net/stat/nf_conntrack that are read. The
+// number of entries is in every row, and is that of the whole table.
 func conntrackColumns() []string {
 	return []string{"drop", "early_drop", "insert_failed", "invalid", "search_restart", "entries"}
 }
@@ -89,12 +89,12 @@ func conntrackSpec() Spec {
 				Resource: "conntrack_entries", Unit: Entries, WarningRatio: 0.75, CriticalRatio: 0.9,
 				Effect: "Packets of new connections are dropped: \"nf_conntrack: table full, dropping packet\".",
 				Usage:  series("conntrack_entries"), Max: series("conntrack_entries_limit"),
-				// A packet that could not be tracked, or an entry that made room for it.
+				// A packet that could not be tracked, or an entry evicted to make room.
 				Proofs: []Proof{
 					{Counter: series("conntrack_drops_total"), Less: series("conntrack_insert_failures_total")},
 					{Counter: series("conntrack_early_drops_total")},
 				},
-				// Set in the first network namespace for all, each of which may have as many.
+				// Set in the initial network namespace, for every namespace separately.
 				Sysctls:  []Sysctl{{"net.netfilter.nf_conntrack_max", Entries, false}},
 				LogLines: []LogLine{{Message: "conntrack_table_full", Pattern: `(nf_conntrack: ){1,2}table full, dropping packet`}},
 				Sizing: Sizing{
@@ -113,7 +113,8 @@ func conntrackSpec() Spec {
 		}},
 		LogLines: []LogLine{
 			{Message: "conntrack_expectation_table_full", Pattern: `(nf_conntrack: ){1,2}expectation table full`},
-			// Of any network namespace but the first one. Older kernels do not tell them apart.
+			// Of network namespaces other than the initial one. Older kernels do not
+			// distinguish them.
 			{Message: "conntrack_table_full_in_netns", Pattern: `(nf_conntrack: ){1,2}table full in netns (?P<netns>\d+), dropping packet`},
 		},
 	})
@@ -121,7 +122,7 @@ func conntrackSpec() Spec {
 
 func openConntrack(k *Scope) func(context.Context, *conntrack) error {
 	count := k.Host.SysctlUsage("net.netfilter.nf_conntrack_count")
-	// One value for all namespaces, so any namespace's file will do.
+	// One value for all namespaces, so the file of any namespace will do.
 	limit := k.GlobalSysctl("net.netfilter.nf_conntrack_max")
 	buckets := k.GlobalSysctl("net.netfilter.nf_conntrack_buckets")
 	stat := k.Host.File("stat/nf_conntrack")
@@ -174,9 +175,9 @@ func openConntrack(k *Scope) func(context.Context, *conntrack) error {
 	}
 }
 
-// readCTNetlink visits each counter of each CPU, a counter by its place in
-// conntrackColumns. Where the kernel has no ctnetlink, or does not let us use it,
-// there is nothing to visit and no error.
+// readCTNetlink calls visit for each counter of each CPU, with the counter's index in
+// conntrackColumns. If the kernel has no ctnetlink, or does not permit its use,
+// readCTNetlink visits nothing and returns no error.
 func readCTNetlink(ctx context.Context, c *ctnetlink.Client, visit func(cpu, counter int, v uint64)) error {
 	cpus, err := c.Stats(ctx)
 	if errors.Is(err, ctnetlink.ErrNotSupported) || errors.Is(err, ctnetlink.ErrNotPermitted) || isAbsent(err) {

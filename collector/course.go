@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// courses keeps how the saturation of limits has gone of late: since when each is at
-// its warning, and how fast it grows.
+// courses keeps the recent course of each limit's saturation: since when it has been at
+// its warning level, and how fast it grows.
 type courses struct {
 	mu sync.Mutex
 	of map[string]*course // by resource
@@ -15,11 +15,11 @@ type courses struct {
 
 func newCourses() *courses { return &courses{of: map[string]*course{}} }
 
-// course is that of one limit.
+// course is the recent course of one limit's saturation.
 type course struct {
-	// since is when it came to its warning, zero while it is below.
+	// since is when it reached its warning level, zero while it is below.
 	since  time.Time
-	points []point // the last ones, some seconds apart, the oldest first
+	points []point // the latest, some seconds apart, oldest first
 }
 
 type point struct {
@@ -28,15 +28,16 @@ type point struct {
 }
 
 const (
-	// pointGap is how far apart points are at least. paceTime is the time that the pace is
-	// taken of, half of it twice: what grew in one half only is a step.
+	// pointGap is the minimum distance between two points. paceTime is the period over
+	// which the pace is measured. The saturation must have grown in both halves of it:
+	// growth in only one half is a step.
 	pointGap = 5 * time.Second
 	paceTime = time.Minute
-	// foreseen is how far ahead anything is said.
+	// foreseen is the longest time ahead for which a prediction is made.
 	foreseen = time.Hour
 )
 
-// observe takes note of a reading of limits.
+// observe records a reading of limits.
 func (c *courses) observe(limits []LimitReading, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -62,12 +63,13 @@ func (c *course) add(p point, warning float64) {
 	} else {
 		c.points = append(c.points, p)
 	}
-	// Points are kept for twice the time, for readings that are far apart.
+	// Points are kept for twice the time, in case readings are far apart.
 	c.points = slices.DeleteFunc(c.points, func(o point) bool { return p.at.Sub(o.at) > 2*paceTime })
 }
 
-// last returns since when a limit is at its warning, and how long it is from now until
-// it is reached at the pace of the last minute, 0 where it does not grow or that is far.
+// last returns since when a limit has been at its warning level, and in how long it will
+// be reached at the pace of the last minute. full is 0 if the saturation does not grow or
+// the limit will not be reached within foreseen.
 func (c *courses) last(resource string) (since time.Time, full time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,7 +84,7 @@ func (c *course) full() time.Duration {
 		return 0
 	}
 	now := c.points[len(c.points)-1]
-	// before returns the youngest point that is at least so old.
+	// before returns the latest point that is at least this old.
 	before := func(age time.Duration) (p point, ok bool) {
 		for _, p := range slices.Backward(c.points) {
 			if now.at.Sub(p.at) >= age {
@@ -92,7 +94,7 @@ func (c *course) full() time.Duration {
 		return point{}, false
 	}
 	middle, _ := before(paceTime / 2)
-	old, ok := before(max(paceTime, now.at.Sub(middle.at)+1)) // there may be none between
+	old, ok := before(max(paceTime, now.at.Sub(middle.at)+1)) // there may be none in between
 	if !ok || now.saturation >= 1 || now.saturation <= middle.saturation || middle.saturation <= old.saturation {
 		return 0
 	}

@@ -19,20 +19,20 @@ import (
 
 // Config configures how collectors are run.
 type Config struct {
-	// MaxCPU is the share of one core that all collectors marked Walk together may
-	// take, at most 1. 0 means no bound: they run at every scrape.
+	// MaxCPU is the share of one core that all collectors marked Walk together may take,
+	// at most 1. 0 means no bound: they run at every scrape.
 	MaxCPU float64
-	// Top bounds every list.
+	// Top bounds the length of every list.
 	Top int
-	// SampleInterval is how often limits are read between scrapes for their peaks, 0
-	// for never.
+	// SampleInterval is how often limits are read between scrapes for their peaks. 0
+	// means never.
 	SampleInterval time.Duration
 	Logger         *slog.Logger
 
 	cpuTime func() time.Duration // of the process; nil for the real one
 }
 
-// Set is the collectors that are enabled, ready to be read.
+// Set is a set of enabled collectors, ready to be read.
 type Set struct {
 	machine *kernel.Machine
 	health  *health
@@ -40,8 +40,8 @@ type Set struct {
 	sampler *sampler
 }
 
-// NewSet prepares the given collectors. It keeps nothing open yet: the first read
-// does.
+// NewSet prepares the given collectors. It opens nothing: files are opened at the first
+// read.
 func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 	s := &Set{machine: m, health: healthRows(), sampler: newSampler(c.SampleInterval)}
 	peaks, course := newPeaks(specs), newCourses()
@@ -72,9 +72,9 @@ func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 	return s
 }
 
-// Close ends what the collectors started and closes what they opened. It fails,
-// with their names, where some still read when ctx ends: those it leaves as they
-// are.
+// Close stops what the collectors started and closes what they opened. If some collectors
+// are still reading when ctx is done, Close returns an error that names them and does not
+// close them.
 func (s *Set) Close(ctx context.Context) error {
 	errs := []error{s.sampler.end(ctx)}
 	if errs[0] != nil {
@@ -90,7 +90,7 @@ func (s *Set) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Names returns the names of the collectors in their order.
+// Names returns the names of the collectors, in order.
 func (s *Set) Names() []string {
 	names := make([]string, len(s.runners))
 	for i, r := range s.runners {
@@ -99,59 +99,59 @@ func (s *Set) Names() []string {
 	return names
 }
 
-// Result is what became of one collector in one read.
+// Result is the result of one collector in one read.
 type Result struct {
 	Collector string
-	// Infos are the limits that the collector has, read or not.
+	// Infos are all limits of the collector, whether they were read or not.
 	Infos []LimitInfo
-	// Limits, notes and the samples are those of one reading.
+	// Limits, Notes and the samples are those of one reading.
 	Limits []LimitReading
 	Notes  []Note
-	// Err is a real failure, a timeout, or a panic. There may be limits and samples
-	// beside it: those that do not depend on what could not be read.
+	// Err is a failure, a timeout or a panic. Limits and samples that do not depend on
+	// what could not be read are present even if Err is set.
 	Err error
-	// Unsupported is set where this kernel does not have what the collector
-	// reads.
+	// Unsupported is set if this kernel does not provide what the collector reads.
 	Unsupported error
-	// Duration is how long the reading took, Age how long ago it began to be
-	// served: 0 for one that was made for this read.
+	// Duration is how long the reading took. Age is the time from the start of the
+	// reading until it was served, 0 for one that was made for this read.
 	Duration, Age time.Duration
 
 	samples []sample
 	netns   []NetnsLimit
 	holders map[string]*Holder
-	run     *run // nil where none ended in time
+	run     *run // nil if none ended in time
 }
 
-// Same reports whether both are what one reading found.
+// Same reports whether both results are from the same reading.
 func (r Result) Same(other Result) bool { return r.run != nil && r.run == other.run }
 
-// Query is what a reader asks for.
+// Query describes what to read.
 type Query struct {
-	// Choose reports whether a collector is wanted; nil wants all.
+	// Choose reports whether to read a collector; nil means all.
 	Choose func(name string) bool
-	// MaxAge is how old the reading of a collector may be, counted from its beginning.
-	// At 0 it is made for this query, or shared with others that come meanwhile. A
-	// walk may be older, as its budget has it.
+	// MaxAge is how old the reading of a collector may be, counted from its start. If it
+	// is 0, a reading is made for this query, or shared with queries that arrive while it
+	// is in progress. The reading of a walk may be older, if its budget requires that.
 	MaxAge time.Duration
 }
 
-// Reading is what the collectors of a set gave at one time. It does not change.
+// Reading is the results of a set's collectors at one time. It does not change.
 type Reading struct {
 	// Results are in the order of the set's collectors.
 	Results []Result
-	// Machine is what was read.
+	// Machine is the machine that was read.
 	Machine *kernel.Machine
-	// View is what the exporter sees of the machine.
+	// View reports which parts of the machine the exporter sees.
 	View kernel.View
 
 	health *health
-	// skipped is how many samples for peaks were not taken, absent without sampling.
+	// skipped is the number of samples for peaks that were skipped, absent without
+	// sampling.
 	skipped Number
 }
 
-// Read reads the collectors that are asked for, all at once, and returns when each
-// has given its result or the context's deadline has come.
+// Read reads the chosen collectors concurrently. It returns when each has given its
+// result or the deadline of ctx has passed.
 func (s *Set) Read(ctx context.Context, q Query) *Reading {
 	asked := time.Now()
 	s.sampler.begin()
@@ -171,8 +171,8 @@ func (s *Set) Read(ctx context.Context, q Query) *Reading {
 	return reading
 }
 
-// Limits returns the limits of all results, each with the network namespace that is the
-// nearest to one of its own, the most saturated first.
+// Limits returns the limits of all results, the most saturated first. Each includes the
+// network namespace that is nearest to its own limit of this kind.
 func (r *Reading) Limits() []LimitReading {
 	var limits []LimitReading
 	netns, holders := map[string]*NetnsLimit{}, map[string]*Holder{}
@@ -196,7 +196,7 @@ func (r *Reading) Limits() []LimitReading {
 	return limits
 }
 
-// Notes returns what the kernel has logged, the latest first.
+// Notes returns the kernel's log messages, latest first.
 func (r *Reading) Notes() []Note {
 	var notes []Note
 	for _, r := range r.Results {
@@ -206,17 +206,17 @@ func (r *Reading) Notes() []Note {
 	return notes
 }
 
-// A runner reads one collector, never twice at the same time.
+// A runner reads one collector, one reading at a time.
 type runner struct {
 	spec   Spec
 	read   reader
 	budget *budget // nil: read at every scrape
-	// sample reads what the limits depend on, nil if that is not read between scrapes.
-	// peaks is where readings are taken note of.
+	// sample reads what the limits depend on; nil if that is not read between scrapes.
+	// peaks records the readings.
 	sample reader
 	peaks  *peaks
 	course *courses
-	// reading has room for one: what reads, for a scrape or a sample.
+	// reading is a semaphore of one, held while reading for a scrape or a sample.
 	reading chan struct{}
 	logger  *slog.Logger
 	scope   *Scope
@@ -224,24 +224,24 @@ type runner struct {
 	mu      sync.Mutex
 	running *run
 	last    *run // the last one that ended
-	// reported is what the log was told last, without its numbers, and when.
+	// reported is the last error that was logged, without digits, and reportedAt when.
 	reported   string
 	reportedAt time.Time
 }
 
-// A run is one reading, made by one goroutine and shared by all scrapes that
-// come while it lasts.
+// A run is one reading, made by one goroutine and shared by all scrapes that arrive while
+// it is in progress.
 type run struct {
-	done  chan struct{} // closed at the end; what follows is set by then
+	done  chan struct{} // closed at the end; the fields below are set by then
 	began time.Time
 	took  time.Duration
 	reading
 	err error
-	// taken is set when some scrape got the result, under the runner's lock. One
-	// that came too late for all of them is there for the next.
+	// taken is set, under the runner's lock, when a scrape has received the result. A
+	// result that came too late for every scrape is kept for the next.
 	taken bool
-	// hangs is set when a scrape has waited for it in vain and for long, under the
-	// runner's lock. The next ones do not wait.
+	// hangs is set, under the runner's lock, when a scrape has waited for it in vain for
+	// at least hangTime. Later scrapes do not wait.
 	hangs bool
 }
 
@@ -253,8 +253,8 @@ type ticket struct {
 	run *run
 }
 
-// join finds the run that a scrape is to wait for: the last one while the budget
-// lasts, the one that is under way, or a new one.
+// join returns the run that a scrape has to wait for: the last one while it may be
+// reused, the one in progress, or a new one.
 func (r *runner) join(ctx context.Context, maxAge time.Duration) ticket {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -270,8 +270,8 @@ func (r *runner) join(ctx context.Context, maxAge time.Duration) ticket {
 	return ticket{r, r.running}
 }
 
-// idle waits until no reading is under way, and reports whether that came before
-// the context's end.
+// idle waits until no reading is in progress, and reports whether that happened before
+// ctx was done.
 func (r *runner) idle(ctx context.Context) bool {
 	r.mu.Lock()
 	running := r.running
@@ -287,14 +287,14 @@ func (r *runner) idle(ctx context.Context) bool {
 	}
 }
 
-// lateness is how long a result that came too late for its scrape is of use.
+// lateness is how long a result that came too late for its scrape is kept.
 const lateness = time.Minute
 
-// failurePause is the longest time for which the failure of a walk is served in
-// place of another try.
+// failurePause is the longest time for which the failure of a walk is served before the
+// walk is tried again.
 const failurePause = time.Minute
 
-// pause is how long after its beginning the last run may be repeated.
+// pause returns how long after the start of the last run the next one may start.
 func (r *runner) pause() time.Duration {
 	if r.budget == nil {
 		return 0
@@ -305,11 +305,11 @@ func (r *runner) pause() time.Duration {
 	return r.budget.interval(r.spec.Name)
 }
 
-// patience is how long a reading may take. It is not the deadline of the scrape
-// that asked for it: a reading goes on when that scrape has given up or gone
-// away, and what it finds is there for the next one. So a client without
-// patience takes nothing from the others, and a host that has become too slow
-// for its scrapes still gets numbers, if older ones.
+// patience is how long a reading may take. It is independent of the deadline of the
+// scrape that asked for it: a reading continues when that scrape has timed out or was
+// canceled, and its result is kept for the next one. So a client with a short timeout
+// does not harm others, and a host that has become too slow for its scrapes still exports
+// numbers, although older ones.
 const patience = 30 * time.Second
 
 // start reads the collector and publishes the result.
@@ -350,12 +350,12 @@ func (r *runner) start(ctx context.Context, run *run) {
 
 var errDeadline = errors.New("no result before the deadline of the scrape")
 
-// hangTime is how long a reading takes at least until scrapes no longer wait for
-// it: a client that leaves a collector less time says nothing of it.
+// hangTime is the minimum duration of a reading before scrapes no longer wait for it. If
+// a client gives a collector less time, that does not mean the collector hangs.
 const hangTime = 2 * time.Second
 
-// ended waits for the run and reports whether it has ended. One that is known to
-// hang is not waited for: it is a failure until it comes back.
+// ended waits for the run and reports whether it has ended. It does not wait for a run
+// that is known to hang, which counts as a failure until it returns.
 func (t ticket) ended(ctx context.Context) bool {
 	t.mu.Lock()
 	hangs := t.run.hangs
@@ -366,7 +366,7 @@ func (t ticket) ended(ctx context.Context) bool {
 		case <-ctx.Done():
 		}
 	}
-	// Both may be true by now: the one before this one took all the time.
+	// Both may be ready by now, if the ticket before this one took all the time.
 	select {
 	case <-t.run.done:
 		return true
@@ -375,13 +375,14 @@ func (t ticket) ended(ctx context.Context) bool {
 	}
 }
 
-// missed is the result of a run that has not ended.
+// missed returns the result for a run that has not ended.
 func (t ticket) missed(ctx context.Context, asked time.Time) Result {
 	err := errDeadline
 	if path := t.scope.place.String(); path != "" {
 		err = fmt.Errorf("%w: %s did not answer", errDeadline, path)
 	}
-	// A client that went away before its deadline says nothing of the collector.
+	// A client that disconnected before its deadline does not show that the collector is
+	// slow.
 	if !errors.Is(ctx.Err(), context.Canceled) {
 		t.mu.Lock()
 		t.run.hangs = t.run.hangs || time.Since(t.run.began) >= hangTime
@@ -431,13 +432,12 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 	return res
 }
 
-// reportPause is how long after a report a collector may fail in another way, or
-// again, before that is reported. Clients that leave it too little time could fill
-// the log otherwise.
+// reportPause is the minimum time between reports of failures of one collector. Without
+// it, clients with short timeouts could fill the log.
 const reportPause = time.Minute
 
-// report logs what became of a collector when that has changed, and not when only
-// the numbers in its error have.
+// report logs the state of a collector if it has changed. A change of only the digits in
+// its error does not count.
 func (r *runner) report(err error) {
 	msg := ""
 	if err != nil {

@@ -9,10 +9,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
 )
 
-// NotSupportedError reports that this kernel does not have what a collector reads.
-// That is a state of the host, not a failure.
+// NotSupportedError reports that this kernel does not provide what a collector reads.
+// That is a property of the host, not a failure.
 type NotSupportedError struct {
-	// Feature names what is missing and how to get it, where that is possible.
+	// Feature names what is missing and, if possible, how to get it.
 	Feature string
 	Err     error
 }
@@ -26,9 +26,9 @@ func isNotSupported(err error) bool {
 	return ok
 }
 
-// isAbsent reports whether err means that a file does not exist, that its feature
-// was turned off when the machine started (EOPNOTSUPP, as of pressure stall
-// information), or that it is of a network namespace that is not the host's.
+// isAbsent reports whether err means that a file does not exist, that its feature was
+// disabled at boot (EOPNOTSUPP, as for pressure stall information), or that it belongs to
+// a network namespace that is not the host's.
 func isAbsent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, hostns.ErrForeign)
 }

@@ -11,7 +11,8 @@ type health struct {
 	duration, success, supported, age, saturation, peak, holder, skipped, hostNetwork, hostView MetricInfo
 }
 
-// healthRows describes what is exported beside the collectors' own rows.
+// healthRows describes the metrics that are exported in addition to the collectors' own
+// rows.
 func healthRows() *health {
 	h := &health{
 		duration: MetricInfo{
@@ -73,12 +74,11 @@ func (h *health) rows() []*MetricInfo {
 	return []*MetricInfo{&h.saturation, &h.peak, &h.holder, &h.skipped, &h.hostNetwork, &h.hostView, &h.success, &h.supported, &h.duration, &h.age}
 }
 
-// scrape is a reading as a prometheus.Collector. It is unchecked (it
-// describes nothing in advance): its names are those of the rows.
+// scrape is a reading as a prometheus.Collector. It is unchecked: it describes nothing in
+// advance, and its names are those of the rows.
 type scrape struct{ *Reading }
 
-// Collector returns the reading as a collector for a registry that serves one
-// request.
+// Collector returns the reading as a collector, for a registry that serves one request.
 func (r *Reading) Collector() prometheus.Collector { return scrape{r} }
 
 func (scrape) Describe(chan<- *prometheus.Desc) {}
@@ -122,8 +122,8 @@ func (c scrape) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// Samples are the series of one metric, named without the common prefix: the
-// values of its labels and its own.
+// Samples returns the series of one metric, given by its name without the common prefix:
+// the values of its labels and the value of the series.
 func (r Result) Samples(metric string) iter.Seq2[[]string, float64] {
 	return func(yield func([]string, float64) bool) {
 		for _, s := range r.samples {
@@ -134,7 +134,7 @@ func (r Result) Samples(metric string) iter.Seq2[[]string, float64] {
 	}
 }
 
-// boolFloat is 1 for true, 0 for false.
+// boolFloat returns 1 for true and 0 for false.
 func boolFloat(b bool) float64 {
 	if b {
 		return 1

@@ -2,12 +2,11 @@ package collector
 
 import "slices"
 
-// frequent counts how often each key occurs in a stream, in bounded memory, so
-// that the most frequent ones come out. It is the algorithm of Misra and Gries
-// ("Finding repeated elements", 1982), which takes from every count when there
-// are too many: a count is never too high. Taking the median of all frees half
-// of the room at once, and makes a count too low by less than 2 n / capacity
-// after n additions.
+// frequent counts how often each key occurs in a stream and finds the most frequent keys,
+// in bounded memory. It uses the algorithm of Misra and Gries ("Finding repeated
+// elements", 1982), which decreases every count when there are too many keys, so a count
+// is never too high. Subtracting the median of all counts frees half of the room at once,
+// and makes a count too low by less than 2 n / capacity after n additions.
 type frequent[K comparable] struct {
 	capacity int
 	counts   map[K]uint32

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// grown returns by how much a counter grew, and remembers it. A number that is less than
-// it was is of another thing, which began at 0; an absent one did not grow.
+// grown returns by how much a counter has grown since before, and stores its value there.
+// A counter that has fallen was reset and began at 0. An absent one has not grown.
 func grown(now Number, before *Number) (by float64) {
 	if now.Present {
 		if by = now.Value; now.Value >= before.Value {
@@ -18,8 +18,8 @@ func grown(now Number, before *Number) (by float64) {
 	return by
 }
 
-// forget leaves the n things of a history that were there last, once it has twice as
-// many. What is not there may come back, or be there and not be seen.
+// forget keeps the n entries of a history that were seen last, once it has more than 2n.
+// Entries that were not seen lately may return, or may exist without being visible.
 func forget[T any](of map[uint64]T, n int, reading func(T) int) {
 	if len(of) <= 2*n {
 		return

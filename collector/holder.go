@@ -17,26 +17,26 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// Holder is who holds a part of what a limit counts: what people ask for next.
+// Holder is the process, user or owner that holds part of what a limit counts.
 type Holder struct {
-	// Process is the name that a process has given itself, PID its number in the
-	// procfs; empty and 0 where it is not known.
+	// Process is the command name of the process and PID its number in the procfs. They
+	// are empty and 0 if not known.
 	Process string
 	PID     int
 	// UID is the user that the process runs as, or that opened the sockets.
 	UID Number
-	// Owner is the pod, container or unit that it belongs to.
+	// Owner is the pod, container or unit that the process or its sockets belong to.
 	Owner owner.Owner
-	// Share is how much of the usage it holds, at most 1.
+	// Share is the part of the usage that it holds, from 0 to 1.
 	Share float64
 
 	amount float64 // in the unit of the limit, 0 for all
 }
 
-// Percent writes its share for people.
+// Percent formats the share as a percentage, for people.
 func (h *Holder) Percent() string { return share(100 * h.Share) }
 
-// of returns the holder with its share of a usage; nil of nobody.
+// of returns the holder with its share of usage, nil if h is nil.
 func (h *Holder) of(usage float64) *Holder {
 	if h == nil {
 		return nil
@@ -49,7 +49,8 @@ func (h *Holder) of(usage float64) *Holder {
 	return &shared
 }
 
-// String writes for people who it is, as in "haproxy (process 812, user 99) of unit/haproxy.service".
+// String describes the holder for people, as in "haproxy (process 812, user 99) of
+// unit/haproxy.service".
 func (h *Holder) String() string {
 	var who, details []string
 	if h.PID != 0 {
@@ -76,19 +77,18 @@ func (h *Holder) String() string {
 	return strings.Join(who, " ")
 }
 
-// labels are those of saturation_holder_ratio.
+// labels returns the label values for saturation_holder_ratio.
 func (h *Holder) labels(resource, item string) []string {
 	return []string{resource, item, h.Process, h.Owner.Name, parse.Printable(h.Owner.Namespace), parse.Printable(h.Owner.Pod)}
 }
 
-// A holding is what a reading tells of who holds something: numbers, of which a
-// holders makes names.
+// A holding is what a reading found out about a holder: numbers, which holders resolves
+// to names.
 type holding struct {
-	// resource is the limit, where it is not that of the list.
+	// resource is the limit, if it is not that of the list.
 	resource string
 	pid      int
-	// sockets are the inodes of some sockets that belong to it, and uid is their
-	// user.
+	// sockets are the inodes of some sockets of the holder, and uid is their user.
 	sockets []uint32
 	cgroup  uint64
 	uid     Number
@@ -96,15 +96,16 @@ type holding struct {
 	amount  float64 // in the unit of the limit, 0 for all
 }
 
-// near reports whether a limit is so near that it is asked who holds it.
+// near reports whether a limit is near enough to determine its holder.
 func near(saturation, warning float64) bool { return saturation >= warning/2 }
 
-// holders finds out who holds what. It is asked for a few at a time, when a limit is
-// near: to find the process of a socket, it looks through the descriptors of others.
+// holders determines the holders of limits. It is used for a few limits at a time, when
+// they are near: to find the process of a socket, it searches the descriptors of
+// processes.
 type holders struct {
 	machine *kernel.Machine
 	pods    *owner.Pods
-	// found is where sockets were found the last times: they are mostly still there.
+	// found is where sockets were found at recent searches: most are still there.
 	found map[uint32]descriptor
 }
 
@@ -112,9 +113,9 @@ type holders struct {
 type descriptor struct{ pid, fd int }
 
 const (
-	// maxDescriptors is how many descriptors of each process are looked at, and
-	// maxLooks of all together: 0.1 s. Listeners are opened first, and
-	// of a pair's thousands of connections some are among any thousand.
+	// maxDescriptors bounds how many descriptors of each process are read, and maxLooks
+	// those of all processes together, which takes 0.1 s. Listeners are opened first, and
+	// any thousand descriptors contain some of a pair's thousands of connections.
 	maxDescriptors = 1024
 	maxLooks       = 100_000
 	// maxFound bounds the memory.
@@ -125,7 +126,8 @@ func newHolders(m *kernel.Machine) *holders {
 	return &holders{machine: m, pods: owner.NewPods(m.PodsPath), found: map[uint32]descriptor{}}
 }
 
-// name returns who the holdings are of, nil for those of which nothing is known.
+// name returns the holders that the holdings belong to, nil for those of which nothing is
+// known.
 func (h *holders) name(ctx context.Context, of []holding) []*Holder {
 	h.find(ctx, of)
 	named := make([]*Holder, len(of))
@@ -144,8 +146,7 @@ func (h *holders) name(ctx context.Context, of []holding) []*Holder {
 	return named
 }
 
-// describe adds the name, the user and the owner of a process. One that has ended has
-// none.
+// describe adds the name, the user and the owner of a process, unless it has ended.
 func (h *holders) describe(who *Holder) {
 	dir := filepath.Join(h.machine.ProcPath, strconv.Itoa(who.PID))
 	buf := make([]byte, 4096)
@@ -162,15 +163,16 @@ func (h *holders) describe(who *Holder) {
 		who.Owner, _ = h.pods.Owner(b)
 		who.Owner.Name = parse.Printable(who.Owner.Name)
 	}
-	// It is the same process before and after, or nobody.
+	// If the inode has changed, the PID is another process's.
 	var after unix.Stat_t
 	if err := unix.Stat(dir, &after); err != nil || after.Ino != st.Ino {
 		*who = Holder{amount: who.amount}
 	}
 }
 
-// ownerOf returns whose the cgroup with an ID is, nobody's where that cannot be
-// known. Any user may look for it, whereas processes of others are hidden from most.
+// ownerOf returns the owner of the cgroup with the given ID, the zero Owner if it cannot
+// be determined. Any user may look up a cgroup, whereas processes of others are hidden
+// from most users.
 func (h *holders) ownerOf(ctx context.Context, id uint64) owner.Owner {
 	tree, err := cgroup.Unified(h.machine.CgroupPath)
 	if err != nil {
@@ -186,7 +188,7 @@ func (h *holders) ownerOf(ctx context.Context, id uint64) owner.Owner {
 }
 
 // find finds the processes that the sockets of holdings belong to, as far as this user
-// may see.
+// may see them.
 func (h *holders) find(ctx context.Context, of []holding) {
 	wanted := map[uint32]*holding{}
 	for i := range of {
@@ -244,7 +246,8 @@ func (h *holders) find(ctx context.Context, of []holding) {
 	})
 }
 
-// link returns the inode of the socket that a descriptor is of, 0 if it is of none.
+// link returns the inode of the socket that a descriptor refers to, 0 if it is not a
+// socket.
 func (h *holders) link(at descriptor) uint32 {
 	var buf [64]byte
 	n, err := unix.Readlink(filepath.Join(h.machine.ProcPath, strconv.Itoa(at.pid), "fd", strconv.Itoa(at.fd)), buf[:])
@@ -259,18 +262,18 @@ func (h *holders) link(at descriptor) uint32 {
 	return uint32(number)
 }
 
-// socketGroup is the sockets of an item that were opened by one user in one cgroup.
+// socketGroup identifies the sockets of an item that one user opened in one cgroup.
 type socketGroup struct {
 	cgroup uint64
 	uid    uint32
 }
 
-// socketGroups counts the sockets of one item by who opened them.
+// socketGroups counts the sockets of one item by user and cgroup.
 type socketGroups map[socketGroup]*holding
 
 const (
-	// maxGroups bounds how many are told apart, maxSockets how many inodes of each are
-	// kept.
+	// maxGroups bounds the number of groups that are distinguished, maxSockets the number
+	// of inodes that are kept for each.
 	maxGroups  = 64
 	maxSockets = 16
 )

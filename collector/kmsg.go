@@ -19,23 +19,24 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// LogLine is a line that the kernel logs.
+// LogLine describes a line that the kernel logs.
 type LogLine struct {
-	// Message is what it says, the label value of kernel_messages_total. Wordings that
-	// say the same have the same one.
+	// Message is the label value of kernel_messages_total. Lines that differ only in
+	// wording have the same Message.
 	Message string
-	// Pattern is a regular expression of how the line begins. Elsewhere a line may have
-	// the name of a process or a file, which anybody can choose, so a match there proves
-	// nothing. The groups process and pid name the victim of the OOM killer.
+	// Pattern is a regular expression for the start of the line. The rest of a line may
+	// contain the name of a process or a file, which anybody can choose, so a match there
+	// proves nothing. The groups process and pid name the victim of the OOM killer.
 	Pattern string
-	// Constraint is a regular expression of what the report of the OOM killer before the
-	// line has to say ran out; empty if it does not matter.
+	// Constraint is a regular expression for the constraint that the OOM killer's report
+	// before the line must name; empty if it does not matter.
 	Constraint string
-	// Before is the Linux that logs it no longer, empty if the newest one does.
+	// Before is the first Linux version that no longer logs the line, empty if the newest
+	// one still does.
 	Before string
 }
 
-// check stops a program whose line is wrong.
+// check panics if the line is not valid.
 func (l LogLine) check(spec *Spec) {
 	if l.Message == "" || l.Pattern == "" {
 		wrong(spec, "log line %+v is not described", l)
@@ -47,23 +48,23 @@ func (l LogLine) check(spec *Spec) {
 	}
 }
 
-// Matches reports whether a text of the log is this line, its Constraint apart.
+// Matches reports whether a text of the log matches Pattern. It ignores Constraint.
 func (l LogLine) Matches(text string) bool { return l.expression().MatchString(text) }
 
 func (l LogLine) expression() *regexp.Regexp { return regexp.MustCompile("^(?:" + l.Pattern + ")") }
 
-// kernelLog is what the kernel has logged.
+// kernelLog is one reading of what the kernel has logged.
 type kernelLog struct {
 	messages         []kernelMessage
 	suppressed, lost Number
 }
 
-// kernelMessage is a message that is waited for.
+// kernelMessage is a message that the reader counts.
 type kernelMessage struct {
 	name      string
 	resources []string
-	count     uint64    // since the exporter began
-	last      time.Time // zero where the log has none
+	count     uint64    // since the exporter started
+	last      time.Time // zero if the log has none
 	text      string
 }
 
@@ -119,14 +120,14 @@ func kmsgSpec(specs []Spec) Spec {
 	})
 }
 
-// awaited is a line that is waited for.
+// awaited is a line to look for.
 type awaited struct {
 	*regexp.Regexp
 	constraint *regexp.Regexp // nil if it does not matter
-	message    int            // its place among the messages
+	message    int            // index into messages
 }
 
-// await adds a line of a limit, or of none, to those that are waited for.
+// await adds a line to look for, of a limit if resource is not empty.
 func (l *logReader) await(line LogLine, resource string) {
 	at := slices.IndexFunc(l.messages, func(m kernelMessage) bool { return m.name == line.Message })
 	if at < 0 {
@@ -141,7 +142,7 @@ func (l *logReader) await(line LogLine, resource string) {
 	case slices.ContainsFunc(l.lines, func(o awaited) bool { return o.message == at && o.String() == a.String() }):
 	case line.Constraint != "":
 		a.constraint = regexp.MustCompile("^(?:" + line.Constraint + ")$")
-		l.lines = slices.Insert(l.lines, 0, a) // before the line that has none
+		l.lines = slices.Insert(l.lines, 0, a) // before the line without a constraint
 	default:
 		l.lines = append(l.lines, a)
 	}
@@ -177,7 +178,7 @@ func openKmsg(k *Scope, specs []Spec) func(context.Context, *kernelLog) error {
 	return l.read
 }
 
-// logReader counts the messages as they come.
+// logReader counts messages as they arrive.
 type logReader struct {
 	lines []awaited
 	known chan struct{} // closed when it is known whether the log can be read
@@ -196,7 +197,7 @@ func (l *logReader) set(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil && (errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)) {
-		return // it could not be read before either, and that is why
+		return // it could not be read before either; keep that reason
 	}
 	l.err = err
 	if !l.isKnown {
@@ -211,7 +212,7 @@ func (l *logReader) lose(n uint64) {
 	l.lost += n
 }
 
-// ttyPrintk is how a record begins that a program wrote to /dev/ttyprintk, which gets
+// ttyPrintk is the start of a record that a program wrote to /dev/ttyprintk, which has
 // the kernel's facility (drivers/char/ttyprintk.c, Linux 2.6.37).
 const ttyPrintk = "[U] "
 
@@ -255,7 +256,8 @@ func (l *logReader) visit(r parse.Record, old bool) {
 	}
 }
 
-// add notes that the kernel logged the message.
+// add counts a record of the message. An old one, logged before the exporter started,
+// only sets its text and time.
 func (m *kernelMessage) add(r parse.Record, old bool, text string) {
 	m.text = text
 	if !old {
@@ -269,10 +271,10 @@ func (m *kernelMessage) add(r parse.Record, old bool, text string) {
 	}
 }
 
-// maxText bounds what is kept of a line.
+// maxText bounds how much of a line is kept.
 const maxText = 160
 
-// said is what a line says to people.
+// said returns the text of a line for people.
 func said(text []byte, groups map[string]string, report parse.OOMReport) string {
 	if report.Cgroup != "" {
 		what, _, _ := strings.Cut(string(text), ": ")

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Unit is what a limit, or the number in a sysctl, counts.
+// Unit is the unit of a limit or of the number in a sysctl.
 type Unit string
 
 // The units of limits.
@@ -24,71 +24,71 @@ const (
 	Threads     Unit = "threads"
 )
 
-// The units of sysctls besides.
+// Units that only sysctls have.
 const (
 	Pages     Unit = "pages"
 	Kibibytes Unit = "KiB"
 	Percents  Unit = "percent"
 )
 
-// most is more than there can be of a unit on any machine: what is above it was
-// not counted by a kernel.
+// most returns more than there can be of a unit on any machine. A higher number was not
+// counted by a kernel.
 func (u Unit) most() float64 {
 	if u == Bytes {
-		return 1 << 56 // of virtual memory too
+		return 1 << 56 // also of virtual memory
 	}
 	return 1 << 40
 }
 
-// LimitInfo describes a limit that the kernel enforces: everything that is known
-// of it without reading a host.
+// LimitInfo describes a limit that the kernel enforces: everything that is known about it
+// without reading a host.
 type LimitInfo struct {
-	// Resource is the key of the limit: the label value of saturation_ratio, the
-	// anchor in the documentation, the name in alerts.
+	// Resource is the key of the limit: the label value of saturation_ratio, the anchor
+	// in the documentation, the name in alerts.
 	Resource string
 	Unit     Unit
 	// Effect is what the kernel does when the limit is reached.
 	Effect string
-	// WarningRatio and CriticalRatio are the saturation from which a person should
-	// look at it, or act at once.
+	// WarningRatio and CriticalRatio are the saturations at which a person should look at
+	// the limit, or act at once.
 	WarningRatio, CriticalRatio float64
 
-	// Usage and Max are the metrics of its usage and of itself, empty where there is
-	// none that is just that. Those of a list are of its columns, or of a metric
-	// without labels that is the same for all items.
+	// Usage and Max are the metrics of the usage and of the limit, empty if there is no
+	// metric with exactly that value. Those of a list are columns of the list, or a
+	// metric without labels that is the same for all items.
 	Usage, Max Series
-	// Share is the metric of an item's saturation, where that is not Usage / Max.
+	// Share is the metric of an item's saturation, if it is not Usage / Max.
 	Share Series
-	// Soft is the metric of a usage below the limit from which the kernel saves, empty
-	// if there is none. That is a warning too, wherever it lies.
+	// Soft is the metric of a usage below the limit from which the kernel starts to save,
+	// empty if there is none. Reaching it is a warning, even if it is below WarningRatio.
 	Soft Series
-	// List is of the things that have this limit each for itself, nil if there is but
-	// one.
+	// List describes the items, if each has this limit separately. It is nil for a single
+	// limit.
 	List *ListInfo
 
-	// Proofs are counters that tell that it was reached, besides the messages of LogLines.
+	// Proofs are counters that show that the limit was reached, in addition to LogLines.
 	Proofs []Proof
-	// Sysctls set the limit; SetWith describes other settings that do, in words.
+	// Sysctls set the limit. SetWith describes, in words, other settings that do.
 	Sysctls []Sysctl
 	SetWith string
 	// LogLines are what the kernel logs when the limit is reached, empty if it logs
 	// nothing.
 	LogLines []LogLine
-	// Sizing is what it takes, and what it costs, to set the limit for a load.
+	// Sizing is how to set the limit for a load, and what that costs.
 	Sizing
 }
 
 // ListInfo describes a list for people.
 type ListInfo struct {
-	// Labels tell the items apart. They are the labels of the List.
+	// Labels are the labels that identify the items. They are those of the List.
 	Labels []string
-	// OwnMax is set where each item has a limit of its own, and not all the same.
+	// OwnMax is set if each item has its own limit, which may differ from the others'.
 	OwnMax bool
-	// Title is of the list, Column of the items' names, Note on how to read it where
-	// its numbers do not say so.
+	// Title is the title of the list, Column the heading of the items' names, and Note
+	// how to read the list if its numbers do not explain themselves.
 	Title, Column, Note string
-	// Hidden is a metric of this collector that counts what should be in the list and
-	// cannot be seen, HiddenNote what to say after its number.
+	// Hidden is a metric of this collector that counts what should be in the list but
+	// cannot be seen, HiddenNote the text to put after its number.
 	Hidden     Series
 	HiddenNote string
 }
@@ -105,7 +105,7 @@ func (l *LimitInfo) SetBy() string {
 	return strings.Join(names, ", ")
 }
 
-// WarnsFrom says for people from where the limit is a warning.
+// WarnsFrom describes, for people, the saturation from which the limit is a warning.
 func (l *LimitInfo) WarnsFrom(format func(ratio float64) string) string {
 	warning := format(l.WarningRatio)
 	if l.Soft.Metric != "" {
@@ -118,7 +118,7 @@ func (l *LimitInfo) WarnsFrom(format func(ratio float64) string) string {
 type Sysctl struct {
 	Name string // with dots
 	Unit Unit
-	// PerNetns is set where each network namespace has its own.
+	// PerNetns is set if each network namespace has its own value.
 	PerNetns bool
 }
 
@@ -128,10 +128,9 @@ type Series struct {
 	Labels []string // names and values in turn
 }
 
-// series returns a Series.
 func series(metric string, labels ...string) Series { return Series{metric, labels} }
 
-// String writes the series as PromQL does.
+// String formats the series as in PromQL.
 func (s Series) String() string {
 	if len(s.Labels) == 0 {
 		return namespace + s.Metric
@@ -143,7 +142,8 @@ func (s Series) String() string {
 	return namespace + s.Metric + "{" + strings.Join(pairs, ",") + "}"
 }
 
-// Name is what tells the series from others of its metric: its last label value.
+// Name returns the last label value, which distinguishes the series from others of its
+// metric, or the metric if there are no labels.
 func (s Series) Name() string {
 	if len(s.Labels) == 0 {
 		return s.Metric
@@ -151,7 +151,7 @@ func (s Series) Name() string {
 	return s.Labels[len(s.Labels)-1]
 }
 
-// addLimit adds a limit to the spec and returns its place.
+// addLimit adds a limit to the spec and returns its index.
 func addLimit(spec *Spec, l LimitInfo) int {
 	switch {
 	case l.Resource == "" || l.Unit == "" || l.Effect == "" || l.SetBy() == "":
@@ -171,14 +171,14 @@ func addLimit(spec *Spec, l LimitInfo) int {
 // A term is where the number of a series is found in a table.
 type term struct {
 	metric int // -1 for none
-	// values are those of the metric's last labels; they follow those of a
-	// list's items, if keyed.
+	// values are the values of the metric's last labels. If keyed is set, they follow the
+	// label values of a list's items.
 	values []string
 	keyed  bool
 }
 
-// find finds the metric that a limit refers to. keys are the labels of the list
-// that the limit belongs to, if it belongs to one.
+// find finds the metric that a limit refers to. keys are the labels of the list that the
+// limit belongs to, if any.
 func find(spec *Spec, resource string, s Series, keys []string) term {
 	if s.Metric == "" {
 		return term{metric: -1}
@@ -207,27 +207,27 @@ func find(spec *Spec, resource string, s Series, keys []string) term {
 	return t
 }
 
-// Item is one of the things that have a limit each for itself, at a
-// reading.
+// Item is a reading of one of the items that have a limit each.
 type Item struct {
 	// Key is its label values, in the order of ListInfo.Labels.
 	Key []string
-	// Usage and Limit are what is exported of it.
+	// Usage and Limit are the values that are exported.
 	Usage, Limit float64
 	saturation   float64
 	name         string
-	// Holder is who holds it, nil where that is not known or it is far from its limit.
+	// Holder is the largest holder, nil if it is not known or the item is far from its
+	// limit.
 	Holder *Holder
 }
 
-// Saturation is how near the item is to its limit.
+// Saturation returns how near the item is to its limit.
 func (i Item) Saturation() float64 { return i.saturation }
 
-// Name is the item's key in words.
+// Name returns the item's name, or its key in words.
 func (i Item) Name() string { return cmp.Or(i.name, strings.Join(i.Key, " → ")) }
 
-// itemName joins the key of an item with the given labels. The labels of a pod repeat
-// what another one says.
+// itemName joins the parts of a key, except the labels of a pod, which repeat what
+// another label says.
 func itemName(labels, key []string) string {
 	var parts []string
 	for i, part := range key {
@@ -238,42 +238,42 @@ func itemName(labels, key []string) string {
 	return strings.Join(parts, " → ")
 }
 
-// LimitReading is a limit at a reading.
+// LimitReading is one reading of a limit.
 type LimitReading struct {
 	*LimitInfo
-	// Usage and Limit are those of the first item, if it has items.
+	// Usage and Limit are those of the first item, if the limit has items.
 	Usage, Limit float64
-	// Items are the first of those that have this limit each for itself.
+	// Items are the first items, if each has this limit separately.
 	Items []Item
-	// Peak is the highest saturation of the last minute, absent where the limit is not
-	// read between scrapes.
+	// Peak is the highest saturation of the last minute, absent if the limit is not read
+	// between scrapes.
 	Peak Number
-	// Netns is the network namespace other than the host's that is nearest to a limit of
-	// this kind of its own; nil where there is none, or its limit cannot be known.
+	// Netns is the network namespace other than the host's that is nearest to its own
+	// limit of this kind, nil if there is none or its limit cannot be known.
 	Netns *NetnsLimit
-	// Holder is who holds the most of it, nil where that is not known or it is far from
-	// its limit.
+	// Holder is the largest holder, nil if it is not known or the limit is far from being
+	// reached.
 	Holder *Holder
-	// Since is when it was first seen at its warning, zero while it is below; Full is how
-	// long it takes to reach it at the pace of the last minute, 0 where it does not grow or
-	// that is more than an hour.
+	// Since is when the limit was first seen at its warning level, zero while it is
+	// below. Full is how long it takes to reach the limit at the pace of the last minute,
+	// 0 if usage does not grow or that takes more than an hour.
 	Since time.Time
 	Full  time.Duration
 	soft  Number
 }
 
-// NetnsLimit is a limit of a network namespace other than the host's.
+// NetnsLimit is a reading of a limit of a network namespace other than the host's.
 type NetnsLimit struct {
 	Resource string
-	// Name is the label netns of the namespace, Namespace and Pod those of a pod.
+	// Name is the label netns of the namespace. Namespace and Pod are those of a pod.
 	Name, Namespace, Pod string
 	Saturation           float64
-	// Most is the highest level that it can be worth.
+	// Most is the highest level that it can cause.
 	Most Level
 }
 
-// Title is the name, for people. One that is not the pod's own, but made in it, is
-// called by its number.
+// Title returns the name, for people. A namespace that was created inside a pod is named
+// by its number and the pod.
 func (l NetnsLimit) Title() string {
 	if l.Pod != "" && strings.HasPrefix(l.Name, "inode/") {
 		return l.Name + " of pod/" + l.Namespace + "/" + l.Pod
@@ -281,13 +281,13 @@ func (l NetnsLimit) Title() string {
 	return l.Name
 }
 
-// Share writes the saturation in percent, for people.
+// Share formats the saturation in percent, for people.
 func (l NetnsLimit) Share() string { return share(100 * l.Saturation) }
 
-// Saturation is usage / limit.
+// Saturation returns usage / limit.
 func (l LimitReading) Saturation() float64 { return l.Usage / l.Limit }
 
-// Worst is the saturation of the host or of another network namespace, the higher.
+// Worst returns the saturation of the host or that of Netns, whichever is higher.
 func (l LimitReading) Worst() float64 {
 	if l.Netns != nil {
 		return max(l.Saturation(), l.Netns.Saturation)
@@ -295,8 +295,8 @@ func (l LimitReading) Worst() float64 {
 	return l.Saturation()
 }
 
-// Warning is the saturation from which a person should look at it: WarningRatio, or
-// that of Soft if that is less.
+// Warning returns the saturation from which a person should look at the limit:
+// WarningRatio, or the saturation at Soft if that is lower.
 func (l LimitReading) Warning() float64 {
 	if l.soft.Present {
 		return min(l.WarningRatio, l.soft.Value/l.Limit)
@@ -316,8 +316,8 @@ func (l Limit[S]) define(spec *Spec) tabulator[S] {
 	}
 }
 
-// of returns what gives a number: the function if there is one, or the metric; nil
-// if there is neither.
+// of returns a function that gives a number: function if it is not nil, else the value of
+// the metric, nil if there is neither.
 func of[S any](metric term, function func(*S) Number) func(*S, *table) Number {
 	switch {
 	case function != nil:
@@ -328,9 +328,9 @@ func of[S any](metric term, function func(*S) Number) func(*S, *table) Number {
 	return nil
 }
 
-// define checks the limit of a list whose labels are keys, and returns what adds
-// its reading, given the items that are shown, and returns these as the reading has
-// them, nil for one that it has not.
+// define checks the limit of a list whose labels are keys. It returns a function that
+// adds the limit's reading to a table, given the items that are shown, and returns these
+// as Items of the reading, nil for items that it does not have.
 func (l *ItemLimit[T]) define(spec *Spec, keys []string) func(t *table, items []keyed[T]) []*Item {
 	if l.List == nil || l.List.Title == "" || l.List.Column == "" {
 		wrong(spec, "limit %s does not say what it is a list of", l.Resource)

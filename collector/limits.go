@@ -19,8 +19,8 @@ const (
 // String returns the level's name in lower case.
 func (l Level) String() string { return [...]string{"ok", "warning", "critical"}[l] }
 
-// Level compares the saturation with the thresholds of the limit, and that of the worst
-// network namespace other than the host's, which may be worth a warning only.
+// Level returns the higher of the host's level and that of the worst other network
+// namespace, which may be limited to a warning.
 func (l LimitReading) Level() Level {
 	level := l.OwnLevel()
 	if l.Netns != nil {
@@ -29,7 +29,7 @@ func (l LimitReading) Level() Level {
 	return level
 }
 
-// OwnLevel is the level of the host, without other network namespaces.
+// OwnLevel returns the level of the host, without other network namespaces.
 func (l LimitReading) OwnLevel() Level { return l.level(l.Saturation()) }
 
 func (l LimitReading) level(saturation float64) Level {
@@ -43,8 +43,8 @@ func (l LimitReading) level(saturation float64) Level {
 	}
 }
 
-// WithThresholds returns the limit with other levels, given as saturations; 0 keeps its own.
-// A warning that is given holds for the soft threshold too.
+// WithThresholds returns the limit with other thresholds, given as saturations; 0 keeps
+// the present one. A given warning threshold replaces the soft threshold too.
 func (l LimitReading) WithThresholds(warning, critical float64) LimitReading {
 	info := *l.LimitInfo
 	if warning > 0 {
@@ -57,17 +57,17 @@ func (l LimitReading) WithThresholds(warning, critical float64) LimitReading {
 	return l
 }
 
-// Percent is the saturation in percent.
+// Percent returns the saturation in percent.
 func (l LimitReading) Percent() float64 { return 100 * l.Saturation() }
 
-// Share writes the percentage for people. How many times over a limit is passed
-// tells them nothing more.
+// Share formats the percentage for people. It does not show how many times over a limit
+// is exceeded, which would not tell them more.
 func (l LimitReading) Share() string { return share(l.Percent()) }
 
-// WorstShare writes Worst in percent, for people.
+// WorstShare formats Worst in percent, for people.
 func (l LimitReading) WorstShare() string { return share(100 * l.Worst()) }
 
-// PeakShare writes the peak in percent, for people. It is empty unless the peak is
+// PeakShare formats the peak in percent, for people. It is empty unless the peak is
 // higher than the present share.
 func (l LimitReading) PeakShare() string {
 	if peak := share(100 * l.Peak.Value); l.Peak.Present && l.Peak.Value > l.Saturation() && peak != l.Share() {
@@ -83,15 +83,15 @@ func share(percent float64) string {
 	return ">999"
 }
 
-// Format writes a usage or a limit with its unit, for people.
+// Format formats a usage or a limit with its unit, for people.
 func (l LimitReading) Format(v float64) string {
 	if v >= 1<<62 {
-		return "none" // as good as: the kernel's largest number
+		return "none" // the kernel's largest number
 	}
 	return l.Unit.Format(v)
 }
 
-// Format writes a number of the unit, for people.
+// Format formats a number with its unit, for people.
 func (u Unit) Format(v float64) string {
 	if u != Bytes {
 		return strconv.FormatFloat(v, 'f', -1, 64) + " " + u.of(v)
@@ -107,7 +107,7 @@ func (u Unit) Format(v float64) string {
 	return strconv.FormatFloat(math.Round(v), 'f', -1, 64) + " " + u.of(math.Round(v))
 }
 
-// Amount writes a usage and a limit for people: 3 of 10 ports.
+// Amount formats a usage and a limit for people, as in "3 of 10 ports".
 func (l LimitReading) Amount(usage, limit float64) string {
 	used, most := l.Format(usage), l.Format(limit)
 	if most == "none" {
@@ -119,7 +119,7 @@ func (l LimitReading) Amount(usage, limit float64) string {
 	return used + " of " + most
 }
 
-// of is the unit of a number: 1 port, 2 ports.
+// of returns the unit that goes with a number, as in 1 port, 2 ports.
 func (u Unit) of(v float64) string {
 	if v != 1 {
 		return string(u)

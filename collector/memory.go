@@ -11,14 +11,14 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// memory is one reading of the machine's memory, as far as it tells of a refused
-// allocation or an OOM kill to come.
+// memory is one reading of the machine's memory, as far as it predicts a failed
+// allocation or an OOM kill.
 type memory struct {
 	parse.Memory
 	zones []parse.Zone
 	slabs []parse.Slab
-	// low is what the kernel could not give back of low memory, lowLimit what
-	// there may be of it; bytes.
+	// low is the low memory that the kernel could not reclaim, lowLimit how much of it
+	// there may be; bytes.
 	low, lowLimit Number
 	arc           parse.ARC
 	overcommit    Number // vm.overcommit_memory
@@ -164,7 +164,7 @@ func memorySpec() Spec {
 				},
 				Used: func(s *memory) Number {
 					used := s.Total.Minus(s.Available, s.Hugetlb.OrZero(), s.evictable())
-					used.Value = max(used.Value, 0) // the counts are not of the same instant
+					used.Value = max(used.Value, 0) // the counts are not from the same instant
 					return used
 				},
 				Most: func(s *memory) Number { return s.Total.Minus(s.Hugetlb.OrZero()) },
@@ -216,19 +216,19 @@ func memorySpec() Spec {
 	})
 }
 
-// Parts of the kernel's lines. The name of a process may have any bytes, 15 at most.
+// Parts of the kernel's lines. The name of a process may have any bytes, up to 15.
 const (
 	comm        = `(?P<process>(?:[^\\]|\\x[0-9a-f]{2}){1,15})`
 	outOfMemory = `Out of memory(?: \(oom_kill_allocating_task\))?: `
 	killed      = `Kill(?:ed)? process (?P<pid>\d+) \((?P<process>.*)\)(?:,| total-vm| score)`
 )
 
-// oomLines are those of a process that is killed because the machine is out of memory.
+// oomLines are the lines about a process killed because the machine is out of memory.
 func oomLines() []LogLine {
 	return []LogLine{{Message: "oom_kill", Pattern: outOfMemory + killed}}
 }
 
-// sized yields the zones, but for one that may have no memory at all.
+// sized yields the zones, except those that may have no memory at all.
 func (s *memory) sized() iter.Seq[parse.Zone] {
 	return func(yield func(parse.Zone) bool) {
 		for _, z := range s.zones {
@@ -239,11 +239,11 @@ func (s *memory) sized() iter.Seq[parse.Zone] {
 	}
 }
 
-// overcommitNever is the value of vm.overcommit_memory at which the kernel
-// enforces the commit limit.
+// overcommitNever is the value of vm.overcommit_memory at which the kernel enforces the
+// commit limit.
 const overcommitNever = 2
 
-// openMemory prepares to read everything, or what the limits need.
+// openMemory opens the sources of everything, or only of what the limits need.
 func openMemory(k *Scope, everything bool) func(context.Context, *memory) error {
 	info, zoneinfo, vmstat := k.Proc("meminfo"), k.Proc("zoneinfo"), k.Proc("vmstat")
 	pressure, overcommit := k.Proc("pressure/memory"), k.GlobalSysctl("vm.overcommit_memory")
@@ -316,21 +316,21 @@ func openMemory(k *Scope, everything bool) func(context.Context, *memory) error 
 	}
 }
 
-// pinnedBySocket is what a TCP socket holds, in bytes, of slab that the kernel
-// counts as reclaimable and cannot reclaim while the socket is open: its inode and
-// its dentry (sock_inode_cache 683, dentry 179 on average, Linux 6.1 686-pae).
+// pinnedBySocket is the slab, in bytes, that a TCP socket holds and that the kernel
+// counts as reclaimable but cannot reclaim while the socket is open: its inode and its
+// dentry (sock_inode_cache 683, dentry 179 on average, Linux 6.1 686-pae).
 const pinnedBySocket = 860
 
-// setLow finds how much low memory the kernel could not give back, and how much
-// there may be of it until an allocation fails and the OOM killer comes. Page
-// cache and reclaimable slab fill low memory on any busy host, and go when
-// asked; the min watermark of a zone is kept for emergencies. Without one of the
-// terms there is no number. path is that of zoneinfo.
+// setLow finds how much low memory the kernel could not reclaim, and how much of it there
+// may be before an allocation fails and the OOM killer runs. Page cache and reclaimable
+// slab fill low memory on any busy host, and are freed on demand; the min watermark of a
+// zone is reserved for emergencies. If one of the terms is missing there is no number.
+// path is that of zoneinfo.
 func (s *memory) setLow(sockets Number, path string) error {
 	var p parse.Problems
 	reclaimable := s.SlabReclaimable
 	if sockets.IsUnreadable() {
-		return nil // which the error of the file has said
+		return nil // the error of the file already reports it
 	}
 	if sockets.Present {
 		reclaimable.Value = max(reclaimable.Value-sockets.Value*pinnedBySocket, 0)
@@ -353,19 +353,19 @@ func (s *memory) setLow(sockets Number, path string) error {
 	if zones == 0 {
 		return p.Err()
 	}
-	// LowTotal is the sum of the low zones, so a zone is missing where it is not.
+	// LowTotal is the sum of the low zones, so if it differs a zone is missing.
 	if managed.Present && math.Abs(managed.Value-s.LowTotal.Value) > 0.01*s.LowTotal.Value {
 		p.Add(parse.FieldError(path, "low zones", fmt.Errorf("they have %.0f kB of LowTotal's %.0f kB", managed.Value/1024, s.LowTotal.Value/1024)))
 		return p.Err()
 	}
-	// The counts are not of the same instant.
+	// The counts are not from the same instant.
 	low.Value = max(low.Value, 0)
 	s.low, s.lowLimit = low, limit
 	return p.Err()
 }
 
-// evictable is the part of the cache of ZFS that goes when memory is needed. The
-// kernel counts it as used: it is not page cache.
+// evictable returns the part of the ZFS cache that is freed when memory is needed. The
+// kernel counts it as used, because it is not page cache.
 func (s *memory) evictable() Number {
 	if s.arc.Size.IsMissing() {
 		return Number{Present: true} // there is no ZFS

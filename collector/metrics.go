@@ -2,8 +2,8 @@ package collector
 
 //go:generate go test . -run=^TestReference$ -update
 
-// Metrics lists every metric that is exported: those of the set itself, then those
-// of each collector, in the order of docs/metrics.md.
+// Metrics returns every metric that is exported: those of the set itself, then those of
+// each collector, in the order of docs/metrics.md.
 func Metrics() []MetricInfo {
 	var all []MetricInfo
 	for _, m := range healthRows().rows() {

@@ -12,48 +12,49 @@ import (
 
 // namespaces is one reading of the network namespaces other than the host's.
 type namespaces struct {
-	// count is how many there are, unreadable how many of them could not be read.
+	// count is the number of namespaces, unreadable how many of them could not be read.
 	count, unreadable Number
 	all               []netnsReading
-	// refused is what the kernel refused in them since the first reading, by the place
-	// of the counter.
+	// refused is what the kernel has refused in them since the first reading, by the
+	// index of the counter.
 	refused [netnsCounterCount]Number
 	top     int
 }
 
-// netnsReading is one namespace.
+// netnsReading is one reading of one namespace.
 type netnsReading struct {
 	id    uint64
 	at    netnsPlace  // where it was found
-	owner owner.Owner // its name is that of no other one
+	owner owner.Owner // no other owner has its name
 	// inuse counts TCP sockets of both address families, udp UDP sockets, timeWait
 	// mini-sockets.
 	inuse, udp, timeWait, conntrack Number
-	// others counts sockets of neither TCP nor UDP, such as unix ones.
+	// others counts sockets that are neither TCP nor UDP, such as unix sockets.
 	others Number
-	// stirred is the sum of what the kernel counts where connection requests wait.
+	// stirred is the sum of the counters that rise while connection requests wait.
 	stirred    Number
 	saturation [netnsLimitCount]Number
 	// queues are the fullest accept queues. Their limits are known if limited is set.
 	queues   []acceptQueue
 	limited  bool
 	counters [netnsCounterCount]Number
-	// clashes is the part of the drops of connection tracking that a full table did not cause.
+	// clashes is the part of the connection tracking drops that a full table did not
+	// cause.
 	clashes Number
-	// claims are whose its processes say that they are, claim whose it is; of a reading
-	// that did not ask them, claim alone.
+	// claims are the owners that its processes claim, claim the one that was chosen. A
+	// reading that did not ask the processes has claim alone.
 	claims []owner.Claim
 	claim  owner.Claim
-	// settings are those that the saturation is of.
+	// settings are those that the saturation is computed from.
 	settings netnsSettings
-	// mount is the inode number that its mounts have, 0 where it cannot be entered.
+	// mount is the inode number of its mounts, 0 if it cannot be entered.
 	mount uint64
-	// rose is the reading in which a counter rose last, rise by how much all did then.
+	// rose is the last reading in which a counter rose, rise how much all rose then.
 	rose int
 	rise float64
 }
 
-// The limits that each namespace has for itself.
+// The limits that each namespace has separately.
 const (
 	netnsConntrack = iota
 	netnsTimeWait
@@ -65,13 +66,13 @@ const (
 	netnsLimitCount
 )
 
-// A netnsLimit is a limit that each namespace has for itself, by the name of the host's.
+// A netnsLimit is a limit that each namespace has separately, by the name of the host's.
 type netnsLimit struct {
 	resource string
-	// most is the highest level that it is worth there, as in the alerts. One reading does
-	// not tell a burst, which fills an accept queue for a moment, from a program that has
-	// stopped accepting, and among the queues of hundreds of pods one is always bursting.
-	// TIME_WAIT is capped by design.
+	// most is the highest level that it can cause there, as in the alerts. A single
+	// reading cannot distinguish a burst, which fills an accept queue for a moment, from
+	// a program that has stopped accepting, and among the queues of hundreds of pods one
+	// is always in a burst. TIME_WAIT is capped by design.
 	most Level
 }
 
@@ -87,8 +88,8 @@ func netnsLimits() [netnsLimitCount]netnsLimit {
 	}
 }
 
-// netnsStirs are counters of the host that move where requests for connections wait: a
-// SYN/ACK is sent again after a second, and a full queue is counted.
+// netnsStirs returns the counters of the host that rise while connection requests wait: a
+// SYN/ACK is retransmitted after a second, and a full queue is counted.
 func netnsStirs() []string {
 	return []string{
 		"tcp_syn_retransmits_total", "tcp_listen_overflows_total",
@@ -98,19 +99,19 @@ func netnsStirs() []string {
 
 // netnsCounter is a row: a counter of each namespace.
 type netnsCounter struct {
-	// name is without "netns_", of the counters of the host that it is the sum of.
+	// name is the name without "netns_", of the counters of the host that it sums up.
 	name string
 	of   []string
-	// resource is the limit that was reached when the counter moves, empty where it moves
-	// for other reasons too.
+	// resource is the limit that was reached if the counter rises, empty if it also rises
+	// for other reasons.
 	resource string
 	help     string
 }
 
 const (
 	netnsCounterCount = 8
-	// netnsConntrackDrops is the place of the one that is not from netstat, netnsUDPErrors that
-	// of the one that is read only where there are UDP sockets.
+	// netnsConntrackDrops is the index of the counter that is not from netstat,
+	// netnsUDPErrors that of the counter that is read only if there are UDP sockets.
 	netnsConntrackDrops = netnsCounterCount - 1
 	netnsUDPErrors      = netnsCounterCount - 2
 )
@@ -137,7 +138,7 @@ func netnsSpec() Spec {
 		}
 		return []string{n.owner.Name, n.owner.Namespace, n.owner.Pod}
 	}
-	// most is a list of the namespaces that have the most of something.
+	// most returns a list of the namespaces that have the most of something.
 	most := func(name, help string, of func(*netnsReading) Number) Lister[namespaces] {
 		return List[namespaces, *netnsReading]{
 			Items: func(s *namespaces) iter.Seq[*netnsReading] {
@@ -244,7 +245,7 @@ func netnsSpec() Spec {
 	})
 }
 
-// those yields the namespaces that are wanted, nil where none could be read.
+// those yields the namespaces for which wanted returns true.
 func (s *namespaces) those(wanted func(*netnsReading) bool) iter.Seq[*netnsReading] {
 	return func(yield func(*netnsReading) bool) {
 		for i := range s.all {
@@ -260,13 +261,13 @@ func (n *netnsReading) refused() bool {
 	return slices.ContainsFunc(n.counters[:], func(c Number) bool { return c.Value > 0 })
 }
 
-// wounded reports whether a namespace refused something after another one did, so that
-// an old scar does not hide a new wound; or more, at the same reading.
+// wounded reports whether n refused something later than o, or more at the same reading.
+// So old refusals do not hide new ones.
 func (n *netnsReading) wounded(o *netnsReading) bool {
 	return cmp.Or(cmp.Compare(o.rose, n.rose), cmp.Compare(o.rise, n.rise), cmp.Compare(n.id, o.id)) < 0
 }
 
-// saturations emits, of each limit, the namespaces nearest to it.
+// saturations emits, for each limit, the namespaces nearest to it.
 func (s *namespaces) saturations(emit Emit) {
 	for limit, l := range netnsLimits() {
 		for _, n := range s.nearest(limit, s.top) {
@@ -275,7 +276,7 @@ func (s *namespaces) saturations(emit Emit) {
 	}
 }
 
-// worst returns, of each limit, the namespace nearest to it.
+// worst returns, for each limit, the namespace nearest to it.
 func (s *namespaces) worst() (worst []NetnsLimit) {
 	for limit, l := range netnsLimits() {
 		for _, n := range s.nearest(limit, 1) {
@@ -287,7 +288,8 @@ func (s *namespaces) worst() (worst []NetnsLimit) {
 	return worst
 }
 
-// nearest returns the most namespaces that are near to a limit, the nearest first.
+// nearest returns at most the given number of namespaces, those nearest to a limit,
+// nearest first.
 func (s *namespaces) nearest(limit, most int) []*netnsReading {
 	nearest := top[*netnsReading]{n: most, before: func(a, b *netnsReading) bool {
 		return cmp.Or(cmp.Compare(b.saturation[limit].Value, a.saturation[limit].Value), cmp.Compare(a.id, b.id)) < 0
@@ -298,7 +300,7 @@ func (s *namespaces) nearest(limit, most int) []*netnsReading {
 	return nearest.items
 }
 
-// queues yields the accept queues of all namespaces in which connections wait.
+// queues yields the accept queues of all namespaces that have waiting connections.
 func (s *namespaces) queues() iter.Seq[netnsQueue] {
 	return func(yield func(netnsQueue) bool) {
 		for i := range s.all {

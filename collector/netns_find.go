@@ -9,26 +9,27 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 )
 
-// A FoundNetns is a network namespace other than the host's. Nothing of it is open.
+// A FoundNetns is a network namespace other than the host's. It holds nothing open.
 type FoundNetns struct {
-	// ID is what kernel.Machine.ID returns for a process in it, or 0 if nobody may know.
+	// ID is what kernel.Machine.ID returns for a process in it, or 0 if it cannot be
+	// known.
 	ID uint64
-	// Owner is whose it is. Its name is that of no other namespace.
+	// Owner is the owner of the namespace. No other namespace has its name.
 	owner.Owner
-	// Processes are some that were in it, named as for kernel.Tour.Visit; of a namespace
-	// without any Path is for kernel.Tour.VisitName.
+	// Processes are some that were in it, named as for kernel.Tour.Visit. If it has none,
+	// Path is its name for kernel.Tour.VisitName.
 	Processes []string
 	Path      string
-	// Enterable is set where this process may enter it.
+	// Enterable is set if this process may enter it.
 	Enterable bool
-	// TCP and UDP count sockets of both address families, TimeWait mini-sockets, Conntrack
-	// the connections that it tracks.
+	// TCP and UDP count sockets of both address families, TimeWait mini-sockets, and
+	// Conntrack tracked connections.
 	TCP, TimeWait, UDP, Conntrack Number
 }
 
-// FindNetns finds the network namespaces other than the host's, in the order of their names.
-// Beside an error, which says that some could not be read, it returns the others. In a
-// copy of a procfs there are none.
+// FindNetns finds the network namespaces other than the host's, sorted by name. If some
+// could not be read, it returns an error and the others. In a copy of a procfs there are
+// none.
 func FindNetns(ctx context.Context, k *Scope) ([]FoundNetns, error) {
 	r := newNetnsReader(k)
 	r.looker = func(k *Scope, t *kernel.Tour) looker {

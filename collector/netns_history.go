@@ -6,38 +6,38 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 )
 
-// netnsHistory remembers the counters of each namespace.
+// netnsHistory keeps the counters of each namespace.
 type netnsHistory struct {
 	of      map[uint64]*netnsPast
-	reading int // counts them
-	// stirring is in how many namespaces connection requests waited, now and at the last
-	// reading.
+	reading int // number of the current reading
+	// stirring is the number of namespaces in which connection requests wait, stirred
+	// that number at the last reading.
 	stirring, stirred int
-	// complete is set after the first one that was not truncated.
+	// complete is set after the first reading that was not truncated.
 	complete bool
 	refused  [netnsCounterCount]Number
 }
 
-// netnsPast is a namespace as it was.
+// netnsPast is the state of a namespace at earlier readings.
 type netnsPast struct {
-	// known is set once it was read.
+	// known is set once it has been read.
 	known    bool
 	counters [netnsCounterCount]Number
 	clashes  Number
 	udp      Number // sockets
 	stirred  Number
-	requests Number // the saturation of the queue of requests
+	requests Number // the saturation of its request queue
 	settings netnsSettings
-	// processes are those by which it was found, and claim whose it was by them. name
-	// is what it was called.
+	// processes are those through which it was found, claim the owner chosen from theirs,
+	// and name its last name.
 	processes []string
 	claim     owner.Claim
 	name      string
-	// nobodys counts the last readings in which the same processes were all nobody's.
+	// nobodys counts the last readings in which the same processes had no owner.
 	nobodys int
 	rose    int
 	rise    float64
-	reading int // the last in which it was there
+	reading int // the last in which it existed
 }
 
 func (h *netnsHistory) begin() {
@@ -48,14 +48,14 @@ func (h *netnsHistory) begin() {
 	}
 }
 
-// end forgets what was not there for the longest time, once it is too much. A namespace
-// that is not there may come back: that of ip netns has a process only now and then.
+// end forgets the namespaces that have not been seen for the longest time, once there are
+// too many. A namespace may come back: one of ip netns has a process only now and then.
 func (h *netnsHistory) end() {
 	h.complete = true
 	forget(h.of, maxNamespaces, func(p *netnsPast) int { return p.reading })
 }
 
-// keep remembers a namespace that is there and could not be read.
+// keep remembers a namespace that exists but could not be read.
 func (h *netnsHistory) keep(id uint64) {
 	if h.of[id] == nil {
 		h.of[id] = new(netnsPast)
@@ -63,18 +63,20 @@ func (h *netnsHistory) keep(id uint64) {
 	h.of[id].reading = h.reading
 }
 
-// freshEvery is how many readings what seldom changes is believed for. The kernel looks
-// for a sysctl of a namespace among those of all, so reading them each time would take a
-// time that grows with the square of the namespaces.
+// freshEvery is after how many readings values that seldom change are read again. The
+// kernel looks up a sysctl of a namespace among those of all, so reading them each time
+// would take time that grows with the square of the number of namespaces.
 const freshEvery = 8
 
-// settled reports whether the processes by which a namespace was found have said whose
-// it is, even if it has no owner: a process is put into its cgroup a moment after it was started.
+// settled reports whether the owner of the processes through which a namespace was found
+// is final, even if they have none: a process is put into its cgroup a moment after it is
+// started.
 func (p *netnsPast) settled(processes []string) bool {
 	return (p.claim.Kind != "" || p.nobodys >= freshEvery) && slices.Equal(p.processes, processes)
 }
 
-// last returns what a namespace was, and whether what seldom changes is to be read again.
+// last returns the past of a namespace, and whether values that seldom change have to be
+// read again.
 func (h *netnsHistory) last(id uint64) (past netnsPast, fresh bool) {
 	known := h.of[id]
 	if known == nil || !known.known {
@@ -83,25 +85,24 @@ func (h *netnsHistory) last(id uint64) (past netnsPast, fresh bool) {
 	return *known, (uint64(h.reading)+id)%freshEvery == 0
 }
 
-// requestTurns is how many namespaces are looked at for connection requests in a reading,
-// more or less: the kernel goes through the connections of all namespaces for each.
+// requestTurns is the approximate number of namespaces whose connection requests are read
+// in one reading: for each, the kernel goes through the connections of all namespaces.
 const requestTurns = 4
 
-// turn reports whether it is a namespace's turn to be looked at for connection requests.
+// turn reports whether the connection requests of a namespace are to be read now.
 func (h *netnsHistory) turn(id uint64) bool {
 	turns := (h.stirred + requestTurns - 1) / requestTurns
 	return turns < 2 || (uint64(h.reading)+id)%uint64(turns) == 0
 }
 
-// stirs reports whether connection requests have waited in a namespace since it was what
-// it is compared with.
+// stirs reports whether connection requests have waited in a namespace since past.
 func (n *netnsReading) stirs(past *netnsPast) bool {
 	return past.known && n.stirred.Value > past.stirred.Value
 }
 
-// note compares a namespace with what it was. What a new one has counted happened since
-// the last reading, unless it was there before and could not be read, or nobody knows
-// because this is the first reading.
+// note compares the counters of a namespace with their previous values. Everything that a
+// new namespace has counted happened since the last reading, unless the namespace existed
+// before and could not be read, or this is the first reading.
 func (h *netnsHistory) note(n *netnsReading, processes []string) {
 	past := h.of[n.id]
 	counts := h.complete

@@ -9,10 +9,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// chosen returns the claim that a namespace belongs to, of those of processes in it. A
-// pod or a container counts for more than a unit. Where they differ, as while somebody
-// of another pod looks around in it, it is the one that had it, or else that of most;
-// nobody's if there is none.
+// chosen chooses the owner of a namespace from the claims of processes in it. A pod or a
+// container takes precedence over a unit. If claims differ, for example while a process
+// of another pod is in it, chosen returns the previous owner, had, if it is among them,
+// or else the one that more than half of them name, or else none.
 func chosen(claims []owner.Claim, had owner.Claim) owner.Claim {
 	rank := func(c owner.Claim) int {
 		if c.Kind == owner.Unit {
@@ -45,7 +45,7 @@ func chosen(claims []owner.Claim, had owner.Claim) owner.Claim {
 	return owner.Claim{}
 }
 
-// name names the namespaces that nobody owns by the file that they are bound to.
+// name names the namespaces that have no owner after the file that they are bound to.
 func name(all []netnsReading, mounts []parse.NetnsMount) {
 	names := map[uint64]string{}
 	for _, m := range mounts {
@@ -58,10 +58,10 @@ func name(all []netnsReading, mounts []parse.NetnsMount) {
 	}
 }
 
-// distinguish gives each namespace a name of its own. Of those that have the same, such
-// as a pod in which somebody made another one, the one that had it last time keeps it, or
-// else the first. What has none is called by its number: the one that lsns shows, where
-// that may be seen.
+// distinguish gives each namespace a unique name. If several would have the same name,
+// for example in a pod that created another namespace, the one that had it last time
+// keeps it, or else the first. Those without a name are named by their number: the one
+// that lsns shows, if it can be read.
 func (h *netnsHistory) distinguish(all []netnsReading) {
 	taken := map[string]int{}
 	for i := range all {

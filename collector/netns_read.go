@@ -22,61 +22,61 @@ import (
 )
 
 const (
-	// maxNamespaces bounds how many namespaces are looked at and remembered: any user
-	// may make some.
+	// maxNamespaces bounds how many namespaces are read and remembered, because any user
+	// may create some.
 	maxNamespaces = 4096
-	// maxWitnesses is by how many of its processes a namespace is looked for: the first
-	// may end, or leave it, or be a guest there.
+	// maxWitnesses is how many of its processes a namespace is looked for by: the first
+	// may end, leave the namespace, or only visit it.
 	maxWitnesses = 8
-	// netnsPatience is how long a namespace may take until the others go on without it:
-	// longer than one with a million sockets takes on a busy host.
+	// netnsPatience is how long reading a namespace may take before the others continue
+	// without it: longer than one with a million sockets takes on a busy host.
 	netnsPatience = 3 * time.Second
 )
 
-// errMoved means that what was to lead to a namespace does not any more: the process
-// has ended, or is elsewhere.
+// errMoved means that a path to a namespace no longer leads to it: the process has ended
+// or is in another one.
 var errMoved = errors.New("it no longer has a process")
 
-// A looker reads a namespace. Its error is errMoved where there is none any more, and
-// kernel.ErrLost where the tour is at its end.
+// A looker reads a namespace. It returns errMoved if the namespace no longer exists, and
+// kernel.ErrLost if the tour has ended.
 type looker func(context.Context, netnsPlace) (netnsReading, error)
 
 // A netnsPlace is where a namespace was found: at processes, or at a mount.
 type netnsPlace struct {
-	// id is that of the namespace; at a mount it is the inode number of that.
+	// id is the ID of the namespace, or the inode number of the mount.
 	id uint64
 	// processes are some that are in it, named as for kernel.Tour.Visit.
 	processes []string
 	path      string
-	// past is what the namespace was when it was last read.
+	// past is the namespace as it was last read.
 	past netnsPast
-	// fresh is set where what seldom changes is to be read again, turn where it is this
-	// one's turn to be looked at for connection requests.
+	// fresh is set if values that seldom change are to be read again, turn if its
+	// connection requests are to be read.
 	fresh, turn bool
 }
 
 // netnsSettings are the settings of a namespace.
 type netnsSettings struct {
 	timeWaitMax Number
-	// ports counts the range that connect hands out.
+	// ports is the number of ports that connect may choose from.
 	ports Number
 }
 
-// netnsReader looks at every network namespace but the host's. It keeps nothing of
-// them open.
+// netnsReader reads every network namespace except the host's. It keeps nothing of them
+// open.
 type netnsReader struct {
 	*Scope
-	conntrackMax kernel.File // one value for all, each of which may have as many
+	conntrackMax kernel.File // one value, for every namespace separately
 	mountinfo    kernel.File // of the host's mount namespace
 	pods         *owner.Pods
-	// looker returns what looks at namespaces on a tour.
+	// looker returns the function that reads namespaces on a tour.
 	looker  func(*Scope, *kernel.Tour) looker
 	history netnsHistory
 	host    uint64 // the ID of the host's namespace
 	found   netnsMemory
 
 	mu sync.Mutex
-	// hanging are the namespaces from which a visit has not come back.
+	// hanging are the namespaces from which a visit has not returned.
 	hanging map[uint64]bool
 }
 
@@ -105,8 +105,8 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 	p.Add(err)
 
 	there, missed := crowded, crowded
-	var failed, unnamed error                  // the first one's
-	unread, hidden := map[uint64]bool{}, false // of those that failed, the mounts
+	var failed, unnamed error                  // the first errors
+	unread, hidden := map[uint64]bool{}, false // mounts of those that failed
 	r.history.begin()
 	took := func(at netnsPlace, n netnsReading, err error) {
 		if errors.Is(err, errMoved) {
@@ -163,8 +163,8 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 	return p.Err()
 }
 
-// find finds the namespaces that have a process, and returns how many more processes
-// were in none of them because there are so many.
+// find finds the namespaces that have a process. crowded is the number of further
+// processes outside these, left out because there are too many namespaces.
 func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded int, err error) {
 	defer r.Place.Leave()
 	r.host, err = r.ID("1")
@@ -208,8 +208,8 @@ func (r *netnsReader) find(ctx context.Context) (places []netnsPlace, crowded in
 	return places, crowded, err
 }
 
-// thread returns a thread of a process whose first thread has ended, which is all that
-// is left in its network namespace.
+// thread returns a thread of a process whose first thread has ended, and the network
+// namespace of that thread.
 func (r *netnsReader) thread(process string) (thread string, id uint64, err error) {
 	threads, err := os.ReadDir(filepath.Join(r.ProcPath, process, "task"))
 	if err != nil {
@@ -228,8 +228,9 @@ func (r *netnsReader) thread(process string) (thread string, id uint64, err erro
 	return thread, id, err
 }
 
-// mounts returns where namespaces are bound to files in the host's mount namespace, as
-// this process reaches them. Who may not see that may not enter them either.
+// mounts returns the files that namespaces are bound to in the host's mount namespace, by
+// the path at which this process reaches them. A process that may not see them may not
+// enter the namespaces either.
 func (r *netnsReader) mounts() []parse.NetnsMount {
 	b, err := r.mountinfo.Read()
 	if err != nil {
@@ -239,7 +240,7 @@ func (r *netnsReader) mounts() []parse.NetnsMount {
 	if len(mounts) == 0 {
 		return nil
 	}
-	// A mount has a number that no other one has in any mount namespace.
+	// The number of a mount is unique across mount namespaces.
 	first, _, _ := bytes.Cut(b, []byte("\n"))
 	if own, err := os.ReadFile("/proc/self/mountinfo"); err == nil && bytes.HasPrefix(own, append(first, '\n')) {
 		return mounts
@@ -251,7 +252,7 @@ func (r *netnsReader) mounts() []parse.NetnsMount {
 }
 
 // unseen returns the mounts of namespaces that were not seen at a process. Without the
-// privilege to enter namespaces there are none, for it cannot be told which those are.
+// privilege to enter namespaces it returns none, because it cannot know which those are.
 func (r *netnsReader) unseen(mounts []parse.NetnsMount, all []netnsReading, seen map[uint64]bool) (places []netnsPlace) {
 	for i := range all {
 		seen[all[i].mount] = true
@@ -267,9 +268,9 @@ func (r *netnsReader) unseen(mounts []parse.NetnsMount, all []netnsReading, seen
 	return places
 }
 
-// visit has each namespace looked at, and calls took with what came of it. A visit that
-// does not come back, or ends its thread, is left behind with it, and the others get
-// another one. It fails at the context's end alone.
+// visit reads each namespace and calls took with the result. A visit that does not
+// return, or that ends its thread, is abandoned together with its thread, and the others
+// get a new one. visit returns an error only if ctx is done.
 func (r *netnsReader) visit(ctx context.Context, places []netnsPlace, took func(netnsPlace, netnsReading, error)) error {
 	var open []netnsPlace
 	for _, at := range places {
@@ -293,14 +294,14 @@ func (r *netnsReader) visit(ctx context.Context, places []netnsPlace, took func(
 	return nil
 }
 
-// travel is visit up to the first that does not come back. It returns how many were
-// dealt with.
+// travel does what visit does, up to the first visit that does not return. It returns how
+// many places were dealt with.
 func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func(netnsPlace, netnsReading, error)) (int, error) {
 	type result struct {
 		reading netnsReading
 		err     error
 	}
-	// Handed over one by one they would cost a change of threads each.
+	// Handing results over one by one would cost a thread switch each.
 	var mu sync.Mutex
 	results, left, over := make([]result, 0, len(places)), false, false
 	ended := make(chan error, 1)
@@ -334,7 +335,7 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 			return nil
 		})
 	}()
-	// leave takes what there is. A visit that is under way goes on without us.
+	// leave takes the results so far. A visit in progress continues without us.
 	leave := func(underWay bool) int {
 		mu.Lock()
 		defer mu.Unlock()
@@ -375,7 +376,7 @@ func (r *netnsReader) travel(ctx context.Context, places []netnsPlace, took func
 	}
 }
 
-// hang notes whether a visit to a namespace is under way that nobody waits for.
+// hang records whether an abandoned visit to a namespace is still in progress.
 func (r *netnsReader) hang(id uint64, hangs bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

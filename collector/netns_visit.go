@@ -14,7 +14,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// netnsVisitor reads one namespace after another, by the readers that read the host's.
+// netnsVisitor reads one namespace after another, with the readers that also read the
+// host's.
 type netnsVisitor struct {
 	*Scope
 	tour                           *kernel.Tour
@@ -26,12 +27,12 @@ type netnsVisitor struct {
 	requests                       func(context.Context) (Number, error)
 	unix                           func(context.Context, *unixSockets) error
 	udp                            func(context.Context) (*udpVisitor, error)
-	// places are those of the counters of the host that each counter is the sum of.
+	// places are, for each counter, the indexes of the host's counters that it sums up.
 	places [netnsCounterCount][]int
-	// stirs are the places of netnsStirs.
+	// stirs are the indexes of netnsStirs.
 	stirs []int
 	buf   []byte
-	// brief is set where only the numbers of sockets and connections are wanted.
+	// brief is set if only the numbers of sockets and connections are wanted.
 	brief bool
 }
 
@@ -42,7 +43,7 @@ func newNetnsVisitor(k *Scope, t *kernel.Tour) *netnsVisitor {
 		timeWaitMax: t.Sysctl("net.ipv4.tcp_max_tw_buckets"), portRange: t.Sysctl("net.ipv4.ip_local_port_range"),
 		tcpCounters: netstatOf(t.Netns, "netstat"), udpCounters: netstatOf(t.Netns, "snmp", "snmp6"),
 		listeners: listenersOf(t.Netns, k.Top),
-		// The fullest is all that is said of these.
+		// Only the fullest is reported.
 		unix: unixOf(t.Netns, 1), udp: udpQueuesOf(t.Netns, 1),
 		buf: make([]byte, 4096),
 	}
@@ -61,7 +62,7 @@ func newNetnsVisitor(k *Scope, t *kernel.Tour) *netnsVisitor {
 	return v
 }
 
-// look reads a namespace by the first of its processes that is still there.
+// look reads a namespace through the first of its processes that still exists.
 func (v *netnsVisitor) look(ctx context.Context, at netnsPlace) (n netnsReading, err error) {
 	if at.path != "" {
 		return v.lookMounted(ctx, at)
@@ -75,8 +76,8 @@ func (v *netnsVisitor) look(ctx context.Context, at netnsPlace) (n netnsReading,
 	return n, err
 }
 
-// lookBy reads a namespace by a process. What it read is of that namespace if the
-// process was there before and after.
+// lookBy reads a namespace through a process. The reading is valid if the process was in
+// that namespace before and after.
 func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, process string) (n netnsReading, err error) {
 	lost := v.tour.Visit(process, func(entered error) error {
 		if !v.tour.At(at.id) {
@@ -87,7 +88,7 @@ func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, process string
 		if n.limited {
 			n.mount, _ = v.MountID(process)
 		}
-		// The same processes in the same namespace are the same.
+		// The same processes in the same namespace have the same owner.
 		if !at.fresh && at.past.settled(at.processes) {
 			n.claim = at.past.claim
 		} else {
@@ -102,7 +103,7 @@ func (v *netnsVisitor) lookBy(ctx context.Context, at netnsPlace, process string
 	return n, cmp.Or(lost, err)
 }
 
-// claims asks the processes that are in a namespace whose they are.
+// claims returns the owners that the processes in a namespace claim.
 func (v *netnsVisitor) claims(at netnsPlace) (claims []owner.Claim, err error) {
 	for _, process := range at.processes {
 		if id, err := v.ID(process); err != nil || id != at.id {
@@ -133,14 +134,14 @@ func (v *netnsVisitor) lookMounted(ctx context.Context, at netnsPlace) (n netnsR
 		}
 		return nil
 	})
-	if errors.Is(err, fs.ErrNotExist) { // it is mounted no more
+	if errors.Is(err, fs.ErrNotExist) { // it is no longer mounted
 		err = errMoved
 	}
 	return n, cmp.Or(err, here)
 }
 
-// read reads the namespace that the tour is at. What it cannot read is named in the
-// error, and the namespace is left out.
+// read reads the namespace that the tour is at. Its error names everything that could not
+// be read; then the namespace is left out.
 func (v *netnsVisitor) read(ctx context.Context, at netnsPlace, n *netnsReading) error {
 	var p parse.Problems
 	v.readSockstat(n, &p)
@@ -184,7 +185,7 @@ func (v *netnsVisitor) count(ctx context.Context, read func(context.Context, *ne
 	return err
 }
 
-// file reads a small file of procfs, valid until the next one.
+// file reads a small file of procfs. The result is valid until the next call.
 func (v *netnsVisitor) file(name string) ([]byte, error) {
 	path := filepath.Join(v.ProcPath, name)
 	v.Place.Enter(&path)
@@ -221,7 +222,7 @@ func (v *netnsVisitor) readConntrack(n *netnsReading, p *parse.Problems) {
 	var sums [3]uint64
 	lost, err := parse.CPUTable(b, v.conntrack.Path(), []string{"entries", "drop", "insert_failed"}, func(_, column int, value uint64) {
 		if column == 0 {
-			sums[0] = value // the whole table's, in each row
+			sums[0] = value // that of the whole table, in each row
 		} else {
 			sums[column] += value
 		}
@@ -234,10 +235,10 @@ func (v *netnsVisitor) readConntrack(n *netnsReading, p *parse.Problems) {
 	}
 }
 
-// readTCP reads what of TCP only a thread in the namespace sees.
+// readTCP reads the TCP values that are visible only from within the namespace.
 func (v *netnsVisitor) readTCP(ctx context.Context, at netnsPlace, n *netnsReading, p *parse.Problems) {
 	if n.inuse.Value+n.timeWait.Value == 0 {
-		return // nothing that a limit could be set for
+		return // no sockets, so no limit matters
 	}
 	if at.fresh || n.settings == (netnsSettings{}) {
 		p.Add(v.readSettings(&n.settings))
@@ -269,8 +270,8 @@ func (v *netnsVisitor) readTCP(ctx context.Context, at netnsPlace, n *netnsReadi
 		}
 	}
 
-	// The kernel's table of connections is that of all namespaces, and a walk goes
-	// through all of it. So there is none where they are too few for one destination to
+	// The kernel has one table of connections for all namespaces, and a walk goes through
+	// all of it. So it is skipped if there are too few connections for one destination to
 	// hold half of the ports.
 	if ports := n.settings.ports; ports.Present && n.inuse.Value+n.timeWait.Value >= ports.Value/2 {
 		var err error
@@ -279,7 +280,7 @@ func (v *netnsVisitor) readTCP(ctx context.Context, at netnsPlace, n *netnsReadi
 	}
 }
 
-// readQueues reads the queues of other sockets, where there are such.
+// readQueues reads the queues of unix and UDP sockets, if there are any.
 func (v *netnsVisitor) readQueues(ctx context.Context, n *netnsReading, p *parse.Problems) {
 	if n.others.Value > 0 {
 		var s unixSockets
@@ -325,8 +326,8 @@ func (v *netnsVisitor) readSettings(s *netnsSettings) (err error) {
 	return p.Err()
 }
 
-// readPorts returns the share of the ephemeral ports that the worst pair of address and
-// destination holds.
+// readPorts returns the share of the ephemeral ports that is held by the pair of address
+// and destination with the most.
 func (v *netnsVisitor) readPorts(ctx context.Context) (Number, error) {
 	if v.ports == nil {
 		v.ports = portsOf(v.tour.Netns)

@@ -7,22 +7,22 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// netstat is one reading of the counters of /proc/net/snmp, snmp6 and netstat:
-// one number for each row of netstatCounters, in the same order.
+// netstat is one reading of the counters of /proc/net/snmp, snmp6 and netstat: one number
+// for each row of netstatCounters, in the same order.
 type netstat []Number
 
-// netstatCounter is a row: one counter, under the name of its section and field.
+// netstatCounter is a row: one counter, and its section and field in the file.
 type netstatCounter struct {
 	name    string
 	section string // "TcpExt:", or "snmp6" for a field of that file
 	field   string
-	scale   float64 // 0 is 1
+	scale   float64 // 0 means 1
 	help    string
 }
 
-// netstatCounters lists the counters that tell of pressure. All are those of the
-// host's network namespace since it was made. A counter that a kernel does not
-// have is left out.
+// netstatCounters returns the counters that show pressure. All count in the host's
+// network namespace since it was created. Counters that a kernel does not have are left
+// out.
 func netstatCounters() []netstatCounter {
 	return []netstatCounter{
 		{"tcp_listen_overflows_total", "TcpExt:", "ListenOverflows", 0, "Connections dropped because the accept queue of their listener was full."},
@@ -91,10 +91,10 @@ func netstatSpec() Spec {
 	})
 }
 
-// netstatIndex gives the place of a field in a netstat, by section and name.
+// netstatIndex gives the index of a field in a netstat, by section and name.
 type netstatIndex map[string]map[string]int
 
-// sections returns the part of the index that one file has.
+// sections returns the part of the index for the given sections.
 func (x netstatIndex) sections(names ...string) netstatIndex {
 	part := netstatIndex{}
 	for _, name := range names {
@@ -103,8 +103,8 @@ func (x netstatIndex) sections(names ...string) netstatIndex {
 	return part
 }
 
-// netstatOf returns what reads the counters of a network namespace that are in the given
-// files: netstat, snmp and snmp6.
+// netstatOf returns a function that reads the counters of a network namespace from the
+// given files: netstat, snmp and snmp6.
 func netstatOf(n *kernel.Netns, files ...string) func(context.Context, *netstat) error {
 	counters := netstatCounters()
 	index := netstatIndex{}

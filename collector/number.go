@@ -2,8 +2,8 @@ package collector
 
 import "github.com/sockpressure/sockpressure_exporter/internal/parse"
 
-// Number is a value that may be absent: a kernel without the field, or a file
-// that this user may not read, leaves the zero Number, and nothing is exported.
+// Number is a value that may be absent: a kernel without the field, or a file that this
+// user may not read, leaves the zero Number, and nothing is exported.
 type Number = parse.Number
 
 // number returns a Number that is present.

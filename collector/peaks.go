@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// peakSeconds is how far back a peak looks. It is not "since the last scrape": two
+// peakSeconds is how far back a peak looks. It does not depend on scrapes: otherwise two
 // servers that scrape the same exporter would take the peaks from each other.
 const peakSeconds = 60
 
-// Proof is a counter that moves only when a limit was reached. Between two samples
-// it is all that is left of that.
+// Proof is a counter that rises only if a limit was reached. It is the only trace if that
+// happens between two samples.
 type Proof struct {
 	// Counter is a metric of any collector.
 	Counter Series
-	// Less is one that counts a part of it with another cause, empty if there is none.
+	// Less counts the part of Counter that has another cause, empty if there is none.
 	Less Series
 }
 
@@ -23,7 +23,7 @@ type Proof struct {
 type peaks struct {
 	began  time.Time
 	proofs map[string][]Proof // by resource
-	counts map[string]bool    // the metrics that the proofs are of
+	counts map[string]bool    // the metrics that the proofs refer to
 
 	mu      sync.Mutex
 	limits  map[string]*window
@@ -52,7 +52,7 @@ func newPeaks(specs []Spec) *peaks {
 	return p
 }
 
-// of reports whether readings of a collector say something of a limit's peak.
+// of reports whether readings of a collector affect the peak of a limit.
 func (p *peaks) of(spec Spec) bool {
 	for _, m := range spec.Metrics {
 		if p.counts[m.Name] {
@@ -62,7 +62,7 @@ func (p *peaks) of(spec Spec) bool {
 	return len(spec.Limits) > 0
 }
 
-// observe takes note of a reading.
+// observe records a reading.
 func (p *peaks) observe(r reading) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,7 +98,7 @@ func (p *peaks) observe(r reading) {
 	}
 }
 
-// peak returns the highest saturation of a limit, absent where it was not sampled.
+// peak returns the highest saturation of a limit, absent if it was not sampled.
 func (p *peaks) peak(resource string) Number {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,7 +109,7 @@ func (p *peaks) peak(resource string) Number {
 	return w.highest(int64(time.Since(p.began) / time.Second))
 }
 
-// window has the highest saturation of each second of the last ones.
+// window keeps the highest saturation in each of the last seconds.
 type window [peakSeconds + 1]struct {
 	saturation Number
 	second     int64

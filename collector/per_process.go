@@ -2,13 +2,13 @@ package collector
 
 import "time"
 
-// perProcess keeps something of each process from one reading to the next, because
-// asking every process again is most of what a reading costs. A process that got the
-// PID of another has another inode, and is new.
+// perProcess keeps something about each process from one reading to the next, because
+// asking every process again is most of the cost of a reading. A process that reuses the
+// PID of another has a different inode, and counts as new.
 type perProcess[T any] struct {
 	now time.Time
-	// known is what the last reading kept, in ascending order of PIDs, as procfs has
-	// them, and at the place of the next one in it. next is what this reading keeps.
+	// known is what the last reading kept, in ascending order of PIDs, as in procfs, and
+	// at the index of the next one in it. next is what this reading keeps.
 	known, next []known[T]
 	at          int
 }
@@ -16,11 +16,11 @@ type perProcess[T any] struct {
 type known[T any] struct {
 	pid   int
 	inode uint64
-	since time.Time // it is known
+	since time.Time // since when it is known
 	of    T
 }
 
-// maxKnown bounds the memory: some 5 MB. Of more processes nothing is kept.
+// maxKnown bounds the memory, to some 5 MB. Nothing is kept about further processes.
 const maxKnown = 32768
 
 // begin begins a reading.
@@ -29,8 +29,8 @@ func (m *perProcess[T]) begin(now time.Time) {
 	m.now, m.at = now, 0
 }
 
-// last returns what was kept of a process, or a new one. Processes come in ascending
-// order of their PIDs; one that does not is new.
+// last returns what was kept about a process, or a new entry. It must be called in
+// ascending order of PIDs; a process out of order counts as new.
 func (m *perProcess[T]) last(pid int, inode uint64) known[T] {
 	for m.at < len(m.known) && m.known[m.at].pid < pid {
 		m.at++
@@ -41,8 +41,8 @@ func (m *perProcess[T]) last(pid int, inode uint64) known[T] {
 	return known[T]{pid: pid, inode: inode, since: m.now}
 }
 
-// keep keeps it for the next reading, and returns its place in next, -1 if there is no
-// room.
+// keep keeps an entry for the next reading. It returns the entry's index in next, -1 if
+// there is no room.
 func (m *perProcess[T]) keep(k known[T]) int {
 	if len(m.next) == maxKnown {
 		return -1
@@ -51,8 +51,8 @@ func (m *perProcess[T]) keep(k known[T]) int {
 	return len(m.next) - 1
 }
 
-// old reports whether what was found at a time is to be found again: after age, and
-// up to a quarter more, so that not all of the processes are asked at once.
+// old reports whether a value found at the given time has to be read again: after age,
+// plus up to a quarter, so that not all processes are asked at once.
 func (m *perProcess[T]) old(pid int, found time.Time, age time.Duration) bool {
 	return m.now.Sub(found) >= age+age/4*time.Duration(pid%64)/64
 }

@@ -14,16 +14,16 @@ import (
 
 // ports is one reading of the ephemeral ports that outbound connections hold.
 type ports struct {
-	// limit is the ports of the range that connect may hand out.
+	// limit is the number of ports in the range that connect may choose from.
 	limit Number
-	// tuples is how many ports each holds, of those that were counted.
+	// tuples is the number of ports that each tuple holds, of those that were counted.
 	tuples map[tuple]uint32
-	// holders finds who holds those of some tuples.
+	// holders finds the holders of the ports of some tuples.
 	holders func(context.Context, []tupleCount) []holding
 }
 
-// tuple is what the kernel hands out ports by: each may use every port of the
-// range once. An IPv4 address is mapped into IPv6.
+// tuple is the key by which the kernel assigns ports: each tuple may use every port of
+// the range once. An IPv4 address is mapped into IPv6.
 type tuple struct {
 	source, destination [16]byte
 	port                uint16 // of the destination
@@ -96,7 +96,8 @@ func portsSpec() Spec {
 				List:    &ListInfo{Title: "Address pairs that hold the most ephemeral ports", Column: "from → to"},
 				Sysctls: []Sysctl{{"net.ipv4.ip_local_port_range", Ports, true}},
 				Sizing: Sizing{
-					// One that the host closes first holds its port in TIME_WAIT.
+					// A connection that the host closes first holds its port in
+					// TIME_WAIT.
 					Needs: func(l Load) float64 {
 						if l.Outbound == 0 {
 							return 0
@@ -115,7 +116,7 @@ func portsSpec() Spec {
 	})
 }
 
-// portsOf returns what reads the ephemeral ports of a network namespace.
+// portsOf returns a function that reads the ephemeral ports of a network namespace.
 func portsOf(n *kernel.Netns) func(context.Context, *ports) error {
 	client := n.SockDiag()
 	portRange := n.Sysctl("net.ipv4.ip_local_port_range")
@@ -125,8 +126,7 @@ func portsOf(n *kernel.Netns) func(context.Context, *ports) error {
 	v := &portsVisitor{outbound: outbound, listening: listening, tuples: newFrequent[tuple](maxTuples)}
 
 	return func(ctx context.Context, s *ports) error {
-		// Every row depends on the ports of the range, so what is wrong with them is
-		// wrong with all.
+		// Every row depends on the range, so an error in it affects all.
 		b, err := required(portRange, "net.ipv4.ip_local_port_range")
 		if err != nil {
 			return err
@@ -144,8 +144,8 @@ func portsOf(n *kernel.Netns) func(context.Context, *ports) error {
 			return err
 		}
 
-		// The connections of a port that is listened on were accepted. Asking for
-		// listeners alone spares the kernel the large table.
+		// Connections of a port with a listener were accepted. Asking for listeners only
+		// spares the kernel a walk of the large table.
 		listeners := sockdiag.Request{
 			States: sockdiag.MaskOf(sockdiag.Listen),
 			Ports:  []sockdiag.PortRange{{Low: low, High: high}},
@@ -153,13 +153,13 @@ func portsOf(n *kernel.Netns) func(context.Context, *ports) error {
 		if err := walk(ctx, client, listeners, listening); err != nil {
 			return err
 		}
-		// connect passes over a port that is listened on, at whatever address.
+		// connect skips a port that has a listener, at any address.
 		s.limit = number(outbound.countWithout(&listening.ports))
 		held := sockdiag.Request{
 			States: sockdiag.AllStates.Without(sockdiag.Listen, sockdiag.Close, sockdiag.SynRecv),
 			Ports:  outbound.ranges(sockdiag.MaxRanges),
 		}
-		v.Reset() // should there be no port to ask for
+		v.Reset() // in case there is no port to ask for
 		if len(held.Ports) > 0 {
 			if err := walk(ctx, client, held, v); err != nil {
 				return err
@@ -174,7 +174,7 @@ func portsOf(n *kernel.Netns) func(context.Context, *ports) error {
 	}
 }
 
-// portsHeld returns who holds the most ports of each tuple, by another walk.
+// portsHeld returns the largest holder of each tuple's ports, by another walk.
 func portsHeld(ctx context.Context, client *sockdiag.Client, held sockdiag.Request, of []tupleCount) []holding {
 	v := &portsHeldVisitor{of: of}
 	if walk(ctx, client, held, v) != nil {
@@ -187,8 +187,8 @@ func portsHeld(ctx context.Context, client *sockdiag.Client, held sockdiag.Reque
 	return most
 }
 
-// portsHeldVisitor counts the sockets of some tuples by who opened them. TIME_WAIT is
-// nobody's.
+// portsHeldVisitor counts the sockets of some tuples by user and cgroup. Sockets in
+// TIME_WAIT have neither.
 type portsHeldVisitor struct {
 	of     []tupleCount
 	groups []socketGroups
@@ -211,10 +211,10 @@ func (v *portsHeldVisitor) Visit(s *sockdiag.Socket) {
 	}
 }
 
-// maxTuples bounds the memory of a walk: some 1.5 MB. Up to that many tuples the
-// counts are exact. Beyond it, of n connections counted, a count can be too low
-// by 2 n / maxTuples at most, and is never too high: with a million connections
-// to as many destinations by 122 of the 28,232 ports of the default range.
+// maxTuples bounds the memory of a walk, to some 1.5 MB. Up to that many tuples the
+// counts are exact. Beyond it, of n connections counted, a count can be too low by at
+// most 2 n / maxTuples, and is never too high: with a million connections to as many
+// destinations, by 122 of the 28,232 ports of the default range.
 const maxTuples = 16384
 
 // portsVisitor counts the ports that each tuple holds.
@@ -232,21 +232,21 @@ func (v *portsVisitor) Visit(s *sockdiag.Socket) {
 	}
 }
 
-// listenVisitor finds out what is listened on. A port that is listened on at
-// every address is taken out of a set, which the kernel filters by; one that is
-// listened on at some address may hold connections from others, by bind.
+// listenVisitor finds the ports and addresses that have listeners. It removes a port with
+// a listener on every address from a set, by which the kernel filters. A port with a
+// listener on one address may hold connections from other addresses, by bind.
 //
-// Any user may listen on half a million addresses of loopback, so only so many are
-// kept. Where there are more, a port that is listened on at one of the others
-// counts as listened on at every address, which connect takes it for too.
+// Any user may listen on half a million addresses of loopback, so only maxListeners are
+// kept. If there are more, a port that has a listener on one of the others counts as
+// having one on every address, as it also does for connect.
 type listenVisitor struct {
 	wildcard  *portSet
 	addresses map[localAddr]bool
-	ports     portSet // of addresses, and of those that found no room there
-	crowded   portSet // of those that found no room
+	ports     portSet // of addresses, and of those that were not kept
+	crowded   portSet // of those that were not kept
 }
 
-// maxListeners bounds the memory of a walk over listeners: some 1 MB.
+// maxListeners bounds the memory of a walk over listeners, to some 1 MB.
 const maxListeners = 8192
 
 type localAddr struct {
@@ -272,7 +272,7 @@ func (v *listenVisitor) Visit(s *sockdiag.Socket) {
 	}
 }
 
-// at reports whether the local end of a socket is listened on.
+// at reports whether there is a listener on the local address and port of a socket.
 func (v *listenVisitor) at(s *sockdiag.Socket) bool {
 	return v.ports.has(s.SourcePort) && (v.crowded.has(s.SourcePort) || v.addresses[localAddr{s.Source16(), s.SourcePort}])
 }
@@ -290,8 +290,8 @@ func (p *portSet) set(low, high uint16, in bool) {
 	}
 }
 
-// ranges returns the set as at most n ranges, in ascending order. Where it has
-// more, the last one also covers ports that are not in the set.
+// ranges returns the set as at most n ranges, in ascending order. If the set has more,
+// the last one also covers ports that are not in the set.
 func (p *portSet) ranges(n int) []sockdiag.PortRange {
 	var ranges []sockdiag.PortRange
 	for i, in := range p {
@@ -308,7 +308,7 @@ func (p *portSet) ranges(n int) []sockdiag.PortRange {
 	return ranges
 }
 
-// countWithout counts the ports of the set that another does not have.
+// countWithout counts the ports in the set that are not in other.
 func (p *portSet) countWithout(other *portSet) (n uint64) {
 	for i, in := range p {
 		if in && !other[i] {

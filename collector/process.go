@@ -25,22 +25,22 @@ import (
 
 // processes is one reading of the file descriptors of every process.
 type processes struct {
-	// worst is, of each group of processes with the same name, the one nearest to
-	// its limit; the nearest first, at most Top of them.
+	// worst is, for each name, the process nearest to its limit; nearest first, at most
+	// Top of them.
 	worst []processFiles
-	// most is the one that has the most open.
+	// most is the process with the most open descriptors.
 	most processFiles
 	// unreadable counts the processes that this user may not look into.
 	unreadable Number
 }
 
-// processFiles is the descriptors of one process. Until it is shown, its name may be
-// one that it had.
+// processFiles is the descriptors of one process. Until the process is shown, name may be
+// a previous one.
 type processFiles struct {
 	name        string
 	pid         int
 	open, limit float64
-	place       int  // in processMemory
+	place       int  // index in processMemory
 	fresh       bool // the limit was read in this reading
 }
 
@@ -104,7 +104,7 @@ func processSpec() Spec {
 					Rule:    "connections of one process (two for each client of a proxy), plus its other files",
 					Initial: "1,024 (soft); `fs.nr_open` 1,048,576",
 					Objects: []Object{{"filp", 192}, {"an entry in the descriptor table", 8}}, OfSocket: true,
-					Fresh: 1024, // INR_OPEN_CUR (include/uapi/linux/fs.h), as systemd leaves it
+					Fresh: 1024, // INR_OPEN_CUR (include/uapi/linux/fs.h), which systemd keeps
 					Most:  math.MaxInt32 &^ 63,
 					Settings: []Setting{
 						{"the unit of the service", "LimitNOFILE=%.0f"},
@@ -119,14 +119,14 @@ func processSpec() Spec {
 	})
 }
 
-// maxUnreadable is the share of processes that may be out of sight before nothing
-// can be said of the worst one.
+// maxUnreadable is the largest share of processes that may be unreadable before nothing
+// can be said about the worst one.
 const maxUnreadable = 0.02
 
-// candidates is how many processes are looked at for different names.
+// candidates is how many processes are considered to find different names.
 const candidates = 1024
 
-// processReader looks at every process.
+// processReader reads every process.
 type processReader struct {
 	*Scope
 	memory processMemory
@@ -137,14 +137,14 @@ func newProcessReader(k *Scope) *processReader {
 	return &processReader{Scope: k, buf: make([]byte, 4096)}
 }
 
-// read looks at every process. One that ends meanwhile is left out.
+// read reads every process. One that ends in the meantime is left out.
 func (r *processReader) read(ctx context.Context, s *processes) error {
 	if err := r.View().Processes; err != nil {
 		return err
 	}
 	sized := hasSizedFolders(r.ProcPath)
-	// The walk's own descriptors are not open otherwise: that of the procfs, and that
-	// by which a process's are listed.
+	// The walk's own descriptors are not otherwise open: that of the procfs, and the one
+	// through which a process's are listed.
 	self, ours := -1, 1
 	if link, err := os.Readlink(filepath.Join(r.ProcPath, "self")); err == nil {
 		self, _ = strconv.Atoi(link)
@@ -190,7 +190,8 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 		case err != nil:
 			p.Add(fmt.Errorf("%s of process %d: %w", what, pid, err))
 			unreadable++
-		// No limit, or one of 0 under which a process may keep what it has open.
+		// The limit is 0 if there is none, or if it is 0; then the process may keep what
+		// it has open.
 		case f.limit > 0:
 			worst.offer(f)
 		}
@@ -208,9 +209,9 @@ func (r *processReader) read(ctx context.Context, s *processes) error {
 	return p.Err()
 }
 
-// choose names the processes that are shown, one of each name, with the limits and
-// the names that they have now. It fails, and shows none, where one cannot be read
-// that has not ended: it may be the worst.
+// choose names the processes that are shown, one for each name, with their present limits
+// and names. If the limit or name of a running process cannot be read, it fails and shows
+// none, because that process may be the worst.
 func (r *processReader) choose(s *processes, of []processFiles) (err error) {
 	defer func() {
 		if err != nil {
@@ -229,12 +230,12 @@ func (r *processReader) choose(s *processes, of []processFiles) (err error) {
 			continue
 		}
 		if !f.fresh {
-			// What it is now may move it away from the first place.
+			// With its present limit it may no longer be the first.
 			limit, err := softLimit(dir+"/limits", r.buf)
 			if err != nil && !procfile.IsGone(err) {
 				return fmt.Errorf("limits of process %d: %w", f.pid, err)
 			}
-			if err != nil || limit == 0 { // it has ended, or has no limit any more
+			if err != nil || limit == 0 { // it has ended, or no longer has a limit
 				heap.Pop(&nearest)
 				continue
 			}
@@ -261,13 +262,13 @@ func (r *processReader) choose(s *processes, of []processFiles) (err error) {
 	return nil
 }
 
-// before orders processes: the nearest to its limit is first.
+// before orders processes by how near they are to their limit, nearest first.
 func (p processFiles) before(o processFiles) bool {
 	return cmp.Or(cmp.Compare(o.ratio(), p.ratio()), cmp.Compare(p.pid, o.pid)) < 0
 }
 
-// nearestProcesses keeps the n processes that are nearest to their limit, as a heap
-// whose root is the farthest of them.
+// nearestProcesses keeps the n processes that are nearest to their limit, as a heap whose
+// root is the farthest of them.
 type nearestProcesses struct {
 	n    int
 	heap []processFiles
@@ -302,9 +303,9 @@ func (h *nearestFirst) Pop() any {
 	return last
 }
 
-// hasSizedFolders reports whether the size of /proc/<pid>/fd is the number of
-// descriptors (Linux 6.2), which spares listing them. A process has some, so
-// without that the size is 0. Only a real procfs can be asked.
+// hasSizedFolders reports whether the size of /proc/<pid>/fd is the number of descriptors
+// (Linux 6.2), which makes listing them unnecessary. A process has some descriptors, so
+// on older kernels the size is 0. Only a real procfs can be asked.
 func hasSizedFolders(proc string) bool {
 	var st unix.Statfs_t
 	if err := unix.Statfs(proc, &st); err != nil || st.Type != unix.PROC_SUPER_MAGIC {
@@ -314,8 +315,8 @@ func hasSizedFolders(proc string) bool {
 	return err == nil && size > 0
 }
 
-// countFiles counts the open descriptors of the process whose folder is dir. id
-// is the inode number of the folder of them, as in limitMemory.
+// countFiles counts the open descriptors of the process whose folder is dir. id is the
+// inode number of its fd folder, as in processMemory.
 func countFiles(dir string, sized bool) (n int, id uint64, err error) {
 	fds := dir + "/fd"
 	var st unix.Stat_t
@@ -342,11 +343,10 @@ func countFiles(dir string, sized bool) (n int, id uint64, err error) {
 	}
 }
 
-// softLimit reads the soft limit of descriptors of a process; 0 where there is
-// none.
+// softLimit reads the soft limit of descriptors of a process, 0 if there is none.
 func softLimit(path string, buf []byte) (float64, error) {
 	b, err := procfile.ReadOnce(path, buf)
-	if err != nil || len(b) == 0 { // empty when the process is just ending
+	if err != nil || len(b) == 0 { // empty while the process is ending
 		return 0, err
 	}
 	limit, err := parse.SoftLimit(b, path)

@@ -2,35 +2,34 @@ package collector
 
 import "time"
 
-// processMemory keeps the limits of processes from one reading to the next. They
-// cost four times as much to read as it does to count the descriptors: the kernel
-// writes a table of sixteen limits.
+// processMemory keeps the limits of processes from one reading to the next. Reading them
+// costs four times as much as counting the descriptors, because the kernel writes a table
+// of sixteen limits.
 //
-// A limit is of use for a time only, because prlimit changes it at any moment. What is shown
-// is never from here: a limit that was raised is read before a process is called
-// near to it, one that was lowered within limitAge and a quarter.
+// A limit is used for a limited time only, because prlimit can change it at any moment.
+// Limits that are shown never come from here: a raised limit is read before a process is
+// reported to be near it, a lowered one within limitAge and a quarter.
 //
-// A name is kept as long, to pass over the many processes of a name that is shown
-// already.
+// A name is kept as long, to skip the many processes with a name that is already shown.
 type processMemory struct{ perProcess[knownLimit] }
 
 type knownLimit struct {
-	limit float64 // 0 is none
+	limit float64 // 0 means none
 	// name is empty until it is needed, and until the process has settled.
 	name string
-	read time.Time // the limit
+	read time.Time // when the limit was read
 }
 
 const (
-	// limitAge is how long a limit is of use, and up to a quarter more.
+	// limitAge is how long a limit is used, plus up to a quarter.
 	limitAge = 2 * time.Minute
-	// settled is how long a process is known before its name is kept: programs name
-	// themselves, or become another one, soon after they begin.
+	// settled is how long a process is known before its name is kept: programs set their
+	// name, or execute another program, soon after they start.
 	settled = 30 * time.Second
 )
 
-// find returns what is known of a process, or the limit that is read now, and its place
-// as perProcess.keep does.
+// find returns what is known about a process, after reading its limit if necessary, and
+// its index as perProcess.keep returns it.
 func (m *processMemory) find(pid int, inode uint64, read func() (float64, error)) (k knownLimit, place int, err error) {
 	p := m.last(pid, inode)
 	if m.old(pid, p.of.read, limitAge) {
@@ -42,10 +41,10 @@ func (m *processMemory) find(pid int, inode uint64, read func() (float64, error)
 	return p.of, m.keep(p), nil
 }
 
-// fresh reports whether the limit is of this reading.
+// fresh reports whether the limit was read in this reading.
 func (m *processMemory) fresh(k knownLimit) bool { return k.read.Equal(m.now) }
 
-// note notes the limit and the name that the process at a place has now.
+// note records the present limit and name of the process at an index.
 func (m *processMemory) note(place int, limit float64, name string) {
 	if place >= 0 {
 		p := &m.next[place]

@@ -15,60 +15,59 @@ import (
 // namespace is the prefix of every metric name.
 const namespace = "sockpressure_"
 
-// Spec is one collector, as listed by Specs: what it is, what it reads, and the
-// metrics and limits that it makes of one reading.
+// Spec is one collector, as listed by Specs: its name, what it reads, and the metrics and
+// limits that it makes of one reading.
 type Spec struct {
 	Name string
 	// Help is one sentence on what the collector reads.
 	Help string
-	// Privilege describes what is missing without a privilege, and which privilege
-	// that is. Empty means that any user gets everything.
+	// Privilege describes what is missing without a privilege, and names that privilege.
+	// It is empty if any user gets everything.
 	Privilege string
-	// Walk marks a collector whose cost grows with the host's load. It is read
-	// no more often than its share of a core allows (Config.MaxCPU).
+	// Walk marks a collector whose cost grows with the host's load. It is read no more
+	// often than its share of a core allows (Config.MaxCPU).
 	Walk bool
-	// Often marks a collector of which samples are taken more often than of others once
-	// the peak of one of its limits shows that there are bursts.
+	// Often marks a collector that is sampled more often than others once the peak of one
+	// of its limits shows bursts.
 	Often   bool
 	Metrics []MetricInfo
 	Limits  []LimitInfo
-	// LogLines are what the kernel logs of what the collector reads, besides those of
-	// its limits.
+	// LogLines are what the kernel logs about what the collector reads, other than the
+	// lines of its limits.
 	LogLines []LogLine
-	// Holds are the limits, its own and others', of which the collector finds out who
-	// holds the most.
+	// Holds are the limits, its own or others', whose largest holder the collector finds.
 	Holds []string
 
-	// open prepares the collector's sources, sample those of what its limits need, nil
-	// if that is the same.
+	// open prepares the collector's sources, sample those that its limits need; nil if
+	// that is the same.
 	open, sample func(*Scope) reader
 }
 
 // Sampled reports whether the collector's limits are read between scrapes.
 func (s Spec) Sampled() bool { return s.sample != nil || !s.Walk }
 
-// A reader reads the sources of a collector once. Given metrics it makes no others
-// but those of the limits.
+// A reader reads the sources of a collector once. If metrics is not nil, it makes only
+// those metrics and those that limits need.
 type reader func(_ context.Context, metrics map[string]bool) (reading, error)
 
-// MetricInfo describes a metric, the same for every scrape.
+// MetricInfo describes a metric. It is the same for every scrape.
 type MetricInfo struct {
 	Name   string // without the common prefix
 	Help   string
 	Labels []string
 
-	// values are the values of the labels that the row itself has, as far as they are
-	// the same in every snapshot.
+	// values are the label values that the row itself sets, as far as they are the same
+	// in every snapshot.
 	values [][]string
-	// limit is set where a limit refers to it.
+	// limit is set if a limit refers to the metric.
 	limit bool
 	desc  *prometheus.Desc
 }
 
-// FullName returns the name as Prometheus sees it.
+// FullName returns the name with the common prefix, as Prometheus sees it.
 func (m *MetricInfo) FullName() string { return namespace + m.Name }
 
-// Type is the type that the name tells: a counter ends in _total.
+// Type returns the type that the name implies: a counter ends in _total.
 func (m *MetricInfo) Type() prometheus.ValueType {
 	if strings.HasSuffix(m.Name, "_total") {
 		return prometheus.CounterValue
@@ -80,8 +79,8 @@ func (m *MetricInfo) describe() {
 	m.desc = prometheus.NewDesc(m.FullName(), m.Help, m.Labels, nil)
 }
 
-// Metric is a row: one metric of a collector and how it is made from a snapshot
-// of type S. A row without labels has a Value, a row with labels has Values.
+// Metric is a row: one metric of a collector and how it is made from a snapshot of type
+// S. A row without labels has Value set, a row with labels has Values set.
 type Metric[S any] struct {
 	Name   string
 	Help   string
@@ -90,49 +89,49 @@ type Metric[S any] struct {
 	Values func(*S, Emit)
 }
 
-// Emit adds one series to a metric; an absent number adds none.
+// Emit adds one series to a metric, or none if the number is absent.
 type Emit func(n Number, labelValues ...string)
 
-// List is a row: things of one kind, such as listeners, of which the first ones
-// are shown, and how they are found in a snapshot of type S.
+// List is a row: items of one kind, such as listeners, of which the first are shown, and
+// how they are found in a snapshot of type S.
 type List[S, T any] struct {
-	// Items yields all of them, in any order, as long as the snapshot is new. It is nil
-	// where they could not be read.
+	// Items returns an iterator over all items, in any order, that is valid until the
+	// next snapshot. It returns nil if the items could not be read.
 	Items func(*S) iter.Seq[T]
-	// Before reports whether a is shown before b. Of two that neither is, the one
-	// that was yielded first is.
+	// Before reports whether a is shown before b. If neither is before the other, the
+	// item that was yielded first is shown first.
 	Before func(a, b T) bool
-	// Labels and Key are the names and the values of the labels that tell the items
-	// apart. Of items with the same key the first one is shown.
+	// Labels and Key return the names and the values of the labels that identify an item.
+	// If several items have the same key, the first one is shown.
 	Labels []string
 	Key    func(T) []string
-	// Columns are metrics of each item, with the labels that they have besides.
+	// Columns are metrics of each item. Their labels are added to those of the list.
 	Columns []Metric[T]
-	// Limit is that which each item has for itself, nil if there is none.
+	// Limit is the limit that each item has separately, nil if there is none.
 	Limit *ItemLimit[T]
-	// Part divides how many items are shown, for a list of what is seldom near its limit:
-	// with 3 it is a third of --collector.top. 0 is all of them.
+	// Part divides the number of items shown, for a list of items that are seldom near
+	// their limit: 3 means a third of --collector.top. 0 means all.
 	Part int
-	// Holders returns who holds each of some items that are near their limit. It may ask
-	// the kernel again, and it may be nil.
+	// Holders returns the largest holder of each of the given items, which are near their
+	// limit. It may query the kernel again. It may be nil.
 	Holders func(context.Context, *S, []T) []holding
 }
 
-// ItemLimit is a row: a limit that each item of a list has for itself. That of
-// the first item is the limit's reading.
+// ItemLimit is a row: a limit that each item of a list has separately. The reading of the
+// limit is that of the first item.
 type ItemLimit[T any] struct {
 	LimitInfo
-	// Used and Most are an item's usage and limit, where they are not the very
-	// numbers of the metrics that LimitInfo refers to.
+	// Used and Most are an item's usage and limit, if they differ from the metrics that
+	// LimitInfo refers to.
 	Used, Most func(T) Number
 }
 
-// Limit is a row: one limit and how it is made from a snapshot. An absent number
-// means that this kernel does not have the limit or does not enforce it.
+// Limit is a row: one limit and how it is made from a snapshot. An absent number means
+// that this kernel does not have the limit or does not enforce it.
 type Limit[S any] struct {
 	LimitInfo
-	// Used and Most are the usage and the limit, where they are not the very numbers
-	// of the metrics that LimitInfo refers to.
+	// Used and Most are the usage and the limit, if they differ from the metrics that
+	// LimitInfo refers to.
 	Used, Most func(*S) Number
 }
 
@@ -142,43 +141,43 @@ type Definition[S any] struct {
 	Help      string
 	Privilege string
 	Walk      bool
-	// Open prepares the sources and returns the function that fills a snapshot,
-	// all zero at first, from them. It is called from one goroutine at a time. What
-	// it could read is exported beside its error, unless that is a NotSupportedError:
-	// a number that it could not read stays absent.
+	// Open prepares the sources and returns a function that fills a snapshot, initially
+	// zero, from them. That function is called from one goroutine at a time. What it
+	// could read is exported even if it returns an error, unless that is a
+	// NotSupportedError. A number that it could not read stays absent.
 	Open func(*Scope) func(context.Context, *S) error
-	// Sample is Open for what the limits need, in a time that does not grow with the
-	// host's load. Between scrapes that is read. A collector without it is sampled by
-	// Open if it is no Walk, and not at all if it is.
+	// Sample is like Open, but for what the limits need, in a time that does not grow
+	// with the host's load. It is read between scrapes. Without it, a collector is
+	// sampled by Open, or not at all if it is a Walk.
 	Sample  func(*Scope) func(context.Context, *S) error
 	Often   bool
 	Metrics []Metric[S]
 	Lists   []Lister[S]
 	Limits  []Limit[S]
-	// LogLines are what the kernel logs of it, besides those of the limits.
+	// LogLines are what the kernel logs about it, other than the lines of the limits.
 	LogLines []LogLine
-	// Notes returns what a snapshot has for people besides its numbers. It may be nil.
+	// Notes returns the messages that a snapshot has for people. It may be nil.
 	Notes func(*S) []Note
-	// Netns returns the network namespaces other than the host's that are the nearest to
-	// limits of their own, one of each limit. It may be nil.
+	// Netns returns the network namespaces other than the host's that are nearest to
+	// their own limits, one for each limit. It may be nil.
 	Netns func(*S) []NetnsLimit
-	// Holders returns who holds the most of limits, those of other collectors too. It may
-	// be nil.
+	// Holders returns the largest holders of limits, also of other collectors' limits. It
+	// may be nil.
 	Holders func(*S) []holding
 }
 
 // A Lister is a List of items of any type.
 type Lister[S any] interface {
-	// define checks the list, adds its metrics and its limit to the spec, and returns
-	// what tabulates it.
+	// define checks the list, adds its metrics and its limit to the spec, and returns its
+	// tabulator.
 	define(*Spec) tabulator[S]
 }
 
 // tabulator adds to a table what a row makes of a snapshot.
 type tabulator[S any] func(ctx context.Context, s *S, t *table)
 
-// define makes a Spec of a definition: the type of the snapshot ends here. It
-// panics where a row is wrong.
+// define makes a Spec, which is independent of the snapshot's type, from a definition. It
+// panics if a row is wrong.
 func define[S any](d Definition[S]) Spec {
 	spec := Spec{Name: d.Name, Help: d.Help, Privilege: d.Privilege, Walk: d.Walk, Often: d.Often}
 	var rows []tabulator[S]
@@ -200,7 +199,7 @@ func define[S any](d Definition[S]) Spec {
 			spec.Holds = append(spec.Holds, h.resource)
 		}
 	}
-	for i := range spec.Metrics { // all are there, and none moves any more
+	for i := range spec.Metrics { // complete: append no longer moves them
 		spec.Metrics[i].describe()
 	}
 	prepare := func(open func(*Scope) func(context.Context, *S) error) func(*Scope) reader {
@@ -244,12 +243,12 @@ func define[S any](d Definition[S]) Spec {
 	return spec
 }
 
-// wrong stops a program one of whose rows is wrong.
+// wrong panics because a row is wrong.
 func wrong(spec *Spec, format string, args ...any) {
 	panic(fmt.Sprintf("collector %s: ", spec.Name) + fmt.Sprintf(format, args...))
 }
 
-// addMetric adds a metric to the spec and returns its place.
+// addMetric adds a metric to the spec and returns its index.
 func addMetric(spec *Spec, m MetricInfo) int {
 	if m.Name == "" || m.Help == "" {
 		wrong(spec, "metric %q, help %q: one is missing", m.Name, m.Help)
@@ -270,8 +269,8 @@ func (m Metric[S]) define(spec *Spec) tabulator[S] {
 	}
 }
 
-// check panics unless the row has what it is made by, and as many values as labels.
-// It returns the label values of an empty snapshot.
+// check panics unless the row has exactly one of Value and Values, and as many values as
+// labels. It returns the label values of an empty snapshot.
 func (m Metric[S]) check(spec *Spec) (all [][]string) {
 	switch {
 	case m.Value == nil && m.Values == nil, m.Value != nil && m.Values != nil:
@@ -372,7 +371,7 @@ func (l List[S, T]) define(spec *Spec) tabulator[S] {
 	}
 }
 
-// maxNamed is of how many items of a list it is found out who holds them.
+// maxNamed is the number of items of a list for which the holder is determined.
 const maxNamed = 3
 
 // keyed is an item of a list with its label values.

@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// Of a collector marked Often, as many samples as often says are taken where others
-// get one, while the peak of one of its limits is at least restless: there bursts
-// come. On other hosts this costs nothing; waking up costs more than the sample itself.
+// A collector marked Often is sampled often times as frequently as others while the peak
+// of one of its limits is at least restless, which shows bursts. Other hosts do not pay
+// for this, because waking up costs more than the sample itself.
 const (
 	often    = 4
 	restless = 0.25
 )
 
-// idleShare is how many times as long as a round of samples took the sampler rests
-// after it: a host that is short of CPU, or has more listeners than can be read in a
-// moment, gets fewer samples.
+// idleShare is how many times the duration of a round of samples the sampler rests after
+// it. A host that is short of CPU, or has too many listeners to read quickly, gets fewer
+// samples.
 const idleShare = 99
 
-// sampler reads limits between scrapes for their peaks, those whose reading takes the
-// same time under any load.
+// sampler reads limits between scrapes for their peaks. It reads only limits whose
+// reading takes the same time under any load.
 type sampler struct {
 	interval time.Duration
 	runners  []*runner
@@ -40,7 +40,7 @@ func newSampler(interval time.Duration) *sampler {
 	return &sampler{interval: interval, cancel: func() {}, done: make(chan struct{})}
 }
 
-// begin starts it, unless it runs or is turned off.
+// begin starts the sampler, unless it is running or disabled.
 func (s *sampler) begin() {
 	if s.interval <= 0 {
 		return
@@ -52,7 +52,7 @@ func (s *sampler) begin() {
 	})
 }
 
-// end ends it, and waits until it has ended or ctx has.
+// end stops the sampler and waits until it has stopped or ctx is done.
 func (s *sampler) end(ctx context.Context) error {
 	started := true
 	s.start.Do(func() { started = false })
@@ -102,14 +102,15 @@ func (s *sampler) run(ctx context.Context) {
 	}
 }
 
-// restless reports whether more samples are taken of it than of others.
+// restless reports whether the collector is sampled more often than others.
 func (r *runner) restless() bool {
 	return r.spec.Often && slices.ContainsFunc(r.spec.Limits, func(l LimitInfo) bool {
 		return r.peaks.peak(l.Resource).Value >= restless
 	})
 }
 
-// takeSample reads what the limits of a collector depend on, unless it is being read.
+// takeSample reads what the limits of a collector depend on, unless the collector is
+// being read.
 func (r *runner) takeSample(ctx context.Context, patience time.Duration) {
 	select {
 	case r.reading <- struct{}{}:

@@ -12,8 +12,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// Scope is what a collector is given to open its sources with. What it opens and
-// starts ends with it.
+// Scope is what a collector opens its sources with. What the collector opens and starts
+// ends with the scope.
 type Scope struct {
 	*kernel.Files
 	// Host is the host's network namespace.
@@ -23,18 +23,18 @@ type Scope struct {
 	Log *slog.Logger
 
 	holders  *holders
-	place    procfile.Place // what is being read
-	sampling bool           // it is being sampled
+	place    procfile.Place // the file that is being read
+	sampling bool           // a sample is being taken
 	ctx      context.Context
 	cancel   context.CancelFunc
 	wait     sync.WaitGroup
 
 	mu       sync.Mutex
 	deferred []func()
-	failed   error // of a goroutine
+	failed   error // panic of a goroutine
 }
 
-// NewScope returns a scope on a machine.
+// NewScope returns a scope for a machine.
 func NewScope(m *kernel.Machine, top int, log *slog.Logger) *Scope {
 	s := &Scope{Top: top, Log: log, holders: newHolders(m)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -43,16 +43,16 @@ func NewScope(m *kernel.Machine, top int, log *slog.Logger) *Scope {
 	return s
 }
 
-// Defer has f called when the scope ends, after all goroutines and in the order of
-// defer statements.
+// Defer registers f to be called when the scope ends, after all goroutines have ended and
+// in the order of defer statements.
 func (s *Scope) Defer(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.deferred = append(s.deferred, f)
 }
 
-// Go runs f in a goroutine, whose context is done when the scope ends. A panic in
-// it is the error of every reading from then on.
+// Go runs f in a goroutine. Its context is done when the scope ends. If f panics, every
+// later reading fails with that panic.
 func (s *Scope) Go(f func(context.Context)) {
 	s.wait.Go(func() {
 		defer func() {
@@ -67,7 +67,7 @@ func (s *Scope) Go(f func(context.Context)) {
 	})
 }
 
-// err is the panic of a goroutine.
+// err returns the panic of a goroutine, or nil.
 func (s *Scope) err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

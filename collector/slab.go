@@ -14,8 +14,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// slabCaches names the kernel's caches of sockets, of what belongs to them, and
-// of connection tracking.
+// slabCaches returns the names of the kernel's caches of sockets, of objects that belong
+// to them, and of connection tracking.
 func slabCaches() []string {
 	return []string{
 		"TCP", "TCPv6", "MPTCP", "MPTCPv6", "UDP", "UDPv6",
@@ -27,14 +27,14 @@ func slabCaches() []string {
 	}
 }
 
-// largerSlab puts the largest first.
+// largerSlab reports whether a comes before b: the largest first.
 func largerSlab(a, b parse.Slab) bool {
 	return cmp.Or(cmp.Compare(b.Size, a.Size), cmp.Compare(a.Cache, b.Cache)) < 0
 }
 
-// slabReader reads the size of the caches, from /sys/kernel/slab where the
-// kernel has it: that costs a few counters for each cache asked for, while a
-// read of /proc/slabinfo makes the kernel go through the lists of all of them.
+// slabReader reads the size of the caches, from /sys/kernel/slab if the kernel has it.
+// That costs a few counters for each cache asked for, whereas a read of /proc/slabinfo
+// makes the kernel go through the lists of all caches.
 type slabReader struct {
 	caches   []slabCache
 	slabinfo kernel.File
@@ -50,8 +50,8 @@ func newSlabReader(k *Scope) *slabReader {
 	r := &slabReader{slabinfo: k.Proc("slabinfo"), pageSize: k.PageSize}
 	for _, name := range slabCaches() {
 		dir := filepath.Join("kernel/slab", name)
-		// A cache that was merged with others of its size is a link to what they
-		// share, which would show their memory as this one's.
+		// A cache that was merged with others of its size is a symbolic link to the
+		// shared one, whose memory is not this cache's alone.
 		r.caches = append(r.caches, slabCache{
 			name:  name,
 			slabs: k.Sys(filepath.Join(dir, "slabs"), openUnmerged),
@@ -68,9 +68,9 @@ func openUnmerged(path string) (int, error) {
 	return procfile.Open(path)
 }
 
-// read returns the caches that this kernel has, and none without an error for a
-// user that may not see them: only root may. Beside an error it returns those
-// that could be read.
+// read returns the caches that this kernel has. For users other than root, who may not
+// see them, it returns neither caches nor an error. If only some could be read, it
+// returns these and an error.
 func (r *slabReader) read() ([]parse.Slab, error) {
 	slabs, err := r.readSysfs()
 	if err == nil && len(slabs) == 0 {
@@ -89,7 +89,7 @@ func (r *slabReader) readSysfs() ([]parse.Slab, error) {
 		// "2 N0=2": the sum, then each node's share.
 		n, err := sysctlNumber(c.slabs)
 		if errors.Is(err, fs.ErrPermission) {
-			return nil, err // as of all the others
+			return nil, err // the same holds for all others
 		}
 		p.Add(err)
 		order, err := sysctlNumber(c.order)

@@ -7,8 +7,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// sockstat is one reading of /proc/net/sockstat and sockstat6, and of the sysctls
-// that bound what they count. All of it is constant-time for the kernel.
+// sockstat is one reading of /proc/net/sockstat and sockstat6, and of the sysctls that
+// bound what they count. The kernel provides all of it in constant time.
 type sockstat struct {
 	parse.Sockets
 	ipv6 parse.FamilySockets
@@ -22,7 +22,7 @@ type sockstat struct {
 	listenBacklog, synBacklog   Number
 }
 
-// byFamily is what is counted for each address family.
+// byFamily returns the counts of each address family.
 func (s *sockstat) byFamily() [2]parse.FamilySockets {
 	return [2]parse.FamilySockets{s.FamilySockets, s.ipv6}
 }
@@ -162,8 +162,8 @@ func sockstatSpec() Spec {
 					Resource: "udp_memory", Unit: Bytes, WarningRatio: 0.7, CriticalRatio: 0.9,
 					Effect: "Datagrams are dropped on arrival.",
 					Usage:  series("udp_memory_bytes"),
-					// Not the last one: UDP has no state of memory pressure, and without that
-					// __sk_mem_raise_allocated refuses all that is above the first.
+					// Not the last one: UDP has no state of memory pressure, and without
+					// that __sk_mem_raise_allocated refuses everything above the first.
 					Max:     series("udp_memory_threshold_bytes", "threshold", "low"),
 					Proofs:  []Proof{{Counter: series("udp_memory_errors_total")}, {Counter: series("udp6_memory_errors_total")}},
 					Sysctls: []Sysctl{{"net.ipv4.udp_mem", Pages, false}},
@@ -226,7 +226,7 @@ func fragmentLimit(family, sysctl string) LimitInfo {
 	}
 }
 
-// familyName is the label value for an index into an array by address family.
+// familyName returns the label value for an index into an array by address family.
 func familyName(i int) string { return [...]string{"ipv4", "ipv6"}[i] }
 
 func emitThresholds(n [3]Number, emit Emit) {

@@ -12,9 +12,8 @@ import (
 // softnet is one reading of /proc/net/softnet_stat, over all CPUs.
 type softnet struct {
 	drops, squeezes Number
-	// length is the longest backlog of a CPU, as a user sees it. input is the
-	// part of it that the kernel compares with the limit, which is alone in
-	// the file since Linux 6.6.
+	// length is the longest backlog of a CPU, as a user sees it. input is the part of it
+	// that the kernel compares with the limit. Since Linux 6.6 the file has input alone.
 	length, input Number
 	limit         Number
 }
@@ -77,14 +76,13 @@ func softnetSpec() Spec {
 					Objects: []Object{{"skbuff_head_cache", 256}, {"skbuff_small_head", 704}},
 				},
 			},
-			// Of the packets that wait, those that the kernel compares with the limit.
+			// Of the waiting packets, only those that the kernel compares with the limit.
 			Used: func(s *softnet) Number { return s.input },
 		}},
 	})
 }
 
-// softnetRows adds up the lines of /proc/net/softnet_stat, one for each CPU that is
-// online.
+// softnetRows adds up the lines of /proc/net/softnet_stat, one for each online CPU.
 type softnetRows struct {
 	counters *perCPU
 	// cpus is the CPU of each line at the last reading, as far as it was known.
@@ -92,8 +90,8 @@ type softnetRows struct {
 	known bool
 }
 
-// parse fills s. Before Linux 5.10 a line does not say which CPU it is of; online
-// does, as long as there are as many.
+// parse fills s. Before Linux 5.10 a line does not name its CPU. Then online does, if it
+// returns as many CPUs as there are lines.
 func (r *softnetRows) parse(b []byte, path string, online func() []int, s *softnet) error {
 	lines, err := parse.Softnet(b, path)
 	if len(lines) == 0 {
@@ -120,7 +118,7 @@ func (r *softnetRows) parse(b []byte, path string, online func() []int, s *softn
 		lostLength, lostInput = lostLength || l.Backlog.IsUnreadable(), lostInput || l.Input.IsUnreadable()
 	}
 	r.counters.end()
-	// Without one CPU there is no sum, and no longest.
+	// If a CPU is missing, there is no sum and no maximum.
 	if lostLength {
 		s.length = Number{}
 	}
@@ -136,7 +134,7 @@ func (r *softnetRows) parse(b []byte, path string, online func() []int, s *softn
 	return err
 }
 
-// larger returns the larger of two numbers that is present.
+// larger returns the larger of the numbers that are present.
 func larger(a, b Number) Number {
 	if !a.Present || b.Present && b.Value > a.Value {
 		return b
@@ -144,9 +142,9 @@ func larger(a, b Number) Number {
 	return a
 }
 
-// identify finds the CPUs of lines that do not name them. When it cannot, and
-// there are not the same lines as before, what a line had before says nothing of
-// what it has now.
+// identify finds the CPUs of lines that do not name them. If it cannot, and the lines may
+// be of other CPUs than before, it drops the previous counts, which cannot be compared
+// with the new ones.
 func (r *softnetRows) identify(lines int, online []int) {
 	cpus, known := online, len(online) == lines
 	if !known {
@@ -161,8 +159,8 @@ func (r *softnetRows) identify(lines int, online []int) {
 	r.cpus, r.known = cpus, known
 }
 
-// readOnline reads /sys/devices/system/cpu/online, a list of numbers and ranges;
-// nil where that is not possible.
+// readOnline reads /sys/devices/system/cpu/online, a list of numbers and ranges. It
+// returns nil if that fails.
 func readOnline(f kernel.File) []int {
 	b, err := f.Read()
 	if err != nil {

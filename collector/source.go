@@ -9,9 +9,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// required reads a file that a collector cannot do without. Where this kernel
-// does not have it, the collector is not supported. Beside any other error b is
-// what can be used all the same, or nil.
+// required reads a file that a collector cannot do without. If this kernel does not have
+// it, the error is a NotSupportedError. With any other error, b is the part that is still
+// usable, or nil.
 func required(f kernel.File, feature string) (b []byte, err error) {
 	b, err = f.Read()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -23,7 +23,7 @@ func required(f kernel.File, feature string) (b []byte, err error) {
 	return whole(b, f.Path())
 }
 
-// optional reads a file that a kernel may not have. Then b is nil and so is err.
+// optional reads a file that a kernel may not have. If it is absent, b and err are nil.
 func optional(f kernel.File) (b []byte, err error) {
 	b, err = f.Read()
 	if isAbsent(err) {
@@ -35,9 +35,9 @@ func optional(f kernel.File) (b []byte, err error) {
 	return whole(b, f.Path())
 }
 
-// whole returns the lines of a file that are whole, nil if none is, and an error
-// if it was truncated. The kernel ends every line, so the last number of a file
-// that does not end with one may lack digits.
+// whole returns the complete lines of a file, nil if there are none, and an error if the
+// file was truncated. The kernel ends every line with a newline, so the last number of a
+// file that does not may lack digits.
 func whole(b []byte, path string) ([]byte, error) {
 	end := bytes.LastIndexByte(b, '\n') + 1
 	if end == len(b) && end > 0 {
@@ -50,8 +50,7 @@ func whole(b []byte, path string) ([]byte, error) {
 	return b[:end], err
 }
 
-// sysctlNumber reads a sysctl of one number; absent where there is no such
-// sysctl.
+// sysctlNumber reads a sysctl of one number, absent if there is no such sysctl.
 func sysctlNumber(f kernel.File) (Number, error) {
 	var n [1]Number
 	err := sysctlNumbers(f, n[:])

@@ -1,15 +1,14 @@
-// Package collector reads the kernel's limits on sockets and memory, and how near
-// the host is to them.
+// Package collector reads the kernel's limits on sockets and memory, and how near the
+// host is to them.
 //
-// It is a table. A collector is a function that reads its kernel sources into a
-// snapshot, rows of metrics over the snapshot, and rows of limits over it. Specs
-// lists the collectors; the metrics, the saturation of every limit, the flags,
-// the reference in docs/metrics.md, the status page and the check command are
-// made from the rows. A new metric or limit is a row, a new collector is a file
-// and a line here.
+// The package is a table. A collector is a function that reads its kernel sources into a
+// snapshot, rows of metrics over the snapshot, and rows of limits over it. Specs lists
+// the collectors; the metrics, the saturation of every limit, the flags, the reference in
+// docs/metrics.md, the status page and the check command are made from the rows. A new
+// metric or limit is a row, a new collector is a file and a line here.
 package collector
 
-// Specs lists the collectors, in the order in which they are shown.
+// Specs returns the collectors, in the order in which they are shown.
 func Specs() []Spec {
 	specs := []Spec{
 		sockstatSpec(),

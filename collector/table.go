@@ -15,7 +15,7 @@ type sample struct {
 	labels []string
 }
 
-// series names the series of a sample.
+// series returns the name and labels of a sample's series.
 func (s sample) series() Series {
 	named := Series{Metric: s.metric.Name}
 	for i, label := range s.metric.Labels {
@@ -24,7 +24,7 @@ func (s sample) series() Series {
 	return named
 }
 
-// reading is what one read of a collector gave.
+// reading is the result of one read of a collector.
 type reading struct {
 	samples []sample
 	limits  []LimitReading
@@ -35,34 +35,35 @@ type reading struct {
 
 // Note is a message of the kernel, for people.
 type Note struct {
-	// Message is what kernel_messages_total calls it.
+	// Message is the label value of kernel_messages_total.
 	Message string
-	// Resources are the limits that it tells of; none for one of another kind.
+	// Resources are the limits that the message is about; none for other messages.
 	Resources []string
 	// Text is the line, or what it says.
 	Text string
 	At   time.Time
 }
 
-// table is a reading that is being made of a snapshot, and what is wrong with it.
+// table is a reading that is being made from a snapshot, and its problems.
 type table struct {
 	reading
 	parse.Problems
 	spec *Spec
 	top  int // bounds every list
-	// name finds out who holds something.
+	// name determines the holders of holdings.
 	name func([]holding) []*Holder
-	// only names the metrics that are made besides those of limits, nil for all.
+	// only is the set of metrics that are made, in addition to those of limits; nil for
+	// all.
 	only map[string]bool
 }
 
-// has reports whether the metric at a place of the spec is made.
+// has reports whether the metric at an index of the spec is made.
 func (t *table) has(metric int) bool {
 	info := &t.spec.Metrics[metric]
 	return t.only == nil || info.limit || t.only[info.Name]
 }
 
-// emit returns what adds series to the metric at a place of the spec.
+// emit returns a function that adds series to the metric at an index of the spec.
 func (t *table) emit(metric int) Emit {
 	info := &t.spec.Metrics[metric]
 	first := len(t.samples)
@@ -83,8 +84,8 @@ func (t *table) emit(metric int) Emit {
 	}
 }
 
-// value is the number of a series, of the item with the given key if the metric is
-// a list's; absent where it was not exported.
+// value returns the number of a series; for a metric of a list, that of the item with the
+// given key. It is absent if it was not exported.
 func (t *table) value(of term, key ...string) Number {
 	if of.metric < 0 {
 		return Number{}
@@ -101,7 +102,8 @@ func (t *table) value(of term, key ...string) Number {
 	return Number{}
 }
 
-// addLimit adds the reading of a limit that is enforced and can be.
+// addLimit adds the reading of a limit, if the limit is enforced and both numbers are
+// present.
 func (t *table) addLimit(limit int, usage, most, soft Number, items []Item) {
 	info := &t.spec.Limits[limit]
 	// A limit of 0 means that there is none.

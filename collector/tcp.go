@@ -16,26 +16,26 @@ import (
 // tcp is one reading of the TCP sockets of the host's network namespace.
 type tcp struct {
 	states [sockdiag.Closing + 1]Number
-	// listeners counts the addresses and ports that are listened on; crowded is the
-	// sockets that are in it one by one because there are so many addresses.
+	// listeners is the number of addresses and ports with a listener. It includes
+	// crowded, sockets that are counted individually because there are too many
+	// addresses.
 	listeners, crowded Number
 	// queues yields the accept queues.
 	queues iter.Seq[acceptQueue]
-	// requests yields the queues of connection requests, nil where only the listeners
-	// were looked at.
+	// requests yields the queues of connection requests, nil if only listeners were read.
 	requests iter.Seq[requestQueue]
-	// holders finds who has some listeners.
+	// holders finds the holders of some listeners.
 	holders func(context.Context, []netip.AddrPort) []holding
 }
 
-// acceptQueue is the connections that wait to be accepted at an address: of all
-// sockets of a SO_REUSEPORT group together.
+// acceptQueue is the connections that wait to be accepted at an address, over all sockets
+// of a SO_REUSEPORT group.
 type acceptQueue struct {
 	listener      netip.AddrPort
 	length, limit uint64
-	// worst is the socket of the group nearest to its limit: the kernel fills each
-	// by itself, so one worker that is stuck drops connections while the others'
-	// queues are empty.
+	// worst is the socket of the group nearest to its limit: the kernel fills each queue
+	// separately, so one stuck worker drops connections while the others' queues are
+	// empty.
 	worst singleQueue
 }
 
@@ -44,8 +44,8 @@ func (q acceptQueue) saturation() float64 { return q.worst.saturation() }
 // singleQueue is the accept queue of one socket.
 type singleQueue struct{ length, limit uint64 }
 
-// saturation compares with 1 at least: at a backlog of 0 the kernel still lets
-// one connection wait.
+// saturation divides by at least 1: with a backlog of 0 the kernel still lets one
+// connection wait.
 func (q singleQueue) saturation() float64 { return float64(q.length) / float64(max(q.limit, 1)) }
 
 func (q acceptQueue) before(o acceptQueue) bool {
@@ -149,8 +149,8 @@ func tcpSpec() Spec {
 	})
 }
 
-// openTCP prepares the walk. ESTABLISHED and TIME_WAIT, the two states that a
-// busy host has by the million, are left out of it: the kernel counts them.
+// openTCP prepares the walk. The walk leaves out ESTABLISHED and TIME_WAIT, the two
+// states that a busy host has by the million: the kernel counts them.
 func openTCP(k *Scope) func(context.Context, *tcp) error {
 	client := k.Host.SockDiag()
 	request := sockdiag.Request{
@@ -164,7 +164,7 @@ func openTCP(k *Scope) func(context.Context, *tcp) error {
 		if err := walk(ctx, client, request, v); err != nil {
 			return err
 		}
-		// After the walk, so that they are as near as can be to what it counted.
+		// After the walk, so that they are as close as possible to what it counted.
 		var p parse.Problems
 		var ipv4 parse.Sockets
 		b, err := optional(stat)
@@ -191,8 +191,9 @@ func openTCP(k *Scope) func(context.Context, *tcp) error {
 	}
 }
 
-// listenersOf returns what walks the listeners of a network namespace alone, which
-// spares the kernel the large table. top bounds what is kept of a crowd.
+// listenersOf returns a function that walks only the listeners of a network namespace,
+// which spares the kernel a walk of the large table. top bounds how many are kept when
+// there are too many.
 func listenersOf(n *kernel.Netns, top int) func(context.Context, *tcp) error {
 	client := n.SockDiag()
 	request := sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen)}
@@ -206,8 +207,8 @@ func listenersOf(n *kernel.Netns, top int) func(context.Context, *tcp) error {
 	}
 }
 
-// listenersHeld returns who has the socket of each listener whose accept queue is the
-// fullest, by another walk over the listeners.
+// listenersHeld returns the holder of the fullest socket of each listener, by another
+// walk over the listeners.
 func listenersHeld(ctx context.Context, client *sockdiag.Client, of []netip.AddrPort) []holding {
 	v := &listenersHeldVisitor{of: of}
 	if walk(ctx, client, sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen), Details: true}, v) != nil {
@@ -239,7 +240,7 @@ func (v *listenersHeldVisitor) Visit(s *sockdiag.Socket) {
 	}
 }
 
-// walk is a sock_diag walk whose errors are a collector's.
+// walk walks sockets by sock_diag and returns its errors as those of a collector.
 func walk(ctx context.Context, c *sockdiag.Client, r sockdiag.Request, v sockdiag.Visitor) error {
 	err := c.Walk(ctx, r, v)
 	if errors.Is(err, sockdiag.ErrNotSupported) {
@@ -253,11 +254,10 @@ type tcpVisitor struct {
 	states   [sockdiag.Closing + 1]uint64
 	finWait2 uint64 // mini-sockets in FIN_WAIT2
 	queues   map[netip.AddrPort]acceptQueue
-	// asked counts connection requests by what they are to, of as many addresses as
-	// listeners are kept.
+	// asked counts connection requests by their destination. It is bounded like queues.
 	asked map[netip.AddrPort]uint64
-	// Any user may listen on half a million addresses of loopback. Of those that
-	// find no room in queues each socket is a queue of its own: the fullest are kept.
+	// Any user may listen on half a million addresses of loopback. If queues is full,
+	// each further socket counts as a queue of its own, and the fullest are kept.
 	crowded uint64
 	crowd   top[acceptQueue]
 }
@@ -311,19 +311,19 @@ func (v *tcpVisitor) Visit(s *sockdiag.Socket) {
 	}
 }
 
-// fill makes the snapshot. inuse counts the full sockets of every state but
-// CLOSE, timeWait all mini-sockets, those in FIN_WAIT2 too.
+// fill fills the snapshot. inuse counts the full sockets of every state except CLOSE,
+// timeWait all mini-sockets, including those in FIN_WAIT2.
 func (v *tcpVisitor) fill(s *tcp, inuse, timeWait Number) {
 	walked := uint64(0)
 	for state, count := range v.states {
 		s.states[state] = number(count)
-		// A request for a connection is not a socket yet.
+		// A connection request is not yet a socket.
 		if sockdiag.State(state) != sockdiag.SynRecv {
 			walked += count
 		}
 	}
 	// The counters are read a moment after the walk, so a difference may come out
-	// below what there can be.
+	// negative.
 	notNegative := func(n Number) Number {
 		n.Value = max(n.Value, 0)
 		return n

@@ -11,7 +11,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// requestQueue is the connections to a listener whose handshake is under way: those in
+// requestQueue is the connections to a listener whose handshake is in progress: those in
 // SYN_RECV.
 type requestQueue struct {
 	listener      netip.AddrPort
@@ -24,7 +24,7 @@ func (q requestQueue) before(o requestQueue) bool {
 	return cmp.Or(cmp.Compare(o.saturation(), q.saturation()), q.listener.Compare(o.listener)) < 0
 }
 
-// requestQueues is the list of them.
+// requestQueues returns the list of the request queues.
 func requestQueues() Lister[tcp] {
 	return List[tcp, requestQueue]{
 		Items:  func(s *tcp) iter.Seq[requestQueue] { return s.requests },
@@ -90,15 +90,15 @@ func requestQueues() Lister[tcp] {
 	}
 }
 
-// requestLimits are the settings that bound a queue of requests beside the backlog.
+// requestLimits are the settings, other than the backlog, that bound a queue of requests.
 type requestLimits struct{ cookies, most kernel.File }
 
 func newRequestLimits(n *kernel.Netns) *requestLimits {
 	return &requestLimits{n.Sysctl("net.ipv4.tcp_syncookies"), n.Sysctl("net.ipv4.tcp_max_syn_backlog")}
 }
 
-// requestsOf returns what tells how full the fullest queue of a network namespace is. It
-// walks the kernel's whole table of connections.
+// requestsOf returns a function that reads how full the fullest queue of a network
+// namespace is. It walks the kernel's whole table of connections.
 func requestsOf(n *kernel.Netns) func(context.Context) (Number, error) {
 	client, limits, v := n.SockDiag(), newRequestLimits(n), newTCPVisitor(0)
 	request := sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen, sockdiag.SynRecv)}
@@ -119,14 +119,14 @@ func requestsOf(n *kernel.Netns) func(context.Context) (Number, error) {
 	}
 }
 
-// requests returns the queues of what a walk has found, nil where their limit is not
-// known. A listener is that of the address itself, or of all addresses of its family, or
-// of both.
+// requests returns the queues that a walk has found, nil if their limit is not known. A
+// request belongs to the listener on its address, or else to one on all addresses of its
+// family, or else to one on all addresses of both families.
 //
-// The kernel compares what a socket has in SYN_RECV with its backlog
-// (inet_csk_reqsk_queue_is_full), and without SYN cookies keeps the last quarter of
-// tcp_max_syn_backlog for peers that it knows (tcp_conn_request), which it counts as
-// drops of the listener alone.
+// The kernel compares a socket's number of requests in SYN_RECV with its backlog
+// (inet_csk_reqsk_queue_is_full). Without SYN cookies it reserves the last quarter of
+// tcp_max_syn_backlog for peers that it knows (tcp_conn_request); the requests that it
+// drops for that reason are counted only as drops of the listener.
 func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) {
 	var p parse.Problems
 	cookies, err := sysctlNumber(r.cookies)
@@ -173,7 +173,7 @@ func (r *requestLimits) requests(v *tcpVisitor) (iter.Seq[requestQueue], error) 
 	}, p.Err()
 }
 
-// anyOf is the unspecified address of a family.
+// anyOf returns the unspecified address of a family.
 func anyOf(a netip.Addr) netip.Addr {
 	if a.Is4() {
 		return netip.IPv4Unspecified()

@@ -32,7 +32,8 @@ func threadsSpec() Spec {
 				p.Add(err)
 				pids, err := sysctlNumber(pidMax)
 				p.Add(err)
-				// Whichever is less; nothing where one cannot be read, which may be that one.
+				// Whichever is less; absent if one cannot be read, which may be the lower
+				// one.
 				if most.Present && pids.Present && k.PIDMax() {
 					s.limit = number(min(most.Value, pids.Value))
 				}

@@ -1,9 +1,9 @@
 package collector
 
-// top keeps the n greatest of the items it is offered, the greatest first.
-// Before reports whether a comes before b, and must order any two items, or the
-// choice would change from scrape to scrape. Of items that are the same, by a
-// function that may be nil, the greatest is kept.
+// top keeps the n greatest of the items it is offered, the greatest first. before reports
+// whether a comes before b, and must order any two items, or the choice would change from
+// scrape to scrape. If same, which may be nil, reports that items are the same, only the
+// greatest of them is kept.
 type top[T any] struct {
 	n      int
 	before func(a, b T) bool
@@ -11,8 +11,8 @@ type top[T any] struct {
 	items  []T
 }
 
-// admits reports whether the item is among the n greatest, but for those that are
-// the same.
+// admits reports whether the item is among the n greatest, without comparing it to items
+// that are the same.
 func (t *top[T]) admits(item T) bool {
 	return len(t.items) < t.n || t.n > 0 && t.before(item, t.items[t.n-1])
 }
@@ -21,7 +21,7 @@ func (t *top[T]) offer(item T) {
 	if !t.admits(item) {
 		return
 	}
-	out := len(t.items) // the place of the one that goes
+	out := len(t.items) // index of the item to remove
 	if t.same != nil {
 		for i, other := range t.items {
 			if t.same(other, item) {

@@ -31,11 +31,11 @@ func (q udpQueue) before(o udpQueue) bool {
 	return cmp.Or(cmp.Compare(o.saturation(), q.saturation()), cmp.Compare(q.socket, o.socket)) < 0
 }
 
-// udpDrops is what the sockets of one address have dropped.
+// udpDrops is the number of datagrams dropped by the sockets of one address.
 type udpDrops struct {
 	socket string
 	total  float64
-	rose   int // the reading at which it rose last
+	rose   int // the reading at which it last rose
 }
 
 func udpSpec() Spec {
@@ -108,7 +108,7 @@ func udpSpec() Spec {
 	})
 }
 
-// udpOf returns what reads the UDP sockets of a network namespace.
+// udpOf returns a function that reads the UDP sockets of a network namespace.
 func udpOf(n *kernel.Netns, top int) func(context.Context, *udp) error {
 	walk := udpQueuesOf(n, top)
 	history := udpHistory{known: map[uint32]udpKnown{}, totals: map[string]*udpDrops{}}
@@ -123,8 +123,8 @@ func udpOf(n *kernel.Netns, top int) func(context.Context, *udp) error {
 	}
 }
 
-// udpQueuesOf returns what walks the UDP sockets of a network namespace, and keeps the
-// fullest. What it returns is good until the next walk.
+// udpQueuesOf returns a function that walks the UDP sockets of a network namespace and
+// keeps the fullest. Its result is valid until the next walk.
 func udpQueuesOf(n *kernel.Netns, top int) func(context.Context) (*udpVisitor, error) {
 	client := n.SockDiag()
 	request := sockdiag.Request{Protocol: sockdiag.UDP, States: sockdiag.AllStates, Details: true}
@@ -141,17 +141,17 @@ func udpQueuesOf(n *kernel.Netns, top int) func(context.Context) (*udpVisitor, e
 	}
 }
 
-// udpVisitor keeps the fullest queues, of the empty ones one, and who dropped.
+// udpVisitor keeps the fullest queues, one of the empty ones, and the drops.
 type udpVisitor struct {
 	count   uint64
 	fullest top[udpQueue]
-	// idle is the empty queue of the lowest port.
+	// idle is the empty queue with the lowest port.
 	idle     udpQueue
 	idlePort uint16
 	drops    map[uint32]udpKnown // by inode
 }
 
-// udpKnown is what a socket has dropped.
+// udpKnown is the number of datagrams that a socket has dropped.
 type udpKnown struct {
 	socket string
 	drops  uint32
@@ -170,7 +170,7 @@ func (v *udpVisitor) Reset() {
 	v.fullest.items = nil
 }
 
-// maxUDPDrops bounds how many sockets that dropped something are told apart.
+// maxUDPDrops bounds the number of sockets with drops that are distinguished.
 const maxUDPDrops = 4096
 
 func (v *udpVisitor) Visit(s *sockdiag.Socket) {
@@ -192,12 +192,14 @@ func (v *udpVisitor) Visit(s *sockdiag.Socket) {
 	}
 }
 
-// udpWorth is the share of its buffer from which on a queue is listed beside the fullest. A
-// datagram that is about to be read would make a series of each port that a resolver asks from.
+// udpWorth is the share of its buffer from which a queue is listed in addition to the
+// fullest. Otherwise a datagram that is about to be read would make a series for each
+// port that a resolver sends from.
 const udpWorth = 1. / 16
 
-// worth returns the queues that are worth a series: the fullest, and the next ones if they
-// hold something; where all are empty that of the lowest port, which is likely to stay.
+// worth returns the queues that are worth a series: the fullest, and the next ones if
+// they are filled to udpWorth. If all are empty, that is the one of the lowest port,
+// which is likely to stay.
 func (v *udpVisitor) worth() []udpQueue {
 	if len(v.fullest.items) == 0 {
 		if v.idle.socket == "" {
@@ -212,7 +214,7 @@ func (v *udpVisitor) worth() []udpQueue {
 	return v.fullest.items[:n]
 }
 
-// udpName is the address of a socket, and that of the peer where it has one.
+// udpName returns the address of a socket and, if it has a peer, that of the peer.
 func udpName(s *sockdiag.Socket) string {
 	if s.State == sockdiag.Established {
 		return s.Source().String() + " → " + s.Destination().String()
@@ -220,8 +222,8 @@ func udpName(s *sockdiag.Socket) string {
 	return s.Source().String()
 }
 
-// udpHistory adds up what the sockets of each address have dropped, so that the sum does
-// not fall when one of them is closed.
+// udpHistory adds up the drops of the sockets of each address, so that the sum does not
+// fall when one of them is closed.
 type udpHistory struct {
 	known   map[uint32]udpKnown // by inode
 	totals  map[string]*udpDrops
@@ -229,7 +231,7 @@ type udpHistory struct {
 }
 
 // note returns the addresses that have dropped something. The kernel's counters have 32
-// bits; one that fell is another socket's, which got the inode.
+// bits. If one has fallen, the inode was reused by another socket.
 func (h *udpHistory) note(drops map[uint32]udpKnown) []udpDrops {
 	h.reading++
 	for inode, now := range drops {
@@ -252,7 +254,7 @@ func (h *udpHistory) note(drops map[uint32]udpKnown) []udpDrops {
 	for _, d := range h.totals {
 		all = append(all, *d)
 	}
-	if len(all) > maxUDPDrops { // those that dropped nothing for the longest time go
+	if len(all) > maxUDPDrops { // forget those that have not dropped anything for the longest time
 		slices.SortFunc(all, func(a, b udpDrops) int { return cmp.Compare(b.rose, a.rose) })
 		for _, d := range all[maxUDPDrops/2:] {
 			delete(h.totals, d.socket)

@@ -10,9 +10,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// unixSockets is one reading of the unix sockets that listen.
+// unixSockets is one reading of the listening unix sockets.
 type unixSockets struct {
-	queues []unixQueue // those in which somebody waits, or one
+	queues []unixQueue // those with waiting connections, or one
 }
 
 // unixQueue is the accept queue of a unix socket.
@@ -90,7 +90,7 @@ func unixSpec() Spec {
 	})
 }
 
-// unixOf returns what reads the unix sockets of a network namespace.
+// unixOf returns a function that reads the unix sockets of a network namespace.
 func unixOf(n *kernel.Netns, top int) func(context.Context, *unixSockets) error {
 	client := n.SockDiag()
 	v := newUnixVisitor(top)
@@ -109,7 +109,7 @@ func unixOf(n *kernel.Netns, top int) func(context.Context, *unixSockets) error 
 	}
 }
 
-// unixVisitor keeps the fullest queues, and of the idle ones the first.
+// unixVisitor keeps the fullest queues, and the first of the idle ones.
 type unixVisitor struct {
 	count   uint64
 	fullest top[unixQueue]

@@ -4,12 +4,12 @@ import (
 	"errors"
 )
 
-// A Guest is a thread that goes into one network namespace after another, and home
-// after each. Only functions that run on it may use it.
+// A Guest is a thread that enters one network namespace after another, and returns home
+// after each. Only functions that run on that thread may use it.
 type Guest struct {
 	home   *home
 	inside bool
-	lost   error // why it cannot go home
+	lost   error // why it cannot return home
 }
 
 // Travel runs fn on a thread of its own.
@@ -21,9 +21,9 @@ func Travel(fn func(*Guest) error) error {
 	return <-done
 }
 
-// Enter goes into the network namespace of a file, such as /proc/<pid>/ns/net, from
-// home. That needs CAP_SYS_ADMIN, and CAP_SYS_PTRACE for the namespace of another
-// user's process.
+// Enter enters the network namespace of a file, such as /proc/<pid>/ns/net, from home.
+// That needs CAP_SYS_ADMIN, and CAP_SYS_PTRACE for the namespace of another user's
+// process.
 func (g *Guest) Enter(path string) error {
 	if g.lost != nil {
 		return g.lost
@@ -38,7 +38,8 @@ func (g *Guest) Enter(path string) error {
 	return nil
 }
 
-// Leave goes home. If that fails it is inside for good, and the thread has to end.
+// Leave returns home. If that fails, the thread remains in the other namespace and has to
+// end.
 func (g *Guest) Leave() error {
 	if !g.inside {
 		return nil
@@ -50,14 +51,14 @@ func (g *Guest) Leave() error {
 	return nil
 }
 
-// Inside reports whether it is in another namespace.
+// Inside reports whether the thread is in another namespace.
 func (g *Guest) Inside() bool { return g.inside }
 
-// FileID returns what tells a network namespace from others: the inode number of
-// sockstat in its folder of files, such as /proc/<pid>/net, which needs no privilege to
-// look at. A namespace that has ended leaves its number to a new one.
+// FileID returns a number that identifies a network namespace: the inode number of
+// sockstat in its folder of files, such as /proc/<pid>/net. Reading it needs no
+// privilege. The number of a namespace that has ended may be reused by a new one.
 func FileID(folder string) (uint64, error) { return inode(folder + "/sockstat") }
 
-// MountID returns the inode number of a network namespace, given a file that is bound to
-// it or /proc/<pid>/ns/net.
+// MountID returns the inode number of a network namespace, given a file that it is bound
+// to, or /proc/<pid>/ns/net.
 func MountID(path string) (uint64, error) { return inode(path) }

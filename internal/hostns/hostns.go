@@ -1,9 +1,9 @@
 // Package hostns finds the host's network namespace and runs code in it.
 //
-// The files below /proc/sys/net, and every socket, belong to the network
-// namespace of the thread that opens them. A bind mount of the host's /proc does
-// not change that, so an exporter in a container that reads them in the plain
-// way shows the container's numbers as the host's.
+// The files below /proc/sys/net, and every socket, belong to the network namespace of the
+// thread that opens them. A bind mount of the host's /proc does not change that, so an
+// exporter in a container that simply read them would show the container's numbers as the
+// host's.
 package hostns
 
 import (
@@ -16,41 +16,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// View is how the host's network namespace can be reached.
+// View describes how the host's network namespace can be reached.
 type View int
 
 const (
 	// Own means that this process is in the host's network namespace.
 	Own View = iota
-	// Entered means that it is not, and that a thread of it can enter it.
+	// Entered means that it is not, but that a thread of it can enter that namespace.
 	Entered
-	// Foreign means that it is not, and may not enter. Files below
-	// <procfs>/1/net still show the host; sysctls and sockets would not.
+	// Foreign means that it is not, and may not enter. Files below <procfs>/1/net still
+	// show the host; sysctls and sockets would not.
 	Foreign
 )
 
-// ErrForeign is the error of everything that would show the network namespace of
+// ErrForeign is returned instead of anything that would show the network namespace of
 // this process instead of the host's.
 var ErrForeign = errors.New("not in the host's network namespace and not permitted to enter it")
 
-// Host is the network namespace of process 1 of a procfs. The zero Host is that
-// of this process.
+// Host is the network namespace of process 1 of a procfs. The zero Host is the network
+// namespace of this process.
 type Host struct {
 	view View
 	why  error  // why the view is Foreign
-	path string // of the namespace, where it is entered
+	path string // of the namespace, if it is entered
 }
 
-// Unreachable returns the namespace of a host that cannot be reached, and why.
+// Unreachable returns a Host for a namespace that cannot be reached, with the reason.
 func Unreachable(why error) *Host { return &Host{view: Foreign, why: why} }
 
-// Find compares the network namespace of process 1 of the procfs mounted at proc
-// with our own and enters it where they differ. It fails where this process
+// Find compares the network namespace of process 1 of the procfs mounted at proc with
+// that of this process, and enters it if they differ. It returns an error if this process
 // cannot see its own.
 //
-// Two processes share a network namespace exactly when <pid>/net/sockstat has
-// the same inode number for both; looking at it needs no privilege, unlike the
-// link <pid>/ns/net.
+// Two processes share a network namespace exactly when <pid>/net/sockstat has the same
+// inode number for both. Comparing these needs no privilege, unlike the link
+// <pid>/ns/net.
 func Find(proc string) (*Host, error) {
 	process := filepath.Join(proc, "1")
 	own, err := inode(filepath.Join(proc, "self/net/sockstat"))
@@ -63,8 +63,8 @@ func Find(proc string) (*Host, error) {
 	}
 	host, err := inode(filepath.Join(process, "net/sockstat"))
 	if err != nil {
-		// Process 1 is hidden (mount option hidepid). tcp_mem exists in the
-		// initial network namespace only, so it tells where we are.
+		// Process 1 is hidden (mount option hidepid). tcp_mem exists only in the initial
+		// network namespace, so it shows which one this is.
 		if _, e := inode(filepath.Join(proc, "sys/net/ipv4/tcp_mem")); e != nil {
 			return Unreachable(err), nil
 		}
@@ -83,12 +83,12 @@ func Find(proc string) (*Host, error) {
 // View returns how the host's namespace is reached.
 func (h *Host) View() View { return h.view }
 
-// Why gives the reason where the view is Foreign, else nil.
+// Why returns the reason if the view is Foreign, and nil otherwise.
 func (h *Host) Why() error { return h.why }
 
-// Do runs fn in the host's network namespace and waits for it. It fails with
-// ErrForeign, fn not run, where that is not possible. Several may run at once, so
-// one that hangs holds up no other.
+// Do runs fn in the host's network namespace and waits for it. If that is not possible,
+// it does not run fn and returns ErrForeign. Several calls may run concurrently, so one
+// that hangs does not delay the others.
 func (h *Host) Do(fn func() error) error {
 	switch h.view {
 	case Own:
@@ -112,17 +112,18 @@ func (h *Host) enter(fn func() error) error {
 	})
 }
 
-// onThread runs fn on a thread of its own, which goes home afterwards and serves others
-// again: a host that has no thread left gives none to take its place, and Go's runtime
-// ends a program that it cannot give another one. Where going home fails the thread ends,
-// with the goroutine that is locked to it: the caller's goroutine has to end with
-// onThread. So none comes back to the others in the wrong namespace. A panic of fn becomes
-// an error, for there is nobody else to recover it.
+// onThread runs fn on a thread of its own. Afterwards the thread returns to its home
+// namespace and to Go's runtime for reuse. It does not simply end, because a host that
+// has no threads left cannot replace it, and Go's runtime ends a program when it cannot
+// create a thread. If returning home fails the thread does end, with the goroutine that
+// is locked to it, so the caller's goroutine has to end with onThread. So no thread is
+// reused in the wrong namespace. A panic of fn becomes an error, because no caller could
+// recover it.
 func onThread(fn func(*home) error) (err error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		// The main thread cannot end, and might stay in the namespace. While this
-		// goroutine holds it, another one gets another thread.
+		// goroutine holds it, another goroutine gets another thread.
 		defer runtime.UnlockOSThread()
 		done := make(chan error, 1)
 		go func() { done <- onThread(fn) }()
@@ -145,10 +146,10 @@ func onThread(fn func(*home) error) (err error) {
 type home struct {
 	fd  int
 	id  uint64
-	err error // why there is no way back
+	err error // why it cannot return
 }
 
-// ownNetns is the network namespace of the thread that looks.
+// ownNetns is the network namespace of the calling thread.
 const ownNetns = "/proc/thread-self/ns/net"
 
 func newHome() *home {
@@ -160,12 +161,12 @@ func newHome() *home {
 	return &home{fd: fd, id: id, err: err}
 }
 
-// enter takes the thread back.
+// enter returns the thread to its home namespace.
 func (h *home) enter() error {
 	if h.err != nil {
 		return h.err
 	}
-	if err := unix.Setns(h.fd, unix.CLONE_NEWNET); err != nil && !h.here() { // who may not go anywhere is here
+	if err := unix.Setns(h.fd, unix.CLONE_NEWNET); err != nil && !h.here() { // without permission the thread has never left
 		return fmt.Errorf("setns to the network namespace of this process: %w", err)
 	}
 	return nil
@@ -183,7 +184,8 @@ func (h *home) close() {
 	}
 }
 
-// setns takes this thread into the network namespace of a file. It keeps nothing open.
+// setns moves the calling thread into the network namespace of a file. It leaves nothing
+// open.
 func setns(path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -6,26 +6,26 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// File is a file of the kernel, kept open or not. It has one user at a time.
+// File is a file of the kernel, which may be kept open. It must not be used concurrently.
 type File interface {
-	// Path is where the file is.
+	// Path returns the path of the file.
 	Path() string
-	// Read returns the whole content as it is now, valid until the next Read. Every
-	// error names the path.
+	// Read returns the current content of the whole file, valid until the next Read.
+	// Every error names the path.
 	Read() ([]byte, error)
 }
 
-// Files opens the kernel's files and sockets for one owner. What is kept open is
-// handed to the owner to be closed.
+// Files opens the kernel's files and sockets for one owner. It passes the owner a
+// function to close each one that is kept open.
 type Files struct {
 	*Machine
-	// Place is where the owner is at, for somebody else to see; nil is nowhere.
+	// Place is where the owner records what it is reading, for others to see; may be nil.
 	Place *procfile.Place
-	// Sampling is set while settings need not be read again: what they were at the last
-	// reading will do. nil is never.
+	// Sampling is set while settings need not be read again, because their last values
+	// will do. nil means never.
 	Sampling *bool
-	// Defer is given what closes each kept file, to be called when none is read any
-	// more.
+	// Defer registers a function that closes a kept file, to be called when none is read
+	// any more.
 	Defer func(func())
 }
 
@@ -40,8 +40,8 @@ func (f *Files) Sys(name string, open procfile.Opener) File {
 	return f.keep(filepath.Join(f.SysPath, name), procfile.Options{Open: open})
 }
 
-// GlobalSysctl returns a setting, by its dotted name, that has the same value in
-// every network namespace.
+// GlobalSysctl returns a sysctl, by its dotted name, that has the same value in every
+// network namespace.
 func (f *Files) GlobalSysctl(name string) File {
 	path := f.sysctlPath(name)
 	return f.setting(f.keep(path, f.procFile(path, procfile.Open)))
@@ -50,7 +50,7 @@ func (f *Files) GlobalSysctl(name string) File {
 // setting returns a file that only people change.
 func (f *Files) setting(file File) File { return &setting{File: file, sampling: f.Sampling} }
 
-// A setting is not read while samples are taken, if it ever was.
+// A setting is not read again while samples are taken.
 type setting struct {
 	File
 	sampling *bool
@@ -68,7 +68,7 @@ func (s *setting) Read() ([]byte, error) {
 	return s.content, err
 }
 
-// keep returns a file that stays open once it was read.
+// keep returns a file that stays open after it was first read.
 func (f *Files) keep(path string, o procfile.Options) File {
 	o.Place = f.Place
 	file := procfile.New(path, o)

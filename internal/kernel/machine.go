@@ -1,13 +1,12 @@
-// Package kernel finds the kernel's files and sockets, those of the machine and
-// never those of a container around this process, and those of each network
-// namespace.
+// Package kernel opens the kernel's files and sockets: those of the machine, never those
+// of a container around this process, and those of each network namespace.
 //
-// A Machine is what there is one of: procfs, sysfs, the page size, what of it can
-// be seen. A Netns is one network namespace. Files opens both for one owner, and
-// closes at the end what it opened. The files of the host are kept open, so that
-// they can be read when no descriptor is left; those of any other namespace are
-// opened for each reading, because an open file would keep the namespace alive
-// after its last process.
+// A Machine has everything that exists once: procfs, sysfs, the page size, and which
+// parts of it can be seen. A Netns is one network namespace. Files opens files of both
+// for one owner, and closes them at the end. The host's files are kept open, so that they
+// can be read when no descriptors are left. Those of any other namespace are opened for
+// each reading, because an open file would keep the namespace alive after its last
+// process.
 package kernel
 
 import (
@@ -28,17 +27,16 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// Options say where the machine is. What is beside the paths is asked of the
-// kernel where it is zero, which a recorded one cannot be.
+// Options describe where the machine is. The fields after the paths are determined from
+// the kernel if they are zero; for a recorded machine they must be set.
 type Options struct {
 	// ProcPath and SysPath are where procfs and sysfs are mounted. Process 1 of the
 	// procfs is the host's.
 	ProcPath, SysPath string
-	// CgroupPath is where cgroups are mounted; it is fs/cgroup of SysPath if it is
-	// empty.
+	// CgroupPath is where cgroups are mounted. The default is fs/cgroup of SysPath.
 	CgroupPath string
-	// PodsPath is the folder of the logs of the pods that run here, by which they are
-	// named.
+	// PodsPath is the folder of the logs of the pods that run here. Pods are named after
+	// its entries.
 	PodsPath string
 	// PageSize is the unit of what the kernel counts in pages, in bytes.
 	PageSize int
@@ -46,11 +44,11 @@ type Options struct {
 	MemoryUnit func() (int, error)
 	// DialSockDiag opens a sock_diag socket in the host's network namespace.
 	DialSockDiag func() (sockdiag.Transport, error)
-	// DialCTNetlink opens a socket of netfilter there.
+	// DialCTNetlink opens a netfilter socket in the host's network namespace.
 	DialCTNetlink func() (ctnetlink.Conn, error)
 	// OpenLog opens the kernel's log.
 	OpenLog func() (kmsg.Log, error)
-	// View overrides what can be seen.
+	// View overrides which parts of the machine can be seen.
 	View *View
 }
 
@@ -59,11 +57,11 @@ type Machine struct {
 	Options
 	mount   *procmount.Mount
 	host    *hostns.Host
-	netPath string // of the host's namespace; empty where it is out of reach
+	netPath string // of the host's namespace; empty if it is out of reach
 	view    View
 }
 
-// Open looks at the procfs and finds the host's network namespace. It fails where
+// Open examines the procfs and finds the host's network namespace. It returns an error if
 // the procfs cannot be read, or does not answer within some seconds.
 func Open(o Options) (*Machine, error) {
 	var m *Machine
@@ -105,7 +103,8 @@ func find(o Options) (*Machine, error) {
 	if o.OpenLog == nil {
 		o.OpenLog = func() (kmsg.Log, error) {
 			if mount.Copied() {
-				// The log of the machine that it was copied to is not its own.
+				// The procfs is a copy, and the log of this machine is not that of the
+				// original.
 				return nil, &fs.PathError{Op: "open", Path: kmsg.Path, Err: fs.ErrNotExist}
 			}
 			log, err := kmsg.Open(kmsg.Path)
@@ -131,7 +130,7 @@ func find(o Options) (*Machine, error) {
 // View returns which numbers are the machine's own. Open determines it once.
 func (m *Machine) View() View { return m.view }
 
-// PIDMax reports whether kernel.pid_max is the machine's: from Linux 6.14 on each PID
+// PIDMax reports whether kernel.pid_max is the machine's. Since Linux 6.14 each PID
 // namespace has its own, and a reader sees that of its own namespace.
 func (m *Machine) PIDMax() bool {
 	var name unix.Utsname
@@ -147,8 +146,8 @@ func (m *Machine) sysctlPath(name string) string {
 	return filepath.Join(m.ProcPath, "sys", strings.ReplaceAll(name, ".", "/"))
 }
 
-// procFile returns how a file of procfs is read that is opened with open. It has to be
-// the procfs's own.
+// procFile returns the options for reading a file of procfs that is opened with open. It
+// fails if the file is hidden by another mount.
 func (m *Machine) procFile(path string, open procfile.Opener) procfile.Options {
 	return procfile.Options{
 		Sysctl: strings.HasPrefix(path, filepath.Join(m.ProcPath, "sys")+"/"),

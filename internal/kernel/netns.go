@@ -10,25 +10,24 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// Netns is a network namespace: the host's or another one. A reader need not
-// know which.
+// Netns is a network namespace: the host's or another one. Readers need not know which.
 type Netns struct {
 	files   *Files
 	host    *hostns.Host // how it is entered
-	netPath string       // of its files; empty where they are out of reach
-	// kept is set for the host's: its files and netlink sockets stay open between
-	// readings. Of any other namespace nothing does.
+	netPath string       // of its files; empty if they are out of reach
+	// kept is set for the host's namespace: its files and netlink sockets stay open
+	// between readings. For any other namespace nothing stays open.
 	kept bool
 }
 
-// Host returns the host's network namespace, that of process 1. Its files and its
-// socket are kept open.
+// Host returns the host's network namespace, that of process 1. Its files and sockets are
+// kept open.
 func (f *Files) Host() *Netns {
 	return &Netns{files: f, host: f.host, netPath: f.netPath, kept: true}
 }
 
-// File returns a file below <procfs>/<pid>/net, which follows the process and so
-// belongs to the namespace whoever reads it.
+// File returns a file below <procfs>/<pid>/net. Which namespace it belongs to depends on
+// that process, not on the reader.
 func (n *Netns) File(name string) File {
 	if !n.kept {
 		return n.once(func() string { return filepath.Join(n.netPath, name) }, false, procfile.Open)
@@ -41,7 +40,7 @@ func (n *Netns) File(name string) File {
 	return n.files.keep(path, n.files.procFile(path, procfile.Open))
 }
 
-// Sysctl returns a setting by its dotted name.
+// Sysctl returns a sysctl by its dotted name.
 func (n *Netns) Sysctl(name string) File {
 	if !n.kept {
 		return n.SysctlUsage(name) // each namespace has its own
@@ -50,8 +49,8 @@ func (n *Netns) Sysctl(name string) File {
 }
 
 // SysctlUsage returns a sysctl, by its dotted name, that the kernel itself changes. A
-// file below <procfs>/sys/net belongs to the network namespace of the thread that
-// opens it, so it is opened on one in this namespace.
+// file below <procfs>/sys/net belongs to the network namespace of the thread that opens
+// it, so it is opened on a thread in this namespace.
 func (n *Netns) SysctlUsage(name string) File {
 	path := n.files.sysctlPath(name)
 	inside := func(path string) (fd int, err error) {
@@ -67,14 +66,14 @@ func (n *Netns) SysctlUsage(name string) File {
 	return n.files.keep(path, n.files.procFile(path, inside))
 }
 
-// once returns a file that is opened for each reading, at where its path is then.
+// once returns a file that is opened for each reading, at the path that it has then.
 func (n *Netns) once(path func() string, sysctl bool, open procfile.Opener) File {
 	o := n.files.procFile("", open)
 	o.Sysctl, o.Place = sysctl, n.files.Place
 	return &visited{procfile.NewOnce("", o), path}
 }
 
-// A visited file is one of the namespace that is being visited.
+// A visited is a file of the namespace that is being visited.
 type visited struct {
 	file *procfile.Once
 	path func() string
@@ -95,8 +94,7 @@ func (n *Netns) SockDiag() *sockdiag.Client {
 	return kept(n, n.files.DialSockDiag, sockdiag.Dial, sockdiag.New)
 }
 
-// CTNetlink returns a client for the statistics of the namespace's connection
-// tracking.
+// CTNetlink returns a client for the connection tracking statistics of the namespace.
 func (n *Netns) CTNetlink() *ctnetlink.Client {
 	if !n.kept {
 		return ctnetlink.NewOnce(func() (ctnetlink.Conn, error) { return Dial(n, ctnetlink.Dial) })
@@ -104,8 +102,8 @@ func (n *Netns) CTNetlink() *ctnetlink.Client {
 	return kept(n, n.files.DialCTNetlink, ctnetlink.Dial, ctnetlink.New)
 }
 
-// kept returns a client of the host's namespace, which keeps its socket. It is over
-// recorded instead of dial if that is not nil.
+// kept returns a client that keeps its socket in the host's namespace open. If recorded
+// is not nil, the client uses it instead of dial.
 func kept[C interface{ Close() }, T any](n *Netns, recorded, dial func() (T, error), client func(func() (T, error)) C) C {
 	inside := recorded
 	if inside == nil {
@@ -116,8 +114,8 @@ func kept[C interface{ Close() }, T any](n *Netns, recorded, dial func() (T, err
 	return c
 }
 
-// Dial opens a socket with dial in a namespace. It fails with hostns.ErrForeign
-// where that cannot be entered.
+// Dial opens a socket with dial in a namespace. It returns hostns.ErrForeign if the
+// namespace cannot be entered.
 func Dial[T any](n *Netns, dial func() (T, error)) (conn T, err error) {
 	if n.files.mount.Copied() {
 		return conn, fmt.Errorf("%w: %s is not a procfs", hostns.ErrForeign, n.files.ProcPath)

@@ -12,19 +12,19 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procmount"
 )
 
-// View describes which of its numbers are the machine's own. Each is nil, or the
-// reason why not.
+// View describes which numbers are the machine's own. Each field is nil, or the reason
+// why they are not.
 type View struct {
-	// Network is set where sysctls and sockets are out of reach, or where what they
-	// show is a container's network namespace.
+	// Network is set if sysctls and sockets are out of reach, or are those of a
+	// container's network namespace.
 	Network error
-	// Processes is set where processes are hidden, or only a container's are seen.
+	// Processes is set if processes are hidden, or only a container's are visible.
 	Processes error
-	// Memory is set where meminfo is a container's, or hidden.
+	// Memory is set if meminfo is a container's, or hidden.
 	Memory error
 }
 
-// All yields the name of each part and its error, nil ones too.
+// All yields the name of each part and its error, including nil errors.
 func (v View) All() iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		_ = yield("network", v.Network) && yield("processes", v.Processes) && yield("memory", v.Memory)
@@ -34,7 +34,7 @@ func (v View) All() iter.Seq2[string, error] {
 // Whole reports whether every number is the machine's own.
 func (v View) Whole() bool { return v == View{} }
 
-// findView asks which numbers are the machine's own.
+// findView determines which numbers are the machine's own.
 func (m *Machine) findView() View {
 	return View{
 		Network:   answer(m.ProcPath, m.hostNetwork),
@@ -43,14 +43,14 @@ func (m *Machine) findView() View {
 	}
 }
 
-// hostNetwork is nil where sysctls and sockets are those of the machine's first
+// hostNetwork returns nil if sysctls and sockets are those of the machine's initial
 // network namespace.
 func (m *Machine) hostNetwork() error {
 	if m.host.View() == hostns.Foreign {
 		return fmt.Errorf("cannot enter the host's network namespace, which needs CAP_SYS_ADMIN and CAP_SYS_PTRACE, so its sysctls and sockets are not exported: %w", m.host.Why())
 	}
-	// The file of a limit that only the first one has. That it cannot be looked at,
-	// as on a host without file descriptors, says nothing.
+	// The file of a limit that only the initial namespace has. Other errors, for example
+	// because the host has no file descriptors left, prove nothing.
 	err := m.host.Do(func() error {
 		_, err := os.Stat(m.sysctlPath("net.ipv4.tcp_mem"))
 		return m.mount.Absent(err)
@@ -64,11 +64,10 @@ func (m *Machine) hostNetwork() error {
 	return nil
 }
 
-// patience bounds each question that Open asks.
+// patience bounds the time for each check that Open makes.
 const patience = 5 * time.Second
 
-// answer runs ask, which may block in the kernel forever, and gives up on it after
-// patience.
+// answer runs ask, which may block in the kernel forever, and gives up after patience.
 func answer(path string, ask func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- ask() }()

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bufferSize is the size of the receive buffer. The kernel fills at most 32 KiB
-// of it, however large it is (netlink_recvmsg).
+// bufferSize is the size of the receive buffer. The kernel fills at most 32 KiB of a
+// buffer, however large it is (netlink_recvmsg).
 const bufferSize = 32 << 10
 
 // ErrNotSupported means that this kernel has no sock_diag for TCP, or that its
@@ -23,21 +23,21 @@ var ErrNotSupported = errors.New("this kernel does not have sock_diag for TCP (t
 // ErrUDPNotSupported is ErrNotSupported for UDP.
 var ErrUDPNotSupported = errors.New("this kernel does not have sock_diag for UDP (try: modprobe udp_diag)")
 
-// errInterrupted means that the kernel's table changed in a way that tore the
-// dump.
+// errInterrupted means that the kernel's table changed during the dump in a way that made
+// the dump inconsistent.
 var errInterrupted = errors.New("dump interrupted")
 
-// A Visitor takes the sockets of a walk. Reset is called before the first one,
-// and again where a walk has to start over.
+// A Visitor receives the sockets of a walk. Reset is called before the first socket, and
+// again if a walk has to start over.
 type Visitor interface {
 	Reset()
-	// Visit must not keep s, which is used again for the next socket.
+	// Visit must not keep s, which is reused for the next socket.
 	Visit(s *Socket)
 }
 
 // A Transport carries messages to and from the kernel.
 type Transport interface {
-	// Send sends a request and returns it with the sequence number it got.
+	// Send sends a request and returns it with its sequence number.
 	Send(m netlink.Message) (netlink.Message, error)
 	// Receive reads one datagram into b.
 	Receive(b []byte) (int, error)
@@ -45,9 +45,9 @@ type Transport interface {
 	Close() error
 }
 
-// Client walks the socket table through a netlink socket. Unless it was made by
-// NewOnce it keeps that open: a process that may open no file any more can still
-// walk. It has one user at a time.
+// Client walks the socket table through a netlink socket. Unless it was created by
+// NewOnce, it keeps the socket open, so that a process that cannot open any more files
+// can still walk. It must not be used concurrently.
 type Client struct {
 	dial func() (Transport, error)
 	once bool // the socket is closed after each walk
@@ -56,18 +56,18 @@ type Client struct {
 	s    Socket
 
 	seq uint32 // of the last request
-	// answering is set while the answer to the last request is not at its end.
+	// answering is set until the answer to the last request has been read to its end.
 	answering bool
 }
 
-// New returns a client that connects with dial when it is first used, and again
-// after a walk that broke off.
+// New returns a client that connects with dial when it is first used, and again after a
+// walk that failed.
 func New(dial func() (Transport, error)) *Client {
 	return &Client{dial: dial, buf: make([]byte, bufferSize)}
 }
 
-// NewOnce returns a client that connects with dial for each walk, and keeps nothing
-// open in between: a socket keeps its network namespace alive.
+// NewOnce returns a client that connects with dial for each walk and keeps nothing open
+// in between, because an open socket keeps its network namespace alive.
 func NewOnce(dial func() (Transport, error)) *Client {
 	c := New(dial)
 	c.once = true
@@ -82,10 +82,11 @@ func (c *Client) Close() {
 	}
 }
 
-// Walk visits every socket that r asks for, of both address families, in one
-// pass over the kernel's table, or for UDP in two. A walk is not a snapshot: sockets come and go
-// meanwhile. It ends early with the context's error at its deadline, and with
-// ErrNotSupported where the kernel cannot do it.
+// Walk visits every socket that r selects, of both address families, in one pass over the
+// kernel's table, or in two for UDP. A walk is not a snapshot: sockets are opened and
+// closed while it runs. At the context's deadline it stops with the context's error. It
+// returns ErrNotSupported, or ErrUDPNotSupported for UDP, if the kernel does not support
+// it.
 func (c *Client) Walk(ctx context.Context, r Request, v Visitor) error {
 	if c.once {
 		defer c.Close()
@@ -101,7 +102,7 @@ func (c *Client) Walk(ctx context.Context, r Request, v Visitor) error {
 }
 
 func (c *Client) walk(ctx context.Context, r Request, v Visitor) error {
-	c.s = Socket{} // of details that were asked for before
+	c.s = Socket{} // clear the details of an earlier walk
 	v.Reset()
 	if r.Protocol == TCP {
 		err := c.dump(ctx, r.tcpDiag(), c.decoded(r, v))
@@ -122,9 +123,9 @@ func (c *Client) walk(ctx context.Context, r Request, v Visitor) error {
 	return nil
 }
 
-// isRefused reports whether err means that the kernel does not know the request:
-// EOPNOTSUPP without inet_diag, ENOENT without tcp_diag, EINVAL for an unknown
-// type, EPROTONOSUPPORT without sock_diag itself.
+// isRefused reports whether err means that the kernel does not support the request:
+// EOPNOTSUPP without inet_diag, ENOENT without tcp_diag, EINVAL for an unknown type,
+// EPROTONOSUPPORT without sock_diag itself.
 func isRefused(err error) bool {
 	for _, e := range []error{unix.EOPNOTSUPP, unix.ENOENT, unix.EINVAL, unix.EPROTONOSUPPORT} {
 		if errors.Is(err, e) {
@@ -134,9 +135,10 @@ func isRefused(err error) bool {
 	return false
 }
 
-// dump sends one request and visits the messages of the answer. A deadline leaves the rest of the
-// answer for the next dump to clear away, since a socket that was closed might
-// not be had again; after any other failure it is.
+// dump sends one request and visits the messages of the answer. At a deadline it keeps
+// the socket open, since it might not be possible to open another one, and leaves the
+// rest of the answer for the next dump to discard. It also keeps the socket after a
+// refused or an interrupted dump, and closes it after any other failure.
 func (c *Client) dump(ctx context.Context, m netlink.Message, visit func(payload []byte) error) (err error) {
 	if c.sock == nil {
 		if c.sock, err = c.dial(); err != nil {
@@ -151,14 +153,15 @@ func (c *Client) dump(ctx context.Context, m netlink.Message, visit func(payload
 		}
 	}()
 
-	// No deadline is the zero time, which takes an earlier one away.
+	// Without a deadline this is the zero time, which removes an earlier one.
 	deadline, _ := ctx.Deadline()
 	if err := c.sock.SetDeadline(deadline); err != nil {
 		return err
 	}
 	if c.answering {
-		// The kernel takes no request before it has given the last answer. Nobody
-		// waits for that any more, so an error at its end is none of this walk.
+		// The kernel does not accept a request before the last answer has been read to
+		// its end. That answer is discarded, so an error at its end does not concern this
+		// walk.
 		if err := c.receive(ctx, nil); c.answering {
 			return err
 		}
@@ -171,7 +174,7 @@ func (c *Client) dump(ctx context.Context, m netlink.Message, visit func(payload
 	return c.receive(ctx, visit)
 }
 
-// decoded returns a function that decodes a message and lets v visit it.
+// decoded returns a function that decodes a message and lets v visit its socket.
 func (c *Client) decoded(r Request, v Visitor) func(payload []byte) error {
 	return func(payload []byte) error {
 		known, err := decode(payload, &c.s)
@@ -191,8 +194,8 @@ func (c *Client) decoded(r Request, v Visitor) func(payload []byte) error {
 	}
 }
 
-// receive hands the messages of an answer on until its end. A nil visit throws
-// them away.
+// receive passes the messages of an answer to visit, up to the end of the answer. If
+// visit is nil it discards them.
 func (c *Client) receive(ctx context.Context, visit func(payload []byte) error) error {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -214,8 +217,8 @@ func (c *Client) receive(ctx context.Context, visit func(payload []byte) error) 
 
 const sizeofHeader = 16 // struct nlmsghdr
 
-// datagram visits the messages of one datagram. done is true after the last
-// message of the dump.
+// datagram visits the messages of one datagram. done is true after the last message of
+// the dump.
 func (c *Client) datagram(b []byte, visit func(payload []byte) error) (done bool, err error) {
 	var torn error
 	for len(b) >= sizeofHeader {
@@ -239,7 +242,7 @@ func (c *Client) datagram(b []byte, visit func(payload []byte) error) (done bool
 			continue
 		}
 		if flags&netlink.DumpInterrupted != 0 {
-			// The rest of the answer is of no use, but for its end.
+			// Only the end of the answer is still of interest.
 			visit, torn = nil, errInterrupted
 			continue
 		}
@@ -260,8 +263,8 @@ func (c *Client) datagram(b []byte, visit func(payload []byte) error) (done bool
 	return false, torn
 }
 
-// errno decodes the result that a Done or Error message carries: an error
-// message always has one, the end of a dump since Linux 4.
+// errno decodes the result that a Done or Error message carries. An error message always
+// has one, the end of a dump since Linux 4.
 func errno(typ netlink.HeaderType, b []byte) error {
 	if len(b) < 4 {
 		if typ == netlink.Done {

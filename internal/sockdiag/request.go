@@ -22,36 +22,36 @@ const (
 // Request selects the sockets that a walk visits.
 type Request struct {
 	States Mask
-	// Ports bounds the source port, in ascending order and without overlap. The
-	// kernel leaves out what lies outside, at a fraction of the cost of copying
-	// it. None means every port. More than MaxRanges cannot be sent.
+	// Ports bounds the source port, in ascending order and without overlap. The kernel
+	// leaves out sockets outside, at a fraction of the cost of copying them. None means
+	// every port. At most MaxRanges can be sent.
 	Ports []PortRange
-	// Protocol is the zero TCP, or UDP.
+	// Protocol is TCP by default, or UDP.
 	Protocol Protocol
-	// Details asks for the socket's memory, and has what a Socket says beside its
-	// addresses decoded. It makes the answer longer by a third.
+	// Details asks for the socket's memory, and for the fields of Socket other than
+	// addresses to be decoded. It makes the answer longer by a third.
 	Details bool
 }
 
 // Protocol is a protocol whose sockets can be walked.
 type Protocol uint8
 
-// The protocols. Of UDP the states are those of TCP: Established for a socket that is
-// connected, Close for one that is not.
+// The protocols. UDP uses the states of TCP: Established for a connected socket, Close
+// for one that is not.
 const (
 	TCP Protocol = iota
 	UDP
 )
 
-// String returns the protocol's name as the kernel writes it.
+// String returns the protocol's name in the kernel's spelling.
 func (p Protocol) String() string { return [...]string{"TCP", "UDP"}[p] }
 
-// number is that of the protocol in IP.
+// number returns the IP protocol number.
 func (p Protocol) number() uint8 { return [...]uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP}[p] }
 
 func (p Protocol) notSupported() error { return [...]error{ErrNotSupported, ErrUDPNotSupported}[p] }
 
-// extensions is the bit of each attribute that is asked for.
+// extensions returns the bits of the attributes that are asked for.
 func (r Request) extensions() uint8 {
 	if r.Details {
 		return 1 << (attrMemory - 1)
@@ -59,11 +59,11 @@ func (r Request) extensions() uint8 {
 	return 0
 }
 
-// PortRange is the ports from Low to High, both included.
+// PortRange is the ports from Low to High, inclusive.
 type PortRange struct{ Low, High uint16 }
 
-// MaxRanges is how many ranges of ports a request may have: the kernel compares
-// every socket with them one after the other.
+// MaxRanges is the maximum number of port ranges in a request. It is bounded because the
+// kernel compares every socket with them one after the other.
 const MaxRanges = 64
 
 // sizeofID is the size of struct inet_diag_sockid, all zero in a dump request.
@@ -101,10 +101,10 @@ func (r Request) message(t netlink.HeaderType, b []byte) netlink.Message {
 	}
 }
 
-// Operations of struct inet_diag_bc_op: {code, yes, no}, four bytes, where yes and
-// no are how far to jump from here. One that compares a port takes a second slot,
-// {0, 0, port}. A socket is accepted when a jump lands exactly on the end, and
-// rejected when it lands behind it. opJump always jumps by no.
+// Operations of struct inet_diag_bc_op: {code, yes, no}, four bytes, where yes and no are
+// relative jumps in bytes. An operation that compares a port takes a second slot, {0, 0,
+// port}. A socket is accepted when a jump lands exactly on the end, and rejected when it
+// lands beyond it. opJump always jumps by no.
 const (
 	opJump     = 1
 	opSourceGE = 2
@@ -112,7 +112,7 @@ const (
 
 	sizeofJump    = 4
 	sizeofCompare = 8
-	// sizeofRange is what a range takes but for the last, which needs no jump.
+	// sizeofRange is the size of a range, except the last, which needs no jump.
 	sizeofRange = 2*sizeofCompare + sizeofJump
 )
 
@@ -136,7 +136,7 @@ func (r Request) bytecode() []byte {
 		if last {
 			next = reject
 		}
-		// Below this range, and above those before it.
+		// A port below this range is above the ranges before it, so it is in none.
 		op(opSourceGE, sizeofCompare, reject)
 		port(p.Low)
 		op(opSourceLE, sizeofCompare, next)
@@ -148,8 +148,8 @@ func (r Request) bytecode() []byte {
 	return b
 }
 
-// selects reports whether a socket is one that r asks for. A kernel that does not
-// know a filter sends more than was asked for.
+// selects reports whether r selects a socket. A kernel that does not know a filter sends
+// more than was asked for.
 func (r Request) selects(s *Socket) bool {
 	if r.States&MaskOf(s.State) == 0 {
 		return false

@@ -1,8 +1,9 @@
-// Package sockdiag walks the kernel's tables of TCP and UDP sockets over netlink sock_diag.
+// Package sockdiag walks the kernel's tables of TCP and UDP sockets over netlink
+// sock_diag.
 //
-// It streams: one receive buffer, one Socket, no allocation for a socket,
-// whatever their number. What the kernel can filter, it filters, so that a walk
-// over a million sockets copies only the few that are asked for.
+// It streams: it uses one receive buffer and one Socket, and allocates nothing per
+// socket. The kernel filters what it can, so that a walk over a million sockets copies
+// only the few that were asked for.
 package sockdiag
 
 import (
@@ -44,8 +45,8 @@ func (s State) String() string {
 	return names[s]
 }
 
-// AllStates is the mask of the eleven states above. Sockets that are bound but
-// neither connected nor listening (bit 13, Linux 6.8) are not in it.
+// AllStates is the mask of the eleven states above. It does not include sockets that are
+// bound but neither connected nor listening (bit 13, Linux 6.8).
 const AllStates Mask = 0xffe
 
 // Mask is a set of states, one bit each.
@@ -60,11 +61,11 @@ func MaskOf(states ...State) Mask {
 	return m
 }
 
-// Without returns the set less the given states.
+// Without returns the set without the given states.
 func (m Mask) Without(states ...State) Mask { return m &^ MaskOf(states...) }
 
-// TimerTimeWait is the value of Socket.Timer for a time-wait mini-socket. A
-// mini-socket in state FinWait2 is counted in sockstat's tw.
+// TimerTimeWait is the value of Socket.Timer for a time-wait mini-socket. Sockstat's tw
+// also counts mini-sockets in state FinWait2.
 const TimerTimeWait = 3
 
 // Socket is one struct inet_diag_msg (include/uapi/linux/inet_diag.h, Linux
@@ -78,23 +79,23 @@ type Socket struct {
 	DestinationPort uint16
 	SourceAddr      [16]byte
 	DestinationAddr [16]byte
-	// RecvQueue and SendQueue are bytes, but of a listener the number of
-	// connections that wait to be accepted and the greatest number that may.
+	// RecvQueue and SendQueue are in bytes. For a listener they are the number of
+	// connections that wait to be accepted and the maximum of that number.
 	RecvQueue uint32
 	SendQueue uint32
 
-	// What follows is set where Request.Details is.
+	// The fields below are set if Request.Details is.
 
-	// UID is the user that the socket was made by. It is 0 for what has no inode, because
-	// that is where the kernel keeps it (before Linux 6.17).
+	// UID is the user that created the socket. It is 0 for sockets without an inode,
+	// which is where the kernel keeps the user (before Linux 6.17).
 	UID uint32
-	// Inode is what a descriptor of the socket links to, socket:[<inode>]. It is 0 for
-	// what no process holds: orphans, connections that were not accepted yet, TIME_WAIT
-	// and SYN_RECV.
+	// Inode is the number in the link of the socket's descriptors, socket:[<inode>]. It
+	// is 0 for sockets that no process holds: orphans, connections that were not accepted
+	// yet, TIME_WAIT and SYN_RECV.
 	Inode uint32
-	// Cgroup is the ID of the socket's cgroup of version 2, the inode number of its
-	// folder (INET_DIAG_CGROUP_ID, Linux 5.7); 0 for mini-sockets, and where the kernel
-	// does not say.
+	// Cgroup is the ID of the socket's cgroup of version 2, which is the inode number of
+	// its folder (INET_DIAG_CGROUP_ID, Linux 5.7). It is 0 for mini-sockets, and if the
+	// kernel does not report it.
 	Cgroup uint64
 	// Memory is zero for mini-sockets.
 	Memory Memory
@@ -102,18 +103,18 @@ type Socket struct {
 
 // Memory is the memory of a socket, in bytes (INET_DIAG_SKMEMINFO, Linux 3.6).
 type Memory struct {
-	Receive   uint32 // what was received and not read (rmem_alloc, r of ss -m)
-	Sending   uint32 // what the device has not sent yet (wmem_alloc, t)
+	Receive   uint32 // received and not read (rmem_alloc, r of ss -m)
+	Sending   uint32 // not yet sent by the device (wmem_alloc, t)
 	Ahead     uint32 // taken from the protocol's limit, not used yet (fwd_alloc, f)
 	SendQueue uint32 // written and not acknowledged (wmem_queued, w)
-	Options   uint32 // of options and filters (optmem, o)
+	Options   uint32 // options and filters (optmem, o)
 	Backlog   uint32 // received while a program held the socket (backlog, bl)
-	Limit     uint32 // of Receive, the receive buffer (rcvbuf, rb)
-	Drops     uint32 // datagrams or segments dropped since the socket was made (d)
+	Limit     uint32 // limit of Receive, the receive buffer (rcvbuf, rb)
+	Drops     uint32 // datagrams or segments dropped since the socket was created (d)
 }
 
-// Charged is what counts against net.ipv4.tcp_mem or udp_mem: the kernel takes pages from
-// it for what was received and what is queued, and keeps the rest of them for later.
+// Charged returns the bytes that count against net.ipv4.tcp_mem or udp_mem: the kernel
+// takes pages for received and queued data, and keeps their unused part for later.
 func (m *Memory) Charged() uint64 {
 	return uint64(m.Receive) + uint64(m.SendQueue) + uint64(m.Ahead)
 }
@@ -131,12 +132,12 @@ func (s *Socket) mapped(a *[16]byte) [16]byte {
 	return *a
 }
 
-// Source returns the local address and port, an IPv4-mapped address as IPv4.
+// Source returns the local address and port. An IPv4-mapped address is returned as IPv4.
 func (s *Socket) Source() netip.AddrPort {
 	return netip.AddrPortFrom(s.addr(&s.SourceAddr), s.SourcePort)
 }
 
-// Destination returns the remote address and port, an IPv4-mapped address as
+// Destination returns the remote address and port. An IPv4-mapped address is returned as
 // IPv4.
 func (s *Socket) Destination() netip.AddrPort {
 	return netip.AddrPortFrom(s.addr(&s.DestinationAddr), s.DestinationPort)
@@ -154,9 +155,9 @@ const sizeofMsg = 72
 
 var errShort = errors.New("inet_diag message is truncated")
 
-// decode reads a struct inet_diag_msg, the payload of one netlink message, into
-// s. known is false for a socket of an address family or a state that is not of
-// this package, as a later kernel may have. After an error s is not to be used.
+// decode reads a struct inet_diag_msg, the payload of one netlink message, into s. known
+// is false for a socket of an address family or a state that this package does not know,
+// as a later kernel may have. After an error s must not be used.
 func decode(b []byte, s *Socket) (known bool, err error) {
 	if len(b) < sizeofMsg {
 		return false, errShort
@@ -172,13 +173,13 @@ func decode(b []byte, s *Socket) (known bool, err error) {
 	return (s.Family == unix.AF_INET || s.Family == unix.AF_INET6) && s.State >= Established && s.State <= Closing, nil
 }
 
-// Attributes behind a struct inet_diag_msg (include/uapi/linux/inet_diag.h).
+// Attributes after a struct inet_diag_msg (include/uapi/linux/inet_diag.h).
 const (
 	attrMemory = 7  // INET_DIAG_SKMEMINFO, unsigned 32-bit numbers
 	attrCgroup = 21 // INET_DIAG_CGROUP_ID, an unsigned 64-bit number
 )
 
-// Places in INET_DIAG_SKMEMINFO (include/uapi/linux/sock_diag.h).
+// Indexes into INET_DIAG_SKMEMINFO (include/uapi/linux/sock_diag.h).
 const (
 	memReceive   = 0 // SK_MEMINFO_RMEM_ALLOC
 	memLimit     = 1 // SK_MEMINFO_RCVBUF
@@ -190,7 +191,8 @@ const (
 	memDrops     = 8 // SK_MEMINFO_DROPS, Linux 4.7
 )
 
-// decodeDetails reads what decode leaves out of a message that decode has read.
+// decodeDetails reads the fields that decode leaves out, from a message that decode has
+// read.
 func decodeDetails(b []byte, s *Socket) error {
 	s.UID = binary.NativeEndian.Uint32(b[64:])
 	s.Inode = binary.NativeEndian.Uint32(b[68:])

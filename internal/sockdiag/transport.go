@@ -35,13 +35,13 @@ func Dial() (Transport, error) {
 	return s, nil
 }
 
-// socket sends through the netlink package and receives by itself: the
-// package's receive path allocates and copies every message.
+// socket sends through the netlink package but receives by itself, because the package
+// allocates and copies every message that it receives.
 type socket struct {
 	conn *netlink.Conn
 	raw  syscall.RawConn
 
-	// The arguments and results of read, which is made once so that a receive
+	// The arguments and results of read, which is created once so that a receive
 	// allocates nothing.
 	read func(fd uintptr) bool
 	buf  []byte
@@ -67,7 +67,7 @@ func (s *socket) Receive(b []byte) (int, error) {
 	return s.n, nil
 }
 
-// deadline makes a deadline of the socket one of the context that it came from.
+// deadline converts the deadline error of the socket to that of the context.
 func deadline(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return context.DeadlineExceeded
@@ -80,9 +80,9 @@ func (s *socket) SetDeadline(t time.Time) error { return s.conn.SetDeadline(t) }
 func (s *socket) Close() error { return s.conn.Close() }
 
 // DialBlocking opens a sock_diag socket in the network namespace of the calling thread,
-// for a walk or two: the runtime's poller does not know of it, which would be woken for
-// each. The kernel has the answer to a request ready when that is sent, so nothing
-// blocks but for a lock in the kernel, and then up to the deadline.
+// for a walk or two. It bypasses the runtime's poller, which would be woken for each
+// socket. The kernel has the answer to a request ready when the request has been sent, so
+// the socket blocks only on a lock in the kernel, and only up to the deadline.
 func DialBlocking() (Transport, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
@@ -91,7 +91,7 @@ func DialBlocking() (Transport, error) {
 	return &blocking{fd: fd}, nil
 }
 
-// blocking is a socket whose system calls block.
+// blocking is a socket with blocking system calls.
 type blocking struct {
 	fd  int
 	seq uint32
@@ -119,9 +119,9 @@ func (s *blocking) Receive(b []byte) (n int, err error) {
 	return n, os.NewSyscallError("read netlink", err)
 }
 
-// SetDeadline bounds each Receive from now on by the time that is left now.
+// SetDeadline limits each later Receive to the time that is left now.
 func (s *blocking) SetDeadline(t time.Time) error {
-	left := unix.Timeval{} // none
+	left := unix.Timeval{} // zero means no limit
 	if !t.IsZero() {
 		left = unix.NsecToTimeval(max(int64(time.Until(t)), int64(time.Millisecond)))
 	}
@@ -130,7 +130,7 @@ func (s *blocking) SetDeadline(t time.Time) error {
 
 func (s *blocking) Close() error { return unix.Close(s.fd) }
 
-// retry calls a system call again that was interrupted.
+// retry repeats a system call that was interrupted.
 func retry(call func() error) error {
 	for {
 		if err := call(); !errors.Is(err, unix.EINTR) {

@@ -15,20 +15,20 @@ import (
 // its module is not loaded and was not loaded on demand.
 var ErrUnixNotSupported = errors.New("this kernel does not have sock_diag for unix sockets (try: modprobe unix_diag)")
 
-// A UnixSocket is what the kernel tells of a unix socket that listens (struct
-// unix_diag_msg of include/uapi/linux/unix_diag.h, Linux 3.3).
+// A UnixSocket is a listening unix socket as the kernel reports it (struct unix_diag_msg
+// of include/uapi/linux/unix_diag.h, Linux 3.3).
 type UnixSocket struct {
 	Inode uint32
-	// Name is its path, or of an abstract one a zero byte and the name; any bytes. It is
-	// empty for a socket without a name.
+	// Name is its path, or a zero byte and the name if it is abstract. It may contain any
+	// bytes. It is empty for a socket without a name.
 	Name []byte
-	// Queue is the connections that wait to be accepted, Backlog how many may
-	// (UNIX_DIAG_RQLEN).
+	// Queue is the number of connections that wait to be accepted, Backlog the maximum of
+	// that number (UNIX_DIAG_RQLEN).
 	Queue, Backlog uint32
 }
 
-// String is the name of the socket as ss writes it: of an abstract one with an @ before it,
-// and of one without a name its inode.
+// String returns the name of the socket in the format of ss: with a leading @ if it is
+// abstract, and its inode if it has no name.
 func (s *UnixSocket) String() string {
 	switch {
 	case len(s.Name) == 0:
@@ -37,20 +37,20 @@ func (s *UnixSocket) String() string {
 		return "@" + string(s.Name[1:])
 	default:
 		name := s.Name
-		for len(name) > 1 && name[len(name)-1] == 0 { // a path may end with zeros
+		for len(name) > 1 && name[len(name)-1] == 0 { // a path may end with zero bytes
 			name = name[:len(name)-1]
 		}
 		return string(name)
 	}
 }
 
-// A UnixVisitor takes the unix sockets of a walk, as a Visitor does.
+// A UnixVisitor receives the unix sockets of a walk, as a Visitor does.
 type UnixVisitor interface {
 	Reset()
 	VisitUnix(s *UnixSocket)
 }
 
-// Of struct unix_diag_req and unix_diag_msg.
+// Sizes and numbers of struct unix_diag_req and unix_diag_msg.
 const (
 	sizeofUnixReq = 24
 	sizeofUnixMsg = 16
@@ -62,8 +62,8 @@ const (
 	offsetUnixShow = 12
 )
 
-// WalkUnix visits every unix socket that listens, in one pass over the kernel's table. Its
-// errors are those of Walk, with ErrUnixNotSupported.
+// WalkUnix visits every listening unix socket, in one pass over the kernel's table. It
+// returns the same errors as Walk, but ErrUnixNotSupported instead of ErrNotSupported.
 func (c *Client) WalkUnix(ctx context.Context, v UnixVisitor) error {
 	if c.once {
 		defer c.Close()
@@ -97,7 +97,7 @@ func (c *Client) WalkUnix(ctx context.Context, v UnixVisitor) error {
 }
 
 // decodeUnix reads the payload of one message into s. known is false for a socket that
-// does not listen, which a kernel that does not know the filter sends too.
+// does not listen; a kernel that does not know the filter sends those too.
 func decodeUnix(b []byte, s *UnixSocket) (known bool, err error) {
 	if len(b) < sizeofUnixMsg {
 		return false, errShort

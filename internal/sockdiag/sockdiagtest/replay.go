@@ -20,17 +20,17 @@ const (
 	typeByFamily = 20
 )
 
-// Replay is a transport that answers from a recorded dump with every state in
-// its mask. It filters by state and family as the kernel does,
-// and leaves bytecode alone.
+// Replay is a transport that answers from a recorded dump with every state in its mask.
+// Like the kernel it filters by state and family, but it ignores bytecode.
 type Replay struct {
 	Dump []byte
-	// UDP and Unix are dumps of these; a kernel without is one that has no such module.
+	// UDP and Unix are dumps of those sockets. Without one, Replay behaves like a kernel
+	// without that module.
 	UDP, Unix []byte
-	// RefuseLegacy, if not 0, is the error for a request of the older type,
-	// RefuseAll for every request.
+	// RefuseLegacy, if not 0, is the error for a request of the older type, and RefuseAll
+	// that for every request.
 	RefuseLegacy, RefuseAll syscall.Errno
-	// Interrupt sets the flag of a torn dump on as many of the coming answers.
+	// Interrupt is the number of coming answers that get the flag of an interrupted dump.
 	Interrupt int
 	// Requests are the requests that were sent.
 	Requests []netlink.Message
@@ -38,13 +38,13 @@ type Replay struct {
 	pending []byte
 }
 
-// Dial returns a transport of its own that answers as r does.
+// Dial returns a separate transport that answers as r does.
 func (r *Replay) Dial() (sockdiag.Transport, error) {
 	fresh := *r
 	return &fresh, nil
 }
 
-// Send takes a request.
+// Send answers a request from the dumps.
 func (r *Replay) Send(m netlink.Message) (netlink.Message, error) {
 	m.Header.Sequence = uint32(len(r.Requests) + 1)
 	r.Requests = append(r.Requests, m)
@@ -98,7 +98,7 @@ func (r *Replay) Send(m netlink.Message) (netlink.Message, error) {
 	return m, nil
 }
 
-// add appends one message of an answer.
+// add appends one message to the answer.
 func (r *Replay) add(request netlink.Message, typ uint16, payload []byte) {
 	flags := uint16(unix.NLM_F_MULTI)
 	if r.Interrupt > 0 {
@@ -133,7 +133,7 @@ func (r *Replay) Receive(b []byte) (int, error) {
 	return n, nil
 }
 
-// SetDeadline does nothing: an answer is there at once.
+// SetDeadline does nothing, because answers are available at once.
 func (r *Replay) SetDeadline(time.Time) error { return nil }
 
 // Close does nothing.
