@@ -18,7 +18,9 @@ func newCourses() *courses { return &courses{of: map[string]*course{}} }
 // course is the recent course of one limit's saturation.
 type course struct {
 	// since is when it reached its warning level, zero while it is below.
-	since  time.Time
+	since time.Time
+	// longer is set if the first reading was at that level.
+	longer bool
 	points []point // the latest, some seconds apart, oldest first
 }
 
@@ -54,9 +56,9 @@ func (c *courses) observe(limits []LimitReading, now time.Time) {
 func (c *course) add(p point, warning float64) {
 	switch {
 	case p.saturation < warning:
-		c.since = time.Time{}
+		c.since, c.longer = time.Time{}, false
 	case c.since.IsZero():
-		c.since = p.at
+		c.since, c.longer = p.at, len(c.points) == 0
 	}
 	if last := len(c.points) - 1; last > 0 && c.points[last].at.Sub(c.points[last-1].at) < pointGap {
 		c.points[last] = p
@@ -67,16 +69,16 @@ func (c *course) add(p point, warning float64) {
 	c.points = slices.DeleteFunc(c.points, func(o point) bool { return p.at.Sub(o.at) > 2*paceTime })
 }
 
-// last returns since when a limit has been at its warning level, and in how long it will
-// be reached at the pace of the last minute. full is 0 if the saturation does not grow or
+// last returns since when a limit has been at its warning level, or longer, and in how
+// long it will be reached at the pace of the last minute. full is 0 if the saturation does not grow or
 // the limit will not be reached within foreseen.
-func (c *courses) last(resource string) (since time.Time, full time.Duration) {
+func (c *courses) last(resource string) (since time.Time, longer bool, full time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if of := c.of[resource]; of != nil {
-		return of.since, of.full()
+		return of.since, of.longer, of.full()
 	}
-	return time.Time{}, 0
+	return time.Time{}, false, 0
 }
 
 func (c *course) full() time.Duration {

@@ -34,18 +34,22 @@ func TestCourse(t *testing.T) {
 		for at := time.Duration(0); at <= c.until; at += c.every {
 			courses.observe([]LimitReading{{LimitInfo: &info, Usage: c.saturation(at.Seconds()), Limit: 1}}, start.Add(at))
 		}
-		since, full := courses.last("r")
+		since, longer, full := courses.last("r")
 		if d := full - c.full; d.Abs() > 3*time.Second {
 			t.Errorf("%s: full in %v, want %v", name, full, c.full)
 		}
 		if c.since < 0 != since.IsZero() || c.since >= 0 && !since.Equal(start.Add(c.since)) {
 			t.Errorf("%s: since %v, want %v after the start", name, since.Sub(start), c.since)
 		}
+		// What was at its warning at the first reading was so before, too.
+		if longer != (c.since == 0) {
+			t.Errorf("%s: longer is %v", name, longer)
+		}
 		if n := len(courses.of["r"].points); n > 30 {
 			t.Errorf("%s: %d points are kept", name, n)
 		}
 	}
-	if since, full := newCourses().last("unknown"); !since.IsZero() || full != 0 {
+	if since, _, full := newCourses().last("unknown"); !since.IsZero() || full != 0 {
 		t.Errorf("of a limit that was never read: %v, %v", since, full)
 	}
 }

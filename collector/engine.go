@@ -1,12 +1,12 @@
 package collector
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -192,7 +192,17 @@ func (r *Reading) Limits() []LimitReading {
 			l.Holder = holders[l.Resource].of(l.Usage)
 		}
 	}
-	slices.SortStableFunc(limits, func(a, b LimitReading) int { return cmp.Compare(b.Worst(), a.Worst()) })
+	// A limit that nothing on the host itself has, such as the queue of a unix socket.
+	for _, r := range r.Results {
+		for i, info := range r.Infos {
+			read := func(l LimitReading) bool { return l.Resource == info.Resource }
+			l := LimitReading{LimitInfo: &r.Infos[i], Limit: math.Inf(1), OnlyNetns: true, Netns: netns[info.Resource]}
+			if l.Level() != OK && !slices.ContainsFunc(limits, read) {
+				limits = append(limits, l)
+			}
+		}
+	}
+	slices.SortStableFunc(limits, LimitReading.Compare)
 	return limits
 }
 
@@ -419,7 +429,7 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 		if t.peaks != nil {
 			l.Peak = t.peaks.peak(l.Resource)
 		}
-		l.Since, l.Full = t.course.last(l.Resource)
+		l.Since, l.Longer, l.Full = t.course.last(l.Resource)
 	}
 	if t.run.ended().Before(asked) {
 		res.Age = asked.Sub(t.run.began)

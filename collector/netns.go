@@ -34,6 +34,8 @@ type netnsReading struct {
 	// stirred is the sum of the counters that rise while connection requests wait.
 	stirred    Number
 	saturation [netnsLimitCount]Number
+	// uses are what the saturations are made of.
+	uses [netnsLimitCount]netnsUse
 	// queues are the fullest accept queues. Their limits are known if limited is set.
 	queues   []acceptQueue
 	limited  bool
@@ -52,6 +54,20 @@ type netnsReading struct {
 	// rose is the last reading in which a counter rose, rise how much all rose then.
 	rose int
 	rise float64
+}
+
+// netnsUse is how much of a limit a namespace uses; if each of several things has the
+// limit, the fullest of them, by its name.
+type netnsUse struct {
+	usage, limit float64
+	item         string
+}
+
+// use sets how much of a limit the namespace uses. A backlog of 0 still lets one connection
+// wait.
+func (n *netnsReading) use(limit int, u netnsUse) {
+	n.uses[limit] = u
+	n.saturation[limit] = number(u.usage / max(u.limit, 1))
 }
 
 // The limits that each namespace has separately.
@@ -280,8 +296,10 @@ func (s *namespaces) saturations(emit Emit) {
 func (s *namespaces) worst() (worst []NetnsLimit) {
 	for limit, l := range netnsLimits() {
 		for _, n := range s.nearest(limit, 1) {
+			u := n.uses[limit]
 			worst = append(worst, NetnsLimit{
-				l.resource, n.owner.Name, parse.Printable(n.owner.Namespace), parse.Printable(n.owner.Pod), n.saturation[limit].Value, l.most,
+				l.resource, n.owner.Name, parse.Printable(n.owner.Namespace), parse.Printable(n.owner.Pod),
+				parse.Printable(u.item), u.usage, u.limit, n.saturation[limit].Value, l.most,
 			})
 		}
 	}

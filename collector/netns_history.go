@@ -26,7 +26,7 @@ type netnsPast struct {
 	clashes  Number
 	udp      Number // sockets
 	stirred  Number
-	requests Number // the saturation of its request queue
+	requests netnsUse // of its fullest request queue
 	settings netnsSettings
 	// processes are those through which it was found, claim the owner chosen from theirs,
 	// and name its last name.
@@ -132,7 +132,7 @@ func (h *netnsHistory) note(n *netnsReading, processes []string) {
 	}
 	n.rose, n.rise = past.rose, past.rise
 	past.known, past.udp, past.settings, past.reading = true, n.udp, n.settings, h.reading
-	past.stirred, past.requests = n.stirred, n.saturation[netnsRequestQueue]
+	past.stirred, past.requests = n.stirred, n.uses[netnsRequestQueue]
 	if n.claim.Kind != "" || !slices.Equal(past.processes, processes) {
 		past.nobodys = 0
 	} else {

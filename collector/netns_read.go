@@ -124,7 +124,7 @@ func (r *netnsReader) read(ctx context.Context, s *namespaces) error {
 			return
 		}
 		if n.conntrack.Present && conntrackMax.Value > 0 {
-			n.saturation[netnsConntrack] = number(n.conntrack.Value / conntrackMax.Value)
+			n.use(netnsConntrack, netnsUse{n.conntrack.Value, conntrackMax.Value, ""})
 		}
 		n.claim = cmp.Or(n.claim, chosen(n.claims, at.past.claim))
 		n.owner, err = r.pods.Of(n.claim)

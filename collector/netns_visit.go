@@ -24,7 +24,7 @@ type netnsVisitor struct {
 	tcpCounters, udpCounters       func(context.Context, *netstat) error
 	listeners                      func(context.Context, *tcp) error
 	ports                          func(context.Context, *ports) error
-	requests                       func(context.Context) (Number, error)
+	requests                       func(context.Context) (netnsUse, error)
 	unix                           func(context.Context, *unixSockets) error
 	udp                            func(context.Context) (*udpVisitor, error)
 	// places are, for each counter, the indexes of the host's counters that it sums up.
@@ -244,7 +244,7 @@ func (v *netnsVisitor) readTCP(ctx context.Context, at netnsPlace, n *netnsReadi
 		p.Add(v.readSettings(&n.settings))
 	}
 	if most := n.settings.timeWaitMax; most.Value > 0 && n.timeWait.Present {
-		n.saturation[netnsTimeWait] = number(n.timeWait.Value / most.Value)
+		n.use(netnsTimeWait, netnsUse{n.timeWait.Value, most.Value, ""})
 	}
 
 	var listening tcp
@@ -258,15 +258,19 @@ func (v *netnsVisitor) readTCP(ctx context.Context, at netnsPlace, n *netnsReadi
 		}
 		n.queues = fullest.items
 		if len(n.queues) > 0 {
-			n.saturation[netnsAcceptQueue] = number(n.queues[0].saturation())
+			worst := n.queues[0].worst
+			n.use(netnsAcceptQueue, netnsUse{float64(worst.length), float64(worst.limit), n.queues[0].listener.String()})
 		}
 	}
 	if n.stirs(&at.past) && len(n.queues) > 0 {
-		n.saturation[netnsRequestQueue] = at.past.requests // until it is its turn
+		fullest := at.past.requests // until it is its turn
 		if at.turn {
 			var err error
-			n.saturation[netnsRequestQueue], err = v.readRequests(ctx)
+			fullest, err = v.readRequests(ctx)
 			p.Add(err)
+		}
+		if fullest.usage > 0 {
+			n.use(netnsRequestQueue, fullest)
 		}
 	}
 
@@ -274,9 +278,11 @@ func (v *netnsVisitor) readTCP(ctx context.Context, at netnsPlace, n *netnsReadi
 	// all of it. So it is skipped if there are too few connections for one destination to
 	// hold half of the ports.
 	if ports := n.settings.ports; ports.Present && n.inuse.Value+n.timeWait.Value >= ports.Value/2 {
-		var err error
-		n.saturation[netnsPorts], err = v.readPorts(ctx)
+		worst, err := v.readPorts(ctx)
 		p.Add(err)
+		if worst.usage > 0 {
+			n.use(netnsPorts, worst)
+		}
 	}
 }
 
@@ -288,7 +294,8 @@ func (v *netnsVisitor) readQueues(ctx context.Context, n *netnsReading, p *parse
 			p.Add(err)
 		}
 		if len(s.queues) > 0 {
-			n.saturation[netnsUnixQueue] = number(s.queues[0].saturation())
+			q := s.queues[0]
+			n.use(netnsUnixQueue, netnsUse{float64(q.length), float64(q.limit), q.path})
 		}
 	}
 	if n.udp.Value > 0 {
@@ -297,13 +304,14 @@ func (v *netnsVisitor) readQueues(ctx context.Context, n *netnsReading, p *parse
 			p.Add(err)
 		}
 		if s != nil && len(s.fullest.items) > 0 {
-			n.saturation[netnsUDPQueue] = number(s.fullest.items[0].saturation())
+			q := s.fullest.items[0]
+			n.use(netnsUDPQueue, netnsUse{float64(q.used), float64(q.limit), q.socket})
 		}
 	}
 }
 
-// readRequests returns how full the fullest queue of connection requests is.
-func (v *netnsVisitor) readRequests(ctx context.Context) (Number, error) {
+// readRequests returns the fullest queue of connection requests.
+func (v *netnsVisitor) readRequests(ctx context.Context) (netnsUse, error) {
 	if v.requests == nil {
 		v.requests = requestsOf(v.tour.Netns)
 	}
@@ -326,19 +334,25 @@ func (v *netnsVisitor) readSettings(s *netnsSettings) (err error) {
 	return p.Err()
 }
 
-// readPorts returns the share of the ephemeral ports that is held by the pair of address
-// and destination with the most.
-func (v *netnsVisitor) readPorts(ctx context.Context) (Number, error) {
+// readPorts returns the pair of address and destination that holds the most ephemeral
+// ports.
+func (v *netnsVisitor) readPorts(ctx context.Context) (netnsUse, error) {
 	if v.ports == nil {
 		v.ports = portsOf(v.tour.Netns)
 	}
 	var held ports
 	if err := v.ports(ctx, &held); err != nil || held.limit.Value == 0 {
-		return Number{}, err
+		return netnsUse{}, err
 	}
-	most := uint32(0)
-	for _, used := range held.tuples {
-		most = max(most, used)
+	worst := netnsUse{limit: held.limit.Value}
+	var pair tuple
+	for t, used := range held.tuples {
+		if float64(used) > worst.usage {
+			worst.usage, pair = float64(used), t
+		}
 	}
-	return number(float64(most) / held.limit.Value), nil
+	if worst.usage > 0 {
+		worst.item = pair.from() + " → " + pair.to().String()
+	}
+	return worst, nil
 }

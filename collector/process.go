@@ -107,8 +107,8 @@ func processSpec() Spec {
 					Fresh: 1024, // INR_OPEN_CUR (include/uapi/linux/fs.h), which systemd keeps
 					Most:  math.MaxInt32 &^ 63,
 					Settings: []Setting{
-						{"the unit of the service", "LimitNOFILE=%.0f"},
-						{"a container whose runtime's unit does not set a limit", "--ulimit nofile=%.0[1]f:%.0[1]f"},
+						{"a systemd unit", "LimitNOFILE=%.0f"},
+						{"a container, if its runtime sets no limit", "--ulimit nofile=%.0[1]f:%.0[1]f"},
 					},
 				},
 			}},

@@ -138,7 +138,7 @@ func tcpSpec() Spec {
 						Objects: []Object{{"TCP", 2432}},
 						Most:    forever,
 						Settings: []Setting{
-							{"the program, whose backlog counts if it is lower, then restart it", backlogLine},
+							{"in the program, if its own backlog is lower (it must be restarted)", backlogLine},
 						},
 					},
 				},

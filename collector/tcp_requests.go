@@ -81,7 +81,7 @@ func requestQueues() Lister[tcp] {
 					Most:    forever,
 					Alone:   true,
 					Settings: []Setting{
-						{"the program, whose backlog counts if it is lower, then restart it", backlogLine},
+						{"in the program, if its own backlog is lower (it must be restarted)", backlogLine},
 					},
 				},
 			},
@@ -99,20 +99,21 @@ func newRequestLimits(n *kernel.Netns) *requestLimits {
 
 // requestsOf returns a function that reads how full the fullest queue of a network
 // namespace is. It walks the kernel's whole table of connections.
-func requestsOf(n *kernel.Netns) func(context.Context) (Number, error) {
+func requestsOf(n *kernel.Netns) func(context.Context) (netnsUse, error) {
 	client, limits, v := n.SockDiag(), newRequestLimits(n), newTCPVisitor(0)
 	request := sockdiag.Request{States: sockdiag.MaskOf(sockdiag.Listen, sockdiag.SynRecv)}
-	return func(ctx context.Context) (fullest Number, err error) {
+	return func(ctx context.Context) (fullest netnsUse, err error) {
 		if err := walk(ctx, client, request, v); err != nil {
-			return Number{}, err
+			return netnsUse{}, err
 		}
 		queues, err := limits.requests(v)
 		if queues == nil {
-			return Number{}, err
+			return netnsUse{}, err
 		}
+		most := 0.0
 		for q := range queues {
-			if s := number(q.saturation()); s.Value > fullest.Value {
-				fullest = s
+			if s := q.saturation(); s > most {
+				most, fullest = s, netnsUse{float64(q.length), float64(q.limit), q.listener.String()}
 			}
 		}
 		return fullest, err

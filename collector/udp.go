@@ -86,7 +86,7 @@ func udpSpec() Spec {
 					Sizing: Sizing{
 						Rule:     "datagrams that arrive while the program is briefly busy, times the size that the kernel charges for each, at least 768 bytes",
 						Initial:  "208 KiB",
-						Settings: []Setting{{"the program, setsockopt SO_RCVBUF, which the kernel doubles", "half of %.0f"}},
+						Settings: []Setting{{"in the program: setsockopt SO_RCVBUF, which the kernel doubles", "half of %.0f"}},
 					},
 				}},
 			},

@@ -79,7 +79,7 @@ func unixSpec() Spec {
 						Rule:    "connections opened per second, times the longest time during which the listening program does not accept",
 						Initial: "4,096; 128 before Linux 5.4",
 						Settings: []Setting{
-							{"the program, whose backlog counts if it is lower, then restart it", "listen(fd, %.0f); listen.backlog (php-fpm)"},
+							{"in the program, if its own backlog is lower (it must be restarted)", "listen(fd, %.0f); listen.backlog (php-fpm)"},
 						},
 						Objects: []Object{{"UNIX", 1152}, {"the queued message", 256}},
 					},

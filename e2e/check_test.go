@@ -40,12 +40,12 @@ func TestCheckAnswers(t *testing.T) {
 	for _, want := range []string{
 		"When accept_queue reaches its limit",
 		"  127.0.0.1:1001: 65 of 64 connections, held by " + me,
-		"  to set: net.core.somaxconn = 117 (now 64)",
+		"  to raise it: sysctl -w net.core.somaxconn=117 # now 64",
 		"When ephemeral_ports reaches its limit",
 		"→ 127.0.0.1:1002: 169 of 169 ports, held by " + me,
-		"  to set: net.ipv4.ip_local_port_range = ",
+		"  to raise it: sysctl -w net.ipv4.ip_local_port_range=",
 		"When tcp_time_wait reaches its limit",
-		"  to set: net.ipv4.tcp_max_tw_buckets = 63 (now 40)",
+		"  to raise it: sysctl -w net.ipv4.tcp_max_tw_buckets=63 # now 40",
 		"  more: sockpressure_exporter who tcp_time_wait",
 	} {
 		if !strings.Contains(said, want) {
@@ -55,13 +55,13 @@ func TestCheckAnswers(t *testing.T) {
 
 	done := 0
 	for line := range strings.Lines(said) {
-		rest, found := strings.CutPrefix(line, "  to set: net.")
+		rest, found := strings.CutPrefix(line, "  to raise it: sysctl -w net.")
 		if !found {
 			continue
 		}
-		name, value, _ := strings.Cut(rest, " = ")
-		value, _, _ = strings.Cut(value, " (now")
-		n.sysctl("net."+name, value)
+		name, value, _ := strings.Cut(rest, "=")
+		value, _, _ = strings.Cut(value, " # now")
+		n.sysctl("net."+name, strings.Trim(value, `"`))
 		done++
 	}
 	if done != 3 {
@@ -70,7 +70,7 @@ func TestCheckAnswers(t *testing.T) {
 	n.dial(netip.AddrPortFrom(a, 0), at(1002))
 	// What waits in the queue still does, and other namespaces may be in trouble.
 	for line := range strings.Lines(n.check(t)) {
-		if strings.HasPrefix(line, "  to set: net.") {
+		if strings.HasPrefix(line, "  to raise it: sysctl -w net.") {
 			t.Errorf("after it was set: %s", line)
 		}
 	}

@@ -44,7 +44,7 @@ func checkCommand() command {
 	var levels thresholds
 	return command{
 		name:   "check",
-		help:   "Print every limit once, the most saturated first. Exits with 0 if all limits are ok, 1 for a warning, 2 for a critical limit, and 3 if all limits read are ok but a collector failed or part of the host is not visible.",
+		help:   "Print every limit once, the worst first. Exits with 0 if all limits are ok, 1 for a warning, 2 for a critical limit, and 3 if all limits read are ok but a collector failed or part of the host is not visible.",
 		exits:  "exits with 0, 1, 2 or 3 like a monitoring plugin, see above.",
 		failed: unknown,
 		define: func(cmd *kingpin.CmdClause) {
@@ -132,7 +132,7 @@ const shownItems = 3
 
 // report is what check found.
 type report struct {
-	limits []collector.LimitReading // the most saturated first
+	limits []collector.LimitReading // the worst first
 	failed []collector.Result       // those with an error
 	view   kernel.View
 	// remedies are what to set, by resource, for limits that are not well.
@@ -150,6 +150,7 @@ func readReport(ctx context.Context, set *collector.Set, t thresholds) report {
 	for i, l := range limits {
 		limits[i] = l.WithThresholds(float64(t.warning), float64(t.critical))
 	}
+	slices.SortStableFunc(limits, collector.LimitReading.Compare)
 	return report{
 		limits: limits,
 		failed: slices.DeleteFunc(slices.Clone(reading.Results), func(r collector.Result) bool { return r.Err == nil }),
@@ -188,8 +189,13 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 		if higher := l.PeakShare(); higher != "" {
 			highest = higher + "%"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s%%\t%s%s\t%s\t%s\n",
-			l.Resource, paint(colour(l.Level()), l.Level().String()), l.Share(), peak(highest), l.Format(l.Usage), l.Format(l.Limit), l.SetBy())
+		usage, limit := l.Shown()
+		where := ""
+		if l.Elsewhere() {
+			where = " in " + l.Netns.Title()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s%%\t%s%s\t%s\t%s%s\n",
+			l.Resource, paint(colour(l.Level()), l.Level().String()), l.WorstShare(), peak(highest), l.Format(usage), l.Format(limit), l.SetBy(), where)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -207,7 +213,7 @@ func (r report) writeDetails(out io.Writer) error {
 				fmt.Fprintf(out, "  the kernel said at %s: %s\n", r.notes[at].At.Format(time.DateTime), r.notes[at].Text)
 			}
 			if l.Netns != nil && (l.OwnLevel() < l.Level() || l.Netns.Saturation >= l.Saturation()) {
-				fmt.Fprintf(out, "  in the network namespace %s: %s%%\n", l.Netns.Title(), l.Netns.Share())
+				fmt.Fprintf(out, "  in the network namespace %s: %s%% (%s)\n", l.Netns.Title(), l.Netns.Share(), l.NetnsAmount())
 			}
 			for _, item := range l.Items[:min(shownItems, len(l.Items))] {
 				fmt.Fprintf(out, "  %s: %s%s\n", item.Name(), l.Amount(item.Usage, item.Limit), held(item.Holder))
@@ -216,12 +222,12 @@ func (r report) writeDetails(out io.Writer) error {
 				fmt.Fprintf(out, "  %s\n", strings.TrimPrefix(held(l.Holder), ", "))
 			}
 			if l.Full > 0 {
-				fmt.Fprintf(out, "  full in %v at the pace of the last minute\n", l.Full)
+				fmt.Fprintf(out, "  full in %v at the rate of the last minute\n", l.Full)
 			}
 			for _, line := range r.remedies[l.Resource] {
-				fmt.Fprintf(out, "  to set: %s\n", line)
+				fmt.Fprintf(out, "  to raise it: %s\n", line)
 			}
-			fmt.Fprintf(out, "  more: %s who %s\n", name, l.Resource)
+			fmt.Fprintf(out, "  more: %s %s\n", name, l.Ask())
 		}
 	}
 	return nil

@@ -30,7 +30,7 @@ type (
 		Saturation float64        `json:"saturation"`
 		Peak       float64        `json:"peak"`
 		Usage      float64        `json:"usage"`
-		Limit      float64        `json:"limit"`
+		Limit      *float64       `json:"limit"`
 		Unit       string         `json:"unit"`
 		Sysctl     string         `json:"sysctl"`
 		Effect     string         `json:"effect"`
@@ -56,6 +56,9 @@ type (
 		Netns      string  `json:"netns"`
 		Namespace  string  `json:"namespace"`
 		Pod        string  `json:"pod"`
+		Item       string  `json:"item"`
+		Usage      float64 `json:"usage"`
+		Limit      float64 `json:"limit"`
 		Saturation float64 `json:"saturation"`
 	}
 	jsonItem struct {
@@ -122,7 +125,11 @@ func (r report) writeJSON(out io.Writer) error {
 	for _, l := range r.limits {
 		var worst *jsonNetns
 		if n := l.Netns; n != nil {
-			worst = &jsonNetns{n.Name, n.Namespace, n.Pod, n.Saturation}
+			worst = &jsonNetns{n.Name, n.Namespace, n.Pod, n.Item, n.Usage, n.Limit, n.Saturation}
+		}
+		limit := &l.Limit
+		if l.OnlyNetns {
+			limit = nil
 		}
 		var full *float64
 		if l.Full > 0 {
@@ -135,7 +142,7 @@ func (r report) writeJSON(out io.Writer) error {
 			Saturation: l.Saturation(),
 			Peak:       max(l.Saturation(), l.Peak.Value),
 			Usage:      l.Usage,
-			Limit:      l.Limit,
+			Limit:      limit,
 			Unit:       string(l.Unit),
 			Sysctl:     l.SetBy(),
 			Effect:     l.Effect,

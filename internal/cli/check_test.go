@@ -259,7 +259,7 @@ func TestCheckPlugin(t *testing.T) {
 		if len(strings.Fields(data)) < 8 || strings.Count(stdout.String(), "|") != 1 {
 			t.Errorf("%v: %s", c.args, stdout.String())
 		}
-		if (status == 1 || status == 2) != strings.Contains(details, "to set: net.netfilter.nf_conntrack_max = ") {
+		if (status == 1 || status == 2) != strings.Contains(details, "to raise it: sysctl -w net.netfilter.nf_conntrack_max=") {
 			t.Errorf("%v: %s", c.args, details)
 		}
 	}

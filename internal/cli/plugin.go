@@ -55,7 +55,12 @@ func (r report) writePlugin(out io.Writer) error {
 	var said, data []string
 	for _, l := range r.limits {
 		if l.Level() != collector.OK {
-			said = append(said, fmt.Sprintf("%s %s%% (%s)", l.Resource, l.WorstShare(), l.Amount(l.Usage, l.Limit)))
+			usage, limit := l.Shown()
+			text := fmt.Sprintf("%s %s%% (%s)", l.Resource, l.WorstShare(), l.Amount(usage, limit))
+			if l.Elsewhere() {
+				text += " in " + l.Netns.Title()
+			}
+			said = append(said, text)
 		}
 		data = append(data, fmt.Sprintf("%s=%s%%;%s;%s;0", l.Resource, inPercent(l.Worst()), inPercent(l.Warning()), inPercent(l.CriticalRatio)))
 	}

@@ -40,7 +40,7 @@ func whoCommand() command {
 			for _, g := range who.Groupings() {
 				groupings = append(groupings, string(g))
 			}
-			flag := cmd.Flag("by", "What to group by: process, unit, pod, listener, peer, source, destination, state, kind or interface. The default depends on the limit. The default depends on the limit. The default depends on the limit.")
+			flag := cmd.Flag("by", "What to group by: process, unit, pod, listener, peer, source, destination, state, kind or interface. The default depends on the limit.")
 			flag.EnumVar(&by, groupings...)
 			offer(flag, groupings...)
 			cmd.Flag("top", "Number of groups to show.").Default("10").IntVar(&q.Top)

@@ -35,7 +35,7 @@ type Facts struct {
 
 // FactsOf returns what a reading tells. It lacks settings and sizes of objects.
 func FactsOf(r *collector.Reading) Facts {
-	f := Facts{Limits: r.Limits()}
+	f := Facts{Limits: slices.DeleteFunc(r.Limits(), func(l collector.LimitReading) bool { return l.OnlyNetns })}
 	sockets, known := 0.0, false
 	for _, result := range r.Results {
 		f.Infos = append(f.Infos, result.Infos...)

@@ -9,8 +9,8 @@ import (
 )
 
 // Remedies returns, for each of some limits of a reading that is not well, what to set so that its
-// present usage is no warning: lines such as "net.ipv4.ip_local_port_range = 32768 60999
-// (now 32768 40999)" by resource. A limit of another network namespace and one that no
+// present usage is no warning: lines such as `sysctl -w net.core.somaxconn=117 # now 64` by
+// resource. A limit of another network namespace and one that no
 // setting raises have none.
 func Remedies(r *collector.Reading, limits []collector.LimitReading) map[string][]string {
 	var near []collector.LimitReading
@@ -56,13 +56,21 @@ func (f *Facts) remedy(l *collector.LimitReading) []string {
 	}
 	var lines []string
 	for _, w := range f.writes(l.LimitInfo, row) {
-		lines = append(lines, fmt.Sprintf("%s = %s (now %s)", w.Name, Numbers(w.Value), Numbers(w.Now)))
+		lines = append(lines, fmt.Sprintf("sysctl -w %s=%s # now %s", w.Name, quoted(Numbers(w.Value)), Numbers(w.Now)))
 	}
 	for _, s := range l.Settings {
 		line, _, _ := strings.Cut(fmt.Sprintf(s.Line, row.Needed), ";")
 		lines = append(lines, fmt.Sprintf("%s: %s", s.Where, line))
 	}
 	return lines
+}
+
+// quoted quotes what a shell would take for several words.
+func quoted(text string) string {
+	if strings.Contains(text, " ") {
+		return `"` + text + `"`
+	}
+	return text
 }
 
 // Numbers writes the numbers of a sysctl as its file has them.

@@ -20,6 +20,9 @@ import (
 // runbooksPath is where the runbooks of the running version are.
 const runbooksPath = "/runbooks"
 
+// netnsRunbook is the fragment of the section on limits of network namespaces.
+const netnsRunbook = "sockpressurenetnsnearlimit"
+
 // runbook returns the fragment of the section that a limit has there, empty if it has
 // none.
 func runbook(resource string) string { return strings.ToLower(alerts.Runbook(resource)) }

@@ -58,9 +58,9 @@ type count struct {
 // bar is a limit, or one of those that a list holds.
 type bar struct {
 	collector.LimitReading
-	Name   string
-	Amount string // the usage and the limit in words
-	Age    time.Duration
+	Name string
+	Used string // the usage and the limit in words
+	Age  time.Duration
 	// Remedy is what to set.
 	Remedy []string
 	// Said is what the kernel logged of it last, nil if that is long ago.
@@ -81,7 +81,7 @@ type list struct {
 	From collector.Result
 }
 
-// status serves a page for people: every limit, the most saturated first, and
+// status serves a page for people: every limit, the worst first, and
 // their details. It has no scripts and loads nothing from other hosts.
 func status(set *collector.Set, c Config) http.Handler {
 	tmpl, style := parse(), newStyle()
@@ -117,7 +117,7 @@ func status(set *collector.Set, c Config) http.Handler {
 }
 
 func parse() *template.Template {
-	functions := template.FuncMap{"seconds": seconds, "since": since, "minutes": minutes, "sinceThen": time.Since, "runbook": runbook}
+	functions := template.FuncMap{"seconds": seconds, "since": since, "minutes": minutes, "sinceThen": time.Since}
 	return template.Must(template.New("status.html").Funcs(functions).ParseFS(files, "*.html"))
 }
 
@@ -170,7 +170,7 @@ func newView(reading *collector.Reading) *view {
 	limits := reading.Limits()
 	remedies := plan.Remedies(reading, limits)
 	for _, l := range limits {
-		b := bar{LimitReading: l, Name: l.Resource, Amount: l.Amount(l.Usage, l.Limit), Age: ages[l.Resource], Remedy: remedies[l.Resource]}
+		b := bar{LimitReading: l, Name: l.Resource, Used: used(l), Age: ages[l.Resource], Remedy: remedies[l.Resource]}
 		if at := slices.IndexFunc(p.Log, func(n collector.Note) bool { return slices.Contains(n.Resources, l.Resource) }); at >= 0 && time.Since(p.Log[at].At) < recently {
 			b.Said = &p.Log[at]
 		}
@@ -216,7 +216,7 @@ func bars(l collector.LimitReading) []bar {
 		b.Holder = item.Holder
 		// Where the limit is 0, as the backlog of a listener may be, one still passes.
 		b.Usage, b.Limit = item.Usage, max(item.Limit, 1)
-		b.Amount = l.Amount(b.Usage, b.Limit)
+		b.Used = l.Amount(b.Usage, b.Limit)
 		b.Usage, b.Limit = item.Saturation(), 1
 		all = append(all, b)
 	}
@@ -232,11 +232,33 @@ func (b bar) Item() string {
 	return b.Items[0].Name()
 }
 
+// used is what is used of a limit, in words: by the network namespace that is closer to its
+// limit than the host.
+func used(l collector.LimitReading) string {
+	if l.Elsewhere() {
+		return l.NetnsAmount()
+	}
+	return l.Amount(l.Usage, l.Limit)
+}
+
+// Runbook is the section of the runbooks for the limit, or for namespaces where one of these
+// is closer.
+func (b bar) Runbook() string {
+	if b.Elsewhere() && b.Level() > b.OwnLevel() {
+		return netnsRunbook
+	}
+	return runbook(b.Resource)
+}
+
 // Drawn is how much of the bar is full: a limit can be passed, its bar cannot.
 func (b bar) Drawn() float64 { return min(b.Worst(), 1) }
 
-// Headroom reports how far the present load can grow; empty where that is not known.
+// Headroom reports how far the present load can grow; empty if that is not known, or a limit
+// is close already.
 func (p *view) Headroom() string {
+	if len(p.Limits) > 0 && p.Limits[0].Level() != collector.OK {
+		return "" // a limit is close already
+	}
 	facts := plan.FactsOf(p.Reading)
 	if !facts.Counted {
 		return ""
@@ -267,6 +289,14 @@ func (p *view) Failed() []string {
 		}
 	}
 	return names
+}
+
+// old is the age from which the page points out that values are old.
+const old = 2 * time.Minute
+
+// Old returns the collectors whose values are old.
+func (p *view) Old() []collector.Result {
+	return slices.DeleteFunc(slices.Clone(p.Results), func(r collector.Result) bool { return r.Age < old })
 }
 
 // recently is how long a kernel message is shown beside its limit.

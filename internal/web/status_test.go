@@ -97,12 +97,11 @@ func TestStatus(t *testing.T) {
 	}
 	for _, want := range []string{
 		"<title>1 warning, limits missing · &lt;node&gt; · sockpressure_exporter</title>",
-		"connections now. The first limit reached would be ",
 		"49152 of 65536 entries",
 		"1 descriptor, no limit",
 		"nf_conntrack: table full, dropping packet",
 		"net.netfilter.nf_conntrack_max",
-		"to set: <code>net.netfilter.nf_conntrack_max = 82000 (now 65536)</code>",
+		"to raise it: <code>sysctl -w net.netfilter.nf_conntrack_max=82000 # now 65536</code>",
 		`href="./metrics"`,
 		"/docs/metrics.md#conntrack_entries",
 		`Failed: <a href="#collector-tcp">tcp</a>, <a href="#collector-ports">ports</a>`,
@@ -110,6 +109,17 @@ func TestStatus(t *testing.T) {
 	} {
 		if !strings.Contains(page, want) && !strings.Contains(html.UnescapeString(page), want) {
 			t.Errorf("the page lacks %q", want)
+		}
+	}
+}
+
+// TestStatusHeadroom expects how far the load can grow on a host whose limits are all ok, and
+// nothing of it where one is close already.
+func TestStatusHeadroom(t *testing.T) {
+	for entries, want := range map[string]bool{"100\n": true, "65000\n": false} {
+		_, page := get(t, recorded(t, map[string]string{"sys/net/netfilter/nf_conntrack_count": entries}), "/")
+		if strings.Contains(page, "connections now. The first limit reached would be ") != want {
+			t.Errorf("%s entries: headroom is not %v", entries, want)
 		}
 	}
 }

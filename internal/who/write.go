@@ -50,14 +50,17 @@ func (l Limit) String() string {
 	case l.Err != nil:
 		return fmt.Sprintf("the limit could not be read: %v", l.Err)
 	case r == nil:
-		return "this limit is not enforced on this machine"
+		return "this limit is not enforced on this machine, or nothing has it"
+	}
+	if r.OnlyNetns {
+		return fmt.Sprintf("%s, %s%% in the network namespace %s (%s)", r.Level(), r.Netns.Share(), r.Netns.Name, r.NetnsAmount())
 	}
 	text := fmt.Sprintf("%s, %s%% of its limit (%s)", r.Level(), r.Share(), r.Amount(r.Usage, r.Limit))
 	if len(r.Items) > 0 && r.Level() != collector.OK {
 		text += " of " + r.Items[0].Name()
 	}
-	if n := r.Netns; n != nil && n.Saturation > r.Saturation() {
-		text += fmt.Sprintf(", and %s%% in the network namespace %s", n.Share(), n.Name)
+	if r.Elsewhere() {
+		text += fmt.Sprintf(", and %s%% in the network namespace %s (%s)", r.Netns.Share(), r.Netns.Name, r.NetnsAmount())
 	}
 	return text
 }
