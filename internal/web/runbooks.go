@@ -43,11 +43,23 @@ func runbooks(c Config) http.Handler {
 	})
 }
 
+// heading is an entry of the contents.
+type heading struct {
+	Level    int
+	ID, Text string
+}
+
 // runbooksPage writes the page.
 func runbooksPage(c Config, style style) ([]byte, error) {
 	md := goldmark.New(goldmark.WithExtensions(extension.GFM), goldmark.WithParserOptions(parser.WithAutoHeadingID()))
 	root := md.Parser().Parse(text.NewReader(docs.Runbooks))
+	var contents []heading
 	err := ast.Walk(root, func(n ast.Node, entering bool) (ast.WalkStatus, error) {
+		if h, ok := n.(*ast.Heading); ok && entering && h.Level > 1 {
+			if id, ok := h.AttributeString("id"); ok {
+				contents = append(contents, heading{h.Level, string(id.([]byte)), string(h.Lines().Value(docs.Runbooks))})
+			}
+		}
 		// Other documents are not served.
 		if link, ok := n.(*ast.Link); ok && entering {
 			if to := string(link.Destination); !strings.HasPrefix(to, "#") && !strings.Contains(to, "://") {
@@ -65,7 +77,8 @@ func runbooksPage(c Config, style style) ([]byte, error) {
 	}
 	err = parse().ExecuteTemplate(&page, "runbooks.html", map[string]any{
 		"Style": style.css, "Host": c.Host, "Version": c.Version, "Project": project,
-		"Text": template.HTML(text.String()), // our own, which has no HTML in it
+		"Contents": contents,
+		"Text":     template.HTML(text.String()), // our own, which has no HTML in it
 	})
 	return page.Bytes(), err
 }

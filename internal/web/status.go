@@ -117,7 +117,7 @@ func status(set *collector.Set, c Config) http.Handler {
 }
 
 func parse() *template.Template {
-	functions := template.FuncMap{"seconds": seconds, "since": since, "minutes": minutes, "sinceThen": time.Since}
+	functions := template.FuncMap{"seconds": seconds, "since": since, "minutes": minutes, "sinceThen": time.Since, "breakable": breakable}
 	return template.Must(template.New("status.html").Funcs(functions).ParseFS(files, "*.html"))
 }
 
@@ -317,6 +317,11 @@ func since(at time.Time) string {
 		}
 	}
 	return strconv.Itoa(int(d/time.Second)) + " s ago"
+}
+
+// breakable returns a name with places where a narrow page may break it.
+func breakable(name string) template.HTML {
+	return template.HTML(strings.ReplaceAll(template.HTMLEscapeString(name), "_", "_<wbr>"))
 }
 
 // minutes writes for people how long something takes.

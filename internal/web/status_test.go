@@ -57,7 +57,7 @@ func get(t *testing.T, h http.Handler, path string) (header http.Header, body st
 	if w.Code != http.StatusOK {
 		t.Fatalf("%s: %d %s", path, w.Code, w.Body)
 	}
-	return w.Header(), w.Body.String()
+	return w.Header(), strings.ReplaceAll(w.Body.String(), "<wbr>", "")
 }
 
 // found returns what the first group of a pattern matches, wherever it does.
@@ -110,6 +110,22 @@ func TestStatus(t *testing.T) {
 		if !strings.Contains(page, want) && !strings.Contains(html.UnescapeString(page), want) {
 			t.Errorf("the page lacks %q", want)
 		}
+	}
+}
+
+// TestRunbooks expects a section for every limit, and the contents to lead to each.
+func TestRunbooks(t *testing.T) {
+	_, page := get(t, recorded(t, nil), runbooksPath)
+	for _, s := range collector.Specs() {
+		for _, l := range s.Limits {
+			id := runbook(l.Resource)
+			if !strings.Contains(page, `id="`+id+`"`) || !strings.Contains(page, `<a class="level3" href="#`+id+`">`) {
+				t.Errorf("%s: no section %q, or no way to it", l.Resource, id)
+			}
+		}
+	}
+	if !strings.Contains(page, `id="`+netnsRunbook+`"`) {
+		t.Errorf("no section %q", netnsRunbook)
 	}
 }
 

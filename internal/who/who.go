@@ -199,8 +199,9 @@ func (q *inquiry) choosePlaces() error {
 	q.places[0].skipped = wanted != ""
 	known := wanted == ""
 	for _, n := range found {
-		q.places = append(q.places, place{n, wanted != "" && n.Name != wanted})
-		known = known || n.Name == wanted
+		is := wanted != "" && (n.Name == wanted || n.Name == "name/"+wanted) // as ip netns calls it
+		q.places = append(q.places, place{n, wanted != "" && !is})
+		known = known || is
 	}
 	if !known {
 		if q.Pod != "" {
