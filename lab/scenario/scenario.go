@@ -300,8 +300,8 @@ type Cut struct {
 
 // Done is the summary of all steps.
 type Done struct {
-	// Agreed is the series that had the value that the guest read by itself, Never
-	// those that never had it in any step.
+	// Agreed is the number of series whose value equalled what the guest read itself,
+	// Never those whose value never did.
 	Agreed int
 	Never  []string `json:",omitempty"`
 	// Miscounted are the messages whose number differs from that of the kernel's lines.
