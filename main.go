@@ -1,4 +1,4 @@
-// Command sockpressure_exporter tells Prometheus how near a Linux host is to the
+// Command sockpressure_exporter exports to Prometheus how near a Linux host is to the
 // kernel's limits on sockets and memory.
 package main
 
@@ -13,9 +13,9 @@ import (
 )
 
 func main() {
-	// A scrape is a short burst of work, mostly in system calls, which run beside
-	// each other all the same. Threads that look for Go code to run would cost
-	// more than they give, the more so the more cores there are.
+	// A scrape is a short burst of work, mostly in system calls, which run in parallel
+	// anyway. Threads that look for Go code to run would cost more than they contribute,
+	// and more so the more cores there are.
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
 	}

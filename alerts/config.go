@@ -8,14 +8,15 @@ import (
 	"strings"
 )
 
-// Config changes the rules. The zero Config leaves them as they are. The Helm chart's
-// value prometheusRule.config and the mixin's _config have the same names.
+// Config changes the rules. The zero Config leaves them unchanged. The Helm chart's value
+// prometheusRule.config and the mixin's _config have the same fields.
 type Config struct {
-	// Select is put into every selector: matchers such as `env="prod"`.
+	// Select is added to every selector: matchers such as `env="prod"`.
 	Select string `yaml:"select"`
-	// RunbookURL is the prefix of the lower-case name of an alert.
+	// RunbookURL is the prefix of a runbook's URL. The lower-case name of the alert
+	// follows it.
 	RunbookURL string `yaml:"runbookURL"`
-	// Interval is that of the groups of alerts. Lead times are those of 15 s.
+	// Interval is the interval of the groups of alerts. Lead times assume 15 s.
 	Interval string `yaml:"interval"`
 	// Labels and Annotations are added to every alert.
 	Labels      map[string]string `yaml:"labels"`
@@ -24,22 +25,22 @@ type Config struct {
 	Severities map[string]string `yaml:"severities"`
 
 	Scope `yaml:",inline"`
-	// Jobs has what is different for some scrape jobs, by their names.
+	// Jobs has the changes for some scrape jobs, by name.
 	Jobs map[string]Scope `yaml:"jobs"`
 }
 
-// Scope has changes by what they are for. Where several are for a rule, the one that
-// is named last here wins.
+// Scope is a set of changes to rules. If several apply to a rule, the last one in the
+// order of the fields takes precedence.
 type Scope struct {
-	// Resources are by limit. A rule that is about several limits can only be left out
+	// Resources are changes by limit. A rule about several limits can only be disabled
 	// for one of them.
 	Resources map[string]Change `yaml:"resources"`
-	// Alerts are by name, "SockPressureOOMKill", or by name and severity,
-	// "SockPressureOOMKill/critical", which wins.
+	// Alerts are changes by name, "SockPressureOOMKill", or by name and severity,
+	// "SockPressureOOMKill/critical", which takes precedence.
 	Alerts map[string]Change `yaml:"alerts"`
 }
 
-// Change is what is different in some rules. What is nil or empty stays.
+// Change is a change to some rules. Fields that are nil or empty change nothing.
 type Change struct {
 	Enabled       *bool             `yaml:"enabled"`
 	For           string            `yaml:"for"`
@@ -50,10 +51,10 @@ type Change struct {
 	Params map[string]any `yaml:"params"`
 }
 
-// DefaultRunbookURL leads to the runbooks of this repository.
+// DefaultRunbookURL is the prefix of the runbooks in this repository.
 const DefaultRunbookURL = "https://github.com/sockpressure/sockpressure_exporter/blob/main/docs/runbooks.md#"
 
-// Output is a rule as Prometheus reads it.
+// Output is a rule in the format of Prometheus.
 type Output struct {
 	Record        string            `json:"record,omitempty" yaml:"record,omitempty"`
 	Alert         string            `json:"alert,omitempty" yaml:"alert,omitempty"`
@@ -66,7 +67,7 @@ type Output struct {
 	comment string
 }
 
-// OutputGroup is a group as Prometheus reads it.
+// OutputGroup is a group in the format of Prometheus.
 type OutputGroup struct {
 	Name     string   `json:"name" yaml:"name"`
 	Interval string   `json:"interval" yaml:"interval"`
@@ -75,7 +76,7 @@ type OutputGroup struct {
 	comment, file string
 }
 
-// Apply makes the rules of a Config. It returns an error for names and parameters that
+// Apply returns the rules for a Config. It returns an error for names and parameters that
 // no rule has.
 func (c Config) Apply(groups []Group) ([]OutputGroup, error) {
 	if err := c.check(groups); err != nil {
@@ -109,7 +110,7 @@ func appendGroup(all []OutputGroup, g OutputGroup) []OutputGroup {
 	return append(all, g)
 }
 
-// under lays a job's changes over those of all.
+// under returns c's changes with those of a job applied on top.
 func (c Config) under(s Scope) Scope {
 	merged := Scope{Resources: map[string]Change{}, Alerts: map[string]Change{}}
 	for to, from := range map[*map[string]Change][2]map[string]Change{
@@ -123,7 +124,7 @@ func (c Config) under(s Scope) Scope {
 	return merged
 }
 
-// and lays another change over this one.
+// and returns the change with another one applied on top.
 func (c Change) and(o Change) Change {
 	if o.Enabled != nil {
 		c.Enabled = o.Enabled
@@ -144,8 +145,8 @@ func over[V any](a, b map[string]V) map[string]V {
 	return m
 }
 
-// group makes a group for what matchers select. Recording rules are for all jobs, but for
-// those that stand before alerts, which read them.
+// group returns a group for what matchers select. Recording rules are for all jobs,
+// except those in a group of alerts, which read them.
 func (c Config) group(g Group, name, matchers string, s Scope, recording bool) OutputGroup {
 	out := OutputGroup{Name: name, Interval: g.Interval, comment: g.Comment, file: g.file}
 	matchers = strings.Trim(c.Select+","+matchers, ",")
@@ -210,7 +211,7 @@ func first(a, b string) string {
 	return b
 }
 
-// expand fills in an expression.
+// expand fills in the placeholders of an expression.
 func (r Rule) expand(matchers string, changed map[string]any) string {
 	resource := fmt.Sprintf("resource=~%q", strings.Join(r.Resources, "|"))
 	switch {
@@ -232,7 +233,7 @@ func (r Rule) expand(matchers string, changed map[string]any) string {
 	return strings.ReplaceAll(strings.ReplaceAll(expr, ",}", "}"), "{}", "")
 }
 
-// selecting gives every selector of an expression a place for matchers.
+// selecting adds a placeholder for matchers to every selector of an expression.
 func selecting(expr string) string {
 	selector := regexp.MustCompile(`\b((?:[a-z_]+:)?sockpressure_[a-z0-9_]+(?::[a-z0-9]+)?|up|ALERTS)\b(\{?)`)
 	return selector.ReplaceAllStringFunc(expr, func(s string) string {
@@ -244,7 +245,7 @@ func selecting(expr string) string {
 	})
 }
 
-// check finds names that no rule has, which are mistakes.
+// check returns an error for names that no rule has, because they are mistakes.
 func (c Config) check(groups []Group) error {
 	alerts, resources := map[string]map[string]bool{}, map[string]map[string]bool{}
 	note := func(to map[string]map[string]bool, key string, r Rule) {

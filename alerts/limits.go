@@ -1,9 +1,9 @@
 package alerts
 
 // themes is the table of limits. A new limit is a row here: its near alerts, its
-// forecasts, its place in every test (ramps, quiet hosts, documents) follow from it;
-// what its counters tell goes into met. Its section of docs/runbooks.md, under the name
-// of its near alert, is the other half of the work, and a test asks for it.
+// forecasts and its place in every test (ramps, quiet hosts, documents) follow from it;
+// alerts on its counters go into met. A test asks for the other half of the work: its
+// section of docs/runbooks.md, under the name of its near alert.
 func themes() []theme {
 	return []theme{
 		{
@@ -487,11 +487,12 @@ max_over_time(sockpressure_saturation_ratio{resource="low_memory"}[5m]) >= ` + n
 	}
 }
 
-// plenty is so much available memory, in bytes, that there is no shortage whatever the saturation.
+// plenty is the available memory, in bytes, from which there is no shortage whatever the
+// saturation.
 const plenty = "8 * 2^30"
 
-// conntrackDrops are the packets dropped within 5 minutes because the table was full
-// or there was no memory.
+// conntrackDrops is the number of packets dropped within 5 minutes because the table was
+// full or memory was exhausted.
 const conntrackDrops = `  increase(sockpressure_conntrack_drops_total[5m])
   - (
     1.25 * increase(sockpressure_conntrack_insert_failures_total[5m])
@@ -499,8 +500,8 @@ const conntrackDrops = `  increase(sockpressure_conntrack_drops_total[5m])
     0 * increase(sockpressure_conntrack_drops_total[5m])
   )`
 
-// worst writes, in parentheses, which one of a list it is: the text is a template of
-// what the query for its highest value answers.
+// worst returns a template that names, in parentheses, the worst item of a list. text is
+// a template for the result of the query for the highest value.
 func worst(metric, limit, text string) string {
 	const matchers = "{cluster=%q,job=%q,instance=%q}"
 	const of = " $labels.cluster $labels.job $labels.instance"
@@ -511,7 +512,8 @@ func worst(metric, limit, text string) string {
 	return ` {{- with printf "topk(1, ` + query + `)"` + args + ` | query }} (` + text + `) {{- end }}`
 }
 
-// killedIn writes, in parentheses, the cgroup in which a process was killed last.
+// killedIn returns a template that names, in parentheses, the cgroup with the latest
+// kill.
 func killedIn() string {
 	const kills = "sockpressure_cgroup_oom_kills_total{cluster=%q,job=%q,instance=%q}"
 	const of = " $labels.cluster $labels.job $labels.instance"
@@ -572,7 +574,7 @@ func neighbours(family string) limit {
 	}
 }
 
-// pressure is the kernel's own measure of memory stalls.
+// pressure returns a rule on the kernel's own measure of memory stalls.
 func pressure(severity, hold, share string) Rule {
 	return Rule{
 		Alert: "SockPressureMemoryStalls", Severity: severity, For: hold,
@@ -584,8 +586,8 @@ func pressure(severity, hold, share string) Rule {
 	}
 }
 
-// udpDrops is what sockets of both address families dropped in 5 minutes, by a function of
-// a counter. Without IPv6 there is no counter of it.
+// udpDrops returns an expression for the drops of sockets of both address families in 5
+// minutes, by a function of a counter. Without IPv6 there is no counter for it.
 func udpDrops(function string) string {
 	ipv4, ipv6 := function+"(sockpressure_udp_receive_buffer_errors_total[5m])", function+"(sockpressure_udp6_receive_buffer_errors_total[5m])"
 	return "(" + ipv4 + " + " + ipv6 + " or " + ipv4 + ")"

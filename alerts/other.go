@@ -8,14 +8,15 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// otherGroups are the rules that no single limit has: sockets and packets below the
-// limits, the exporter itself, and what is recorded for fleets and forecasts.
+// otherGroups returns the rules that are not for a single limit: sockets and packets
+// below the limits, the exporter itself, and recording rules for fleets and forecasts.
 func otherGroups() []Group {
 	return []Group{drops(), kernelLog(), namespaces(), lost(), exporter(), fleet(), history()}
 }
 
-// drops are counters of losses that are of a program or of a CPU, and of no limit of
-// the host. All of them move on healthy hosts, so each goes by its rate.
+// drops returns alerts on counters of losses that concern a program or a CPU, not a limit
+// of the host. All of these counters rise on healthy hosts too, so the alerts are on
+// rates.
 func drops() Group {
 	counter := func(name, counter, rate, hold, summary, what string) Rule {
 		return Rule{
@@ -47,7 +48,7 @@ func drops() Group {
 	}
 }
 
-// kernelLog are the kernel's own words, and what is seen of a limit between scrapes.
+// kernelLog returns alerts on kernel messages, and on limits reached between scrapes.
 func kernelLog() Group {
 	said := func(messages string) string {
 		return `increase(sockpressure_kernel_messages_total{message=~"` + messages + `"}[5m])`
@@ -101,8 +102,8 @@ unless max_over_time(` + used + `{` + watched + `}[2m]) >= 0.9`,
 	}
 }
 
-// namespaces are the network namespaces other than the host's, such as those of pods. Their
-// names are in the labels netns, namespace and pod.
+// namespaces returns alerts on the network namespaces other than the host's, such as
+// those of pods. Their names are in the labels netns, namespace and pod.
 func namespaces() Group {
 	const (
 		ratio    = "sockpressure_netns_saturation_ratio"
@@ -143,7 +144,7 @@ or
 	}
 }
 
-// limitMessages are what the kernel logs of limits, but for some.
+// limitMessages returns the kernel messages of limits, with exceptions.
 func limitMessages(except ...string) []string {
 	var messages []string
 	for _, s := range collector.Specs() {
@@ -158,19 +159,20 @@ func limitMessages(except ...string) []string {
 	return messages
 }
 
-// same are the labels that an exporter is known by, and alive is what it has as long
-// as it answers.
+// same are the labels that identify an exporter, and alive is a series that it has as
+// long as it answers.
 const (
 	same  = "on (cluster, job, instance)"
-	alive = "sockpressure_host_network_namespace" // one series a node
+	alive = "sockpressure_host_network_namespace" // one series per node
 )
 
-// fires is whether an alert fires already: it then goes on by itself.
+// fires returns an expression for whether an alert is already firing. The alert then
+// sustains itself.
 func fires(alert, window string) string {
 	return `last_over_time(ALERTS{alertname="` + alert + `",alertstate="firing"}[` + window + `])`
 }
 
-// lost is the one alert on exporters that pages.
+// lost returns the alert on exporters that pages, the only one.
 func lost() Group {
 	return Group{
 		Name: "sockpressure-lost", file: "exporter",
@@ -281,7 +283,8 @@ unless ` + same + ` (` + alive + ` or up)`,
 	}
 }
 
-// refusals are what the kernel refuses, drops or kills, by the limit that is reached.
+// refusals returns recording rules for what the kernel refuses, drops or kills, by the
+// limit that is reached.
 func refusals() []Rule {
 	seen := func(resource string, level float64) string {
 		return fmt.Sprintf("ignoring (resource)\nmax_over_time(sockpressure_saturation_ratio{resource=%q}[5m]) >= %v", resource, level)
@@ -403,7 +406,7 @@ func fleet() Group {
 	}
 }
 
-// history is what forecasts compare with.
+// history returns recording rules for what forecasts compare with.
 func history() Group {
 	record := func(name, about, comment, expr string) Rule {
 		return Rule{Record: "instance_resource:sockpressure_saturation:" + name, Expr: expr, about: about, Comment: comment}

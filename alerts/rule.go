@@ -1,13 +1,13 @@
-// Package alerts makes the alert bundle: rules for Prometheus from one table of
-// limits (limits.go), from a set of templates that every limit gets (set.go), and
-// from what is watched besides (other.go). Command alerts/generate writes them as
-// rule files, as a PrometheusRule object and as the data (rules.json) that the Helm
-// chart and the Jsonnet mixin are made of; regenerate them with
+// Package alerts makes the alert bundle: rules for Prometheus from one table of limits
+// (limits.go), from a set of templates that applies to every limit (set.go), and from
+// rules on other things (other.go). Command alerts/generate writes them as rule files, as
+// a PrometheusRule object and as the data (rules.json) from which the Helm chart and the
+// Jsonnet mixin are made; regenerate them with
 //
 //	go generate ./alerts
 //
-// A Config changes thresholds, durations, severities and labels, and leaves rules
-// out, in the same words for all of these forms.
+// A Config changes thresholds, durations, severities and labels, and disables rules. It
+// has the same fields for all of these forms.
 package alerts
 
 import (
@@ -20,45 +20,46 @@ import (
 //go:generate go run ./generate -format=prometheusrule -out=../deploy/kubernetes/prometheus-operator/prometheusrule.yaml
 //go:generate go test . -run=^TestDocument$ -update
 
-// Severities: a page, a ticket, and what is kept for the record only.
+// Severities: a page, a ticket, and information that is only recorded.
 const (
 	Critical = "critical"
 	Warning  = "warning"
 	Info     = "info"
 )
 
-// Stages of an alert on a limit: usage is close to it, usage will be, and the
-// kernel refuses, drops or kills. What watches no limit has no stage.
+// Stages of an alert on a limit: usage is close to the limit, usage will be close, and
+// the kernel refuses, drops or kills. Rules that are not on a limit have no stage.
 const (
 	near     = "near"
 	forecast = "forecast"
 	met      = "met"
 )
 
-// Rule is an alerting or a recording rule before a Config is applied. Expr has
-// ${NAME} for each of its Params, ${resource} for a matcher of its Resources, ${select}
-// for matchers of the user's, and ${page} for what the user calls the severity critical.
+// Rule is an alerting or a recording rule before a Config is applied. Expr has ${NAME}
+// for each of its Params, ${resource} for a matcher of its Resources, ${select} for the
+// user's matchers, and ${page} for the user's name of the severity critical.
 type Rule struct {
 	Record string `json:"record,omitempty"`
 	Alert  string `json:"alert,omitempty"`
-	// Comment is for the reader of the rule file.
+	// Comment is for readers of the rule file.
 	Comment string `json:"comment,omitempty"`
 	Expr    string `json:"expr"`
 	// Params are PromQL expressions, mostly numbers.
 	Params map[string]string `json:"params,omitempty"`
 	// Resources are the limits that the rule is about, empty if it is about none.
 	Resources []string `json:"resources,omitempty"`
-	// Except are the limits that a rule about all others leaves out.
+	// Except are the limits that a rule about all others excludes.
 	Except        []string `json:"except,omitempty"`
 	For           string   `json:"for,omitempty"`
 	KeepFiringFor string   `json:"keepFiringFor,omitempty"`
-	// Labels are all labels of a recording rule, and those of an alert besides severity.
+	// Labels are all labels of a recording rule, and those of an alert other than
+	// severity.
 	Labels      map[string]string `json:"labels,omitempty"`
 	Severity    string            `json:"severity,omitempty"`
 	Summary     string            `json:"summary,omitempty"`
 	Description string            `json:"description,omitempty"`
 
-	// about tells the reader of docs/alerts.md what the series of a recording rule are.
+	// about describes, in docs/alerts.md, the series of a recording rule.
 	about string
 }
 
@@ -69,7 +70,7 @@ type Group struct {
 	Interval string `json:"interval"`
 	Rules    []Rule `json:"rules"`
 
-	// file is the rule file that it is written to, less ".rules.yml".
+	// file is the name of its rule file, without ".rules.yml".
 	file string
 }
 
@@ -90,8 +91,8 @@ func Groups() []Group {
 	return all
 }
 
-// Runbook returns the name of the alert that warns before a limit, whose section of
-// docs/runbooks.md is the limit's.
+// Runbook returns the name of the alert that warns about a limit. The section of
+// docs/runbooks.md with that name is the limit's.
 func Runbook(resource string) string {
 	for _, t := range themes() {
 		for _, l := range t.limits {
@@ -103,7 +104,7 @@ func Runbook(resource string) string {
 	return ""
 }
 
-// finish fills in what every rule has in common.
+// finish fills in what all rules have in common.
 func (r *Rule) finish() {
 	r.Expr = selecting(strings.TrimSpace(r.Expr))
 	r.Comment = strings.TrimSpace(r.Comment)
@@ -120,12 +121,12 @@ func (r *Rule) finish() {
 	}
 }
 
-// who names the node in a description, and its cluster where there is one.
+// who names the node in a description, and its cluster if there is one.
 const who = "{{ with $labels.cluster }}{{ . }}/{{ end }}{{ $labels.instance }}"
 
-// hold is for how long an alert goes on when its condition is over. Nothing that
-// writes a ticket fires and resolves more than once an hour; a page ends sooner,
-// because whoever was paged waits for it.
+// hold returns how long an alert continues after its condition has ended. Nothing that
+// creates a ticket fires and resolves more than once per hour; a page ends sooner,
+// because the person who was paged waits for it.
 func hold(severity string) string {
 	if severity == Critical {
 		return "15m"
@@ -133,7 +134,7 @@ func hold(severity string) string {
 	return "1h"
 }
 
-// with returns the rule with more parameters.
+// with returns the rule with additional parameters.
 func (r Rule) with(params map[string]string) Rule {
 	r.Params = maps.Clone(r.Params)
 	if r.Params == nil {

@@ -8,44 +8,46 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// limit is a row of the table: what there is to say about a limit, from which its
-// whole set of alerts is made. Its levels are those of the collector's row.
+// limit is a row of the table: the texts and conditions from which the whole set of
+// alerts of a limit is made. Its levels are those of the collector's row.
 type limit struct {
 	resource string
-	// name and near are the alert's: SockPressure<name><near>.
+	// name and near are parts of the alert's name: SockPressure<name><near>.
 	name, near string
-	// summary is a static sentence. usage and effect go into the description: what of
-	// the limit is used, after "{{ $labels.instance }}", and what happens at the limit.
+	// summary is a static sentence. usage and effect go into the description: what is
+	// used of the limit, after "{{ $labels.instance }}", and what happens at the limit.
 	summary, usage, effect string
 	comment                string
 
-	// or is a second condition of the warning, unless one of both forms.
+	// or is a second condition of the warning, and unless one of both severities.
 	or, unless string
-	// raw levels are of the last scrape and not the highest of the last minute: for
-	// what comes and goes within seconds, where a peak every minute is harmless.
+	// raw means that alerts use the saturation of the last scrape, not the highest of the
+	// last minute. It is for limits whose usage changes within seconds, for which a peak
+	// every minute is harmless.
 	raw bool
-	// hold is `for` of the near alerts, 90 s where it is empty.
+	// hold is `for` of the near alerts by severity, 90 s if it is empty.
 	hold     map[string]string
 	forecast forecasting
 
-	// full is a summary of what the limit does when it is reached, for limits whose
-	// refusals the kernel does not count; it pages at fullAt at once.
+	// full is the summary of an alert on reaching the limit, for limits whose refusals
+	// the kernel does not count. It pages at fullAt at once.
 	full, fullAt string
 	// met are the alerts on what the kernel counts.
 	met []Rule
 }
 
-// forecasting is what can be concluded from a limit's growth. For most something after a minute
-// or two, and over hours: that is 0.
+// forecasting is what can be concluded from a limit's growth. For most limits, which have
+// 0, growth matters after a minute or two, and over hours.
 type forecasting int
 
 const (
-	// jumpy limits are taken by every program that starts: growth of less than three
-	// minutes says little, and growth over hours nothing.
+	// jumpy limits are used by every program that starts: growth of less than three
+	// minutes shows little, and growth over hours nothing.
 	jumpy forecasting = iota + 1
-	// brief limits come and go within minutes.
+	// brief limits are used and released within minutes.
 	brief
-	// ticket limits do no immediate harm when they are reached: nothing pages, nothing is foreseen.
+	// ticket limits cause no immediate harm when they are reached: there are no pages and
+	// no forecasts.
 	ticket
 )
 
@@ -53,13 +55,13 @@ const (
 type theme struct {
 	name, comment string
 	limits        []limit
-	// others are rules that belong here and are of no single limit.
+	// others are rules that belong here but are not for a single limit.
 	others []Rule
 }
 
 func (l limit) alert(suffix string) string { return "SockPressure" + l.name + suffix }
 
-// levels returns the row of the collector.
+// levels returns the collector's row of a limit.
 func levels(resource string) collector.LimitInfo {
 	for _, s := range collector.Specs() {
 		for _, l := range s.Limits {
@@ -74,11 +76,11 @@ func levels(resource string) collector.LimitInfo {
 // saturation is the series of the rule's limits.
 const saturation = "sockpressure_saturation_ratio{${resource}}"
 
-// seen is a condition on the rule's limit beside a counter's: it was at its critical
-// level within the last 5 minutes.
+// seen is an additional condition for an alert on a counter: the limit was at its
+// critical level within the last 5 minutes.
 const seen = "ignoring (resource) max_over_time(" + saturation + "[5m]) >= ${critical}"
 
-// rules makes the whole set of a limit.
+// rules returns the whole set of rules for a limit.
 func (l limit) rules() []Rule {
 	info := levels(l.resource)
 	params := map[string]string{"warning": number(info.WarningRatio), "critical": number(info.CriticalRatio), "full": l.fullAt}
@@ -135,13 +137,13 @@ func (l limit) rules() []Rule {
 	return all
 }
 
-// held reports whether it can be known who holds the most of a limit.
+// held reports whether the largest holder of a limit can be known.
 func held(resource string) bool {
 	return slices.ContainsFunc(collector.Specs(), func(s collector.Spec) bool { return slices.Contains(s.Holds, resource) })
 }
 
-// holder writes, in parentheses, who holds the most of what a matcher and its argument
-// choose.
+// holder returns a template that names, in parentheses, the largest holder of what a
+// matcher and its argument select.
 func holder(matcher, argument string) string {
 	query := "topk(1, sockpressure_saturation_holder_ratio{cluster=%q,job=%q,instance=%q," + matcher + "})"
 	return " {{- with printf `" + query + "` $labels.cluster $labels.job $labels.instance" + argument + ` | query }} (holder:` +
@@ -149,7 +151,7 @@ func holder(matcher, argument string) string {
 		`{{ with . | first | label "item" }}, {{ . }}{{ end }}) {{- end }}`
 }
 
-// limitGroups makes the groups of the themes, and the forecasts of all limits.
+// limitGroups returns the groups of the themes, and the forecasts of all limits.
 func limitGroups() []Group {
 	var groups []Group
 	by := map[forecasting][]string{}
@@ -166,26 +168,27 @@ func limitGroups() []Group {
 }
 
 // The series that forecasts read. Ten thousand nodes have some 170,000 limits, and each
-// selector over all of them takes a fifth of a second or more. So what the forecasts share is
-// recorded once, for limits that are at least a tenth used, and of these the few that grow.
+// selector over all of them takes at least a fifth of a second. So what the forecasts
+// share is recorded once, for limits that are at least 10 % used, and the rest only for
+// the few of these that grow.
 const (
 	used    = "instance_resource:sockpressure_saturation:used"
 	rising  = "instance_resource:sockpressure_saturation:rising"
 	left1m  = "instance_resource:sockpressure_saturation:left1m"
 	left30s = "instance_resource:sockpressure_saturation:left30s"
-	// The maximum of each limit over the last day and the last week: usage that is no higher
-	// than a harmless peak is not growth. See otherGroups.
+	// The maximum of each limit over the last day and the last week: usage that is no
+	// higher than a harmless peak is not growth. See otherGroups.
 	dayAgo  = "instance_resource:sockpressure_saturation:max1d offset 5m"
 	weekAgo = "instance_resource:sockpressure_saturation:max1w offset 2h"
 )
 
-// forecasts makes the rules on growth. Each compares a few points in time, which is
-// cheaper than a regression over all between, and asks for growth in every part of
-// the time it looks at: so a step, a start that is over, or noise does not fire.
+// forecasts returns the rules on growth. Each compares a few points in time, which is
+// cheaper than a regression over all points between, and requires growth in every part of
+// its period: so a step, a start that is over, or noise does not fire.
 func forecasts(by map[forecasting][]string) []Group {
-	// unless usage is not above an earlier peak by half of the room that is left, which is
-	// 3 * x - 2 * peak < 1: that peak was as high, and nothing came of it where it was below
-	// harmless.
+	// unless excludes usage that does not exceed an earlier peak by at least half of the
+	// room that is left, which is 3 * x - 2 * peak < 1: the peak was about as high, and
+	// was harmless if it was below harmless.
 	unless := func(x, peak, harmless string) string {
 		return "unless " + x + " < (1 + 2 * (" + peak + " < " + harmless + ")) / 3"
 	}
@@ -201,8 +204,8 @@ func forecasts(by map[forecasting][]string) []Group {
 	record := func(name, about, comment, expr string) Rule {
 		return Rule{Record: name, Except: never, about: about, Comment: comment, Expr: expr}
 	}
-	// left is the time to the limit at the rate since a while ago: with x for usage now, y for
-	// usage then, (1 - y) / (x - y) of these whiles after then.
+	// left is the time to the limit at the rate over the last while: with x for usage now
+	// and y for usage then, (1 - y) / (x - y) times while, counted from then.
 	left := func(while, minutes string) string {
 		y := used + " offset " + while
 		return "((1 - " + y + ") / ((" + saturation + " >= 0.1) - " + y + ") - 1)" + minutes + " >= 0 < 8"

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Files returns the rule files by their names.
+// Files returns the rule files, by name.
 func Files(groups []OutputGroup) map[string]string {
 	files := map[string]string{}
 	for _, g := range groups {
@@ -31,8 +31,8 @@ type Object struct {
 	Labels          map[string]string
 }
 
-// Write writes the object with all groups. Above each rule it writes the path, for
-// patches of JSON.
+// Write writes the object with all groups. Above each rule it writes the rule's path, for
+// JSON patches.
 func (o Object) Write(w io.Writer, groups []OutputGroup) error {
 	var b strings.Builder
 	b.WriteString("# Generated from alerts/*.go. To update: go generate ./alerts\n")
@@ -124,7 +124,7 @@ func writeComment(b *strings.Builder, text, indent string) {
 	}
 }
 
-// wrap breaks a text into lines of at most a width, if its words allow.
+// wrap breaks a text into lines of at most the given width, if its words allow that.
 func wrap(text, indent string, width int) string {
 	if len(indent)+len(text) <= width {
 		return indent + text + "\n"

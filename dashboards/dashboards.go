@@ -1,11 +1,11 @@
-// Package dashboards holds the Grafana dashboards (*.json) and makes them: from
-// the tables of panels in fleet.go and node.go, the rows of limits of the
-// collectors, and the runbooks that the alerts name. Renew the files with
+// Package dashboards contains the Grafana dashboards (*.json) and makes them: from the
+// tables of panels in fleet.go and node.go, the rows of limits of the collectors, and the
+// runbooks that the alerts name. Regenerate the files with
 //
 //	go test ./dashboards -update
 //
-// A new limit gets its panel from its row alone; a line in measures shows its
-// usage in its own unit rather than as a share of the limit.
+// The panel of a new limit is made from its row alone; a line in measures shows its usage
+// in its own unit rather than as a share of the limit.
 package dashboards
 
 import (
@@ -22,40 +22,40 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// dashboard is a Grafana dashboard as far as ours differ.
+// dashboard is the part of a Grafana dashboard in which ours differ.
 type dashboard struct {
 	uid, title, about string
-	from              string // how far back it looks at first
+	from              string // start of the default time range
 	variables         []variable
 	annotations       []object
 	links             []object
 	rows              []row
 }
 
-// row is a heading and the panels below it, from left to right, each as high up as
-// there is room. Those of a folded row ask nothing until somebody opens it.
+// row is a heading and the panels below it, from left to right, each as high up as there
+// is room. The panels of a folded row run no queries until it is opened.
 type row struct {
 	title  string
 	folded bool
 	panels []panel
 }
 
-// variable is a choice at the top of a dashboard: the values of a label of a metric,
-// or those that are named.
+// variable is a choice at the top of a dashboard: the values of a label of a metric, or
+// the named values.
 type variable struct {
 	name, label string
 	metric      string
-	of          string   // the label, if it is not called like the variable
+	of          string   // the label, if its name differs from the variable's
 	all         bool     // begin with all values, not with the first
 	named       []string // these values
-	typed       string   // this, or what somebody types instead
-	found       string   // what this query finds: not shown, for other queries
+	typed       string   // the default of a text field
+	found       string   // the result of this query: not shown, for other queries
 }
 
-// object is a piece of JSON.
+// object is a JSON object.
 type object map[string]any
 
-// Files returns the dashboards by the names of their files.
+// Files returns the dashboards, by file name.
 func Files() (map[string][]byte, error) {
 	var limits []collector.LimitInfo
 	for _, s := range collector.Specs() {
@@ -92,14 +92,14 @@ func Files() (map[string][]byte, error) {
 	return files, nil
 }
 
-// placeholder stands for the number of a panel in links until all are numbered.
+// placeholder represents the number of a panel in links until all panels are numbered.
 var placeholder = regexp.MustCompile(`<<[^>]+>>`)
 
-// view is the part of an address that shows one panel, of a folded row too.
+// view returns the part of a URL that shows one panel, even one in a folded row.
 func view(uid, title string) string { return "viewPanel=<<" + uid + "/" + title + ">>" }
 
-// json writes the dashboard in Grafana's classic form, which file provisioning
-// of every version reads. It adds the numbers of the panels to ids.
+// json returns the dashboard in Grafana's classic format, which file provisioning of
+// every version reads. It adds the numbers of the panels to ids.
 func (d dashboard) json(ids map[string]int) object {
 	variables := []object{{
 		"type": "datasource", "name": "datasource", "label": "Data source", "query": "prometheus", "regex": "",
@@ -156,7 +156,8 @@ func (d dashboard) json(ids map[string]int) object {
 		"timepicker":   object{},
 		"links": append([]object{{
 			"type": "dashboards", "title": "Sockpressure", "tags": []string{"sockpressure"}, "asDropdown": false,
-			// The one has all nodes chosen, the other one node: neither choice fits the other.
+			// One dashboard has all nodes selected, the other one node: neither selection
+			// fits the other.
 			"icon": "external link", "includeVars": false, "keepTime": true, "targetBlank": false, "tooltip": "", "url": "",
 		}}, d.links...),
 		"templating":  object{"list": variables},
@@ -194,7 +195,7 @@ func (v variable) json() object {
 	case v.found != "":
 		o["hide"], o["skipUrlSync"] = hidden, true
 	default:
-		// Each by those before it.
+		// Each variable is restricted by those before it.
 		chosen := map[string][]string{"cluster": nil, "job": {"cluster"}, "instance": {"cluster", "job"}, "resource": {"cluster", "job"}, "limit": {"cluster", "job"}}
 		labels, known := chosen[v.name]
 		if !known {
@@ -202,7 +203,8 @@ func (v variable) json() object {
 		}
 		query, kind = fmt.Sprintf("label_values(%s, %s)", selecting(v.metric, labels...), cmp.Or(v.of, v.name)), labelValues
 		o["regex"], o["allValue"] = "", ".+"
-		// Where there are no clusters, all of them are chosen; alerts of no limit are of all limits.
+		// Without a label cluster, all must be selected. Alerts that are not on a limit
+		// must be shown for every selection of limits.
 		if v.name == "cluster" || v.name == "resource" {
 			o["allValue"] = ".*"
 		}
@@ -219,11 +221,11 @@ func (v variable) json() object {
 
 func datasource() object { return object{"type": "prometheus", "uid": "${datasource}"} }
 
-// everyNode is every choice of nodes.
+// everyNode returns the variables that select nodes.
 func everyNode() []string { return []string{"cluster", "job", "instance"} }
 
-// selecting narrows every metric of an expression to what is chosen: of labels,
-// those that the metric has.
+// selecting restricts every metric of an expression to the selection, by those of the
+// labels that the metric has.
 func selecting(expr string, labels ...string) string {
 	metric := regexp.MustCompile(`\b(ALERTS|up|process_start_time_seconds|(?:[a-z_]+:)?sockpressure_[a-z0-9_]+(?::[a-z0-9]+)?)\b(?:\{([^}]*)\})?`)
 	return metric.ReplaceAllStringFunc(expr, func(s string) string {
@@ -233,7 +235,7 @@ func selecting(expr string, labels ...string) string {
 			matchers = append(matchers, parts[2])
 		}
 		for _, l := range labels {
-			// What is recorded of all nodes together has no label of one.
+			// Series recorded over all nodes have no label for one.
 			if (l != "instance" || !strings.HasPrefix(parts[1], "job_")) && !strings.Contains(parts[2], l+"=~") {
 				matchers = append(matchers, fmt.Sprintf(`%s=~"$%s"`, l, l))
 			}

@@ -9,7 +9,7 @@ import (
 
 const fleetUID = "sockpressure-fleet"
 
-// The titles of panels that links lead to.
+// The titles of panels that are linked to.
 const (
 	inTrouble    = "Nodes in trouble"
 	theClusters  = "Clusters and jobs"
@@ -20,12 +20,13 @@ const (
 	podsOfNode   = "Pods and namespaces nearest to their own limits"
 )
 
-// fleet is the dashboard over all nodes. It reads the recording rules of
+// fleet returns the dashboard of all nodes. It reads the recording rules of
 // alerts/fleet.rules.yml and the alerts: a handful of series for the fleet, a few
-// thousand with one a node, and of a node itself only what the worst ones have.
+// thousand with one per node, and of the nodes' own series only those of the worst nodes.
 func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 	const chosen = "var-datasource=${datasource}&${job:queryparam}&${__url_time_range}"
-	// here leads to a panel of this dashboard, with the choices that are not named.
+	// here returns a link to a panel of this dashboard. It keeps the selections that are
+	// not given.
 	here := func(title string, choices ...string) string {
 		parts := []string{"/d/" + fleetUID + "?" + chosen}
 		for _, v := range []string{"cluster", "instance", "resource", "limit", "severity"} {
@@ -42,7 +43,8 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		}
 		return strings.Join(parts, "&")
 	}
-	// Without a label cluster there is no such field, and an empty choice is of those without.
+	// Without a label cluster there is no such field, and an empty selection matches
+	// series without it.
 	const node = "/d/" + nodeUID + "?var-datasource=${datasource}&var-cluster=${__data.fields.Cluster:percentencode}&var-job=${__data.fields.Job:percentencode}&var-instance=${__data.fields.Node:percentencode}&${__url_time_range}"
 	toNode := offers(link("The node", node), link("Its pods", node+"&"+view(nodeUID, podsOfNode)))
 	toRunbook := alert(
@@ -56,7 +58,8 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 	worst.title, worst.width, worst.height = "Nearest limits of the fleet", 7, 13
 	worst.about = "Of each limit, the node that is nearest to it: the highest share of the last 5 minutes, in the colours of the limit's own levels. Over all nodes of the job, whatever is chosen as Instance. A click leads to the nodes, or to the runbook."
 
-	// nodeBars are the nodes and limits that a query finds, each in its limit's own colours.
+	// nodeBars returns a panel of the nodes and limits that a query finds, each in the
+	// colours of its limit.
 	nodeBars := func(title, about, expr string, width, height int) panel {
 		p := nearest(expr, nil, nil)
 		p.title, p.about, p.width, p.height = title, about, width, height
@@ -70,8 +73,8 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		}
 		return p
 	}
-	// Some limits can be exceeded, TCP memory several times over: the line of one such node
-	// would flatten all others.
+	// Some limits can be exceeded, TCP memory several times over: one such node would
+	// flatten the lines of all others.
 	const beyond = 1.2
 	count := func(title, below, color, about, expr, leads string) panel {
 		return panel{
@@ -91,7 +94,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 		variables: []variable{
 			{name: "cluster", label: "Cluster", metric: nodeFailing, all: true},
 			{name: "job", label: "Job", metric: nodeFailing, all: true},
-			{name: "instance", label: "Instance", typed: ".+"}, // a list of ten thousand helps nobody
+			{name: "instance", label: "Instance", typed: ".+"}, // a list of ten thousand would not help
 			{name: "resource", label: "Limit", metric: fleetShare, all: true},
 			{name: "limit", label: "Nodes of", metric: fleetShare, of: "resource"},
 			{name: "severity", label: "Severity", named: []string{"critical", "warning"}, all: true},

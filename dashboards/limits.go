@@ -9,30 +9,30 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// measure is what there is to say of a limit's panel beside LimitInfo.
+// measure is what LimitInfo does not have for a limit's panel.
 type measure struct {
-	// used and limit are expressions, where the limit has no metrics that are just
-	// that. Without them it is shown as its saturation, which every limit has.
+	// used and limit are expressions, if the limit has no metrics with exactly these
+	// values. Without them the panel shows the saturation, which every limit has.
 	used, limit string
-	// where restricts usage and limit to when the limit is enforced, limitWhere the limit
-	// to when there is one.
+	// where restricts usage and limit to times when the limit is enforced, limitWhere the
+	// limit to times when there is one.
 	where, limitWhere string
-	// called is what the kernel calls the limit.
+	// called is the kernel's name for the limit.
 	called string
-	// each is what one line of used is called, where there are several.
+	// each is the name of one line of used, if there are several.
 	each string
-	// marks are thresholds of the kernel's own, beside ours.
+	// marks are thresholds of the kernel, in addition to ours.
 	marks []mark
-	// empty is when there are no data.
+	// empty describes when there are no data.
 	empty string
 	note  string
 }
 
-// mark is a line between nothing and the limit.
+// mark is a line below the limit.
 type mark struct{ name, color, expr string }
 
-// The colours of levels are those of the alerts everywhere; what is no level of
-// ours has none.
+// The colours of levels, the same as those of the alerts everywhere. What is not one of
+// our levels has none.
 const (
 	colorWarning  = "orange"
 	colorCritical = "red"
@@ -99,7 +99,7 @@ func measures() map[string]measure {
 	}
 }
 
-// relate sets what the limit itself says of its usage and its limit.
+// relate sets usage and limit from the limit itself.
 func (m *measure) relate(l collector.LimitInfo) {
 	switch {
 	case m.used != "":
@@ -108,15 +108,15 @@ func (m *measure) relate(l collector.LimitInfo) {
 	case l.Usage.Metric == "" || l.Max.Metric == "":
 		m.used, m.limit = fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", l.Resource), "1"
 	case l.List != nil && l.List.OwnMax:
-		// The share is one scale for all.
+		// The share is the same scale for all.
 		m.used, m.limit = l.Usage.String()+" / "+l.Max.String(), "1"
 	default:
 		m.used, m.limit = l.Usage.String()+m.where, l.Max.String()+m.where+m.limitWhere
 	}
 }
 
-// limitPanel shows a limit: usage and limit on one scale, and our thresholds or
-// the kernel's between them.
+// limitPanel returns the panel of a limit: usage and limit on one scale, with our
+// thresholds or the kernel's in between.
 func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 	unit := number
 	if l.Unit == collector.Bytes {
@@ -159,8 +159,8 @@ func limitPanel(l collector.LimitInfo, m measure, books runbooks) panel {
 	return p
 }
 
-// nearest shows saturations, each bar in the colours of its limit's own levels, with
-// links.
+// nearest returns a panel of saturations, each bar in the colours of its limit's own
+// levels, with links.
 func nearest(expr string, limits []collector.LimitInfo, offer func(resource string) []object) panel {
 	p := panel{
 		kind: bars, unit: share, top: 1, queries: []query{{"{{resource}}", expr}},
@@ -172,12 +172,12 @@ func nearest(expr string, limits []collector.LimitInfo, offer func(resource stri
 	return p
 }
 
-// ownLevels are the colours of a limit by its levels.
+// ownLevels returns the colours of a limit by its levels.
 func ownLevels(l collector.LimitInfo) object {
 	return property("thresholds", thresholds("", []step{{l.WarningRatio, colorWarning}, {l.CriticalRatio, colorCritical}}))
 }
 
-// colours shows shares of one limit in its colours.
+// colours returns properties that show shares of one limit in its colours.
 func colours(limits []collector.LimitInfo, resource string) []object {
 	for _, l := range limits {
 		if l.Resource == resource {
@@ -187,7 +187,7 @@ func colours(limits []collector.LimitInfo, resource string) []object {
 	return []object{property("unit", share)}
 }
 
-// words is a limit's name for a title.
+// words returns a limit's name for a title.
 func words(resource string) string {
 	special := map[string]string{"tcp": "TCP", "udp": "UDP", "ip": "IP", "ipv4": "IPv4", "ipv6": "IPv6", "conntrack": "connection tracking", "netdev": "receive"}
 	list := strings.Split(strings.ReplaceAll(resource, "time_wait", "TIME-WAIT"), "_")
@@ -198,10 +198,10 @@ func words(resource string) string {
 	return strings.ToUpper(text[:1]) + text[1:]
 }
 
-// runbooks are the addresses of the runbooks by resource.
+// runbooks are the URLs of the runbooks by resource.
 type runbooks map[string]string
 
-// link writes the address of a runbook in Markdown.
+// link returns a link to a runbook in Markdown.
 func (r runbooks) link(resource string) string {
 	if r[resource] == "" {
 		return ""

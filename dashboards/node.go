@@ -15,10 +15,10 @@ const (
 	podOverTime = "Limits of pods over time"
 )
 
-// node is the dashboard of one node. It reads the exporter's metrics and no
-// recording rules, so that it works where these are not loaded.
+// node returns the dashboard of one node. It reads the exporter's metrics and no
+// recording rules, so that it works if these are not loaded.
 func node(limits []collector.LimitInfo, books runbooks) dashboard {
-	left := map[string]collector.LimitInfo{} // to be placed
+	left := map[string]collector.LimitInfo{} // not placed yet
 	for _, l := range limits {
 		left[l.Resource] = l
 	}
@@ -372,7 +372,8 @@ func node(limits []collector.LimitInfo, books runbooks) dashboard {
 	}
 }
 
-// counters shows counters by their names, which are told from their metrics.
+// counters returns a panel of counters. Their names are derived from those of the
+// metrics.
 func counters(title, about, empty string, names ...string) panel {
 	p := panel{kind: lines, title: title, about: about, empty: empty, unit: perSecond, width: 8, height: 8}
 	for _, name := range names {
@@ -385,5 +386,5 @@ func counters(title, about, empty string, names ...string) panel {
 	return p
 }
 
-// rate is how much a counter rises a second.
+// rate returns an expression for how much a counter rises per second.
 func rate(counter string) string { return "rate(sockpressure_" + counter + "[$__rate_interval])" }

@@ -8,44 +8,45 @@ import (
 	"strings"
 )
 
-// panel is a panel as far as ours differ.
+// panel is the part of a Grafana panel in which ours differ.
 type panel struct {
-	kind          string // of Grafana's
+	kind          string // Grafana's type
 	title, about  string
-	empty         string // when it has no data, or not all of it
+	empty         string // why it may have no data, or only some
 	unit          string
 	width, height int
 	queries       []query
 	base          string   // the colour below the first step, green by default
 	steps         []step   // colours by value
-	drawn         bool     // the steps are lines, too
-	top           float64  // the end of the scale, at least
-	cut           float64  // the end of the scale, at most: lines leave it
-	stacked       bool     // areas on top of each other
-	aside         bool     // the legend stands beside the lines, and has place for more of them
-	limited       bool     // the first line is usage, the others are limits: none is sorted away
+	drawn         bool     // steps are also drawn as lines
+	top           float64  // the minimum for the end of the scale
+	cut           float64  // the maximum for the end of the scale: lines leave it
+	stacked       bool     // areas are stacked
+	aside         bool     // the legend is beside the lines, with space for more entries
+	limited       bool     // the first line is usage, the others are limits: they are not sorted by value
 	overrides     []object // of single fields
 	links         []object // what a click on a value offers
 	columns       []column // of a table
-	sorted        []string // the names of those it is sorted by, the first ones first
-	rising        bool     // values are sorted from the smallest on
+	sorted        []string // the names of the columns that it is sorted by, the first ones first
+	rising        bool     // values are sorted in ascending order
 }
 
-// query is one query: its PromQL, less the choice of jobs and nodes, and what its
-// lines are called.
+// query is one query: its PromQL without the selection of jobs and nodes, and the name of
+// its lines.
 type query struct{ legend, expr string }
 
-// step is a colour from a value on.
+// step is a colour and the value from which it applies.
 type step struct {
 	from  float64
 	color string
 }
 
-// column is a label or a value, and what the table calls it. Columns that are not
-// named are not shown.
+// column is a label or a value, and its name in the table. Columns without a name are not
+// shown.
 type column struct{ field, name string }
 
-// value tells values from labels: they are sorted from the largest on, as a rule.
+// value reports whether the column has values rather than a label. They are usually
+// sorted in descending order.
 func (c column) value() bool { return strings.HasPrefix(c.field, "Value") }
 
 // Kinds of panels.
@@ -56,7 +57,7 @@ const (
 	table = "table"
 )
 
-// Units of Grafana's.
+// Grafana's units.
 const (
 	share     = "percentunit"
 	number    = "short"
@@ -101,7 +102,7 @@ func (p panel) json() object {
 			"drawStyle": "line", "lineWidth": 1, "fillOpacity": opacity, "showPoints": "auto", "spanNulls": false,
 			"stacking":        object{"mode": stacking, "group": "A"},
 			"thresholdsStyle": object{"mode": style},
-			// A soft end: what lies beyond it is not cut off.
+			// A soft end: values beyond it are not cut off.
 			"axisSoftMin": 0,
 		}
 		if p.top > 0 {
@@ -116,7 +117,7 @@ func (p panel) json() object {
 			legend["placement"] = "right"
 		}
 		if !p.limited {
-			legend["sortBy"], legend["sortDesc"] = "Last *", true // so Grafana calls lastNotNull
+			legend["sortBy"], legend["sortDesc"] = "Last *", true // Grafana's name for lastNotNull
 		}
 		o["options"] = object{
 			"legend":  legend,
@@ -164,8 +165,8 @@ func (p panel) targets() []object {
 	return targets
 }
 
-// transformations pick the columns of a table, join its queries by the labels that
-// are left, and order and name them.
+// transformations returns what selects the columns of a table, joins its queries by the
+// remaining labels, and orders and names the columns.
 func (p panel) transformations() []object {
 	var names []string
 	order, renamed := object{}, object{}
@@ -192,15 +193,16 @@ func thresholds(base string, steps []step) object {
 	return object{"mode": "absolute", "steps": list}
 }
 
-// docs is where the project's documents are.
+// docs is the URL of the project's documents.
 const docs = "https://github.com/sockpressure/sockpressure_exporter/blob/main/docs/"
 
-// named overrides properties of one field.
+// named returns overrides of properties of one field.
 func named(field string, properties ...object) object {
 	return object{"matcher": object{"id": "byName", "options": field}, "properties": properties}
 }
 
-// dashed draws the lines whose names begin with a word dashed, in a colour.
+// dashed returns overrides that draw the lines whose names begin with a word dashed, in a
+// colour.
 func dashed(word, color string) object {
 	return object{
 		"matcher": object{"id": "byRegexp", "options": "/^" + word + "/"},
@@ -214,13 +216,14 @@ func dashed(word, color string) object {
 
 func property(id string, value any) object { return object{"id": id, "value": value} }
 
-// link is what a click offers.
+// link returns a link that is offered on a click.
 func link(title, url string) object { return object{"title": title, "url": url} }
 
-// offers are the links of one field.
+// offers returns the links of one field.
 func offers(links ...object) object { return property("links", links) }
 
-// outOfLegend keeps lines out of the legend that are known by their colour.
+// outOfLegend returns overrides that hide lines from the legend, because their colour
+// identifies them.
 func outOfLegend(word string) object {
 	return object{
 		"matcher":    object{"id": "byRegexp", "options": "/^" + word + "/"},
@@ -228,7 +231,8 @@ func outOfLegend(word string) object {
 	}
 }
 
-// levels shows the numbers of severities as words, in the colours of the alerts.
+// levels returns properties that show the numbers of severities as words, in the colours
+// of the alerts.
 func levels() []object {
 	options := object{}
 	for i, l := range []struct{ text, color string }{{"ok", "green"}, {"warning", colorWarning}, {"critical", colorCritical}} {
@@ -241,15 +245,15 @@ func levels() []object {
 	}
 }
 
-// alert shows the names of alerts without what all of them begin with, and leads to
-// their runbooks.
+// alert returns overrides that show the names of alerts without their common prefix, with
+// links.
 func alert(links ...object) object {
 	return named("Alert", offers(links...), property("mappings", []object{{
 		"type": "regex", "options": object{"pattern": "SockPressure(.*)", "result": object{"text": "$1", "index": 0}},
 	}}))
 }
 
-// wide sets the widths of columns, by their names.
+// wide returns overrides that set the widths of columns, by name.
 func wide(widths map[string]int) []object {
 	var all []object
 	for _, name := range slices.Sorted(maps.Keys(widths)) {
@@ -258,7 +262,7 @@ func wide(widths map[string]int) []object {
 	return all
 }
 
-// unseen are columns that links need, and nobody else.
+// unseen returns overrides that hide columns that only links need.
 func unseen(names ...string) []object {
 	all := make([]object, len(names))
 	for i, name := range names {
@@ -267,14 +271,14 @@ func unseen(names ...string) []object {
 	return all
 }
 
-// counted colours a column of numbers from 1 on.
+// counted returns overrides that colour a column of numbers, from 1.
 func counted(name, color string) object {
 	return named(name,
 		property("thresholds", thresholds("transparent", []step{{1, color}})),
 		property("custom.cellOptions", object{"type": "color-background", "mode": "basic"}))
 }
 
-// bar shows a column of a table as bars.
+// bar returns properties that show a column of a table as bars.
 func bar(unit string) []object {
 	return []object{
 		property("unit", unit),
@@ -282,12 +286,12 @@ func bar(unit string) []object {
 	}
 }
 
-// percent writes a share for people.
+// percent formats a share for people.
 func percent(v float64) string {
 	return strings.TrimSuffix(strconv.FormatFloat(100*v, 'f', 1, 64), ".0") + "%"
 }
 
-// annotation marks the stretches in which a query finds something.
+// annotation returns an annotation of the periods in which a query finds something.
 func annotation(name, color, title, text, expr string) object {
 	return object{
 		"name": name, "enable": true, "hide": false, "iconColor": color, "useValueForTime": false, "datasource": datasource(),
@@ -296,7 +300,7 @@ func annotation(name, color, title, text, expr string) object {
 	}
 }
 
-// annotationAt marks the times that a query finds, in milliseconds.
+// annotationAt returns an annotation of the times that a query finds, in milliseconds.
 func annotationAt(name, color, title, text, expr string) object {
 	o := annotation(name, color, title, text, expr)
 	o["useValueForTime"] = true

@@ -1,5 +1,5 @@
-// Package docs has the documents that the program serves itself, for hosts without
-// a way to the internet.
+// Package docs contains the documents that the program serves itself, for hosts without
+// internet access.
 package docs
 
 import _ "embed"

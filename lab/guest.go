@@ -28,7 +28,7 @@ type image struct {
 	vmlinux, initrd string // paths
 }
 
-// programs is the paths of what runs in a guest.
+// programs are the paths of the programs that run in a guest.
 type programs struct{ init, exporter string }
 
 // compile builds the guest's programs for an architecture into dir.
@@ -44,8 +44,9 @@ func compile(ctx context.Context, goarch, dir string) (programs, error) {
 	return p, nil
 }
 
-// accelerator is kvm where the processor can run guests of this architecture, and else
-// tcg. There are machines with a /dev/kvm of software, which is slower than QEMU's own.
+// accelerator returns kvm if the processor can run guests of this architecture, and tcg
+// otherwise. On some machines /dev/kvm is software, which is slower than QEMU's own
+// emulation.
 func (a architecture) accelerator() string {
 	if a.goarch != runtime.GOARCH && (a.goarch != "386" || runtime.GOARCH != "amd64") {
 		return "tcg"
@@ -62,7 +63,7 @@ func (a architecture) accelerator() string {
 	return "kvm"
 }
 
-// build makes the image of a kernel in a folder of its own.
+// build makes the image of a kernel in its own folder.
 func (k kernel) build(ctx context.Context, cache, dir string, p programs) (image, error) {
 	f, err := k.fetch(ctx, cache)
 	if err != nil {
@@ -112,8 +113,8 @@ type outcome struct {
 	bigEndian bool
 }
 
-// boot runs a scenario in a guest, software emulation and all. A guest that does
-// not end in time is an error, as is one that does not report that it is done.
+// boot runs a scenario in a guest, in software emulation if necessary. It returns an
+// error if the guest does not end in time or does not report that it is done.
 func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (_ *outcome, err error) {
 	l.timeout += s.Longer
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
@@ -174,7 +175,7 @@ func (i image) boot(ctx context.Context, s scenario.Scenario, l lab) (_ *outcome
 	return o, nil
 }
 
-// read reads the guest's messages, as many as there are.
+// read reads all messages of the guest.
 func (o *outcome) read(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -214,8 +215,8 @@ func (o *outcome) read(path string) error {
 	}
 }
 
-// savePages writes the status pages that the guest reported into a folder, each
-// under the number of its step.
+// savePages writes the status pages that the guest reported into a folder, each named by
+// the number of its step.
 func (o *outcome) savePages(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

@@ -33,9 +33,9 @@ type module struct {
 	image []byte
 }
 
-// loadOrder reads the wanted modules and what they depend on, in the order in
-// which they can be loaded. What this kernel does not have as a module is left
-// out: it is built in, or the exporter will say that it is missing.
+// loadOrder reads the wanted modules and their dependencies, in the order in which they
+// can be loaded. Modules that this kernel does not have are left out: they are built in,
+// or the exporter will report that they are missing.
 func loadOrder(dir string, wanted []string) ([]module, error) {
 	paths := map[string]string{}
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
@@ -80,11 +80,11 @@ func loadOrder(dir string, wanted []string) ([]module, error) {
 	return order, nil
 }
 
-// moduleName is the kernel's spelling of it.
+// moduleName returns the kernel's spelling of a module's name.
 func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
 
-// dependencies reads the section .modinfo of a module: words "key=value" that
-// end in a zero byte.
+// dependencies reads the dependencies in the section .modinfo of a module: words
+// "key=value", each terminated by a zero byte.
 func dependencies(image []byte) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(image))
 	if err != nil {
@@ -113,7 +113,7 @@ func dependencies(image []byte) ([]string, error) {
 	return names, nil
 }
 
-// decompress reads a file, unpacked if it is compressed.
+// decompress reads a file and decompresses it if it is compressed.
 func decompress(path string) ([]byte, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -148,10 +148,10 @@ func unzstd(b []byte) ([]byte, error) {
 	return r.DecodeAll(b, nil)
 }
 
-// bootable returns what QEMU boots of a kernel image. From a bzImage (x86) it takes
-// the kernel proper, which QEMU starts by its PVH entry, so that the guest need not
-// unpack it; the header is described in the kernel's Documentation/arch/x86/boot.rst.
-// Images of other architectures are returned as they are.
+// bootable returns what QEMU boots from a kernel image. For a bzImage (x86) that is the
+// kernel proper, which QEMU starts by its PVH entry, so that the guest need not
+// decompress it; the header is described in the kernel's Documentation/arch/x86/boot.rst.
+// Images of other architectures are returned unchanged.
 func bootable(kernel []byte) ([]byte, error) {
 	const sectors, offset, length = 0x1f1, 0x248, 0x24c
 	if len(kernel) < 0x250 || string(kernel[0x202:0x206]) != "HdrS" {
@@ -159,7 +159,7 @@ func bootable(kernel []byte) ([]byte, error) {
 	}
 	at := (uint64(kernel[sectors])+1)*512 + uint64(le32(kernel[offset:]))
 	size := uint64(le32(kernel[length:]))
-	// The last four bytes are the size of what is packed.
+	// The last four bytes are the uncompressed size.
 	if size < 4 || at+size > uint64(len(kernel)) {
 		return nil, errors.New("the payload is outside of the image")
 	}
@@ -183,8 +183,8 @@ func le32(b []byte) uint32 {
 	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
 }
 
-// initramfs writes a cpio archive ("newc"): the guest's folders, its /init, the
-// exporter, and the modules by folder, named so that they sort in load order.
+// initramfs writes a cpio archive ("newc"): the guest's folders, its /init, the exporter,
+// and the modules by folder, named so that they sort in load order.
 func initramfs(w io.Writer, initPath, exporterPath string, modules map[string][]module) error {
 	c := &cpio{w: w}
 	for _, dir := range []string{"dev", "proc", "sys", "tmp"} {

@@ -15,15 +15,15 @@ import (
 	"strings"
 )
 
-// files is a kernel unpacked.
+// files are the files of an unpacked kernel.
 type files struct {
 	release string // uname -r
 	vmlinuz string
 	modules string // the folder of its modules
 }
 
-// fetch unpacks a kernel into the cache, unless it is there. It uses an apt state
-// of its own, and the archive that this machine's apt takes its packages from.
+// fetch unpacks a kernel into the cache, unless it is already there. It uses its own apt
+// state, and the archive that this machine's apt uses.
 func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
 	dir := filepath.Join(cache, k.name())
 	root := filepath.Join(dir, "root")
@@ -39,7 +39,7 @@ func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
 			return files{}, err
 		}
 	}
-	// apt downloads as a user of its own where it can.
+	// apt downloads as its own user if it can.
 	if err := os.Chmod(filepath.Join(state, "packages"), 0o777); err != nil {
 		return files{}, err
 	}
@@ -75,7 +75,7 @@ func (k kernel) fetch(ctx context.Context, cache string) (files, error) {
 		return files{}, fmt.Errorf("%s of %s has no linux-image-%s*-%s", debian, k.suite, k.version, k.flavour)
 	}
 	names := []string{name}
-	// Since Debian 14 the modules are a package of their own.
+	// Since Debian 14 the modules are in a separate package.
 	show, err := apt("apt-cache", "show", name)
 	if err != nil {
 		return files{}, err
@@ -116,7 +116,7 @@ func (k kernel) unpacked(root string) (files, error) {
 	if err != nil {
 		return files{}, err
 	}
-	// Since Debian 13 they are where /lib leads to.
+	// Since Debian 13 they are where /lib points to.
 	merged, err := filepath.Glob(filepath.Join(root, "usr", "lib", "modules", "*", "kernel"))
 	if err != nil {
 		return files{}, err
@@ -138,7 +138,7 @@ func (k kernel) unpacked(root string) (files, error) {
 	return files{}, fmt.Errorf("no kernel image of %s below %s", f.release, root)
 }
 
-// archive is the address of Debian's archive that this machine uses.
+// archive returns the URL of the Debian archive that this machine uses.
 func archive(ctx context.Context) (string, error) {
 	out, err := command(ctx, "", "apt-get", "indextargets", "--format", "$(SITE) $(COMPONENT) $(ORIGIN) $(LABEL)", "Created-By: Packages")
 	if err != nil {
@@ -178,7 +178,7 @@ func compareVersions(a, b string) int {
 	return slices.Compare(numbers(a), numbers(b))
 }
 
-// dependency finds the package with a prefix in the field Depends of the first
+// dependency returns the package with the given prefix in the field Depends of the first
 // paragraph.
 func dependency(paragraphs, prefix string) string {
 	lines := bufio.NewScanner(strings.NewReader(paragraphs))
@@ -197,8 +197,8 @@ func dependency(paragraphs, prefix string) string {
 	return ""
 }
 
-// command runs a program and returns what it printed. What it complained about
-// is in the error.
+// command runs a program and returns its output. The error includes what the program
+// printed on stderr.
 func command(ctx context.Context, dir, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
@@ -222,12 +222,12 @@ func debianPackage(program string) string {
 	case "dpkg-deb":
 		return "dpkg"
 	case "qemu-system-x86_64":
-		return "qemu-system-x86" // other emulators are named like their package
+		return "qemu-system-x86" // the packages of other emulators have the same name
 	}
 	return program
 }
 
-// short leaves the options of apt out.
+// short returns args without the options of apt.
 func short(args []string) []string {
 	var words []string
 	for i, a := range args {

@@ -6,9 +6,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// architecture is how QEMU emulates a machine, and what a kernel needs there.
+// architecture describes how QEMU emulates a machine, and what a kernel needs there.
 type architecture struct {
-	debian, goarch string // what Debian and Go call it
+	debian, goarch string // the names that Debian and Go use
 	emulator       string
 	machine        []string // the emulator's options
 	console        string
@@ -16,7 +16,7 @@ type architecture struct {
 	// lowMemory is the kernel parameter that leaves little of 880 MiB as low memory,
 	// empty on 64-bit machines, which have no high memory.
 	lowMemory string
-	// noHugePages is set where the kernel, or the machine as QEMU emulates it, has none.
+	// noHugePages is set if the kernel, or the machine as QEMU emulates it, has none.
 	noHugePages bool
 }
 
@@ -26,7 +26,7 @@ type kernel struct {
 	suite            string
 	architecture
 	page int // size in KiB
-	// ci is the scenarios that CI runs on it: "all", a comma-separated list, or none.
+	// ci are the scenarios that CI runs on it: "all", a comma-separated list, or none.
 	ci string
 }
 
@@ -65,8 +65,8 @@ func kernels() []kernel {
 		debian: "riscv64", goarch: "riscv64", emulator: "qemu-system-riscv64", console: "ttyS0",
 		machine: []string{"-M", "virt"},
 	}
-	// CI has no time for all of every kernel: the oldest, the newest and the one of 32
-	// bits have the rest.
+	// CI has no time for all scenarios on every kernel: the oldest, the newest and the
+	// 32-bit kernel run the rest.
 	const between = "conntrack_entries,pods,tcp_memory,accept_queue,memory,log_forged,plan"
 	return []kernel{
 		{"5.10", "amd64", "bullseye", amd64, 4, everything},
@@ -102,9 +102,9 @@ func (k kernel) runs(s scenario.Scenario) bool { return !s.HighMemory || k.lowMe
 // whole reports whether all of the kernel's recordings are kept.
 func (k kernel) whole() bool { return k.ci != "" && (k.goarch == "amd64" || k.goarch == "386") }
 
-// records reports whether the scenario's recording is kept. Of kernels that are not kept
-// whole only two are, because the tests of the alerts evaluate every recording, and none
-// of pods, before whose limits no time is promised.
+// records reports whether the scenario's recording is kept. Of kernels whose recordings
+// are not all kept only two are, because the tests of the alerts evaluate every
+// recording. None of pods is kept, because no warning time is promised for their limits.
 func (k kernel) records(s scenario.Scenario) bool {
 	return len(s.Netns) == 0 && !s.Unrecorded && (k.whole() || s.Name == "idle" || s.Name == "tcp_memory")
 }
@@ -127,7 +127,7 @@ func (k kernel) lacks(metric string) bool {
 		"cgroup_groups", "cgroup_unreadable", "cgroup_ooms_all_total", "cgroup_oom_kills_all_total":
 		return false
 	}
-	// Those of other network namespaces than the host's and of cgroups, of which
-	// there are none.
+	// Metrics of network namespaces other than the host's and of cgroups, which a guest
+	// does not have.
 	return strings.HasPrefix(metric, "netns_") || strings.HasPrefix(metric, "cgroup_")
 }

@@ -1,10 +1,10 @@
-// Command lab boots stock kernels of Debian in QEMU, drives each of them into
-// every failure that the exporter warns of, and holds what the exporter said
-// against what the guest read from the kernel by itself:
+// Command lab boots stock Debian kernels in QEMU, drives each of them into every failure
+// that the exporter warns about, and compares what the exporter reported with what the
+// guest read from the kernel itself:
 //
 //	go run ./lab
 //
-// With --record it also renews lab/recordings and docs/kernels.md.
+// With --record it also updates lab/recordings and docs/kernels.md.
 package main
 
 import (
@@ -60,7 +60,7 @@ func run(args []string, out io.Writer) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// Before anything is fetched for it.
+	// Before anything is downloaded for it.
 	for _, t := range wanted {
 		if _, err := command(ctx, "", t.kernel.emulator, "--version"); err != nil {
 			return err
@@ -97,13 +97,13 @@ func run(args []string, out io.Writer) error {
 	return nil
 }
 
-// lab is how it is run.
+// lab is how the lab is run.
 type lab struct {
 	cache, dir string
 	jobs       int
 	timeout    time.Duration
 	record     bool
-	pages      string // folder, empty if nobody wants any
+	pages      string // folder, empty if not wanted
 }
 
 // trip is a kernel and the scenarios to drive it through.
@@ -112,8 +112,8 @@ type trip struct {
 	scenarios []scenario.Scenario
 }
 
-// plan returns what the flags --kernels and --scenarios ask for. Without the first it
-// is the kernels of CI, without both each of them with its own scenarios.
+// plan returns what the flags --kernels and --scenarios select. Without the first it uses
+// the kernels of CI, without both each of them with its own scenarios.
 func plan(kernelNames, scenarioNames string) ([]trip, error) {
 	all := kernels()
 	if kernelNames == "" {
@@ -144,8 +144,8 @@ func plan(kernelNames, scenarioNames string) ([]trip, error) {
 	return trips, nil
 }
 
-// experiment takes every kernel through its scenarios, and writes a line for each
-// as it ends. The verdicts are in the order of the plan.
+// experiment runs every kernel through its scenarios, and writes a line for each as it
+// ends. The verdicts are in the order of the plan.
 func experiment(ctx context.Context, out io.Writer, trips []trip, l lab) ([]verdict, error) {
 	images, err := build(ctx, trips, l)
 	if err != nil {
@@ -173,8 +173,8 @@ func experiment(ctx context.Context, out io.Writer, trips []trip, l lab) ([]verd
 	for range l.jobs {
 		working.Go(func() {
 			for g := range queue {
-				// A guest whose emulator had to wait for a processor for too long deserves
-				// another try, and everybody sees that it had one. A hang is a failure.
+				// A guest whose emulator had to wait too long for a processor gets a
+				// second try, which is reported. A hang is a failure.
 				for range 2 {
 					v := drive(ctx, g.image, g.scenario, l)
 					if ctx.Err() != nil {
@@ -262,7 +262,7 @@ func drive(ctx context.Context, i image, s scenario.Scenario, l lab) verdict {
 	return v
 }
 
-// choose takes the items of a list that are named, with commas between the names.
+// choose returns the items of a list that are named, with commas between the names.
 func choose[T any](all []T, wanted string, name func(T) string) ([]T, error) {
 	if wanted == everything {
 		return all, nil

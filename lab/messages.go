@@ -12,7 +12,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-// messages is what the kernels' logs said in the lab, by message.
+// messages is what the kernels' logs contained in the lab, by message.
 type messages struct {
 	// Kernels are those of which every scenario is recorded.
 	Kernels []string
@@ -21,7 +21,8 @@ type messages struct {
 	Unmet []string
 }
 
-// messageRow is a wording of a message, and in how many scenarios each kernel logged it.
+// messageRow is a wording of a message, and the number of scenarios in which each kernel
+// logged it.
 type messageRow struct {
 	Message, Wording string
 	Scenarios        []int
@@ -77,7 +78,7 @@ func readMessages(dir string) (messages, error) {
 	return m, nil
 }
 
-// logLines returns all lines that are waited for, by message.
+// logLines returns all lines that the exporter looks for, by message.
 func logLines() map[string][]collector.LogLine {
 	lines := map[string][]collector.LogLine{}
 	add := func(all []collector.LogLine) {
@@ -94,7 +95,7 @@ func logLines() map[string][]collector.LogLine {
 	return lines
 }
 
-// wording returns the text of a line without what differs between hosts.
+// wording returns the text of a line without the parts that differ between hosts.
 func wording(text string) string {
 	if process, _, ok := strings.Cut(text, " total-vm:"); ok {
 		text = process + " ..."
@@ -103,7 +104,7 @@ func wording(text string) string {
 	return regexp.MustCompile(`\((\w+)\)`).ReplaceAllString(text, "(NAME)")
 }
 
-// Counts are the cells of the row.
+// Counts returns the cells of the row.
 func (r messageRow) Counts() string {
 	cells := make([]string, len(r.Scenarios))
 	for i, n := range r.Scenarios {

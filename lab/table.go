@@ -16,7 +16,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// print writes a line for people who wait, and what failed below it.
+// print writes a line for people who wait, and the failures below it.
 func (v verdict) print(out io.Writer) {
 	state := "ok"
 	if len(v.failures) > 0 {
@@ -55,7 +55,7 @@ func ratio(v float64) string {
 	return fmt.Sprintf("%.3f", v)
 }
 
-// save writes a recording where the tests of the alerts look for it.
+// save writes a recording to the folder in which the tests of the alerts look for it.
 func save(r *recording.Recording) error {
 	dir := filepath.Join("lab", "recordings", r.Kernel)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -103,7 +103,7 @@ func passed(verdicts []verdict) (n int) {
 
 // writeKernels replaces the rows and sections of these verdicts' kernels in
 // docs/kernels.md, and keeps those of the lab's other kernels. The messages of all
-// kernels are those of the recordings below dir.
+// kernels come from the recordings below dir.
 func writeKernels(path, dir string, verdicts []verdict) error {
 	old, err := os.ReadFile(path)
 	if err != nil {
@@ -129,7 +129,8 @@ func writeKernels(path, dir string, verdicts []verdict) error {
 //go:embed kernels.md.tmpl
 var kernelsTemplate string
 
-// kernelsDocument returns docs/kernels.md with what there is of each kernel.
+// kernelsDocument returns docs/kernels.md with the available rows and sections of each
+// kernel.
 func kernelsDocument(rows, sections map[string]string, logged messages) ([]byte, error) {
 	doc, err := template.New("kernels.md.tmpl").Parse(kernelsTemplate)
 	if err != nil {
@@ -168,10 +169,11 @@ func kernelsParts(doc string) (rows, sections map[string]string) {
 	return rows, sections
 }
 
-// failedMark is behind the name of a scenario that failed.
+// failedMark follows the name of a scenario that failed.
 const failedMark = " (failed)"
 
-// kernelRow is the row of a kernel, with how many scenarios of its section passed.
+// kernelRow returns the row of a kernel, with the number of scenarios of its section that
+// passed.
 func kernelRow(v verdict, section string) string {
 	k, order := v.image, "little endian"
 	if v.bigEndian {
@@ -200,8 +202,8 @@ func scenarioRows(section string) map[string]string {
 	return rows
 }
 
-// kernelSection is the section of a kernel: what was seen now, and of scenarios that were
-// not run what the old section has.
+// kernelSection returns the section of a kernel: the present results, and for scenarios
+// that were not run those of the old section.
 func kernelSection(vs []verdict, old string) string {
 	rows := scenarioRows(old)
 	var b strings.Builder

@@ -14,8 +14,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// recording brings the pages of the steps into the form of a recording. How long
-// a collector took is left out: it only shows how fast the emulator is.
+// recording converts the pages of the steps to a recording. The durations of collectors
+// are left out: they only show how fast the emulator is.
 func (o *outcome) recording() (*recording.Recording, error) {
 	r := &recording.Recording{
 		Kernel: o.image.name(), Release: o.image.release, Scenario: o.scenario.Name, Resource: o.scenario.Resource,
@@ -55,7 +55,7 @@ func (o *outcome) recording() (*recording.Recording, error) {
 	return r, nil
 }
 
-// round keeps whole numbers, and six digits of others.
+// round keeps whole numbers, and rounds others to six digits.
 func round(v float64) float64 {
 	if v == math.Trunc(v) {
 		return v
@@ -84,12 +84,12 @@ type verdict struct {
 	tried                   []scenario.Tried
 }
 
-// planTolerance is how far the memory of a plan may be from what was taken.
+// planTolerance is how much the memory of a plan may differ from what was used.
 const planTolerance = 0.1
 
-// judgePlan wants a guest that is set to what plan says to hold what was asked of it, in
-// the memory that plan says, and to refuse as each row says once its value is a third
-// lower.
+// judgePlan requires that a guest with the settings of the plan holds the planned load,
+// in the memory that the plan says, and that it refuses as each row says once the row's
+// value is reduced by a third.
 func judgePlan(o *outcome) verdict {
 	p := o.planned
 	v := verdict{image: o.image, scenario: o.scenario.Name, bigEndian: o.bigEndian, seconds: o.seconds, refusal: -1, planned: p}
@@ -115,7 +115,7 @@ func judgePlan(o *outcome) verdict {
 	return v
 }
 
-// judgeTuning wants settings to do what docs/million.md says.
+// judgeTuning requires that settings have the effects that docs/million.md describes.
 func judgeTuning(o *outcome) verdict {
 	v := verdict{image: o.image, scenario: o.scenario.Name, bigEndian: o.bigEndian, seconds: o.seconds, refusal: -1, tried: o.tried}
 	if len(o.tried) == 0 {
@@ -129,10 +129,10 @@ func judgeTuning(o *outcome) verdict {
 	return v
 }
 
-// leastCuts is how many limits the guests are too tight in.
+// leastCuts is the minimum number of limits that guests must try with a reduced value.
 const leastCuts = 8
 
-// judge holds what a guest reported against what its scenario demands.
+// judge compares what a guest reported with what its scenario requires.
 func judge(o *outcome, r *recording.Recording) verdict {
 	s := o.scenario
 	v := verdict{
@@ -181,7 +181,7 @@ func judge(o *outcome, r *recording.Recording) verdict {
 		fail("the kernel refused nothing")
 	}
 	if s.Resource != "" && v.refusal >= 0 {
-		// What a process held that was killed is free in the step that it was killed in.
+		// What a process held that was killed is already free at the end of that step.
 		if ratio := r.Get(saturationOf(s.Resource)); ratio != nil {
 			v.saturation = ratio[v.refusal]
 			if before := ratio[max(v.refusal-1, 0)]; before > v.saturation {
@@ -221,7 +221,7 @@ func judge(o *outcome, r *recording.Recording) verdict {
 	return v
 }
 
-// judgeForged wants nothing counted but the line that the kernel has to write.
+// judgeForged requires that only the line that the kernel itself must write is counted.
 func judgeForged(r *recording.Recording, fail func(string, ...any)) {
 	for _, lines := range logLines() {
 		series := counterOf(lines[0])
@@ -231,10 +231,10 @@ func judgeForged(r *recording.Recording, fail func(string, ...any)) {
 	}
 }
 
-// judgeFloods wants a flood to cost little, and what was missed of it to be said. The
-// exporter means to take less than 5 % of a processor; one that read as fast as
-// it could would take all of it. A guest accounts to it what other programs take of the
-// machine while it runs, so the bound is well above the one and below the other.
+// judgeFloods requires that a flood costs little, and that what was missed is reported.
+// The exporter is designed to use less than 5 % of a processor; one that read as fast as
+// it could would use all of it. A guest charges it with what other programs use of the
+// machine while it runs, so the bound is well above the former and below the latter.
 func judgeFloods(floods []scenario.Flood, fail func(string, ...any)) {
 	if len(floods) == 0 {
 		fail("there was no flood")
@@ -279,9 +279,9 @@ func matchesAny(text string, lines []collector.LogLine) bool {
 	return slices.ContainsFunc(lines, func(l collector.LogLine) bool { return l.Matches(text) })
 }
 
-// mayMiss allows scrapes to be missed where TCP is out of memory and the kernel
-// has nothing left for an answer: until Linux 6.0 a socket has no minimum of its
-// own for sending, and over loopback the other end is as short of memory.
+// mayMiss reports whether scrapes may be missed because TCP is out of memory and the
+// kernel has nothing left for an answer: until Linux 6.0 a socket has no guaranteed
+// minimum for sending, and over loopback the other end lacks memory too.
 func (o *outcome) mayMiss(step, refusal int) bool {
 	return o.image.before("6.0") && o.scenario.Name == "tcp_memory" && refusal >= 0 && step >= refusal
 }
@@ -290,14 +290,14 @@ func saturationOf(resource string) string {
 	return fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", resource)
 }
 
-// judgeLowMemory wants the machine to look healthy by what others look at.
+// judgeLowMemory requires that the machine looks healthy by the usual metrics.
 func judgeLowMemory(r *recording.Recording, fail func(string, ...any)) {
 	for _, name := range []string{"memory_low_total_bytes", "memory_low_free_bytes", "memory_high_total_bytes", "memory_high_free_bytes"} {
 		if r.Get("sockpressure_"+name) == nil {
 			fail("no %s", name)
 		}
 	}
-	// The step before the kill: what it held is free after it.
+	// The step before the kill: what the process held is free after it.
 	at := r.Refusal - 1
 	available, total := r.Get("sockpressure_memory_available_bytes")[at], r.Get("sockpressure_memory_total_bytes")[at]
 	if share := available / total; !(share > 0.3) {
@@ -305,12 +305,12 @@ func judgeLowMemory(r *recording.Recording, fail func(string, ...any)) {
 	}
 }
 
-// judgeContract wants every metric on every kernel that has it, and no collector
-// that says "not supported": these kernels have everything.
+// judgeContract requires every metric on every kernel that has it, and no collector that
+// is not supported: these kernels have everything.
 func judgeContract(o *outcome, r *recording.Recording, fail func(string, ...any)) {
 	for _, s := range r.Series {
 		name, ok := strings.CutPrefix(s.Name, "sockpressure_scrape_collector_supported")
-		// Neighbours are counted in the machine's first network namespace only.
+		// Neighbours are counted only in the machine's initial network namespace.
 		if !ok || o.scenario.Name == "conntrack_entries_netns" && strings.Contains(name, "neighbour") {
 			continue
 		}

@@ -22,7 +22,7 @@ import (
 )
 
 // watch is a Prometheus that scrapes a guest every minute, and what it saw of a limit
-// that was reached in between.
+// that was reached between scrapes.
 type watch struct {
 	exporter, control, prometheus string // addresses
 	server                        *exec.Cmd
@@ -36,7 +36,7 @@ type watch struct {
 // newWatch starts the Prometheus, with its data below dir.
 func newWatch(ctx context.Context, dir string) (*watch, error) {
 	w := &watch{done: make(chan struct{})}
-	var free []net.Listener // all open at once, so that each is another
+	var free []net.Listener // all are open at once, so that they differ
 	for _, address := range []*string{&w.exporter, &w.control, &w.prometheus} {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
@@ -77,7 +77,7 @@ scrape_configs:
 	go func() {
 		defer close(w.done)
 		w.notes, w.err = w.observe(ctx)
-		// The guest ends, whatever came of it.
+		// The guest ends, whatever the result.
 		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", w.control); err == nil {
 			_, _ = bufio.NewReader(conn).ReadString('\n')
 			_ = conn.Close()
@@ -86,8 +86,8 @@ scrape_configs:
 	return w, nil
 }
 
-// card is the options of QEMU for a network card by which nothing but this reaches the
-// guest.
+// card returns the QEMU options for a network card through which only this process
+// reaches the guest.
 func (w *watch) card() []string {
 	return []string{
 		"-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:%s-:%d,hostfwd=tcp:%s-:%d", w.exporter, scenario.ExporterPort, w.control, scenario.ControlPort),
@@ -103,13 +103,13 @@ func (w *watch) end() ([]string, error) {
 	}
 	w.cancel()
 	<-w.done
-	_ = w.server.Wait() // of the signal
+	_ = w.server.Wait() // ended by the signal
 	return w.notes, w.err
 }
 
 const limit = `{resource="conntrack_entries"}`
 
-// observe has the guest fill its table after a scrape, and returns what the Prometheus
+// observe makes the guest fill its table after a scrape, and returns what the Prometheus
 // saw of it.
 func (w *watch) observe(ctx context.Context) (notes []string, err error) {
 	scrapes, err := w.wait(ctx, 2)
@@ -134,7 +134,7 @@ func (w *watch) observe(ctx context.Context) (notes []string, err error) {
 	if scrapes, err = w.wait(ctx, len(scrapes)+1); err != nil {
 		return nil, err
 	}
-	pause(ctx, 50*time.Second) // for some rounds of the rules
+	pause(ctx, 50*time.Second) // for some evaluations of the rules
 	since := func(t time.Time) string { return fmt.Sprintf("%+.0f s", t.Sub(full).Seconds()) }
 	notes = append(notes, fmt.Sprintf("full from 0 s to %s", since(empty)))
 
@@ -172,13 +172,14 @@ func (w *watch) observe(ctx context.Context) (notes []string, err error) {
 	return notes, nil
 }
 
-// wait waits until the guest was scraped so often, and returns when.
+// wait waits until the guest has been scraped the given number of times, and returns the
+// times.
 func (w *watch) wait(ctx context.Context, scrapes int) ([]time.Time, error) {
 	for ctx.Err() == nil {
 		pause(ctx, time.Second)
 		found, err := w.series(ctx, "sockpressure_saturation_ratio"+limit+"[10m]")
 		if err != nil {
-			continue // it starts
+			continue // it is starting
 		}
 		var times []time.Time
 		for _, s := range found[""] {
@@ -197,8 +198,8 @@ type sample struct {
 	value float64
 }
 
-// series asks the Prometheus for samples. The key is the name and severity of an alert,
-// if it is one.
+// series queries the Prometheus for samples. For an alert, the key is its name and
+// severity.
 func (w *watch) series(ctx context.Context, query string) (map[string][]sample, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.prometheus+"/api/v1/query?query="+url.QueryEscape(query), http.NoBody)
 	if err != nil {
@@ -243,7 +244,7 @@ func (w *watch) series(ctx context.Context, query string) (map[string][]sample, 
 	return all, nil
 }
 
-// pause waits for so long, or until ctx ends.
+// pause waits for the given time, or until ctx ends.
 func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):

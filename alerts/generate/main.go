@@ -3,7 +3,7 @@
 //	go run github.com/sockpressure/sockpressure_exporter/alerts/generate@latest -config=alerts.yml -dir=rules
 //	go run ./alerts/generate -config=alerts.yml -format=prometheusrule -namespace=monitoring -label=release=prometheus
 //
-// The file's fields are those of alerts.Config; docs/alerts.md has them.
+// The file has the fields of alerts.Config; they are described in docs/alerts.md.
 package main
 
 import (

@@ -1,15 +1,15 @@
-// Command burst shows what the samples between scrapes see, and what they cost:
+// Command burst measures what the samples between scrapes detect, and what they cost:
 //
 //	go run ./bench/burst
 //
 // For each interval of --collector.sample-interval it fills the accept queue of a
-// listener --tries times, at a random moment and for --burst, and empties it again
-// before the exporter is scraped. Each time it fills it a little more than the last
-// time, so that saturation_peak_ratio reports whether this burst was seen. Then it
-// leaves the exporter alone, and prints the CPU time that it took while it remembered
-// a burst, when it reads listeners more often, and for --idle after that.
+// listener --tries times, at a random moment and for --burst, and empties it again before
+// the exporter is scraped. Each time it fills the queue a little more than the last time,
+// so that saturation_peak_ratio shows whether this burst was seen. Then it stops
+// scraping, and prints the CPU time that the exporter used while it remembered a burst,
+// when it reads listeners more often, and for --idle after that.
 //
-// It needs root: all sockets are in a network namespace of its own.
+// It needs root: all sockets are in a separate network namespace.
 package main
 
 import (
@@ -104,8 +104,8 @@ func experiment(ctx context.Context, s settings, out io.Writer) error {
 // remembered is how long a burst stays in the peaks.
 const remembered = time.Minute
 
-// try returns how many bursts the exporter saw at an interval, and the share of a
-// core that it took while nobody asked it anything, without bursts and after some.
+// try returns how many bursts the exporter saw at an interval, and the share of a core
+// that it used while it was not scraped, without bursts and after some.
 func try(ctx context.Context, s settings, interval time.Duration) (seen int, calm, restless float64, err error) {
 	e, err := exporter.Start(ctx, s.program, "--collector.sample-interval="+interval.String())
 	if err != nil {
@@ -119,7 +119,7 @@ func try(ctx context.Context, s settings, interval time.Duration) (seen int, cal
 	defer q.Close()
 	for n := range s.tries {
 		time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
-		// The queue of this listener is above that of the last burst by one part in 250.
+		// This burst is higher than the last one by one part in 250.
 		length := (250 - s.tries + n + 1) * backlog / 250
 		if err := q.fill(length); err != nil {
 			return 0, 0, 0, err
@@ -144,7 +144,7 @@ func try(ctx context.Context, s settings, interval time.Duration) (seen int, cal
 	return seen, calm, restless, err
 }
 
-// ran returns the share of a core that the exporter takes for some time.
+// ran returns the share of a core that the exporter uses during the given time.
 func ran(e *exporter.Exporter, during time.Duration) (float64, error) {
 	before, err := e.Ran()
 	if err != nil {
@@ -173,10 +173,10 @@ func peak(ctx context.Context, e *exporter.Exporter) (float64, error) {
 	return strconv.ParseFloat(string(m[1]), 64)
 }
 
-// backlog is how many connections wait in the queue when it is full.
+// backlog is the number of waiting connections at which the queue is full.
 const backlog = 1000
 
-// queue is a listener that accepts nothing until it is emptied.
+// queue is a listener that does not accept until it is emptied.
 type queue struct {
 	fd      int
 	address unix.SockaddrInet4
@@ -231,7 +231,7 @@ func (q *queue) empty() error {
 	return nil
 }
 
-// Close closes the listener and what waits there.
+// Close closes the listener and its waiting connections.
 func (q *queue) Close() {
 	_ = unix.Close(q.fd)
 	for _, fd := range q.clients {

@@ -19,15 +19,15 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/remotewrite"
 )
 
-// engine is what stores samples, answers queries and evaluates rules.
+// engine stores samples, answers queries and evaluates rules.
 type engine struct {
-	query, write string // URLs; of queries less "/api/v1/..."
+	query, write string // base URLs; that of queries without "/api/v1/..."
 	programs     []*program
-	// loadRules begins to evaluate the rules of a pattern of files.
+	// loadRules starts to evaluate the rules in the files of a pattern.
 	loadRules func(ctx context.Context, pattern string) error
-	// unloadRules ends that; queries of what the rules recorded still answer.
+	// unloadRules stops that; queries of recorded series still work.
 	unloadRules func(context.Context) error
-	// rules is where the metrics of the evaluation are.
+	// rules is the URL of the metrics of the evaluation.
 	rules string
 }
 
@@ -38,14 +38,14 @@ type program struct {
 	ended         chan struct{}
 }
 
-// engines are those that the command line can name.
+// engines returns the engines that the command line can name.
 func engines() map[string]func(context.Context, options, string) (*engine, error) {
 	return map[string]func(context.Context, options, string) (*engine, error){
 		"prometheus": startPrometheus, "victoriametrics": startVictoriaMetrics, "thanos": startThanos,
 	}
 }
 
-// start runs a server and waits until a path of it answers.
+// start runs a server and waits until it answers on the given path.
 func (e *engine) start(ctx context.Context, dir, ready, name string, args ...string) (*program, error) {
 	address, err := free(ctx)
 	if err != nil {
@@ -85,7 +85,7 @@ func (e *engine) start(ctx context.Context, dir, ready, name string, args ...str
 	}
 }
 
-// stop ends all servers.
+// stop stops all servers.
 func (e *engine) stop() {
 	for _, p := range e.programs {
 		p.kill()
@@ -97,7 +97,7 @@ func (p *program) kill() {
 	<-p.ended
 }
 
-// free returns an address of this machine that nobody listens on.
+// free returns an address of this machine on which nothing listens.
 func free(ctx context.Context) (string, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -119,7 +119,7 @@ func startPrometheus(ctx context.Context, o options, dir string) (*engine, error
 	if err := write(""); err != nil {
 		return nil, err
 	}
-	// The head takes samples that are less than half a block old.
+	// The head accepts samples that are less than half a block old.
 	p, err := e.start(ctx, dir, "/-/ready", o.prometheus,
 		"--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=ADDRESS",
 		"--web.enable-remote-write-receiver", "--web.enable-lifecycle", "--storage.tsdb.min-block-duration=60h", "--storage.tsdb.max-block-duration=60h")
@@ -223,7 +223,7 @@ func startThanos(ctx context.Context, o options, dir string) (*engine, error) {
 			return err
 		}
 		e.rules = "http://" + r.address + "/metrics"
-		// It answers for what it recorded, so it goes on.
+		// It answers queries of what it recorded, so it keeps running.
 		e.unloadRules = func(context.Context) error { return nil }
 		return nil
 	}
@@ -248,10 +248,10 @@ func accepts(ctx context.Context, url string) error {
 	}
 }
 
-// used is what the programs have taken.
+// used is what the programs have used.
 type used struct {
 	cpu      time.Duration
-	resident uint64 // bytes, the most so far of all programs together
+	resident uint64 // bytes, the peak of all programs together
 }
 
 func (e *engine) used() (used, error) {
@@ -261,8 +261,8 @@ func (e *engine) used() (used, error) {
 		if err != nil {
 			return u, err
 		}
-		// Of its threads, in nanoseconds: its own times are in hundredths of a second. Go's
-		// threads seldom end.
+		// Sum over its threads, in nanoseconds: the times of the process are in
+		// hundredths of a second. Go's threads seldom end.
 		threads, err := procfs.AllThreads(proc.PID)
 		if err != nil {
 			return u, err

@@ -1,14 +1,14 @@
-// Command fleet measures what a fleet of nodes costs whoever stores and watches them:
-// memory, samples a second, the time of every group of rules, and that of every query of
-// the dashboards. It starts the engine, writes the samples of synthetic nodes that vary
-// to it, has it evaluate the rules, asks what the dashboards ask, and prints tables in
-// Markdown:
+// Command fleet measures what a fleet of nodes costs the systems that store and watch it:
+// memory, samples per second, the time of every group of rules, and that of every query
+// of the dashboards. It starts the engine, writes samples of varying synthetic nodes to
+// it, makes it evaluate the rules, sends the queries of the dashboards, and prints tables
+// in Markdown:
 //
 //	go run ./bench/fleet -nodes=1000 -engine=prometheus
 //	go run ./bench/fleet -nodes=1000 -engine=victoriametrics -programs=DIR
 //	go run ./bench/fleet -nodes=1000 -engine=thanos -programs=DIR
 //
-// DIR has victoria-metrics and vmalert, or thanos. Ten thousand nodes take 16 GB of
+// DIR contains victoria-metrics and vmalert, or thanos. Ten thousand nodes take 16 GB of
 // memory and a quarter of an hour.
 package main
 
@@ -42,7 +42,7 @@ func main() {
 	}
 }
 
-// options are what the command line says.
+// options are the flags.
 type options struct {
 	nodes, trouble, clusters, tries, rounds int
 	engine, prometheus, programs, also      string
@@ -166,7 +166,7 @@ type measurement struct {
 	at   time.Time // of queries
 }
 
-// load writes the past: of what rules and panels look back at, minutes apart.
+// load writes the past that rules and panels look back at, minutes apart.
 func (m *measurement) load(ctx context.Context) error {
 	now := time.Now().Truncate(scrape)
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
@@ -175,7 +175,8 @@ func (m *measurement) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Oldest first. The highest of an hour is of all of it; the rest is looked up at a time.
+	// Oldest first. The maximum of an hour needs the whole hour; other values are looked
+	// up at one time.
 	type window struct{ from, to, step time.Duration }
 	perNode := []window{{24*time.Hour + 6*time.Minute, 24*time.Hour - 5*time.Minute, time.Minute}, {6*time.Hour + 6*time.Minute, 0, 2 * time.Minute}}
 	perLimit := []window{{2*time.Hour + 6*time.Minute, 2*time.Hour - 5*time.Minute, time.Minute}, {64 * time.Minute, 0, time.Minute}}
@@ -268,7 +269,7 @@ func (m *measurement) watch(ctx context.Context) error {
 	return nil
 }
 
-// ask prints what each query took, and of rules what each group did.
+// ask prints what each query took and, for rules, the total of each group.
 func (m *measurement) ask(ctx context.Context, title string, all []asked) error {
 	fmt.Fprintf(m.out, "%s:\n\n| query | time | CPU | samples read | series | bytes |\n|---|---|---|---|---|---|\n", title)
 	var took, cpu time.Duration
@@ -311,7 +312,7 @@ func (m *measurement) ask(ctx context.Context, title string, all []asked) error 
 	return nil
 }
 
-// rounds writes a sample of every series at a time, as scrapes do.
+// rounds writes a sample of every series at one time, as scrapes do.
 func (m *measurement) rounds(ctx context.Context) error {
 	if m.o.rounds == 0 {
 		return nil

@@ -27,18 +27,19 @@ type asked struct {
 	over       time.Duration // 0 for an instant query
 }
 
-// answer is what it took, the least of some tries.
+// answer is what a query took, the minimum of some tries.
 type answer struct {
 	asked
 	took   time.Duration
-	cpu    time.Duration // of the engine, garbage collection included
-	read   int           // samples, where the engine says so
+	cpu    time.Duration // of the engine, including garbage collection
+	read   int           // samples, if the engine reports them
 	series int
 	bytes  int
 	err    error
 }
 
-// readRules returns the expressions of the rule files, and what they record of each node.
+// readRules returns the expressions of the rule files, and what they record for each
+// node.
 func readRules(dir string) ([]asked, []recorded, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.rules.yml"))
 	if err != nil || len(files) == 0 {
@@ -83,7 +84,7 @@ func readRules(dir string) ([]asked, []recorded, error) {
 				case slices.ContainsFunc(series, func(s recorded) bool { return s.name == r.Record }):
 				case perNode || strings.HasPrefix(r.Record, "instance_resource:"):
 					s := recorded{name: r.Record, perNode: perNode}
-					// What is made of another record has what is in that.
+					// A rule over another recorded series has at most its series.
 					for _, other := range series {
 						if strings.Contains(r.Expr, other.name) {
 							s.from = max(s.from, other.from)
@@ -102,8 +103,8 @@ func readRules(dir string) ([]asked, []recorded, error) {
 	return all, series, nil
 }
 
-// readPanels returns the queries of the dashboards, as Grafana asks them: of the fleet
-// over all nodes and six hours, of a node over one.
+// readPanels returns the queries of the dashboards, as Grafana sends them: for the fleet
+// over all nodes and six hours, for a node over one hour.
 func readPanels(dir, node string) ([]asked, error) {
 	var all []asked
 	for board, chosen := range map[string]struct {
@@ -150,7 +151,7 @@ func readPanels(dir, node string) ([]asked, error) {
 	return all, nil
 }
 
-// ask measures a query, at a time, as often as tries says.
+// ask measures a query at the given time, the given number of times.
 func (e *engine) ask(ctx context.Context, q asked, at time.Time, tries int) answer {
 	a := answer{asked: q}
 	values := url.Values{"query": {q.expr}, "time": {seconds(at)}}

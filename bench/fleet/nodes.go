@@ -17,44 +17,44 @@ import (
 // scrape is the time between two scrapes, and between two steps of a recording.
 const scrape = 15 * time.Second
 
-// pods is how many pods of a node are in its lists: --collector.top as it is.
+// pods is the number of pods of a node in its lists: the default of --collector.top.
 const pods = 10
 
-// series is one of a node's.
+// series is one series of a node.
 type series struct {
 	labels []label // the name first, without those of the node
-	// values are those of the recording; a saturation of a healthy node is made up.
+	// values are those of the recording; the saturation of a healthy node is synthetic.
 	values   []float64
-	grown    float64 // of a counter, by how much in a recording
+	grown    float64 // of a counter, how much it grew in a recording
 	resource string  // of a saturation
-	spread   uint64  // tells the series of a node apart
+	spread   uint64  // distinguishes the series of a node
 }
 
 type label = remotewrite.Label
 
-// template is a page that nodes are made of.
+// template is a page that nodes are made from.
 type template struct {
 	name   string
 	series []series
 	steps  int
 }
 
-// fleet is a number of synthetic nodes. Of a thousand nodes, some in trouble repeat what
-// the lab recorded of a kernel that was driven into a limit, each at another moment of
-// it. The others repeat what it recorded of hosts that were idle or busy, each with
-// saturations of its own: three quarters of them below 10 percent, memory between 20 and 85.
+// fleet is a number of synthetic nodes. Some of every thousand nodes are in trouble and
+// repeat the lab's recordings of kernels that were driven into a limit, each at another
+// point. The others repeat the recordings of idle or busy hosts, each with its own
+// saturations: three quarters of them below 10 percent, memory between 20 and 85.
 type fleet struct {
 	healthy, troubled []template
-	nodes, trouble    int // trouble is of a thousand
+	nodes, trouble    int // trouble is per thousand
 	clusters          int // 0 for nodes without such a label
-	// recorded are recording rules with a series for each node and limit, and for each
+	// recorded are recording rules with a series for each node and limit, or for each
 	// node, that are written for the time before the rules run.
 	recorded []recorded
 }
 
 type recorded struct {
 	name    string
-	from    float64 // what is below is not recorded
+	from    float64 // lower values are not recorded
 	perNode bool
 }
 
@@ -141,7 +141,7 @@ func parseSeries(name string) []label {
 	return labels
 }
 
-// node is one of a fleet.
+// node is a node of a fleet.
 type node struct {
 	labels []label
 	id     uint64
@@ -162,10 +162,10 @@ func (f *fleet) node(i int) node {
 	return n
 }
 
-// labelsOf are those of a series of the node.
+// labelsOf returns the labels of a series of the node.
 func (n node) labelsOf(own []label) []label { return append(slices.Clone(own), n.labels...) }
 
-// at is the value of a series, NaN where it is absent.
+// at returns the value of a series, NaN if it is absent.
 func (n node) at(s *series, when time.Time) float64 {
 	step := int(when.UnixMilli()/scrape.Milliseconds()) + int(n.id>>16&0xfff)
 	if s.resource != "" && !n.ill {
@@ -175,14 +175,14 @@ func (n node) at(s *series, when time.Time) float64 {
 	if s.grown > 0 {
 		return v + s.grown*float64(step/len(s.values)%4096)
 	}
-	if !n.ill && v > 1 && v != math.Trunc(v) { // no number of things, and no limit
+	if !n.ill && v > 1 && v != math.Trunc(v) { // not a count or a limit
 		return v * (0.5 + unit(n.id^s.spread))
 	}
 	return v
 }
 
-// saturation is what a healthy node uses of a limit: a level of its own, and waves of
-// five percent of it.
+// saturation returns what a healthy node uses of a limit: a level of its own, with waves
+// of five percent.
 func (n node) saturation(s *series, step int) float64 {
 	u := unit(mix(n.id ^ s.spread))
 	base := 0.6 * math.Pow(u, 6)

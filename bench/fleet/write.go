@@ -11,15 +11,15 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/remotewrite"
 )
 
-// writer sends samples by remote write, which all engines take.
+// writer sends samples by remote write, which all engines accept.
 type writer struct {
 	url     string
 	samples atomic.Int64
 	series  atomic.Int64
 }
 
-// write sends what the nodes showed at each time from one to another, of the series that
-// keep says; all nodes, some at once.
+// write sends the samples of the nodes from one time to another, for the series that keep
+// selects; all nodes, several concurrently.
 func (w *writer) write(ctx context.Context, f *fleet, from, to time.Time, every time.Duration, keep func(*series) bool) error {
 	return w.each(ctx, f, func(b *remotewrite.Batch, n node) error {
 		for i := range n.page.series {
@@ -41,7 +41,7 @@ func (w *writer) write(ctx context.Context, f *fleet, from, to time.Time, every 
 	})
 }
 
-// writeRecorded sends what recording rules would have made of the nodes.
+// writeRecorded sends what recording rules would have recorded for the nodes.
 func (w *writer) writeRecorded(ctx context.Context, f *fleet, from, to time.Time, every time.Duration, keep func(recorded) bool) error {
 	return w.each(ctx, f, func(b *remotewrite.Batch, n node) error {
 		for _, r := range f.recorded {

@@ -1,12 +1,11 @@
-// Command flood does to an exporter what a remote client can do to silence it or to
-// take what the host has: connections, memory, processor, log. It is for e2e's
-// TestFlood, which runs it on loopback, and for tries by hand against an exporter of
-// one's own:
+// Command flood runs attacks by which a remote client can try to silence an exporter or
+// to exhaust the host: connections, memory, processor, log. It is for e2e's TestFlood,
+// which runs it on loopback, and for manual tests against your own exporter:
 //
 //	go run ./bench/flood -address=127.0.0.1:10058 -attack="pipelined requests"
 //
-// Without -attack it lists what there is. Addresses that attacks come from have to be
-// this machine's: in a network namespace, ip route add local 10.0.0.0/8 dev lo.
+// Without -attack it lists the attacks. Attacks need source addresses of this machine: in
+// a network namespace, ip route add local 10.0.0.0/8 dev lo.
 package main
 
 import (
@@ -190,7 +189,7 @@ func attacks() map[string]func(context.Context, *attacker) {
 	}
 }
 
-// kinds are requests with pages that cannot be shared.
+// kinds returns requests whose pages cannot be shared.
 func kinds(i int) string {
 	names := []string{"sockstat", "tcp", "ports", "netstat", "conntrack", "filefd", "process", "memory", "softnet", "neighbour"}
 	var query strings.Builder
@@ -203,7 +202,7 @@ func kinds(i int) string {
 	return "GET /metrics?" + query.String() + " HTTP/1.1\r\nHost: x\r\nAccept-Encoding: " + encoding + "\r\n\r\n"
 }
 
-// pipeline makes requests without waiting for the answers.
+// pipeline makes requests without waiting for the responses.
 func pipeline(read bool, request func(i int) string) func(net.Conn) {
 	var n atomic.Int64
 	return func(conn net.Conn) {
@@ -218,7 +217,7 @@ func pipeline(read bool, request func(i int) string) func(net.Conn) {
 	}
 }
 
-// shortLines is the beginning of a request, with as many headers as possible.
+// shortLines returns the beginning of a request, with as many headers as possible.
 func shortLines(size int) []byte {
 	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~"
 	b := []byte("GET /metrics HTTP/1.1\r\nHost:x\n")
@@ -231,7 +230,7 @@ func shortLines(size int) []byte {
 	return b[:size]
 }
 
-// handshake sends a message of a TLS handshake but for its last bytes.
+// handshake sends a message of a TLS handshake, except its last bytes.
 func handshake(conn net.Conn, kind byte, size int) {
 	message := append([]byte{kind, byte(size >> 16), byte(size >> 8), byte(size)}, make([]byte, size-16)...)
 	for len(message) > 0 {
@@ -250,24 +249,24 @@ type hello struct{ net.Conn }
 func (hello) Read([]byte) (int, error) { return 0, io.EOF }
 func (hello) Close() error             { return nil }
 
-// attacker is where attacks come from.
+// attacker is the source of attacks.
 type attacker struct {
 	address string
 	roots   *x509.CertPool
 }
 
-// one is the only address of an attack, many a hundred of them, crowd one for each
-// connection.
+// one returns the only address of an attack, many one of a hundred, and crowd one for
+// each connection.
 func (a *attacker) one(int) string     { return "10.0.0.1" }
 func (a *attacker) many(i int) string  { return fmt.Sprintf("10.0.1.%d", i%100) }
 func (a *attacker) crowd(i int) string { return fmt.Sprintf("10.1.%d.%d", i/250, i%250) }
 
-// each keeps so many connections busy, again when they end.
+// each keeps the given number of connections busy, and replaces those that end.
 func (a *attacker) each(ctx context.Context, connections int, from func(int) string, use func(net.Conn)) {
 	var all sync.WaitGroup
 	for i := range connections {
 		all.Go(func() {
-			wait(ctx, time.Duration(i)*5*time.Millisecond) // the first ones come one after the other
+			wait(ctx, time.Duration(i)*5*time.Millisecond) // the first ones are opened one after the other
 			for ctx.Err() == nil {
 				conn, err := dialFrom(ctx, from(i), a.address)
 				if err != nil {
@@ -289,7 +288,7 @@ func dialFrom(ctx context.Context, from, address string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", address)
 }
 
-// wait waits for so long, or until the context ends.
+// wait waits for the given time, or until the context ends.
 func wait(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():

@@ -1,5 +1,5 @@
-// Command floor does the least that a walk over TCP sockets can do: it sends the
-// request and throws the answer away. It prints how long that took:
+// Command floor does the minimum that a walk over TCP sockets requires: it sends the
+// request and discards the answer. It prints how long that took:
 //
 //	go run ./bench/floor [--runs=5] [--established]
 package main
@@ -38,8 +38,8 @@ func main() {
 	fmt.Printf("median %.6f s\n", took[len(took)/2].Seconds())
 }
 
-// walk sends one TCPDIAG_GETSOCK request (struct inet_diag_req) and reads the
-// answer, without looking at it but for its end. It returns the answer's size.
+// walk sends one TCPDIAG_GETSOCK request (struct inet_diag_req) and reads the answer,
+// looking only for its end. It returns the answer's size.
 func walk(states uint32) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {

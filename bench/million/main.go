@@ -1,14 +1,14 @@
-// Command million holds 1,024,000 TCP connections in a network namespace of its own, and
-// prints in Markdown what docs/million.md tells: what they take of memory and what plan
-// said before, what the kernel counts, and how long programs take that look at them:
+// Command million holds 1,024,000 TCP connections in a separate network namespace, and
+// prints in Markdown the numbers of docs/million.md: the memory that they take and that
+// plan predicted, what the kernel counts, and how long programs that read them take:
 //
 //	go run ./bench/million
 //
-// With --settings it tries instead what settings do that tuning lists have and that each
-// network namespace has for itself.
+// With --settings it instead tries settings of tuning lists that each network namespace
+// has separately.
 //
-// It needs root and some 10 GB of memory that nobody else takes meanwhile. No sysctl of
-// the machine is changed, and nothing is left behind.
+// It needs root and some 10 GB of memory that nothing else uses in the meantime. No
+// sysctl of the machine is changed, and nothing is left behind.
 package main
 
 import (
@@ -38,13 +38,13 @@ import (
 )
 
 // perProcess is how many connections bench/sockets has in each of its processes, each
-// with a source address and a destination of its own.
+// with its own source address and destination.
 const perProcess = 9900
 
 // entry is the size of a directory entry (struct dentry).
 const entry = 192
 
-// spare is how much memory has to be available beside what plan says, in bytes.
+// spare is how much memory must be available in addition to what plan says, in bytes.
 const spare = 4 << 30
 
 func main() {
@@ -57,7 +57,7 @@ func main() {
 	}
 }
 
-// options are what the command line says.
+// options are the flags.
 type options struct {
 	connections, runs int
 	predicted         float64 // kernel memory by plan, in bytes
@@ -117,7 +117,8 @@ func run(ctx context.Context, args []string) (err error) {
 	return namespaces.Run(ctx, unix.CLONE_NEWPID, append(args, "--programs="+o.dir, fmt.Sprintf("--predicted=%.0f", o.predicted))...)
 }
 
-// plan asks the exporter what the machine needs, and whether there is so much memory now.
+// plan asks the exporter what the machine needs, and checks whether that much memory is
+// available.
 func (o *options) plan(ctx context.Context, out io.Writer) error {
 	processes := (o.connections + perProcess - 1) / perProcess
 	args := []string{"plan", fmt.Sprintf("--connections=%d", o.connections), "--loopback", fmt.Sprintf("--destinations=%d", processes), fmt.Sprintf("--processes=%d", processes)}
@@ -148,7 +149,7 @@ func (o *options) plan(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// planned is what plan prints. Its exit status is its verdict.
+// planned returns what plan prints. Its exit status is its verdict.
 func planned(ctx context.Context, program string, args ...string) ([]byte, error) {
 	out, err := exec.CommandContext(ctx, program, args...).Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() <= 2 {
@@ -164,7 +165,7 @@ type state struct {
 	slabs            map[string]slab
 }
 
-// slab is what a cache of the kernel holds.
+// slab is what a slab cache of the kernel holds.
 type slab struct{ objects, bytes float64 }
 
 func readState() (s state, err error) {
@@ -197,7 +198,7 @@ func readState() (s state, err error) {
 	return s, nil
 }
 
-// meminfo is /proc/meminfo in bytes.
+// meminfo returns /proc/meminfo in bytes.
 func meminfo() (map[string]float64, error) {
 	b, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
@@ -217,14 +218,14 @@ func meminfo() (map[string]float64, error) {
 	return info, nil
 }
 
-// taken is what is neither free nor page cache nor a program's.
+// taken returns the memory that is neither free nor page cache nor a program's.
 func (s state) taken() float64 {
 	return s.meminfo["MemTotal"] - s.meminfo["MemFree"] - s.meminfo["Buffers"] - s.meminfo["Cached"] - s.meminfo["AnonPages"]
 }
 
 func gib(v float64) string { return fmt.Sprintf("%.2f GiB", v/(1<<30)) }
 
-// measure holds the connections and looks at them.
+// measure holds the connections and measures.
 func (o *options) measure(ctx context.Context, out io.Writer) (err error) {
 	machine, err := exporter.Machine()
 	if err != nil {
@@ -280,8 +281,8 @@ func (o *options) measure(ctx context.Context, out io.Writer) (err error) {
 	}
 	row("neither free nor page cache nor a program's", before.taken(), after.taken())
 	row("the programs, resident", 0, programs)
-	// Whoever looks through /proc/PID/fd leaves an inode and a directory entry for each
-	// descriptor, until memory is needed.
+	// Reading /proc/PID/fd leaves an inode and a directory entry for each descriptor,
+	// until memory is needed.
 	looked := (after.slabs["proc_inode_cache"].bytes - before.slabs["proc_inode_cache"].bytes) +
 		(after.slabs["proc_inode_cache"].objects-before.slabs["proc_inode_cache"].objects)*entry
 	kernel := after.taken() - before.taken() - looked
@@ -291,7 +292,7 @@ func (o *options) measure(ctx context.Context, out io.Writer) (err error) {
 	return o.look(ctx, out)
 }
 
-// resident is the memory of the processes with a name, in bytes.
+// resident returns the memory of the processes with the given name, in bytes.
 func resident(name string) (float64, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -308,7 +309,7 @@ func resident(name string) (float64, error) {
 			return 0, err
 		}
 		for line := range strings.Lines(string(b)) {
-			// Of memory that is theirs alone: the rest is page cache.
+			// Only private memory: the rest is page cache.
 			if f := strings.Fields(line); len(f) == 3 && strings.HasPrefix(f[0], "Private_") {
 				n, err := strconv.ParseFloat(f[1], 64)
 				if err != nil {
@@ -321,7 +322,7 @@ func resident(name string) (float64, error) {
 	return sum, nil
 }
 
-// look has programs look at the connections.
+// look measures programs that read the connections.
 func (o *options) look(ctx context.Context, out io.Writer) error {
 	fmt.Fprintln(out, "| what looks | wall, s | CPU, s | peak memory, MB |\n|---|---:|---:|---:|")
 	for _, command := range [][]string{

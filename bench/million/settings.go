@@ -15,12 +15,12 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/namespaces"
 )
 
-// trySettings tries settings of tuning lists, each beside what the kernel has by itself.
+// trySettings tries settings of tuning lists, each compared with the kernel's default.
 func trySettings(ctx context.Context, out io.Writer) error {
 	fmt.Fprintln(out, "| setting | what was tried | result |\n|---|---|---|")
 	for _, try := range []struct {
 		what     string
-		settings []string // a name and values in turn, tried one after the other
+		settings []string // a name and values, tried one after the other
 		run      func(context.Context) (string, error)
 	}{
 		// First, while no other socket is in TIME_WAIT.
@@ -63,7 +63,7 @@ func trySettings(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// serve accepts connections and hands each to serve, until the listener is closed.
+// serve accepts connections and passes each to serve, until the listener is closed.
 func serve(ctx context.Context, serve func(net.Conn)) (net.Listener, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -86,7 +86,7 @@ func dial(ctx context.Context, to net.Addr) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", to.String())
 }
 
-// throughput has connections send as fast as they can.
+// throughput makes connections send as fast as they can.
 func throughput(ctx context.Context) (string, error) {
 	l, err := serve(ctx, func(c net.Conn) {
 		defer c.Close()
@@ -129,7 +129,7 @@ func throughput(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%.0f MB/s", float64(sum)/1e6/during.Seconds()), nil
 }
 
-// stuff writes to a connection that nobody reads.
+// stuff writes to a connection that is not read.
 func stuff(ctx context.Context) (string, error) {
 	held := make(chan net.Conn, 1)
 	l, err := serve(ctx, func(c net.Conn) { held <- c })
@@ -166,7 +166,7 @@ func stuff(ctx context.Context) (string, error) {
 // reuse opens and closes connections from few ports, the client first.
 func reuse(ctx context.Context) (string, error) { return reopen(ctx, true) }
 
-// reuseServer has the server close first.
+// reuseServer does the same, with the server closing first.
 func reuseServer(ctx context.Context) (string, error) { return reopen(ctx, false) }
 
 func reopen(ctx context.Context, clientFirst bool) (string, error) {
@@ -210,7 +210,7 @@ func reopen(ctx context.Context, clientFirst bool) (string, error) {
 	return fmt.Sprintf("%d connections, %d times \"cannot assign requested address\", %s in TIME_WAIT", made, refused, timeWait()), nil
 }
 
-// timeWait is how many sockets are in TIME_WAIT.
+// timeWait returns how many sockets are in TIME_WAIT.
 func timeWait() string {
 	b, _ := os.ReadFile("/proc/net/sockstat")
 	_, rest, _ := strings.Cut(string(b), " tw ")
@@ -283,7 +283,7 @@ func burst(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%.1f s, slowest %.2f s, %d overflows", took.Seconds(), slowest.Seconds(), overflows()-before), nil
 }
 
-// overflows is TcpExt ListenOverflows.
+// overflows returns TcpExt ListenOverflows.
 func overflows() int {
 	b, _ := os.ReadFile("/proc/net/netstat")
 	var names []string

@@ -1,5 +1,5 @@
-// Command picture makes a picture of what a terminal shows, for the documentation: it reads
-// text on standard input and writes a PNG to standard output.
+// Command picture makes a picture of a terminal for the documentation: it reads text on
+// standard input and writes a PNG to standard output.
 //
 //	sockpressure_exporter who tcp_memory | go run ./bench/picture --command='who tcp_memory' >docs/who.png
 //
@@ -25,7 +25,7 @@ pre { display: inline-block; margin: 0; padding: 20px 24px; color: #d8dee6; back
 b { color: #fff }
 </style><pre id="terminal">%s%s</pre>`
 
-// patience bounds the start of the browser and all that it does.
+// patience bounds the start of the browser and everything it does.
 const patience = time.Minute
 
 func main() {

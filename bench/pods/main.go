@@ -1,7 +1,7 @@
-// Command pods measures what a round over very many network namespaces costs, of this
-// exporter and of what else looks into those of pods: the TCP statistics of cAdvisor,
-// read by its own functions, and the way of conntrack-stats-exporter. It prints a table
-// in Markdown, and what each of them sees of four that fail:
+// Command pods measures the cost of reading very many network namespaces, with this
+// exporter and with other ways of reading those of pods: the TCP statistics of cAdvisor,
+// read by its own functions, and the method of conntrack-stats-exporter. It prints a
+// table in Markdown, and what each of them reports for four that fail:
 //
 //	go run ./bench/pods
 //
@@ -35,7 +35,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/hostns"
 )
 
-// warmUp is the rounds before those that count.
+// warmUp is the number of rounds before those that count.
 const warmUp = 5
 
 func main() {
@@ -48,8 +48,8 @@ func main() {
 	}
 }
 
-// readers are what this program does itself when it is started again: it reads
-// namespaces in the way of others.
+// readers are what this program does when it starts itself again: it reads namespaces in
+// the ways of others.
 func readers() map[string]func(process string, show bool) error {
 	return map[string]func(string, bool) error{"floor": readFiles, "conntrack": runConntrack}
 }
@@ -157,7 +157,7 @@ func milliseconds(d time.Duration, n int) float64 {
 	return float64(d) / float64(n) / float64(time.Millisecond)
 }
 
-// failing are the namespaces that run into a limit: the load, and the sysctl that is
+// failing returns the namespaces that run into a limit: the load, and the sysctl that is
 // the limit.
 func failing() [][3]string {
 	return [][3]string{
@@ -168,8 +168,8 @@ func failing() [][3]string {
 	}
 }
 
-// startPods starts the processes with network namespaces of their own, those that fail
-// last, and returns their numbers and what ends them.
+// startPods starts the processes with their own network namespaces, those that fail last,
+// and returns their numbers and a function that ends them.
 func startPods(ctx context.Context, load string, count int) (pods []string, end func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var started []*exec.Cmd
@@ -201,7 +201,7 @@ func startPods(ctx context.Context, load string, count int) (pods []string, end 
 	}
 }
 
-// program is what is measured.
+// program is a program that is measured.
 type program struct {
 	name  string
 	pid   int
@@ -211,7 +211,7 @@ type program struct {
 	stop func() error
 }
 
-// cpu is what it has used, with what it started and has ended.
+// cpu returns the CPU time that it has used, including children that have ended.
 func (p program) cpu() (time.Duration, error) {
 	proc, err := procfs.NewProc(p.pid)
 	if err != nil {
@@ -301,8 +301,8 @@ func serve(processes []string, read func(process string, show bool) error) error
 	return nil
 }
 
-// readFiles reads the files of which anybody gets the numbers of a namespace. It looks
-// at no other process, as to find the namespaces is cheap (3 ms of 250).
+// readFiles reads the files that have the numbers of a namespace. It reads no other
+// process, because finding the namespaces is cheap (3 ms of 250).
 func readFiles(process string, _ bool) error {
 	for _, name := range []string{"sockstat", "sockstat6", "netstat", "stat/nf_conntrack"} {
 		if _, err := os.ReadFile(filepath.Join("/proc", process, "net", name)); err != nil {
@@ -337,7 +337,7 @@ func runConntrack(process string, show bool) error {
 	return nil
 }
 
-// measure lets the programs have rounds in turns and returns what CPU time each took.
+// measure runs rounds of the programs in turn and returns the CPU time that each took.
 func measure(ctx context.Context, all []program, rounds int) (cpu []time.Duration, err error) {
 	cpu = make([]time.Duration, len(all))
 	for round := range warmUp + rounds {
@@ -369,7 +369,7 @@ func measure(ctx context.Context, all []program, rounds int) (cpu []time.Duratio
 
 // show prints what each program sees of the namespaces that fail, by their loads.
 func show(out io.Writer, all []program, pods []string) error {
-	loads := map[string]string{} // by the name of the namespace for who may enter it, and for others
+	loads := map[string]string{} // by the name of the namespace for programs that may enter it, and for others
 	for i, pod := range pods {
 		load := failing()[i][0]
 		if load == "userns" { // its child is where it fails
@@ -399,7 +399,7 @@ func show(out io.Writer, all []program, pods []string) error {
 		}
 		fmt.Fprintf(out, "\n%s:\n\n", p.name)
 		for line := range strings.Lines(said) {
-			if !strings.HasPrefix(said, "#") { // no page of ours
+			if !strings.HasPrefix(said, "#") { // not a page of ours
 				fmt.Fprint(out, "    ", line)
 			}
 			for name, load := range loads {

@@ -1,13 +1,12 @@
-// Command scale measures what it takes to look at very many TCP sockets: this
-// exporter, node_exporter's tcpstat, ss, /proc/net/tcp, and the floor, a program
-// that sends the request of a walk and throws the answer away. It prints tables
-// in Markdown:
+// Command scale measures the cost of reading very many TCP sockets: with this exporter,
+// node_exporter's tcpstat, ss, /proc/net/tcp, and the floor, a program that sends the
+// request of a walk and discards the answer. It prints tables in Markdown:
 //
 //	go run ./bench/scale
 //
-// It needs root and, for a million connections, some 10 GB of memory. All of it
-// happens in a network namespace of its own, so that there are no other sockets,
-// no sysctl of the machine is changed, and nothing is left behind.
+// It needs root and, for a million connections, some 10 GB of memory. It runs in a
+// separate network namespace, so that there are no other sockets, no sysctl of the
+// machine is changed, and nothing is left behind.
 package main
 
 import (
@@ -41,7 +40,7 @@ func main() {
 	}
 }
 
-// options are what the command line says.
+// options are the flags.
 type options struct {
 	sizes    []int
 	runs     int
@@ -104,7 +103,7 @@ type held struct {
 	stdin io.Closer
 }
 
-// hold opens the sockets and returns when all are there.
+// hold opens the sockets and returns when all are open.
 func (o *options) hold(ctx context.Context, args ...string) (*held, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(o.dir, "sockets"), args...)
 	cmd.Stderr = os.Stderr

@@ -20,8 +20,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/namespaces"
 )
 
-// budgetRun is how long the exporter is scraped every second with its default
-// budget of walks.
+// budgetRun is how long the exporter is scraped every second with its default budget of
+// walks.
 const budgetRun = 30 * time.Second
 
 // cost is the medians of several runs of one program.
@@ -70,7 +70,7 @@ func (o *options) measure(ctx context.Context, command string, out io.Writer) er
 	return nil
 }
 
-// walk is how long the walk itself took, for so many sockets.
+// walk is how long the walk itself took for a number of sockets.
 type walk struct {
 	sockets                int
 	ours, floor, budgetCPU time.Duration
@@ -166,7 +166,7 @@ func (o *options) scenario(ctx context.Context, out io.Writer, title string, soc
 	return w, nil
 }
 
-// scrapes measures scrapes of an exporter one after the other.
+// scrapes measures consecutive scrapes of an exporter.
 func (o *options) scrapes(ctx context.Context, e *exporter.Exporter, what, query string) (cost, error) {
 	var walls, cpus []time.Duration
 	for range o.runs {
@@ -203,8 +203,7 @@ func (o *options) program(ctx context.Context, command []string) (cost, error) {
 		memory = max(memory, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) //nolint:forcetypeassert // it is, on Linux
 	}
 	command[0] = filepath.Base(command[0])
-	// What a child is charged includes this program's own memory before it became
-	// another program.
+	// The memory charged to a child includes this program's own memory before exec.
 	var own syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &own); err != nil {
 		return cost{}, err
@@ -215,7 +214,7 @@ func (o *options) program(ctx context.Context, command []string) (cost, error) {
 	return cost{"`" + strings.Join(command, " ") + "`", median(walls), median(cpus), uint64(memory) << 10}, nil
 }
 
-// walk measures the walk itself, without HTTP, beside the floor, in turns.
+// walk measures the walk itself, without HTTP, and the floor, in turns.
 func (o *options) walk(ctx context.Context, e *exporter.Exporter, sockets int) (walk, error) {
 	var ours, floor []time.Duration
 	for range 2 * o.runs {
@@ -266,8 +265,8 @@ func seconds(line string) (time.Duration, error) {
 	return time.Duration(s * float64(time.Second)), err
 }
 
-// compareStates compares the states that the exporter gives with those that ss
-// lists, and tries again where something changed between the two.
+// compareStates compares the states that the exporter reports with those that ss lists,
+// and tries again if something changed between the two.
 func (o *options) compareStates(ctx context.Context, e *exporter.Exporter) (string, error) {
 	var differences []string
 	for range 3 {
@@ -300,7 +299,7 @@ func (o *options) compareStates(ctx context.Context, e *exporter.Exporter) (stri
 	return "no: " + strings.Join(differences, "; "), nil
 }
 
-// countStates counts what `ss -tan` lists, by the exporter's names of states.
+// countStates counts the sockets that `ss -tan` lists, by the exporter's names of states.
 func countStates(ctx context.Context) (map[string]int, error) {
 	names := map[string]string{
 		"ESTAB": "established", "SYN-SENT": "syn_sent", "SYN-RECV": "syn_recv", "FIN-WAIT-1": "fin_wait1",
@@ -319,8 +318,8 @@ func countStates(ctx context.Context) (map[string]int, error) {
 	return counts, nil
 }
 
-// budget scrapes an exporter with default flags every second, and returns the
-// CPU time that it used.
+// budget scrapes an exporter with default flags every second, and returns the CPU time
+// that it used.
 func (o *options) budget(ctx context.Context) (used time.Duration, err error) {
 	e, err := exporter.Start(ctx, filepath.Join(o.dir, "sockpressure_exporter"))
 	if err != nil {

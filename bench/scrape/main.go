@@ -1,6 +1,6 @@
-// Command scrape measures what a scrape of this exporter costs, side by side
-// with the collectors of node_exporter that read the same of the kernel, and
-// prints the result as a Markdown table:
+// Command scrape measures the cost of a scrape of this exporter and, side by side, of the
+// collectors of node_exporter that read the same from the kernel. It prints the result as
+// a Markdown table:
 //
 //	go run ./bench/scrape
 package main
@@ -28,8 +28,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/exporter"
 )
 
-// warmUp is the scrapes before those that count: files are opened, buffers grow,
-// and the garbage collector finds its pace.
+// warmUp is the number of scrapes before those that count: files are opened, buffers
+// grow, and the garbage collector adapts.
 const warmUp = 20
 
 func main() {
@@ -109,10 +109,10 @@ func run(args []string, out io.Writer) (err error) {
 	return report(out, command, all[0], all[1], all[2])
 }
 
-// equivalents turns on the collectors of node_exporter that read the files and
-// sockets that ours read, and no others. Nothing there equals ours of ephemeral
-// ports, of accept queues against their limits, and of the descriptors of each
-// process; "processes" walks over them all for their states and threads.
+// equivalents returns flags that enable the collectors of node_exporter that read the
+// files and sockets that ours read, and no others. There is no equivalent of ours for
+// ephemeral ports, for accept queues and their limits, and for the descriptors of each
+// process; "processes" walks all processes for their states and threads.
 func equivalents(without []string) []string {
 	args := []string{"--collector.disable-defaults"}
 	for _, name := range []string{
@@ -138,7 +138,7 @@ func startIdle(ctx context.Context, n int) (started []*exec.Cmd, err error) {
 	return started, nil
 }
 
-// measured is a running exporter and what its scrapes took.
+// measured is a running exporter and the cost of its scrapes.
 type measured struct {
 	*exporter.Exporter
 
@@ -147,8 +147,8 @@ type measured struct {
 	page []byte       // the last one, in gzip
 }
 
-// scrapeInTurn scrapes each exporter n times, one after the other, so that what
-// else the machine does falls on all of them alike.
+// scrapeInTurn scrapes each exporter n times, in turn, so that other activity of the
+// machine affects all of them alike.
 func scrapeInTurn(ctx context.Context, all []*measured, n int, interval time.Duration) (err error) {
 	for i := range warmUp + n {
 		if i == warmUp {
@@ -223,7 +223,7 @@ func (m *measured) result() (result, error) {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// report prints the table and what it was measured on.
+// report prints the table and the machine that it was measured on.
 func report(out io.Writer, command string, fresh, theirs, budgeted *measured) error {
 	var columns [3]result
 	for i, m := range []*measured{fresh, theirs, budgeted} {

@@ -20,8 +20,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/exporter"
 )
 
-// What comes and goes. All of it is bounded: there are at most as many sockets and
-// processes at once as listed here, and those of TIME_WAIT, which last a minute.
+// What is created and ended. All of it is bounded: there are at most as many sockets and
+// processes at once as listed here, and those in TIME_WAIT, which last a minute.
 const (
 	shortPerSecond     = 200 // connections
 	longPerSecond      = 20  // connections that are held
@@ -32,7 +32,7 @@ const (
 	heldProcesses      = 50
 )
 
-// load is what has come and gone.
+// load counts what was created.
 type load struct {
 	sync.WaitGroup
 	connections, listeners, processes, failed atomic.Int64
@@ -43,7 +43,7 @@ func (l *load) String() string {
 		l.connections.Load(), l.listeners.Load(), l.processes.Load(), l.failed.Load())
 }
 
-// startLoad lets sockets and processes come and go until the context ends.
+// startLoad creates and ends sockets and processes until the context ends.
 func startLoad(ctx context.Context) (*load, error) {
 	var config net.ListenConfig
 	server, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
@@ -58,7 +58,7 @@ func startLoad(ctx context.Context) (*load, error) {
 			if err != nil {
 				return
 			}
-			// It closes as its client does.
+			// It closes when its client does.
 			go func() {
 				_, _ = io.Copy(io.Discard, conn)
 				_ = conn.Close()
@@ -87,7 +87,7 @@ func startLoad(ctx context.Context) (*load, error) {
 	})
 	l.comeAndGo(ctx, processesPerSecond, heldProcesses, &l.processes, func() (func(), error) {
 		cmd := exec.CommandContext(ctx, "sleep", "60")
-		// It goes with the thread that started it, and that with the program.
+		// It ends with the thread that started it, which ends with the program.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := cmd.Start(); err != nil {
 			return nil, err
@@ -100,8 +100,8 @@ func startLoad(ctx context.Context) (*load, error) {
 	return l, nil
 }
 
-// comeAndGo makes so many things a second, and ends the oldest when there are more
-// than may be held. made counts them.
+// comeAndGo creates the given number of things per second, and ends the oldest when there
+// are more than held. made counts them.
 func (l *load) comeAndGo(ctx context.Context, perSecond, held int, made *atomic.Int64, create func() (end func(), err error)) {
 	l.Go(func() {
 		ring := make([]func(), held)
@@ -163,8 +163,8 @@ func (s *scrapes) String() string {
 	return b.String()
 }
 
-// err returns the first failure to fetch a page, and the collectors that failed each
-// time, which were not tried.
+// err returns the first failure to fetch a page, and the collectors that failed every
+// time, which were therefore not tested.
 func (s *scrapes) err() error {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -208,7 +208,7 @@ func startScrapes(ctx context.Context, e *exporter.Exporter) *scrapes {
 	return s
 }
 
-// each fetches a page every so often, as long as the last one does not take longer.
+// each fetches a page at regular intervals, unless the last one takes longer.
 func (s *scrapes) each(ctx context.Context, every time.Duration, fetched *atomic.Int64, fetch func(i int) error) {
 	s.Go(func() {
 		tick := time.NewTicker(every)

@@ -1,18 +1,18 @@
-// Command soak runs the exporter for a long time on a host where everything comes and
-// goes, and looks for what grows:
+// Command soak runs the exporter for a long time on a host where everything is created
+// and ended all the time, and looks for what grows:
 //
 //	go run ./bench/soak --time=1h
 //
-// Every collector is on, and every scrape walks again. Connections are opened and
-// closed, some held for a while; listeners come and go; processes start and end; pages
-// are fetched each second over one connection and some over new ones. What the exporter
-// holds is printed at every --every, and at the end the first, the last and the largest
-// of each. It exits with 1 if the median of the last quarter is above that of the
-// first by more than the bounds that it prints, if a page could not be had, or if a
-// collector failed each time.
+// Every collector is enabled, and every scrape walks again. Connections are opened and
+// closed, some held for a while; listeners are opened and closed; processes start and
+// end; pages are fetched every second over one connection and some over new ones. What
+// the exporter holds is printed at every --every, and at the end the first, the last and
+// the largest value of each. It exits with 1 if the median of the last quarter exceeds
+// that of the first by more than the bounds that it prints, if a page could not be
+// fetched, or if a collector failed every time.
 //
-// It needs root: all sockets are in a network namespace of its own. What the kernel has
-// for its first network namespace alone (tcp_mem, neighbours, the backlog of received
+// It needs root: all sockets are in a separate network namespace. What the kernel has
+// only for its initial network namespace (tcp_mem, neighbours, the backlog of received
 // packets) is not read there.
 package main
 
@@ -37,8 +37,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// warmUp is how long the load runs before the first sample: buffers grow, and
-// connections in TIME_WAIT become as many as they will be.
+// warmUp is how long the load runs before the first sample: buffers grow, and the number
+// of connections in TIME_WAIT becomes steady.
 const warmUp = 70 * time.Second
 
 func main() {
@@ -69,7 +69,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	return exporter.Apart(ctx, *program, args)
 }
 
-// sample is what the exporter holds at one moment.
+// sample is what the exporter holds at one time.
 type sample struct {
 	exporter.Held
 	goroutines int
@@ -158,8 +158,8 @@ func take(ctx context.Context, e *exporter.Exporter) (sample, error) {
 	return sample{held, int(goroutines)}, err
 }
 
-// judge prints the first, the last and the largest of each thing that is held, and
-// returns an error for each that grew beyond its bound.
+// judge prints the first, the last and the largest value of each resource, and returns an
+// error for each that grew beyond its bound.
 func judge(samples []sample, out io.Writer) error {
 	var errs []error
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -169,8 +169,8 @@ func judge(samples []sample, out io.Writer) error {
 		of    func(sample) int
 		bound int
 	}{
-		// Garbage makes memory go up and down by a megabyte or two. The runtime starts
-		// a thread where all others are in system calls, and keeps it.
+		// Garbage makes memory vary by a megabyte or two. The runtime starts a thread if
+		// all others are in system calls, and keeps it.
 		{"memory kB", func(s sample) int { return s.Memory >> 10 }, 3 << 10},
 		{"descriptors", func(s sample) int { return s.Descriptors }, 4},
 		{"threads", func(s sample) int { return s.Threads }, 4},
@@ -195,7 +195,8 @@ func median(values []int) int {
 	return sorted[len(sorted)/2]
 }
 
-// wait waits for so long, or until the context ends, and returns its error then.
+// wait waits for the given time, or until the context ends, and returns the context's
+// error then.
 func wait(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():

@@ -1,20 +1,20 @@
-// Command sockets opens a great number of TCP connections over loopback, holds
-// them, and cleans up:
+// Command sockets opens a great number of TCP connections over loopback, holds them, and
+// cleans up:
 //
 //	go run ./bench/sockets --connections=1000000
 //
-// Both ends are on this machine, so each connection is two sockets. No process
-// may hold more than 20,000 descriptors, so there are many, of 9,900 connections
-// each. It prints "holding N connections" when all are open, and ends when its
-// standard input does or at SIGINT or SIGTERM. Connections are reset at the end,
-// so that they leave no TIME_WAIT behind.
+// Both ends are on this machine, so each connection is two sockets. A process may not
+// hold more than 20,000 descriptors, so there are many processes, of 9,900 connections
+// each. The command prints "holding N connections" when all are open, and ends at the end
+// of its standard input or on SIGINT or SIGTERM. Connections are reset at the end, so
+// that they leave no TIME_WAIT behind.
 //
-// With --time-wait the connections are closed at once instead, and what is held
-// is their TIME_WAIT sockets. With --outbound all go to one address and port,
-// from one address, by ports that the kernel chooses. With --unread, one connection of a
-// hundred has so many bytes that its server does not read. With --epoll each end is in an
-// epoll set, as servers have it. Two of these programs go side by side if they begin with
-// different addresses (--first).
+// With --time-wait the connections are closed at once instead, and their TIME_WAIT
+// sockets are held. With --outbound all go to one address and port, from one address,
+// from ports that the kernel chooses. With --unread, one connection in a hundred has that
+// many bytes that its server does not read. With --epoll each end is in an epoll set, as
+// in servers. Two of these programs can run side by side if they start with different
+// addresses (--first).
 package main
 
 import (
@@ -41,7 +41,7 @@ const (
 	serverPort = 9000
 )
 
-// load is what a process opens: connections [0, count) of the part'th share.
+// load is what a process opens: connections [0, count) of its part.
 type load struct {
 	part, count        int
 	unread             int
@@ -79,8 +79,8 @@ func run(ctx context.Context, args []string) error {
 	return l.spread(ctx, *first)
 }
 
-// spread runs as many processes as it takes, waits until all hold their share,
-// and ends them when there is nothing more to wait for.
+// spread runs the necessary number of processes, waits until all hold their share, and
+// ends them when there is nothing more to wait for.
 func (l load) spread(ctx context.Context, first int) (err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -102,7 +102,7 @@ func (l load) spread(ctx context.Context, first int) (err error) {
 		}
 		parts = append(parts, p)
 	}
-	// All listen before the first connects: outbound connections may go to any.
+	// All listen before the first connects, because outbound connections may go to any.
 	for _, state := range []string{"listening", "holding"} {
 		for i, p := range parts {
 			if err := p.expect(state); err != nil {
@@ -137,7 +137,7 @@ type part struct {
 }
 
 func startPart(ctx context.Context, self string, args ...string) (*part, error) {
-	// A part ends with its standard input, and resets its connections before.
+	// A part ends at the end of its standard input, after resetting its connections.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), self, args...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -164,7 +164,7 @@ func (p *part) stop() error {
 	return p.cmd.Wait()
 }
 
-// addresses returns the client's and the server's address of a process: some of
+// addresses returns the client's and the server's address of a process: addresses of
 // 127.1.0.0/16 and 127.2.0.0/16.
 func (l load) addresses() (client, server [4]byte) {
 	if l.outbound {
@@ -240,7 +240,7 @@ func (l load) open() error {
 	}
 	_ = unix.Shutdown(listener, unix.SHUT_RDWR)
 	accepted.Wait()
-	return nil // the kernel closes the rest: with resets, for lack of lingering
+	return nil // the kernel closes the rest: with resets, because lingering is disabled
 }
 
 func (l load) listen(server [4]byte) (int, error) {
@@ -268,7 +268,7 @@ func (l load) connect(client, server [4]byte, port int) (int, error) {
 		return -1, err
 	}
 	if l.outbound {
-		// An address, and a port of its own only when the destination is known.
+		// Only the address, and the port when the destination is known.
 		if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
 			return -1, err
 		}

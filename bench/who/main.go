@@ -1,11 +1,11 @@
-// Command who measures what it takes to say who holds very many TCP sockets: the command
-// who of this exporter, `ss -tnmp`, and the floor, a program in C that asks the kernel for
-// the same and throws the answer away. It prints a table in Markdown:
+// Command who measures how long it takes to find the holders of very many TCP sockets,
+// with the command who of this exporter, `ss -tnmp`, and the floor, a program in C that
+// asks the kernel for the same and discards the answer. It prints a table in Markdown:
 //
 //	go run ./bench/who
 //
-// It needs root, cc, ss, and, for a million connections, some 10 GB of memory. All of it
-// happens in namespaces and a cgroup of its own, and nothing is left behind.
+// It needs root, cc, ss, and, for a million connections, some 10 GB of memory. It runs in
+// its own namespaces and cgroup, and nothing is left behind.
 package main
 
 import (
@@ -48,7 +48,7 @@ func main() {
 	}
 }
 
-// options are what the command line says.
+// options are the flags.
 type options struct {
 	connections, runs int
 	ssTime            time.Duration
@@ -185,7 +185,7 @@ func (o *options) measure(ctx context.Context, out io.Writer) (err error) {
 	return nil
 }
 
-// measure runs a command, whose output nobody looks at. One that is killed counts too.
+// measure runs a command and discards its output. A command that is killed counts too.
 func (c *cost) measure(ctx context.Context, args []string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stderr = os.Stderr
@@ -203,7 +203,7 @@ func (c *cost) measure(ctx context.Context, args []string) error {
 	return err
 }
 
-// kernelMemory is what the kernel counts of TCP's memory, in bytes.
+// kernelMemory returns what the kernel counts as TCP memory, in bytes.
 func kernelMemory() int {
 	b, err := os.ReadFile("/proc/net/sockstat")
 	if err != nil {
@@ -222,7 +222,7 @@ func kernelMemory() int {
 	return -1
 }
 
-// units are those that hold the connections, with their shares of them.
+// units returns the units that hold the connections, with their shares.
 func units() []unit { return []unit{{"api", 0.6}, {"proxy", 0.3}, {"worker", 0.1}} }
 
 type unit struct {

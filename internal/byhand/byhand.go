@@ -1,18 +1,18 @@
-// Package byhand computes what the exporter computes, in another way and without
-// any of its code, to compare the two: the slow and plain way. It is for the tests
-// and the lab; nothing of it is in the exporter.
+// Package byhand computes what the exporter computes in another way, slow and simple and
+// without any of its code, to compare the two. It is for the tests and the lab; the
+// exporter does not contain it.
 //
-// It has what comes of more than one number: TCP states, accept queues, connection requests
-// and ephemeral ports, counted from /proc/net/tcp where the exporter asks sock_diag; counters of
-// connection tracking, softnet and neighbours, which are of all CPUs; descriptors of
-// processes and the worst of a name; slabs, and which of them share their memory;
-// open files; the saturation of memory; and whether this is the host.
+// It has what is computed from more than one number: TCP states, accept queues,
+// connection requests and ephemeral ports, counted from /proc/net/tcp where the exporter
+// asks sock_diag; counters of connection tracking, softnet and neighbours, summed over
+// all CPUs; descriptors of processes and the worst of a name; slabs, and which of them
+// share their memory; open files; the saturation of memory; and whether this is the host.
 //
-// It has nothing that is a field of a file, in bytes or seconds: that is compared in
-// testdata/golden/numbered.prom, where each field has a number of its own, and what
-// becomes of a damaged field in the tests of the collector. Nor has it a saturation
-// that divides two such numbers, or that of low memory, whose inode of a socket could
-// only be repeated.
+// It does not have values that are a field of a file, in bytes or seconds: those are
+// compared in testdata/golden/numbered.prom, where each field has a number of its own,
+// and damaged fields in the tests of the collector. Nor does it have saturations that
+// divide two such numbers, or that of low memory, whose inode of a socket could only be
+// repeated.
 package byhand
 
 import (
@@ -29,10 +29,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Readings is values by series, named as Series does.
+// Readings is values by series, named as by Series.
 type Readings map[string]float64
 
-// Or returns the readings with what only others have.
+// Or returns the readings, with the series that only others have.
 func (r Readings) Or(others Readings) Readings {
 	all := maps.Clone(others)
 	if all == nil {
@@ -42,12 +42,12 @@ func (r Readings) Or(others Readings) Readings {
 	return all
 }
 
-// Set adds a value, its labels given as names and values.
+// Set adds a value. Labels are names and values in turn.
 func (r Readings) Set(value float64, name string, labels ...string) {
 	r[Series(name, labels...)] = value
 }
 
-// Series names a series of the exporter, its labels in order:
+// Series returns the name of a series of the exporter, its labels in order:
 // sockpressure_name{a="b",c="d"}.
 func Series(name string, labels ...string) string {
 	var pairs []string
@@ -61,8 +61,9 @@ func Series(name string, labels ...string) string {
 	return "sockpressure_" + name + "{" + strings.Join(pairs, ",") + "}"
 }
 
-// Covers reports whether a page may have the series only if the readings do: they have
-// the series, or others of its metric. Of saturation_ratio they have some limits only.
+// Covers reports whether the readings have the series, or others of its metric, so that a
+// page may have the series only if they do. Of saturation_ratio they have only some
+// limits.
 func (r Readings) Covers(series string) bool {
 	if _, ok := r[series]; ok {
 		return true
@@ -79,15 +80,15 @@ func (r Readings) Covers(series string) bool {
 	return false
 }
 
-// Difference is how a value of a page lies outside of two readings.
+// Difference is how a value of a page is outside of two readings.
 type Difference struct {
 	What string
-	Hard bool // the readings are the same, so the value changed for the page only
+	Hard bool // the readings are the same, so only the page changed
 }
 
-// Compare returns the series whose values on a page lie outside of the readings
-// before and after it. A series that is in one of them only came or went
-// meanwhile. The page may lack series of a list that is of the longest length, the
+// Compare returns the series whose values on a page are outside of the readings before
+// and after it. A series that only one of them has appeared or disappeared in the
+// meantime. The page may lack series of a list that has the longest length, the
 // exporter's --collector.top, and the hundreds of caches that it does not choose.
 func Compare(page map[string]float64, longest int, before, after Readings) map[string]Difference {
 	length := map[string]int{}
@@ -125,7 +126,7 @@ func Compare(page map[string]float64, longest int, before, after Readings) map[s
 // near allows for the rounding of a fraction.
 func near(a, b float64) bool { return a == b || math.Abs(a-b) < 1e-9*math.Abs(b) }
 
-// pass is one reading of files, and what was the first to go wrong in it.
+// pass is one reading of files, and its first error.
 type pass struct {
 	Readings
 	root string // of recorded files, empty for the kernel's own
@@ -142,16 +143,16 @@ func (p *pass) result() (Readings, error) {
 	return p.Readings, nil
 }
 
-// fail keeps the first error. The reading goes on, with zeros, to be thrown away.
+// fail keeps the first error. The reading continues, with zeros, to be discarded.
 func (p *pass) fail(err error) {
 	if p.err == nil {
 		p.err = fmt.Errorf("reading %s by hand: %w", p.file, err)
 	}
 }
 
-// text reads a file, and is empty where there is none: the kernel may lack it, the
-// process may have ended, pressure may not be measured. /proc/net is that of this
-// thread's namespace.
+// text reads a file. It returns "" if there is none: the kernel may lack it, the process
+// may have ended, pressure may not be measured. /proc/net is that of this thread's
+// namespace.
 func (p *pass) text(path string) string {
 	p.file = p.root + path
 	if p.root == "" {
@@ -164,10 +165,10 @@ func (p *pass) text(path string) string {
 	return string(b)
 }
 
-// fields is a line of a file.
+// fields are the fields of a line.
 type fields []string
 
-// at returns a field, or none, which is not a number.
+// at returns a field, or "", which is not a number.
 func (f fields) at(i int) string {
 	if i < 0 || i >= len(f) {
 		return ""
@@ -200,7 +201,7 @@ func (p *pass) hexadecimal(s string) uint64 {
 	return v
 }
 
-// numbers reads a file of numbers, such as a sysctl, and is nil where there is none.
+// numbers reads a file of numbers, such as a sysctl. It returns nil if there is none.
 func (p *pass) numbers(path string) []float64 {
 	var v []float64
 	for f := range strings.FieldsSeq(p.text(path)) {
@@ -209,8 +210,8 @@ func (p *pass) numbers(path string) []float64 {
 	return v
 }
 
-// column adds up a column of hexadecimal numbers over the CPUs, or, for one that
-// is the same for all, takes it once.
+// column adds up a column of hexadecimal numbers over the CPUs or, if once is set because
+// all have the same, returns one of them.
 func (p *pass) column(path, name string, once bool) (sum float64, ok bool) {
 	at := -1
 	for i, f := range p.lines(path) {

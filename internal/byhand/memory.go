@@ -13,15 +13,15 @@ func (p *pass) memory() {
 	for _, f := range p.lines("/proc/meminfo") {
 		info[f.at(0)] = p.decimal(f.at(1)) * 1024
 	}
-	// Huge pages are set aside, and neither used nor there.
+	// Huge pages are set aside: they count as neither used nor present.
 	if total := info["MemTotal:"] - info["Hugetlb:"]; total > 0 {
 		p.Set((total-info["MemAvailable:"])/total, "saturation_ratio", "resource", "memory")
 	}
 }
 
-// slabs reads slabinfo. A cache that shares its memory with others is a link in
-// /sys/kernel/slab, and is not the exporter's to show. A kernel without that
-// folder lets none share.
+// slabs reads slabinfo. A cache that shares its memory with others is a symbolic link in
+// /sys/kernel/slab, and the exporter does not export it. On a kernel without that folder
+// no caches share memory.
 func (p *pass) slabs() {
 	shared := p.root + "/sys/kernel/slab"
 	_, err := os.Stat(shared)

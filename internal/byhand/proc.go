@@ -17,15 +17,15 @@ type Reader struct {
 	fileNR     *os.File
 }
 
-// Open prepares to read, with the processes below proc: /proc, or where another
-// procfs stands.
+// Open prepares to read, with the processes below proc: /proc, or the path of another
+// procfs.
 func Open(proc string) (*Reader, error) { return open("", proc) }
 
-// OpenRecorded prepares to read the files that are kept below root, as proc and sys.
+// OpenRecorded prepares to read the recorded files below root, in proc and sys.
 func OpenRecorded(root string) (*Reader, error) { return open(root, "/proc") }
 
 func open(root, proc string) (*Reader, error) {
-	// Held open, so that reading it counts no file more.
+	// Kept open, so that reading it does not count as another file.
 	fileNR, err := os.Open(root + "/proc/sys/fs/file-nr")
 	if err != nil {
 		return nil, err
@@ -33,7 +33,7 @@ func open(root, proc string) (*Reader, error) {
 	return &Reader{root, proc, fileNR}, nil
 }
 
-// Close ends the use of the reader.
+// Close closes the reader.
 func (r *Reader) Close() error { return r.fileNR.Close() }
 
 // Read reads the files of the network namespace of the calling thread, those of
@@ -53,8 +53,8 @@ func (r *Reader) Read() (Readings, error) {
 	return p.result()
 }
 
-// hostView looks for what only the machine's first namespaces have: a limit, and
-// kernel threads, which have no program.
+// hostView looks for what only the machine's initial namespaces have: a limit, and kernel
+// threads, which have no program.
 func (p *pass) hostView(proc string) {
 	seen := func(path string) float64 {
 		if _, err := os.Stat(path); err != nil {
@@ -72,8 +72,8 @@ func (p *pass) hostView(proc string) {
 	p.Set(1, "host_view", "view", "memory")
 }
 
-// conntrack reads the counters of connection tracking, by its tool where the
-// kernel has no file of them.
+// conntrack reads the counters of connection tracking, with its tool if the kernel has no
+// file of them.
 func (p *pass) conntrack() {
 	const path = "/proc/net/stat/nf_conntrack"
 	if p.text("/proc/sys/net/netfilter/nf_conntrack_max") == "" {
@@ -99,8 +99,7 @@ func (p *pass) conntrack() {
 	}
 }
 
-// command runs a program in the network namespace of this thread and returns what
-// it said.
+// command runs a program in the network namespace of this thread and returns its output.
 func (p *pass) command(name string, args ...string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -125,7 +124,7 @@ func (p *pass) devices() {
 		if len(f) > 11 {
 			lengths = true
 			length = max(length, float64(p.hexadecimal(f[11])))
-			queue := 11 // with what is being processed, before Linux 6.6
+			queue := 11 // includes what is being processed, before Linux 6.6
 			if len(f) > 13 {
 				queue = 13
 			}

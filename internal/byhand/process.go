@@ -48,13 +48,13 @@ func (p *pass) processes(proc string) {
 	}
 }
 
-// descriptors lists those of a process, which may end meanwhile. A thread that
-// waits in accept has been given one more, which counts but is not listed: the
-// size of the folder has it (Linux 6.2).
+// descriptors counts the descriptors of a process, which may end in the meantime. A
+// thread that waits in accept has reserved another one, which counts but is not listed:
+// the size of the folder includes it (Linux 6.2).
 func descriptors(dir string) float64 {
 	names, _ := os.ReadDir(dir + "/fd")
 	open := len(names)
-	// Its own number where it looks, if it has one there.
+	// The PID of this process in that procfs, if it has one there.
 	if self, err := os.Readlink(filepath.Join(filepath.Dir(dir), "self")); err == nil && self == filepath.Base(dir) {
 		open-- // the one that lists them
 	}

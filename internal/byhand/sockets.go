@@ -13,7 +13,7 @@ import (
 // State is a TCP state as numbered in /proc/net/tcp and TCP_INFO.
 type State uint8
 
-// The states that are asked for by name, the first and the last among them.
+// The states that are used by name, including the first and the last.
 const (
 	Established State = 1
 	SynRecv     State = 3
@@ -23,7 +23,7 @@ const (
 	Closing     State = 11
 )
 
-// String is the label value of a state.
+// String returns the label value of a state.
 func (s State) String() string {
 	names := [...]string{
 		"unknown", "established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait",
@@ -40,8 +40,8 @@ type Socket struct {
 	Family        string // ipv4, ipv6
 	Local, Remote netip.AddrPort
 	State         State
-	Waiting       uint64 // at a listener: connections that nobody accepted yet
-	Mini          bool   // what is left of a socket that was closed
+	Waiting       uint64 // for a listener: connections that wait to be accepted
+	Mini          bool   // the remainder of a closed socket
 }
 
 // Sockets reads the TCP sockets of the namespace of the calling thread.
@@ -74,7 +74,7 @@ func (p *pass) sockets() []Socket {
 	return all
 }
 
-// address reads an address: 32-bit words in the order of the CPU, then the port.
+// address parses an address: 32-bit words in the byte order of the CPU, then the port.
 func (p *pass) address(s string) netip.AddrPort {
 	words, port, _ := strings.Cut(s, ":")
 	b, err := hex.DecodeString(words)
@@ -91,12 +91,12 @@ func (p *pass) address(s string) netip.AddrPort {
 	return netip.AddrPortFrom(a, uint16(p.hexadecimal(port)))
 }
 
-// Unmap gives an IPv4 address by a socket of the IPv6 kind as such.
+// Unmap returns an IPv4 address of an IPv6 socket as an IPv4 address.
 func Unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
-// Table counts the lines of /proc/net/tcp and tcp6: the states, what waits at the
-// listeners and before that, and the ephemeral ports. The files are those of the
-// namespace of the calling thread.
+// Table counts the lines of /proc/net/tcp and tcp6: the states, accept queues and
+// connection requests of the listeners, and the ephemeral ports. The files are those of
+// the namespace of the calling thread.
 func Table() (Readings, error) {
 	p := newPass()
 	table := p.sockets()
@@ -121,8 +121,8 @@ func Table() (Readings, error) {
 	return p.result()
 }
 
-// requests counts the connection requests of each listener. Where there are none the first
-// listener has none.
+// requests counts the connection requests of each listener. If there are none, it reports
+// the first listener with none.
 func (p *pass) requests(table []Socket) {
 	var listeners []netip.AddrPort
 	for _, s := range table {
@@ -136,7 +136,7 @@ func (p *pass) requests(table []Socket) {
 		if s.State != SynRecv {
 			continue
 		}
-		// The listener of this address, or of all IPv4 ones, or of all.
+		// The listener on this address, or on all IPv4 addresses, or on all.
 		at := Unmap(s.Local)
 		for _, of := range []netip.Addr{at.Addr(), netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 			listener := netip.AddrPortFrom(of, at.Port())
@@ -175,8 +175,8 @@ func (p *pass) ports(table []Socket) {
 			delete(free, uint16(port))
 		}
 	}
-	// The other end of a connection that was accepted holds a listener's port, and
-	// no connection is given one.
+	// The other end of an accepted connection holds the port of a listener, and no
+	// connection is assigned such a port.
 	listened := map[netip.AddrPort]bool{}
 	given := maps.Clone(free)
 	for _, s := range table {

@@ -1,4 +1,4 @@
-// Package cgroup finds the host's cgroups and goes through them.
+// Package cgroup finds the host's cgroups and walks them.
 package cgroup
 
 import (
@@ -15,25 +15,25 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// ErrForeign means that what is mounted is the tree of a container: the host's has
-// more.
+// ErrForeign means that the mounted tree is a container's, and that the host has more
+// cgroups.
 var ErrForeign = errors.New("the mounted cgroups are a container's own")
 
 // A Hierarchy is a tree of cgroups.
 type Hierarchy struct {
 	// Root is where it is mounted.
 	Root string
-	// Version is 1 or 2. Of version 1 there is a hierarchy for each controller.
+	// Version is 1 or 2. Version 1 has a hierarchy for each controller.
 	Version int
 }
 
-// places are where version 2 is mounted: by itself, or beside version 1.
+// places returns where version 2 may be mounted: by itself, or beside version 1.
 func places(path string) [2]string { return [2]string{path, filepath.Join(path, "unified")} }
 
-// Memory finds the hierarchy that accounts memory, given where cgroups are
-// mounted, which is /sys/fs/cgroup: version 2 there or in the folder unified, or
-// version 1 in the folder memory. A controller is in one of them only. The error is
-// fs.ErrNotExist where none has it, and ErrForeign where it is not the host's.
+// Memory finds the hierarchy that accounts for memory, given where cgroups are mounted,
+// usually /sys/fs/cgroup: version 2 there or in the folder unified, or version 1 in the
+// folder memory. A controller is in only one of them. The error is fs.ErrNotExist if
+// there is no such hierarchy, and ErrForeign if it is not the host's.
 func Memory(path string) (Hierarchy, error) {
 	for _, root := range places(path) {
 		controllers, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
@@ -55,8 +55,8 @@ func Memory(path string) (Hierarchy, error) {
 	return whole(Hierarchy{root, 1})
 }
 
-// Unified finds version 2, by itself or beside version 1: the one by whose inode
-// numbers sockets name their group. Its errors are those of Memory.
+// Unified finds the hierarchy of version 2, by itself or beside version 1. Its inode
+// numbers identify the cgroups of sockets. It returns the same errors as Memory.
 func Unified(path string) (Hierarchy, error) {
 	for _, root := range places(path) {
 		if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err == nil {
@@ -66,8 +66,8 @@ func Unified(path string) (Hierarchy, error) {
 	return Hierarchy{}, &fs.PathError{Op: "find version 2 in", Path: path, Err: fs.ErrNotExist}
 }
 
-// whole returns ErrForeign unless the root is the host's. Files that only other groups
-// have, or only the root has, tell.
+// whole returns ErrForeign unless the root is the host's. It tests for files that only
+// the root has, or only other cgroups have.
 func whole(h Hierarchy) (Hierarchy, error) {
 	name, expected := "cgroup.type", false // since Linux 4.14; cgroup.events before
 	if h.Version == 1 {
@@ -84,26 +84,27 @@ func whole(h Hierarchy) (Hierarchy, error) {
 type Group struct {
 	Path  string // as in /proc/<pid>/cgroup
 	Inode uint64 // of its folder: its ID
-	// Leaf is set where there are no groups below it.
+	// Leaf is set if there are no cgroups below it.
 	Leaf bool
 }
 
-// maxDepth is how deep groups are looked for. Kubernetes in a container in a unit has
-// them ten deep. Of each level a descriptor is open, and whoever has a group may make
-// two thousand levels.
+// maxDepth is the maximum depth of a walk. Kubernetes in a container in a unit has
+// cgroups ten levels deep. A walk keeps a descriptor open for each level, and the owner
+// of a cgroup may create two thousand levels.
 const maxDepth = 32
 
-// Walk calls visit for every group but the root, a group before those below it, which
-// come in no order. One that is removed meanwhile is left out, and so are those of more
-// than 32 levels. A hundred names are held at a time, for each level.
+// Walk calls visit for every cgroup except the root. A cgroup is visited before those
+// below it, which are in no particular order. Cgroups that are removed in the meantime,
+// or more than 32 levels deep, are left out. A hundred names are held at a time for each
+// level.
 //
-// visit may return fs.SkipDir to leave out the groups below, and fs.SkipAll to leave
-// out all that are to come.
+// visit may return fs.SkipDir to skip the cgroups below, and fs.SkipAll to skip all
+// remaining ones.
 func (h Hierarchy) Walk(ctx context.Context, visit func(Group) error) error {
 	return h.WalkBelow(ctx, "", visit)
 }
 
-// WalkBelow is Walk for the groups below the one with a path.
+// WalkBelow is like Walk, for the cgroups below the one with the given path.
 func (h Hierarchy) WalkBelow(ctx context.Context, path string, visit func(Group) error) error {
 	w := walk{Hierarchy: h, visit: visit}
 	if err := w.below(ctx, path); !errors.Is(err, fs.SkipAll) {
@@ -112,7 +113,7 @@ func (h Hierarchy) WalkBelow(ctx context.Context, path string, visit func(Group)
 	return nil
 }
 
-// walk is one way through the tree.
+// walk is one walk through the tree.
 type walk struct {
 	Hierarchy
 	visit   func(Group) error
@@ -133,7 +134,7 @@ func (w *walk) below(ctx context.Context, path string) error {
 	if w.buffers[depth] == nil {
 		w.buffers[depth] = make([]byte, 4<<10)
 	}
-	var failed error // of a visit, which is not the folder's
+	var failed error // of a visit, not of the folder
 	err = procfile.Entries(fd, dir, w.buffers[depth], func(e procfile.Entry) error {
 		if e.Type != unix.DT_DIR || string(e.Name) == "." || string(e.Name) == ".." {
 			return nil
@@ -147,7 +148,7 @@ func (w *walk) below(ctx context.Context, path string) error {
 	return present(err, path)
 }
 
-// child visits a group and those below it.
+// child visits a cgroup and those below it.
 func (w *walk) child(ctx context.Context, path string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -166,7 +167,7 @@ func (w *walk) child(ctx context.Context, path string) error {
 	return err
 }
 
-// group looks at the group with a path. ok is false for one that was removed.
+// group reads the cgroup with the given path. ok is false if it was removed.
 func (h Hierarchy) group(path string) (g Group, ok bool) {
 	var st unix.Stat_t
 	if unix.Lstat(h.Root+path, &st) != nil {
@@ -175,7 +176,8 @@ func (h Hierarchy) group(path string) (g Group, ok bool) {
 	return Group{Path: path, Inode: st.Ino, Leaf: st.Nlink == 2}, true
 }
 
-// present is the error of a group, nil if it was removed. The root cannot be.
+// present returns the error for a cgroup, or nil if the cgroup was removed. The root
+// cannot be removed.
 func present(err error, path string) error {
 	if path != "" && Gone(err) {
 		return nil
@@ -183,12 +185,12 @@ func present(err error, path string) error {
 	return err
 }
 
-// Gone reports whether an error means that a group was removed.
+// Gone reports whether an error means that a cgroup was removed.
 func Gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
-// Path returns the path of the group with an ID: the inode number of its folder, as in
-// INET_DIAG_CGROUP_ID. The root's is "/". ok is false for one that was removed. It goes
-// through the tree.
+// Path returns the path of the cgroup with the given ID: the inode number of its folder,
+// as in INET_DIAG_CGROUP_ID. The root's path is "/". ok is false if the cgroup was
+// removed. Path walks the tree.
 func (h Hierarchy) Path(ctx context.Context, id uint64) (path string, ok bool) {
 	if root, there := h.group(""); there && root.Inode == id {
 		return "/", true

@@ -21,14 +21,14 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/plan"
 )
 
-// unknown is the exit status of a monitoring plugin that could not see all.
+// unknown is the exit status of a monitoring plugin that could not check everything.
 const unknown = 3
 
 // maxWatch is how far back peaks look.
 const maxWatch = time.Minute
 
-// checkTime is how long check takes at most. Monitoring gives up on a plugin after
-// ten seconds.
+// checkTime is the maximum duration of check. Monitoring gives up on a plugin after ten
+// seconds.
 const checkTime = 8 * time.Second
 
 // The formats of check.
@@ -69,7 +69,7 @@ func checkCommand() command {
 			}
 			defer closeSet(set)
 			if during > 0 {
-				// The first reading starts the samples.
+				// The first reading starts the sampler.
 				readReport(ctx, set, levels)
 				select {
 				case <-time.After(during):
@@ -81,16 +81,16 @@ func checkCommand() command {
 	}
 }
 
-// checkOptions is what the command line asks of check.
+// checkOptions are the options of check on the command line.
 type checkOptions struct {
 	format string
 	levels thresholds
-	// watched is set where limits were watched for their peaks.
+	// watched is set if limits were watched for their peaks.
 	watched bool
 }
 
-// check reads every limit once, prints them, and returns the exit status of a monitoring
-// plugin: that of the worst limit.
+// check reads every limit once, prints the limits, and returns the exit status of a
+// monitoring plugin: that of the worst limit.
 func check(ctx context.Context, set *collector.Set, o checkOptions, stdout, stderr io.Writer) (int, error) {
 	r := readReport(ctx, set, o.levels)
 	r.watched = o.watched
@@ -115,9 +115,9 @@ func check(ctx context.Context, set *collector.Set, o checkOptions, stdout, stde
 			fmt.Fprintf(stderr, "cannot see the host's %s: %v\n", part, err)
 		}
 	}
-	if o.format != formatJSON { // which has them
+	if o.format != formatJSON { // JSON includes them
 		for _, f := range r.failed {
-			// A collector that fails for what has just been said need not say it again.
+			// Do not report a collector that fails for the reason just given.
 			if !errors.Is(f.Err, r.view.Processes) {
 				fmt.Fprintf(stderr, "collector %s failed: %v\n", f.Collector, f.Err)
 			}
@@ -126,19 +126,18 @@ func check(ctx context.Context, set *collector.Set, o checkOptions, stdout, stde
 	return r.status(), nil
 }
 
-// shownItems is how many items with a limit of their own are printed
-// below it.
+// shownItems is the number of items printed below a limit that each item has separately.
 const shownItems = 3
 
-// report is what check found.
+// report is the result of check.
 type report struct {
 	limits []collector.LimitReading // the worst first
 	failed []collector.Result       // those with an error
 	view   kernel.View
-	// remedies are what to set, by resource, for limits that are not well.
+	// remedies are what to set, by resource, for limits that are not ok.
 	remedies map[string][]string
-	notes    []collector.Note // the latest first
-	// watched is set where peaks are more than the present.
+	notes    []collector.Note // latest first
+	// watched is set if peaks may differ from the present saturation.
 	watched bool
 }
 
@@ -156,13 +155,13 @@ func readReport(ctx context.Context, set *collector.Set, t thresholds) report {
 		failed: slices.DeleteFunc(slices.Clone(reading.Results), func(r collector.Result) bool { return r.Err == nil }),
 		view:   reading.View,
 		notes:  reading.Notes(),
-		// They are read once the limits are known, and for those alone that are not well.
+		// Read only once the limits are known, and only for those that are not ok.
 		remedies: plan.Remedies(reading, limits),
 	}
 }
 
-// status is the level of the worst limit, or unknown where all limits that could be
-// read are well and others may not be.
+// status returns the level of the worst limit, or unknown if all limits that could be
+// read are ok and some could not be read.
 func (r report) status() int {
 	worst := collector.OK
 	for _, l := range r.limits {
@@ -203,7 +202,7 @@ func (r report) writeText(out io.Writer, paint func(colour int, text string) str
 	return r.writeDetails(out)
 }
 
-// writeDetails says of each limit that is not well what it does, who holds it and what to
+// writeDetails writes, for each limit that is not ok, its effect, its holder and what to
 // set.
 func (r report) writeDetails(out io.Writer) error {
 	for _, l := range r.limits {
@@ -233,7 +232,7 @@ func (r report) writeDetails(out io.Writer) error {
 	return nil
 }
 
-// held returns who holds something, empty for nobody.
+// held describes a holder. It returns "" for nil.
 func held(h *collector.Holder) string {
 	switch {
 	case h == nil:
@@ -245,8 +244,8 @@ func held(h *collector.Holder) string {
 	}
 }
 
-// Colours of a terminal, each with two digits: what is written has to be of the
-// same length in every row, or the columns would not be aligned.
+// Colours of a terminal. Each has two digits, because the escape sequences must have the
+// same length in every row for the columns to be aligned.
 const (
 	red    = 31
 	green  = 32
@@ -258,8 +257,8 @@ func colour(l collector.Level) int {
 	return [...]int{collector.OK: green, collector.Warning: yellow, collector.Critical: red}[l]
 }
 
-// painter returns a function that colours text if it goes to a terminal and the
-// user has nothing against it (https://no-color.org).
+// painter returns a function that colours text if w is a terminal and the user has not
+// disabled colours (https://no-color.org).
 func painter(w io.Writer) func(colour int, text string) string {
 	ok, _ := terminal(w)
 	ok = ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
@@ -271,7 +270,8 @@ func painter(w io.Writer) func(colour int, text string) string {
 	}
 }
 
-// terminal reports whether w is a terminal. The error is EIO for one that was closed.
+// terminal reports whether w is a terminal. The error is EIO for a terminal that was
+// closed.
 func terminal(w io.Writer) (bool, error) {
 	f, ok := w.(*os.File)
 	if !ok {

@@ -7,8 +7,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// The JSON document of check. Names and types are an interface that README.md
-// describes.
+// The JSON document of check. Names and types are an interface that README.md describes.
 type (
 	jsonReport struct {
 		State            string          `json:"state"`
@@ -38,9 +37,9 @@ type (
 		Items      []jsonItem     `json:"items"`
 		WorstNetns *jsonNetns     `json:"worst_netns"`
 		Holder     *jsonHolder    `json:"holder"`
-		// FullIn is null where it does not grow, or is far from full.
+		// FullIn is null if usage does not grow, or the limit is far from being reached.
 		FullIn *float64 `json:"full_in_seconds"`
-		// Set is what raises it, empty where it is well.
+		// Set is what raises the limit, empty if the limit is ok.
 		Set []string `json:"set"`
 	}
 	jsonHolder struct {
@@ -78,7 +77,7 @@ type (
 	}
 )
 
-// jsonItems are the things that have a limit each for itself, the nearest first.
+// jsonItems returns the items that have this limit each, nearest first.
 func jsonItems(l collector.LimitReading) []jsonItem {
 	items := make([]jsonItem, len(l.Items))
 	for i, item := range l.Items {
@@ -91,7 +90,7 @@ func jsonItems(l collector.LimitReading) []jsonItem {
 	return items
 }
 
-// jsonHeld is who holds something, nil for nobody.
+// jsonHeld returns a holder, nil for nil.
 func jsonHeld(h *collector.Holder) *jsonHolder {
 	if h == nil {
 		return nil

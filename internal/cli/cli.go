@@ -19,25 +19,23 @@ import (
 
 const name = "sockpressure_exporter"
 
-// commands is the table of commands. The first is the one of a command line that
-// names none.
+// commands is the table of commands. The first one runs if the command line names none.
 func commands() []command {
 	return []command{serveCommand(), checkCommand(), whoCommand(), planCommand()}
 }
 
-// command is a row of the table. Help, man page and completions are made of it.
+// command is a row of the table. Help, man page and completions are made from it.
 type command struct {
 	name string
 	help string
-	// exits is what the man page has of its exit statuses: a sentence that the name
-	// begins.
+	// exits describes the exit statuses in the man page. The sentence starts with the
+	// name, which exits omits.
 	exits string
-	// failed is the exit status with an error, even in the command line only.
+	// failed is the exit status after an error, including an error in the command line.
 	failed int
-	// define adds the flags and arguments that it has beside the program's flags. It
-	// is nil where there are none.
+	// define adds the command's own flags and arguments. It is nil if there are none.
 	define func(cmd *kingpin.CmdClause)
-	// run does what the command is for until ctx ends, and returns the exit status.
+	// run runs the command until ctx ends, and returns the exit status.
 	run func(ctx context.Context, c *config, std streams) (status int, err error)
 }
 
@@ -47,8 +45,8 @@ type streams struct {
 	out, err io.Writer
 }
 
-// Run does what args, the command line without the program's name, say until ctx
-// ends, and returns the exit status. An error is one line on stderr.
+// Run runs the command in args, the command line without the program's name, until ctx
+// ends, and returns the exit status. It prints an error as one line on stderr.
 func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return run(ctx, commands(), args, streams{in: stdin, out: stdout, err: stderr})
 }
@@ -74,9 +72,9 @@ func run(ctx context.Context, table []command, args []string, std streams) int {
 	return status
 }
 
-// meant returns the command that args are for, as far as that can be told where
-// something is wrong with them. Where more are named it is the one with the highest
-// status of failure: monitoring takes 1 for a warning about the host.
+// meant returns the command that args probably name, for args that could not be parsed.
+// If they name several, it is the one with the highest failure status, because monitoring
+// interprets 1 as a warning about the host.
 func meant(table []command, args []string) command {
 	m := table[0]
 	for _, c := range table[1:] {
@@ -87,13 +85,13 @@ func meant(table []command, args []string) command {
 	return m
 }
 
-// machine opens the machine that the flags ask for.
+// machine opens the machine that the flags name.
 func (c *config) machine(stdin io.Reader) (*kernel.Machine, error) {
 	return kernel.Open(kernel.Options{ProcPath: c.procPath, SysPath: c.sysPath, CgroupPath: c.cgroupPath, PodsPath: c.podLogs, OpenLog: openLog(stdin)})
 }
 
-// open opens the machine and the collectors that the flags ask for. closeSet ends
-// these.
+// open opens the machine and the collectors that the flags select. The collectors must be
+// closed with closeSet.
 func (c *config) open(stdin io.Reader, logger *slog.Logger) (*kernel.Machine, *collector.Set, error) {
 	machine, err := c.machine(stdin)
 	if err != nil {
@@ -102,10 +100,10 @@ func (c *config) open(stdin io.Reader, logger *slog.Logger) (*kernel.Machine, *c
 	return machine, collector.NewSet(machine, c.specs, collector.Config{MaxCPU: c.maxCPU, Top: c.top, SampleInterval: c.sampleInterval, Logger: logger}), nil
 }
 
-// lastReadings bounds the readings that are under way at the end.
+// lastReadings bounds how long readings in progress are waited for at the end.
 const lastReadings = 200 * time.Millisecond
 
-// closeSet ends the collectors. One that hangs is left as it is: the process ends.
+// closeSet closes the collectors. It abandons one that hangs, because the process ends.
 func closeSet(set *collector.Set) {
 	ctx, cancel := context.WithTimeout(context.Background(), lastReadings)
 	defer cancel()

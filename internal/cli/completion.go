@@ -7,10 +7,10 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 )
 
-// bashCompletion and zshCompletion are what --completion-script-bash and -zsh
-// print. kingpin's own ask the program for words, and it knows neither --no-flag
-// nor --flag=value, and no command but after a blank. A word that nothing here
-// begins with is completed as the name of a file.
+// bashCompletion and zshCompletion are what --completion-script-bash and -zsh print. The
+// scripts of kingpin itself run the program to get the words, and support neither
+// --no-flag nor --flag=value, and a command only after a blank. Words that match nothing
+// here are completed as file names.
 const (
 	bashCompletion = `_{{.App.Name}}() {
     local cur=${COMP_WORDS[COMP_CWORD]} flag=${COMP_WORDS[COMP_CWORD-1]} line=" ${COMP_WORDS[*]} " found
@@ -63,18 +63,18 @@ complete -o default -F _{{.App.Name}} {{.App.Name}}
 {{- define "flags"}}{{range .Flags}}{{if not .Hidden}} --{{.Name}}{{if on .}} --no-{{.Name}}{{end}}{{end}}{{end}}{{end}}`
 )
 
-// offered is the value of a flag with all that it may be.
+// offered is the value of a flag, with all values that it may have.
 type offered struct {
 	kingpin.Value
 	values []string
 }
 
-// offer has the completions offer values, those that the flag may have.
+// offer makes the completions offer the values that a flag may have.
 func offer(flag *kingpin.FlagClause, values ...string) {
 	flag.SetValue(offered{flag.Model().Value, values})
 }
 
-// offerArg has the completions offer values of an argument.
+// offerArg makes the completions offer the values that an argument may have.
 func offerArg(arg *kingpin.ArgClause, values ...string) {
 	arg.SetValue(offered{arg.Model().Value, values})
 }
@@ -82,13 +82,13 @@ func offerArg(arg *kingpin.ArgClause, values ...string) {
 // commandFlag is a flag of one or more commands that takes a value.
 type commandFlag struct {
 	Name string
-	// Of is the commands that have it, and Values what it may be where that is the same
-	// for all of them.
+	// Of are the commands that have it. Values are the values that it may have, if these
+	// are the same for all of them.
 	Of     []struct{ Command, Values string }
 	Values string
 }
 
-// commandFlags are the flags of commands that take a value, each name once.
+// commandFlags returns the flags of commands that take a value, each name once.
 func commandFlags(commands []*kingpin.CmdModel) []commandFlag {
 	var flags []commandFlag
 	for _, c := range commands {
@@ -108,7 +108,7 @@ func commandFlags(commands []*kingpin.CmdModel) []commandFlag {
 	return flags
 }
 
-// values are those that a flag or an argument may have, where they can be listed.
+// values returns the values that a flag or an argument may have, if they can be listed.
 func values(value kingpin.Value) string {
 	o, _ := value.(offered)
 	return strings.Join(o.values, " ")

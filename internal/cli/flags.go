@@ -24,7 +24,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// config is what the command line says, checked.
+// config is the command line, checked.
 type config struct {
 	command command
 	specs   []collector.Spec
@@ -46,12 +46,12 @@ type config struct {
 	log *promslog.Config
 }
 
-// errPrinted ends the parsing of a command line that asked for a page.
+// errPrinted stops the parsing of a command line that asks for a page.
 var errPrinted = errors.New("printed")
 
-// parseFlags reads a command line of the given commands. exit is true where that was
-// all there is to do: --help and --version write to stdout. With an error, c has the
-// command that was meant, as far as that can be told.
+// parseFlags parses a command line of the given commands. exit is true if nothing remains
+// to be done: --help and --version write to stdout. If err is not nil, c has the command
+// that args probably name.
 func parseFlags(table []command, args []string, stdout io.Writer) (c *config, exit bool, err error) {
 	c = &config{command: meant(table, args), log: &promslog.Config{}}
 	app := kingpin.New(name, "Prometheus exporter that shows how close a Linux host is to the kernel's limits on sockets and memory, before the kernel refuses, drops or kills.")
@@ -60,8 +60,8 @@ func parseFlags(table []command, args []string, stdout io.Writer) (c *config, ex
 	app.UsageWriter(stdout)
 	app.UsageFuncs(pageFuncs(table))
 	app.Terminate(func(int) { exit = true })
-	// kingpin has its pages' templates in global variables, and writes them to the
-	// process's standard output. The application's action comes before its flags'.
+	// kingpin keeps its page templates in global variables and writes pages to the
+	// process's standard output. The application's action runs before those of its flags.
 	app.PreAction(func(line *kingpin.ParseContext) error {
 		for _, e := range line.Elements {
 			flag, ok := e.Clause.(*kingpin.FlagClause)
@@ -127,7 +127,7 @@ func parseFlags(table []command, args []string, stdout io.Writer) (c *config, ex
 	return c, false, c.validate()
 }
 
-// Between these samples are cheap, and a minute has some.
+// Between these, samples are cheap, and a minute has several.
 const (
 	minSampleInterval = 100 * time.Millisecond
 	maxSampleInterval = 15 * time.Second
@@ -150,7 +150,7 @@ func (c *config) validate() error {
 	if c.sampleInterval != 0 && (c.sampleInterval < minSampleInterval || c.sampleInterval > maxSampleInterval) {
 		return fmt.Errorf("--collector.sample-interval=%v must be 0s or between %v and %v", c.sampleInterval, minSampleInterval, maxSampleInterval)
 	}
-	// A container may have no /sys, and does without it.
+	// A container may have no /sys; then the exporter runs without it.
 	if c.sysPathSet {
 		if err := checkSysfs(c.sysPath); err != nil {
 			return fmt.Errorf("--path.sysfs=%s: %w", c.sysPath, err)
@@ -179,13 +179,14 @@ func (c *config) validate() error {
 	return nil
 }
 
-// checkSysfs returns an error where path is neither a sysfs nor a copy of one.
+// checkSysfs returns an error if path is neither a sysfs nor a copy of one.
 func checkSysfs(path string) error {
 	var mount unix.Statfs_t
 	if err := unix.Statfs(path, &mount); err != nil {
 		return err
 	}
-	// What is read lies below kernel, which /proc/sys and /sys/module have too.
+	// All files that are read are below kernel, but /proc/sys and /sys/module have a
+	// kernel folder too.
 	has := []string{"kernel"}
 	switch mount.Type {
 	case unix.PROC_SUPER_MAGIC:
@@ -206,13 +207,13 @@ func checkSysfs(path string) error {
 	return nil
 }
 
-// maxArgumentFiles bounds the files of arguments, which may name each other.
+// maxArgumentFiles bounds the number of argument files, which may name each other.
 const maxArgumentFiles = 100
 
-// rewriteBooleans returns args with --flag=true and --flag=false of boolean flags,
-// which kingpin does not parse, replaced by --flag and --no-flag, and with
-// files of arguments (@file) replaced by their lines. A false flag of builtin is
-// left out: to kingpin, --no-help asks for help too.
+// rewriteBooleans returns args with --flag=true and --flag=false of boolean flags, which
+// kingpin does not parse, replaced by --flag and --no-flag, and with argument files
+// (@file) replaced by their lines. It omits a false flag of builtin, because kingpin
+// shows help for --no-help too.
 func rewriteBooleans(app *kingpin.Application, table []command, builtin []*kingpin.FlagModel, args []string) ([]string, error) {
 	var rewritten []string
 	for files := 0; len(args) > 0; {
@@ -252,8 +253,8 @@ func rewriteBooleans(app *kingpin.Application, table []command, builtin []*kingp
 	return rewritten, nil
 }
 
-// nameFlag returns err with the flag whose value is the reason for it, which kingpin
-// does not name, or err itself if no value is.
+// nameFlag returns err with the name of the flag whose value caused it, which kingpin
+// does not name, or err itself if no value did.
 func nameFlag(app *kingpin.Application, args []string, err error) error {
 	parsed, parseErr := app.ParseContext(args)
 	if parseErr != nil {
@@ -278,9 +279,8 @@ func nameFlag(app *kingpin.Application, args []string, err error) error {
 	return err
 }
 
-// booleanFlag returns the boolean flag that arg, --flag or --no-flag, is of, and
-// whether arg is the latter. It returns nil if neither the program nor a command has
-// such a flag.
+// booleanFlag returns the boolean flag for arg, which is --flag or --no-flag, and whether
+// arg is the latter. It returns nil if neither the program nor a command has such a flag.
 func booleanFlag(app *kingpin.Application, table []command, arg string) (flag *kingpin.FlagClause, inverted bool) {
 	long, ok := strings.CutPrefix(arg, "--")
 	if !ok {

@@ -10,8 +10,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kmsg"
 )
 
-// openLog returns what opens the kernel's log that this process was given open, which
-// needs no privilege: as standard input, or by systemd. It is nil if there is none.
+// openLog returns a function that opens the kernel's log from a file that this process
+// inherited: standard input, or a file passed by systemd. Reading it needs no privilege.
+// It returns nil if there is none.
 func openLog(stdin io.Reader) func() (kmsg.Log, error) {
 	f, _ := stdin.(*os.File)
 	if !kmsg.Is(f) {
@@ -23,8 +24,8 @@ func openLog(stdin io.Reader) func() (kmsg.Log, error) {
 	return func() (kmsg.Log, error) { return kmsg.Given(f) }
 }
 
-// fromSystemd returns the file that systemd opened for this process under the name
-// kmsg (OpenFile=, systemd 253), nil if there is none: see sd_listen_fds(3).
+// fromSystemd returns the file that systemd opened for this process under the name kmsg
+// (OpenFile=, systemd 253), nil if there is none: see sd_listen_fds(3).
 func fromSystemd(pid int, getenv func(string) string) *os.File {
 	const first = 3
 	if getenv("LISTEN_PID") != strconv.Itoa(pid) {

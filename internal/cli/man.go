@@ -11,9 +11,9 @@ import (
 	"github.com/prometheus/common/version"
 )
 
-// manPage is what --help-man makes of the flags and commands, beside which it
-// holds what they cannot say. kingpin's own has no section after COMMANDS, and
-// breaks on more than one line of version.
+// manPage is the template of --help-man. It is filled from the flags and commands, and
+// contains the text that they do not have. kingpin's own template has no section after
+// COMMANDS, and fails if version has more than one line.
 const manPage = `{{define "Flags" -}}
 {{range .Flags}}{{if not .Hidden -}}
 .TP
@@ -129,7 +129,7 @@ Serve on one address, without the process collector:
 https://github.com/sockpressure/sockpressure_exporter
 `
 
-// pages has the template of each page that a flag prints.
+// pages returns the template of each page that a flag prints.
 func pages() map[string]string {
 	return map[string]string{
 		"help-long":              kingpin.LongHelpTemplate,
@@ -139,14 +139,15 @@ func pages() map[string]string {
 	}
 }
 
-// pageFuncs are functions that manPage and the completions need beside kingpin's.
+// pageFuncs returns the functions that manPage and the completions need in addition to
+// kingpin's.
 func pageFuncs(table []command) template.FuncMap {
 	return template.FuncMap{
 		"roff":         roff,
 		"values":       values,
 		"commandFlags": commandFlags,
-		// on reports whether a flag is on without being given. Its value is not yet
-		// set where it is another command's.
+		// on reports whether a flag is on by default. It does not use the value, which is
+		// not set if the flag belongs to another command.
 		"on": func(flag *kingpin.FlagModel) bool {
 			return flag.IsBoolFlag() && slices.Equal(flag.Default, []string{"true"})
 		},
@@ -170,8 +171,8 @@ func pageFuncs(table []command) template.FuncMap {
 	}
 }
 
-// roff is text as a man page has it: hyphens that can be copied into a shell, and
-// no line that would be taken for a request.
+// roff escapes text for a man page, so that hyphens can be copied into a shell and no
+// line is interpreted as a request.
 func roff(text string) string {
 	text = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`).Replace(text)
 	if strings.HasPrefix(text, ".") {

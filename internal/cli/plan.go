@@ -18,10 +18,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/plan"
 )
 
-// unplanned is the exit status of plan where there is none.
+// unplanned is the exit status of the plan command if there is no plan.
 const unplanned = 3
 
-// The formats of plan, besides formatJSON.
+// The formats of plan, in addition to formatJSON.
 const (
 	formatTable  = "table"
 	formatSysctl = "sysctl"
@@ -31,7 +31,7 @@ func planCommand() command {
 	var (
 		d      plan.Demand
 		format string
-		given  = map[string]*bool{} // the flags of the demand that stand on the command line
+		given  = map[string]*bool{} // the flags of the demand that are on the command line
 	)
 	return command{
 		name: "plan",
@@ -95,11 +95,10 @@ func planCommand() command {
 }
 
 // planTime is how long the readings may take. A walk over millions of sockets takes
-// seconds, and unlike check this is not run by monitoring.
+// seconds, and unlike check this command is not run by monitoring.
 const planTime = 30 * time.Second
 
-// checkDemand reports whether something is asked for, and returns an error for what
-// cannot be.
+// checkDemand reports whether a demand is given, and returns an error if it is not valid.
 func checkDemand(d plan.Demand, given map[string]*bool, format string) (asked bool, err error) {
 	if !*given["connections"] {
 		for _, name := range slices.Sorted(maps.Keys(given)) {
@@ -127,7 +126,7 @@ func checkDemand(d plan.Demand, given map[string]*bool, format string) (asked bo
 // size is a number of bytes on the command line.
 type size int64
 
-// Set reads a whole number with a unit or none.
+// Set parses a whole number, with or without a unit.
 func (s *size) Set(text string) error {
 	digits := strings.TrimRight(text, "KMGTiB")
 	n, err := strconv.ParseInt(digits, 10, 64)

@@ -13,7 +13,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/plan"
 )
 
-// writePlan writes a plan in a format.
+// writePlan writes a plan in the given format.
 func writePlan(out io.Writer, p plan.Plan, format string) error {
 	switch format {
 	case formatJSON:
@@ -25,7 +25,7 @@ func writePlan(out io.Writer, p plan.Plan, format string) error {
 	}
 }
 
-// asks returns what is requested, as flags.
+// asks returns the demand as flags.
 func asks(d plan.Demand) string {
 	words := []string{fmt.Sprintf("--connections=%d", d.Connections)}
 	for _, f := range []struct {
@@ -61,7 +61,7 @@ func asks(d plan.Demand) string {
 	return strings.Join(words, " ")
 }
 
-// headline returns the result of a plan in a sentence.
+// headline returns the result of a plan in one sentence.
 func headline(p plan.Plan) string {
 	n := plan.Group(float64(p.Demand.Connections)) + " connections"
 	if p.Demand.Connections == 1 {
@@ -83,7 +83,7 @@ func headline(p plan.Plan) string {
 	}
 }
 
-// cannotBe is the most that a limit can be.
+// cannotBe returns the maximum that a limit can be set to.
 func cannotBe(r plan.Row) float64 {
 	if r.Fixed {
 		return r.Now
@@ -91,7 +91,7 @@ func cannotBe(r plan.Row) float64 {
 	return r.Most
 }
 
-// bytesOr writes a number in a row's unit.
+// bytesOr formats a number in a row's unit.
 func bytesOr(r plan.Row, v float64) string {
 	if r.Unit == collector.Bytes {
 		return collector.LimitReading{LimitInfo: r.LimitInfo}.Format(v)
@@ -102,7 +102,7 @@ func bytesOr(r plan.Row, v float64) string {
 	return plan.Group(v)
 }
 
-// memoryLine returns how much memory the plan takes, in a sentence.
+// memoryLine returns how much memory the plan takes, in one sentence.
 func memoryLine(p plan.Plan) string {
 	for _, r := range p.Rows {
 		if r.Fixed && r.Takes > 0 && r.Resource == "memory" {
@@ -153,7 +153,7 @@ func writePlanTable(out io.Writer, p plan.Plan) error {
 	return nil
 }
 
-// plainWords leaves the marks of code out of a text.
+// plainWords removes code marks from a text.
 func plainWords(text string) string { return strings.ReplaceAll(text, "`", "") }
 
 // scope returns what the limit applies to.

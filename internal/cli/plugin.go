@@ -10,10 +10,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// threshold is a saturation on the command line, such as 0.8 or 80%; 0 where none is given.
+// threshold is a saturation on the command line, such as 0.8 or 80%; 0 if none is given.
 type threshold float64
 
-// Set reads a ratio or a percentage.
+// Set parses a ratio or a percentage.
 func (t *threshold) Set(text string) error {
 	digits, percent := strings.CutSuffix(text, "%")
 	v, err := strconv.ParseFloat(digits, 64)
@@ -29,11 +29,11 @@ func (t *threshold) Set(text string) error {
 
 func (t *threshold) String() string { return strconv.FormatFloat(float64(*t), 'f', -1, 64) }
 
-// mostThreshold is the highest threshold: an accept queue lets in one more than its limit,
-// which may be 1.
+// mostThreshold is the highest threshold: an accept queue admits one connection more than
+// its limit, which may be 1.
 const mostThreshold = 2
 
-// thresholds apply to all limits instead of their own; 0 keeps those.
+// thresholds apply to all limits, instead of the limits' own; 0 keeps those.
 type thresholds struct{ warning, critical threshold }
 
 func (t *thresholds) validate() error {
@@ -43,9 +43,9 @@ func (t *thresholds) validate() error {
 	return nil
 }
 
-// writePlugin writes the report as plugins for monitoring do
-// (https://www.monitoring-plugins.org/doc/guidelines.html): a line with the state, what it
-// is about and, behind a bar, the saturation of every limit in percent; then details.
+// writePlugin writes the report in the format of monitoring plugins
+// (https://www.monitoring-plugins.org/doc/guidelines.html): a line with the state, its
+// reason and, after a bar, the saturation of every limit in percent; then details.
 func (r report) writePlugin(out io.Writer) error {
 	state := "UNKNOWN"
 	status := r.status()
@@ -76,7 +76,7 @@ func (r report) writePlugin(out io.Writer) error {
 	for _, f := range r.failed {
 		said = append(said, fmt.Sprintf("collector %s failed", f.Collector))
 	}
-	// What is behind a bar is data.
+	// Text after a bar is data.
 	line := strings.ReplaceAll(strings.Join(said, ", "), "|", "/")
 	fmt.Fprintf(out, "SOCKPRESSURE %s: %s | %s\n", state, line, strings.Join(data, " "))
 	var details strings.Builder
@@ -87,5 +87,5 @@ func (r report) writePlugin(out io.Writer) error {
 	return err
 }
 
-// inPercent writes a ratio in percent, for programs.
+// inPercent formats a ratio in percent, for programs.
 func inPercent(ratio float64) string { return strconv.FormatFloat(100*ratio, 'f', 1, 64) }

@@ -48,10 +48,10 @@ func serveCommand() command {
 	}
 }
 
-// outliveHangups keeps SIGHUP, which asks other daemons to reload, from ending the
-// process: there is nothing to reload. The context that it returns ends with ctx, or
-// with a SIGHUP that came because the terminal that stderr is was closed. The
-// returned function restores what SIGHUP did.
+// outliveHangups prevents SIGHUP, which asks other daemons to reload, from ending the
+// process: there is nothing to reload. The returned context ends with ctx, or on a SIGHUP
+// sent because the terminal that is stderr was closed. The returned function restores the
+// handling of SIGHUP.
 func outliveHangups(ctx context.Context, stderr io.Writer, logger *slog.Logger) (context.Context, func()) {
 	if signal.Ignored(syscall.SIGHUP) { // started by nohup
 		return ctx, func() {}
@@ -80,8 +80,8 @@ func outliveHangups(ctx context.Context, stderr io.Writer, logger *slog.Logger) 
 }
 
 const (
-	// firstRead bounds the reading before the server listens, lastRequests what
-	// is under way when it stops.
+	// firstRead bounds the reading before the server listens, lastRequests the requests
+	// in progress when it stops.
 	firstRead    = 5 * time.Second
 	lastRequests = 3 * time.Second
 )
@@ -90,7 +90,7 @@ const (
 func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logger) error {
 	logWithoutReader(c.log.Writer)
 	logger.Info("Starting "+name, "version", versionInfo())
-	// The first read opens every file, while that is still possible.
+	// The first read opens every file while that is still possible.
 	first, cancel := context.WithTimeout(ctx, firstRead)
 	set.Read(first, collector.Query{})
 	cancel()
@@ -125,7 +125,7 @@ func serve(ctx context.Context, set *collector.Set, c *config, logger *slog.Logg
 		defer cancel()
 		err := server.Shutdown(ctx)
 		if errors.Is(err, context.DeadlineExceeded) {
-			// A client that does not come to an end is not a failure of ours.
+			// A client that does not finish is not a failure of the exporter.
 			logger.Warn("Closing connections with unfinished requests")
 			err = server.Close()
 		}

@@ -9,16 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// logWithoutReader has the program go on when nobody reads its log: the reader may go
-// away, or hang, as a journal does on a host that is dying. A line that cannot be
-// written at once is lost then.
+// logWithoutReader lets the program continue if its log is not read: the reader may end,
+// or hang, as a journal does on a failing host. A line that cannot be written at once is
+// lost then.
 func logWithoutReader(w io.Writer) {
 	signal.Ignore(syscall.SIGPIPE)
 	f, ok := w.(*os.File)
 	if !ok {
 		return
 	}
-	// Terminals and files are left as they are: others have the same.
+	// Terminals and files are not changed, because other processes share them.
 	if info, err := f.Stat(); err != nil || info.Mode()&(os.ModeNamedPipe|os.ModeSocket) == 0 {
 		return
 	}

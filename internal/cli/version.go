@@ -9,9 +9,9 @@ import (
 	"github.com/prometheus/common/version"
 )
 
-// SetVersion sets what the linker flags of a release (see Makefile) did not, as in a
-// build from source, to what Go recorded of the build. It writes variables of
-// prometheus/common/version, so it is called once, before Run.
+// SetVersion sets the version fields that the linker flags of a release (see Makefile)
+// did not set, as in a build from source, to what Go recorded about the build. It writes
+// variables of prometheus/common/version, so it must be called once, before Run.
 func SetVersion() {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -26,12 +26,12 @@ func SetVersion() {
 	}
 }
 
-// buildDate is the layout of a date as Makefile has it.
+// buildDate is the layout of a date in Makefile.
 const buildDate = "20060102-15:04:05"
 
-// built returns the version and the date of a build, in the form of a release's:
-// without the v of Go's, and the date of the commit. The version is "(devel)" where
-// Go could not tell, and the date is empty.
+// built returns the version and the date of a build, in the form of a release: without
+// the v of Go's version, and with the date of the commit. If Go did not record them, the
+// version is "(devel)" and the date empty.
 func built(info *debug.BuildInfo) (version, date string) {
 	version = strings.TrimPrefix(info.Main.Version, "v")
 	if version == "" {
@@ -48,7 +48,7 @@ func built(info *debug.BuildInfo) (version, date string) {
 	return version, date
 }
 
-// versionInfo is the version in a few words.
+// versionInfo returns the version in a few words.
 func versionInfo() string {
 	return fmt.Sprintf("%s, revision %s", version.Version, version.GetRevision())
 }

@@ -51,10 +51,10 @@ func whoCommand() command {
 			cmd.Flag("netns", "Only this network namespace, as in the label netns of the metrics, or host.").PlaceHolder("NAME").StringVar(&q.Netns)
 		},
 		run: func(ctx context.Context, c *config, std streams) (int, error) {
-			// It runs once, on a host that may be short of memory.
+			// The command runs once, on a host that may be short of memory.
 			defer debug.SetGCPercent(debug.SetGCPercent(50))
-			// It is one long system call after the other. Go's scheduler takes its only
-			// processor away from each, and leaves one of two.
+			// It makes one long system call after another. With a single processor, Go's
+			// scheduler takes the processor away at each of them; with two it does not.
 			if os.Getenv("GOMAXPROCS") == "" {
 				defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 			}
@@ -76,7 +76,7 @@ func whoCommand() command {
 	}
 }
 
-// who answers a question on a machine.
+// who answers a question about a machine.
 func (c *config) who(ctx context.Context, machine *kernel.Machine, q who.Question, format string, std streams) (int, error) {
 	limit := c.readLimit(ctx, machine, q.Resource)
 	if q.Resource == "" {
@@ -115,8 +115,8 @@ func (c *config) who(ctx context.Context, machine *kernel.Machine, q who.Questio
 	return 0, err
 }
 
-// readLimit reads a limit, or the nearest of those of the enabled collectors if it is
-// unnamed.
+// readLimit reads a limit or, if resource is empty, the nearest limit of the enabled
+// collectors.
 func (c *config) readLimit(ctx context.Context, machine *kernel.Machine, resource string) who.Limit {
 	specs := c.specs
 	if resource != "" {
@@ -135,7 +135,7 @@ func (c *config) readLimit(ctx context.Context, machine *kernel.Machine, resourc
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	reading := set.Read(ctx, collector.Query{})
-	for _, l := range reading.Limits() { // the nearest first
+	for _, l := range reading.Limits() { // nearest first
 		if resource == "" || l.Resource == resource {
 			return who.Limit{Reading: &l}
 		}
@@ -143,14 +143,14 @@ func (c *config) readLimit(ctx context.Context, machine *kernel.Machine, resourc
 	return who.Limit{Err: reading.Results[0].Err}
 }
 
-// progress is a line on a terminal that reports how far a command is.
+// progress is a line on a terminal that reports the progress of a command.
 type progress struct {
-	out   io.Writer // nil if it is no terminal
+	out   io.Writer // nil if it is not a terminal
 	shown time.Time
 	long  bool
 }
 
-// Between two times that the line is written, and before the first, so long passes.
+// progressInterval is the minimum time between updates of the line, and before the first.
 const progressInterval = 200 * time.Millisecond
 
 func newProgress(out io.Writer) *progress {
@@ -173,7 +173,7 @@ func (p *progress) show(read, about uint64, things string) {
 	fmt.Fprintf(p.out, "\r\x1b[Kread %s%s %s", who.Digits(read), of, things)
 }
 
-// erase takes the line away.
+// erase removes the line.
 func (p *progress) erase() {
 	if p.long {
 		fmt.Fprint(p.out, "\r\x1b[K")

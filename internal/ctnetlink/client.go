@@ -1,5 +1,6 @@
-// Package ctnetlink reads the statistics of connection tracking over netlink, for
-// kernels without CONFIG_NF_CONNTRACK_PROCFS, which have no file of them.
+// Package ctnetlink reads the statistics and entries of connection tracking over netlink.
+// The statistics are for kernels without CONFIG_NF_CONNTRACK_PROCFS, which have no file
+// of them.
 package ctnetlink
 
 import (
@@ -18,22 +19,23 @@ var (
 	// ErrNotSupported means that this kernel has no ctnetlink, or that its module is
 	// not loaded and was not loaded on demand.
 	ErrNotSupported = errors.New("this kernel does not have ctnetlink (try: modprobe nf_conntrack_netlink)")
-	// ErrNotPermitted means that this process may not ask.
+	// ErrNotPermitted means that this process is not permitted to ask.
 	ErrNotPermitted = errors.New("ctnetlink needs CAP_NET_ADMIN")
 )
 
-// errInterrupted means that what is dumped changed in a way that tore the dump.
+// errInterrupted means that the dumped data changed during the dump in a way that made
+// the dump inconsistent.
 var errInterrupted = errors.New("dump interrupted")
 
 // A Conn carries messages to and from the kernel, as a *netlink.Conn does.
 type Conn interface {
-	// Send sends a request and returns it with the sequence number it got.
+	// Send sends a request and returns it with its sequence number.
 	Send(m netlink.Message) (netlink.Message, error)
 	// ReceiveIter yields the messages of a reply, up to its end or an error. It reads to
-	// the end of the reply even where its caller does not.
+	// the end of the reply even if its caller stops earlier.
 	ReceiveIter() iter.Seq2[netlink.Message, error]
 	SetDeadline(t time.Time) error
-	// Close makes a ReceiveIter that is under way fail.
+	// Close makes a ReceiveIter in progress fail.
 	Close() error
 }
 
@@ -46,21 +48,21 @@ func Dial() (Conn, error) {
 	return conn, nil
 }
 
-// Client reads statistics through a netlink socket. Unless it was made by NewOnce
-// it keeps that open: a process that may open no file any more can still read. It
-// has one user at a time.
+// Client reads connection tracking through a netlink socket. Unless it was created by
+// NewOnce, it keeps the socket open, so that a process that cannot open any more files
+// can still read. It must not be used concurrently.
 type Client struct {
 	dial func() (Conn, error)
 	once bool // the socket is closed after each reading
 	conn Conn
 }
 
-// New returns a client that connects with dial when it is first used, and again
-// after a reading that failed.
+// New returns a client that connects with dial when it is first used, and again after a
+// reading that failed.
 func New(dial func() (Conn, error)) *Client { return &Client{dial: dial} }
 
-// NewOnce returns a client that connects with dial for each reading, and keeps
-// nothing open in between: a socket keeps its network namespace alive.
+// NewOnce returns a client that connects with dial for each reading and keeps nothing
+// open in between, because an open socket keeps its network namespace alive.
 func NewOnce(dial func() (Conn, error)) *Client { return &Client{dial: dial, once: true} }
 
 // Close closes the netlink socket. A later reading opens another one.
@@ -71,10 +73,10 @@ func (c *Client) Close() {
 	}
 }
 
-// Stats returns the statistics of every possible CPU, in the order of their
-// numbers. It fails with ErrNotSupported where the kernel cannot do it, with
-// ErrNotPermitted where it refuses, with the context's error at its deadline, and
-// otherwise where the reply is not a whole one.
+// Stats returns the statistics of every possible CPU, in the order of their numbers. It
+// returns ErrNotSupported if the kernel does not support it, ErrNotPermitted if the
+// kernel refuses it, the context's error at its deadline, and another error if the reply
+// is not complete.
 func (c *Client) Stats(ctx context.Context) ([]CPU, error) {
 	if c.once {
 		defer c.Close()
@@ -101,14 +103,14 @@ func (c *Client) dump(ctx context.Context) (_ []CPU, err error) {
 		c.conn = conn
 	}
 	defer func() {
-		// A socket that got a refusal is as good as before, and another one might not be
-		// had.
+		// A socket is still usable after a refusal, and it might not be possible to open
+		// another one.
 		if err != nil && !isRefused(err) && !errors.Is(err, errInterrupted) {
 			c.Close()
 		}
 	}()
 
-	// No deadline is the zero time, which takes an earlier one away.
+	// Without a deadline this is the zero time, which removes an earlier one.
 	deadline, _ := ctx.Deadline()
 	if err := c.conn.SetDeadline(deadline); err != nil {
 		return nil, err
@@ -120,9 +122,9 @@ func (c *Client) dump(ctx context.Context) (_ []CPU, err error) {
 	return c.receive(request)
 }
 
-// receive reads the reply to a request. The kernel goes through the CPUs in
-// ascending order, so that a reply has an end: a CPU that comes twice, or late, is
-// an error.
+// receive reads the reply to a request. The kernel goes through the CPUs in ascending
+// order. receive returns an error for a CPU that is repeated or out of order, so a reply
+// cannot go on forever.
 func (c *Client) receive(request netlink.Message) ([]CPU, error) {
 	var stats []CPU
 	torn := false
@@ -135,7 +137,7 @@ func (c *Client) receive(request netlink.Message) ([]CPU, error) {
 			err = fmt.Errorf("CPU %d after CPU %d", cpu.ID, stats[n-1].ID)
 		}
 		if err != nil {
-			// What follows would be read to its end, which may never come.
+			// The rest would be read to its end, which may never come.
 			c.Close()
 			return nil, err
 		}
@@ -151,7 +153,7 @@ func (c *Client) receive(request netlink.Message) ([]CPU, error) {
 	return stats, nil
 }
 
-// typed gives the errors of a netlink socket the types that callers know.
+// typed converts errors of a netlink socket to those that callers know.
 func typed(err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -159,8 +161,8 @@ func typed(err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w: %w", ErrNotPermitted, err)
 	}
-	// EOPNOTSUPP without nf_conntrack_netlink, EINVAL for a message that it does not
-	// know, EPROTONOSUPPORT without nfnetlink itself, ENOENT for what is not there.
+	// EOPNOTSUPP without nf_conntrack_netlink, EINVAL for an unknown message,
+	// EPROTONOSUPPORT without nfnetlink itself, ENOENT for what does not exist.
 	for _, e := range []error{unix.EOPNOTSUPP, unix.EINVAL, unix.EPROTONOSUPPORT, unix.ENOENT} {
 		if errors.Is(err, e) {
 			return fmt.Errorf("%w: %w", ErrNotSupported, err)

@@ -13,13 +13,13 @@ import (
 )
 
 // typeNew and typeGet are NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW and _GET (Linux
-// 2.6.14). An entry comes as one that is new.
+// 2.6.14). Entries are sent as messages of type new.
 const (
 	typeNew netlink.HeaderType = 1 << 8
 	typeGet netlink.HeaderType = 1<<8 | 1
 )
 
-// Attributes of an entry, and of those within it.
+// Attributes of an entry, and nested ones.
 const (
 	attrTupleOrig = 1 // CTA_TUPLE_ORIG
 	attrProtoInfo = 4 // CTA_PROTOINFO
@@ -40,13 +40,13 @@ const (
 	attrTCPState = 1 // CTA_PROTOINFO_TCP_STATE
 )
 
-// Entry is a connection that is tracked, as it was when it began: the destination is that
-// before it was translated.
+// Entry is a tracked connection in its original direction: the destination is the one
+// before address translation.
 type Entry struct {
 	Source, Destination         netip.Addr
-	SourcePort, DestinationPort uint16 // 0 where the protocol has none
+	SourcePort, DestinationPort uint16 // 0 if the protocol has none
 	Protocol                    uint8
-	// State is that of a TCP connection, 0 of any other.
+	// State is the state of a TCP connection, 0 for other protocols.
 	State TCPState
 }
 
@@ -64,10 +64,11 @@ func (s TCPState) String() string {
 	return names[s]
 }
 
-// Walk calls visit with each connection that is tracked in the network namespace, as the
-// kernel lists them: one that comes or goes meanwhile is in it or not. visit must not keep
-// the entry. It fails with ErrNotSupported where the kernel cannot do it, with
-// ErrNotPermitted where it refuses, and with the context's error when that ends.
+// Walk calls visit with each tracked connection of the network namespace, in the kernel's
+// order. Connections that begin or end during the walk may be missing. visit must not
+// keep the entry. Walk returns ErrNotSupported if the kernel does not support it,
+// ErrNotPermitted if the kernel refuses it, and the context's error when the context
+// ends.
 func (c *Client) Walk(ctx context.Context, visit func(*Entry)) (err error) {
 	if c.once {
 		defer c.Close()
@@ -81,7 +82,7 @@ func (c *Client) Walk(ctx context.Context, visit func(*Entry)) (err error) {
 			return typed(err)
 		}
 	}
-	// A reply that is not read to its end is in the way of the next one.
+	// The rest of a reply that was not read to its end would precede the next one.
 	defer func() {
 		if err != nil {
 			c.Close()
@@ -102,7 +103,7 @@ func (c *Client) Walk(ctx context.Context, visit func(*Entry)) (err error) {
 	var entry Entry
 	for m, err := range c.conn.ReceiveIter() {
 		if ctx.Err() != nil {
-			c.Close() // what follows would be read to its end
+			c.Close() // the rest would be read to its end
 			return ctx.Err()
 		}
 		if err == nil {
@@ -180,8 +181,8 @@ func (e *Entry) parseTuple(typ uint16, b []byte) error {
 	return nil
 }
 
-// attributes calls visit with each attribute: the package's decoder allocates, and there
-// are ten of them for each of a million entries.
+// attributes calls visit with each attribute. It does not use the decoder of package
+// netlink, which allocates: there are ten attributes for each of a million entries.
 func attributes(b []byte, visit func(typ uint16, value []byte) error) error {
 	const header = unix.SizeofNlAttr
 	for len(b) >= header {

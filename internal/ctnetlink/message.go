@@ -23,24 +23,25 @@ const (
 // sizeofNfgenmsg is the size of struct nfgenmsg: family, version, resource id.
 const sizeofNfgenmsg = 4
 
-// Counter is a counter of one CPU since its network namespace began, modulo 2^32.
+// Counter is a counter of one CPU since its network namespace was created, modulo 2^32.
 type Counter struct {
 	Value uint32
-	// Present is false where this kernel has no such counter.
+	// Present is false if this kernel does not have the counter.
 	Present bool
 }
 
 // CPU is the statistics of one CPU, of struct ip_conntrack_stat.
 type CPU struct {
 	ID uint16
-	// Drop is packets dropped because their connection could not be tracked,
-	// EarlyDrop connections evicted to make room, InsertFailed connections that
-	// could not be put into the table, Invalid packets that belong to no connection,
-	// and SearchRestart searches that began again.
+	// Drop is packets dropped because their connection could not be tracked, EarlyDrop
+	// connections evicted to make room, InsertFailed connections that could not be
+	// inserted into the table, Invalid packets that belong to no connection, and
+	// SearchRestart lookups that were restarted.
 	Drop, EarlyDrop, InsertFailed, Invalid, SearchRestart Counter
 }
 
-// request asks for the statistics of every CPU: a struct nfgenmsg of any family.
+// request returns a request for the statistics of every CPU: a struct nfgenmsg of any
+// family.
 func request() netlink.Message {
 	return netlink.Message{
 		Header: netlink.Header{Type: typeGetStatsCPU, Flags: netlink.Request | netlink.Dump},
@@ -48,21 +49,21 @@ func request() netlink.Message {
 	}
 }
 
-// decode reads a message of the reply to a request.
+// decode decodes a message of the reply to a request.
 func decode(request, m netlink.Message) (CPU, error) {
 	if err := netlink.Validate(request, []netlink.Message{m}); err != nil {
 		return CPU{}, err
 	}
-	// Every message of a dump has the flag. Without it, nothing tells where the dump
-	// ends.
+	// Every message of a dump has the flag. Without it, the end of the dump cannot be
+	// recognized.
 	if m.Header.Type != typeGetStatsCPU || m.Header.Flags&netlink.Multi == 0 {
 		return CPU{}, fmt.Errorf("message of type %d with flags %#x", m.Header.Type, uint16(m.Header.Flags))
 	}
 	return parse(m.Data)
 }
 
-// parse reads the statistics of one CPU: a struct nfgenmsg, whose resource id is
-// the CPU, and attributes of 32 bits, big-endian like it.
+// parse parses the statistics of one CPU: a struct nfgenmsg, whose resource id is the
+// CPU, and attributes of 32 bits, big-endian like the resource id.
 func parse(b []byte) (CPU, error) {
 	if len(b) < sizeofNfgenmsg {
 		return CPU{}, errors.New("message is truncated")

@@ -14,25 +14,25 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// Path is where the device is.
+// Path is the path of the device.
 const Path = "/dev/kmsg"
 
-// maxRecord is the size of the largest record (CONSOLE_EXT_LOG_MAX), and some more.
+// maxRecord is somewhat more than the size of the largest record (CONSOLE_EXT_LOG_MAX).
 const maxRecord = 16 << 10
 
 // Log is the kernel's log, open at its oldest record.
 type Log interface {
-	// Next reads one record into b. It fails with EAGAIN where there is none yet, and
-	// with EPIPE where some were overwritten before they were read: the next one is the
-	// oldest that is left.
+	// Next reads one record into b. It returns EAGAIN if there is none yet, and EPIPE if
+	// some were overwritten before they were read; the next one is then the oldest that
+	// is left.
 	Next(b []byte) (int, error)
 	// Wait waits until there is a record, or ctx ends.
 	Wait(ctx context.Context) error
 	Close() error
 }
 
-// device is /dev/kmsg. Go's poller is not told of it: it would wake up for each
-// record, which in a flood costs more than to read them.
+// device is /dev/kmsg. It bypasses Go's poller, which would wake up for each record. In a
+// flood of records that costs more than reading them.
 type device struct {
 	fd   int
 	wake int // an eventfd that ends Wait
@@ -54,14 +54,14 @@ func Open(path string) (Log, error) {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	if !isDevice(fd) {
-		// Containers have all kinds of things in its place.
+		// Containers may have another kind of file in its place.
 		_ = unix.Close(fd)
 		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 	}
 	return newDevice(fd)
 }
 
-// Given returns the log that an open file is, which stays open when the log is closed.
+// Given returns the log for an open file of it. Closing the log does not close the file.
 func Given(f *os.File) (Log, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -78,7 +78,7 @@ func Given(f *os.File) (Log, error) {
 	return newDevice(own)
 }
 
-// Is reports whether a file is the device of the kernel's log. nil is not.
+// Is reports whether f is the device of the kernel's log. It reports false for nil.
 func Is(f *os.File) bool {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -118,30 +118,31 @@ func (d device) Wait(ctx context.Context) error {
 func (d device) Close() error { return errors.Join(unix.Close(d.fd), unix.Close(d.wake)) }
 
 const (
-	// A flood of records must not cost more than 5 % of a core, waking up for
-	// them included. After each burst the reader rests for 32 times the CPU time that the
-	// process took meanwhile, and pause at least, and then waits for the next record.
+	// A flood of records must not cost more than 5 % of a core, including the wakeups.
+	// After each burst the reader rests for 32 times the CPU time that the process used
+	// in the meantime, and at least for pause, and then waits for the next record.
 	burst = 10 * time.Millisecond
 	rest  = 32
 	pause = 250 * time.Millisecond
-	// history bounds how many of the records from before are read, should others come
-	// as fast as they are.
+	// history bounds how many old records are read, in case new ones are logged as fast
+	// as they are read.
 	history = 1 << 18
 )
 
-// Follower reads the kernel's log.
+// Follower follows the kernel's log.
 type Follower struct {
 	// Open opens the log.
 	Open func() (Log, error)
-	// Visit is called for each record. old is set for those that were there already when
-	// the follower began. The text is valid during the call.
+	// Visit is called for each record. old is set for records that existed when the
+	// follower started. The text is valid only during the call.
 	Visit func(r parse.Record, old bool)
-	// Lost is called with how many records were overwritten before they could be read.
+	// Lost is called with the number of records that were overwritten before they could
+	// be read.
 	Lost func(n uint64)
 	// Ready is called when all old records have been visited.
 	Ready func()
 
-	// clock is the CPU time of this process, unless it is a test's.
+	// clock returns the CPU time of this process, except in tests.
 	clock func() time.Duration
 
 	buf [maxRecord]byte
@@ -149,7 +150,7 @@ type Follower struct {
 	next uint64
 }
 
-// Run follows the log until ctx ends, when it returns nil, or until it can no
+// Run follows the log until ctx ends, and then returns nil, or until the log can no
 // longer be read.
 func (f *Follower) Run(ctx context.Context) error {
 	log, err := f.Open()
@@ -185,16 +186,16 @@ func (f *Follower) Run(ctx context.Context) error {
 	return nil
 }
 
-// processTime returns the CPU time of this process. Where system calls are slow, Go's
-// other threads take as much in a flood as the one that reads.
+// processTime returns the CPU time of this process. If system calls are slow, Go's other
+// threads use as much in a flood as the one that reads.
 func processTime() time.Duration {
 	var t unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t) // never fails for one's own
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t) // never fails for the calling process
 	return time.Duration(t.Nano())
 }
 
-// read visits the records that there are, for the time of a burst at most, and
-// reports how many there were and whether more may be there.
+// read visits the available records, for at most the time of a burst. It returns how many
+// it visited and whether there may be more.
 func (f *Follower) read(log Log, old bool) (seen int, more bool, err error) {
 	for end := time.Now().Add(burst); time.Now().Before(end); seen++ {
 		n, err := log.Next(f.buf[:])
@@ -202,7 +203,7 @@ func (f *Follower) read(log Log, old bool) (seen int, more bool, err error) {
 		case errors.Is(err, unix.EAGAIN):
 			return seen, false, nil
 		case errors.Is(err, unix.EPIPE), errors.Is(err, unix.EINTR), errors.Is(err, unix.EINVAL):
-			continue // the sequence numbers tell what was lost
+			continue // the sequence numbers show what was lost
 		case err != nil:
 			return seen, false, fmt.Errorf("%s: %w", Path, err)
 		}

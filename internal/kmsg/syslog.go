@@ -19,25 +19,25 @@ const (
 )
 
 const (
-	// syslogInterval is how often the log is read by syslog(2), which gives all of it
-	// each time.
+	// syslogInterval is how often the log is read by syslog(2), which returns the whole
+	// log each time.
 	syslogInterval = time.Second
-	// maxSyslog bounds how much of its end is looked at.
+	// maxSyslog bounds how much of the end of the log is read.
 	maxSyslog = 1 << 20
 )
 
-// syslog is the log as syslog(2) shows it: as text, without sequence numbers.
+// syslog is the log as syslog(2) returns it: as text, without sequence numbers.
 type syslog struct {
 	read    func(b []byte) (int, error)
 	buf     []byte
-	pending []byte // what of buf is to be visited
+	pending []byte // the part of buf that is still to be visited
 	filled  time.Time
 	last    []byte // the last line that was visited
 	number  uint64 // of the last record
 }
 
 // OpenSyslog opens the log through syslog(2). It needs CAP_SYSLOG while
-// kernel.dmesg_restrict is 1, but no device. Kernels that do not note the time of
+// kernel.dmesg_restrict is 1, but no device. Kernels that do not record the time of
 // records (printk.time=0) are not supported.
 func OpenSyslog() (Log, error) {
 	size, err := unix.Klogctl(syslogSizeBuffer, nil)
@@ -60,7 +60,7 @@ func newSyslog(size int, read func([]byte) (int, error)) (Log, error) {
 	return nil, fmt.Errorf("the log has no line with a time: %w", errors.ErrUnsupported)
 }
 
-// fill reads the log and leaves in pending what is new of it.
+// fill reads the log and sets pending to its new part.
 func (s *syslog) fill() error {
 	n, err := s.read(s.buf)
 	if err != nil {
@@ -79,7 +79,7 @@ func (s *syslog) fill() error {
 	return nil
 }
 
-// Wait cannot know of a record before the next look at the log.
+// Wait waits until the log may be read again, because records cannot be noticed earlier.
 func (s *syslog) Wait(ctx context.Context) error {
 	if len(s.pending) == 0 {
 		sleep(ctx, syslogInterval-time.Since(s.filled))
@@ -111,8 +111,8 @@ func (s *syslog) Next(b []byte) (int, error) {
 	}
 }
 
-// record makes of a line, "<4>[   12.345678] text", what /dev/kmsg would give. After
-// the time may be followed by the task or CPU.
+// record converts a line, "<4>[   12.345678] text", to the format of /dev/kmsg. The task
+// or CPU may follow the time.
 func record(line []byte, number uint64) (r []byte, ok bool) {
 	rest, ok := bytes.CutPrefix(line, []byte{'<'})
 	if !ok {

@@ -1,6 +1,6 @@
-// Package needs skips the tests that this machine cannot run, and keeps what they
-// need, for one line at the end of go test. With CI=true in the environment
-// nothing is skipped as root: what is missing fails the test.
+// Package needs skips the tests that this machine cannot run, and collects what they need
+// for one line at the end of go test. With CI=true in the environment nothing is skipped
+// as root: what is missing fails the test.
 package needs
 
 import (
@@ -15,16 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a test may need besides programs and files.
+// What a test may need other than programs and files.
 const (
-	// Root is the machine's root, with the capabilities that make namespaces and
-	// change what is in them. A container's root seldom has them.
+	// Root is the machine's root, with the capabilities to create namespaces and change
+	// what is in them. A container's root seldom has them.
 	Root = "root"
-	// CI is CI=true in the environment, for what takes minutes or depends on what
+	// CI is CI=true in the environment, for tests that take minutes or depend on what
 	// else the machine does.
 	CI = "CI=true"
-	// MountedRoot is a root file system that is mounted, whose propagation can
-	// therefore be changed. That of a chroot may be a folder.
+	// MountedRoot is a root file system that is mounted, so that its propagation can be
+	// changed. That of a chroot may be a folder.
 	MountedRoot = "a root file system that is mounted, not a folder"
 )
 
@@ -35,8 +35,8 @@ const (
 var packages string
 
 // Check skips the test unless all needs are satisfied: constants of this package,
-// programs by name, or files by absolute path. Programs and files must be listed
-// in packages.txt.
+// programs by name, or files by absolute path. Programs and files must be listed in
+// packages.txt.
 func Check(t testing.TB, needs ...string) {
 	t.Helper()
 	var missing []string
@@ -50,8 +50,8 @@ func Check(t testing.TB, needs ...string) {
 	}
 }
 
-// Skip skips the test for needs that it found out about itself, such as an option
-// of the kernel.
+// Skip skips the test for needs that it determined itself, such as an option of the
+// kernel.
 func Skip(t testing.TB, missing ...string) {
 	t.Helper()
 	described := make([]string, len(missing))
@@ -73,7 +73,7 @@ func Skip(t testing.TB, missing ...string) {
 	t.Skip(message)
 }
 
-// InCI reports whether there is time for what takes minutes.
+// InCI reports whether there is time for tests that take minutes.
 func InCI() bool { return os.Getenv("CI") == "true" }
 
 func met(t testing.TB, need string) bool {
@@ -86,7 +86,7 @@ func met(t testing.TB, need string) bool {
 	case MountedRoot:
 		var s unix.Statx_t
 		err := unix.Statx(unix.AT_FDCWD, "/", 0, 0, &s)
-		// Before Linux 5.8 it cannot be told.
+		// Before Linux 5.8 this is unknown.
 		return err != nil || s.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 || s.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 	}
 	if packageOf(need) == "" {
@@ -100,8 +100,8 @@ func met(t testing.TB, need string) bool {
 	return err == nil
 }
 
-// isRoot reports whether this is root of the first user namespace with the
-// capabilities that tests use.
+// isRoot reports whether this is root of the initial user namespace with the capabilities
+// that tests use.
 func isRoot(t testing.TB) bool {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -134,7 +134,7 @@ func packageOf(need string) string {
 	return ""
 }
 
-// isGo reports whether a package is one of Go.
+// isGo reports whether a package is a Go package.
 func isGo(p string) bool { return strings.Contains(p, "/") }
 
 // summarize returns a line about skipped tests, or "" if there are none.

@@ -28,8 +28,8 @@ type skip struct {
 	Missing []string
 }
 
-// Run runs the tests of a package, for TestMain. What they skipped is told
-// afterwards, unless the package skipped does that for all.
+// Run runs the tests of a package, for TestMain. Afterwards it reports what they skipped,
+// unless the package skipped does that for all.
 func Run(m *testing.M) int {
 	code := m.Run()
 	if !lastFollows() {
@@ -38,12 +38,12 @@ func Run(m *testing.M) int {
 	return code
 }
 
-// RunLast runs the tests of the package skipped, and tells what was skipped in all
+// RunLast runs the tests of the package skipped, and reports what was skipped in all
 // packages of this go test.
 func RunLast(m *testing.M) int {
 	code := m.Run()
 	// All others were started before, in the order of their names.
-	var limit time.Duration // that go test sets, or 0
+	var limit time.Duration // set by go test, or 0
 	if f, ok := flag.Lookup("test.timeout").Value.(flag.Getter); ok {
 		limit, _ = f.Get().(time.Duration)
 	}
@@ -59,8 +59,8 @@ func RunLast(m *testing.M) int {
 	return code
 }
 
-// workDir returns the folder in which a go test builds its binaries, which it
-// removes at its end. It is "" for a binary that go test did not start.
+// workDir returns the folder in which a go test builds its binaries, which it removes at
+// its end. It is "" for a binary that go test did not start.
 func workDir() string {
 	dir := filepath.Dir(filepath.Dir(os.Args[0]))
 	if !strings.HasPrefix(filepath.Base(dir), "go-build") {
@@ -69,10 +69,10 @@ func workDir() string {
 	return dir
 }
 
-// binary is the name of the folder in workDir with this test's binary.
+// binary returns the name of the folder in workDir with this test's binary.
 func binary() string { return filepath.Base(filepath.Dir(os.Args[0])) }
 
-// record keeps what a skipped test needs.
+// record records what a skipped test needs.
 func record(missing []string) error {
 	dir := workDir()
 	if dir == "" {
@@ -118,18 +118,18 @@ func recorded(binaries string) ([]skip, error) {
 	return all, nil
 }
 
-// uncache keeps go test from caching this package's result, which would hide
-// afterwards that something was skipped, and outlive the lack of it. go test
-// caches nothing without the log of what the tests looked at.
+// uncache keeps go test from caching this package's result, which would hide that
+// something was skipped, even once nothing is missing any more. go test caches nothing
+// without the log of the files that the tests used.
 func uncache() {
 	if f := flag.Lookup("test.testlogfile"); f != nil && f.Value.String() != "" {
 		_ = os.Remove(f.Value.String())
 	}
 }
 
-// lastFollows reports whether this go test runs the package skipped too, and has
-// not done so yet. The main function of each of its test binaries lies beside the
-// binary until that has run.
+// lastFollows reports whether this go test also runs the package skipped, and has not
+// done so yet. The main function of each of its test binaries is beside the binary until
+// that has run.
 func lastFollows() bool {
 	mains, err := filepath.Glob(filepath.Join(workDir(), "b*", "_testmain.go"))
 	return err == nil && slices.ContainsFunc(mains, func(file string) bool {
@@ -156,9 +156,9 @@ func othersRun() bool {
 	})
 }
 
-// tell writes the line about skipped tests where it is seen. go test throws away
-// what a package writes that passes, so it goes to the standard error of go test
-// itself; with -v it prints everything.
+// tell writes the line about skipped tests where it is seen. go test discards the output
+// of a package that passes, so the line goes to the standard error of go test itself;
+// with -v go test prints everything.
 func tell(skipped []skip, err error) {
 	line := summarize(skipped)
 	if err != nil {
@@ -171,7 +171,7 @@ func tell(skipped []skip, err error) {
 	if !testing.Verbose() {
 		if out, err = shareStderr(os.Getppid()); err != nil {
 			if out, err = reopenStderr(os.Getppid()); err != nil {
-				return // there is nobody to tell
+				return // nobody can be told
 			}
 		}
 		defer out.Close()
@@ -179,9 +179,9 @@ func tell(skipped []skip, err error) {
 	_, _ = out.WriteString(line)
 }
 
-// shareStderr returns the standard error of another process, the same open file: in
-// a regular file, what that process writes next comes behind. It fails where Yama or
-// a seccomp filter forbids it.
+// shareStderr returns the standard error of another process, as the same open file: in a
+// regular file, what that process writes next follows. It fails if Yama or a seccomp
+// filter forbids it.
 func shareStderr(pid int) (*os.File, error) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -195,9 +195,8 @@ func shareStderr(pid int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "stderr"), nil
 }
 
-// reopenStderr opens the standard error of another process again. In a regular file
-// that has an offset of its own, so the two would overwrite each other, unless both
-// append.
+// reopenStderr opens the standard error of another process again. In a regular file that
+// has a separate offset, so the two would overwrite each other unless both append.
 func reopenStderr(pid int) (*os.File, error) {
 	path := fmt.Sprintf("/proc/%d/fd/2", pid)
 	info, err := os.Stat(path)

@@ -14,14 +14,14 @@ import (
 
 // Namespace is a network namespace that others can find.
 type Namespace struct {
-	// PID is a process in it, 0 for one that is bound to a file.
+	// PID is a process in it, 0 for a namespace that is bound to a file.
 	PID  int
 	t    testing.TB
 	path string
 	end  func()
 }
 
-// New makes a namespace with a process in it, which ends with the test or by End. It
+// New creates a namespace with a process in it, which ends with the test or by End. It
 // needs root.
 func New(t testing.TB) *Namespace {
 	t.Helper()
@@ -57,11 +57,11 @@ func At(t testing.TB, path string) *Namespace {
 	return &Namespace{t: t, path: path, end: func() {}}
 }
 
-// End ends its process.
+// End ends the namespace's process.
 func (n *Namespace) End() { n.end() }
 
-// Inside runs fn on a thread in the namespace, which comes back after it: its end would
-// be that of the processes that it started and that are to end with it (Pdeathsig).
+// Inside runs fn on a thread in the namespace. The thread returns afterwards instead of
+// ending, because its end would also end the processes that it started (Pdeathsig).
 func (n *Namespace) Inside(fn func() error) {
 	n.t.Helper()
 	runtime.LockOSThread()
@@ -89,11 +89,11 @@ func (n *Namespace) Inside(fn func() error) {
 	}
 }
 
-// Port is where Listen listens, on 127.0.0.1.
+// Port is the port on 127.0.0.1 that Listen listens on.
 const Port = 8080
 
-// Listen brings loopback up, opens a listener with a backlog, and dials it so often
-// that nobody accepts. All of it is closed when the test ends.
+// Listen brings loopback up, opens a listener with the given backlog that does not
+// accept, and dials it the given number of times. All of it is closed when the test ends.
 func (n *Namespace) Listen(backlog, dials int) {
 	n.t.Helper()
 	var open []int

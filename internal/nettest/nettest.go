@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unshare moves the calling thread, to which the goroutine must be locked, into a
-// new network namespace where the loopback device is up.
+// Unshare moves the calling thread, to which the goroutine must be locked, into a new
+// network namespace with loopback up.
 func Unshare() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("unshare: %w", err)

@@ -12,38 +12,38 @@ import (
 )
 
 const (
-	// maxEntries bounds what one listing takes in. A node runs some hundreds of pods.
+	// maxEntries bounds the size of one listing. A node runs some hundreds of pods.
 	maxEntries = 1 << 16
-	// listEvery is shorter than scrapes are apart, so each finds new pods: the kubelet
-	// makes a pod's folder before the pod. Those of a cluster in a container are never
-	// found, and would else have the folder listed for each of them.
+	// listEvery is shorter than the time between scrapes, so that each finds new pods:
+	// the kubelet creates a pod's folder before the pod. Pods of a cluster in a container
+	// are never found; without this limit the folder would be listed for each of them.
 	listEvery = 5 * time.Second
 )
 
 // Pods knows the namespaces and names of the pods that the kubelet runs on a host, by
-// uid, from the names of the folders of their logs: <namespace>_<name>_<uid>
-// (BuildPodLogsDirectory of pkg/kubelet/kuberuntime). Folders outlive their pods for a
-// while. Its methods may be called by any goroutine.
+// uid, from the names of their log folders: <namespace>_<name>_<uid>
+// (BuildPodLogsDirectory of pkg/kubelet/kuberuntime). Folders remain for a while after
+// their pods have ended. Its methods may be called concurrently.
 type Pods struct {
 	dir string
 
 	mu     sync.Mutex
 	known  map[string]pod // by uid
 	listed time.Time
-	failed error // of the last listing
+	failed error // error of the last listing
 }
 
-// pod is the zero pod where two entries have one uid.
+// pod is a pod. It is zero if two entries have the same uid.
 type pod struct{ namespace, name string }
 
-// NewPods returns the pods of dir, /var/log/pods of a host, which it does not read yet.
+// NewPods returns the pods of dir, which is /var/log/pods of a host. It does not read
+// dir.
 func NewPods(dir string) *Pods { return &Pods{dir: dir} }
 
-// Find returns the namespace and the name of a pod. ok is false for a uid that has no
-// folder, or more than one, as nobody can tell which is the pod's. Where there is no
-// dir, no uid has. The dir is listed for a uid that is not known, but not within 5
-// seconds of the last time. Find fails where it cannot be listed, and goes on to know
-// the pods of the last time.
+// Find returns the namespace and the name of a pod. ok is false if the uid has no folder,
+// or several, which leaves the name unknown, or if dir does not exist. For an unknown
+// uid, Find lists dir, unless it did so less than 5 seconds ago. If dir cannot be listed,
+// Find returns an error, and still finds the pods of the previous listing.
 func (p *Pods) Find(uid string) (namespace, name string, ok bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -57,7 +57,7 @@ func (p *Pods) Find(uid string) (namespace, name string, ok bool, err error) {
 	return "", "", false, p.failed
 }
 
-// list reads the folder again.
+// list lists the folder again.
 func (p *Pods) list() {
 	known, err := list(p.dir, maxEntries)
 	if err == nil {
@@ -68,7 +68,7 @@ func (p *Pods) list() {
 	p.failed = err
 }
 
-// list reads up to most entries of a folder, in no order.
+// list reads up to most entries of a folder, in no particular order.
 func list(path string, most int) (map[string]pod, error) {
 	dir, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -99,7 +99,8 @@ func list(path string, most int) (map[string]pod, error) {
 	return pods, nil
 }
 
-// parseEntry returns the parts of a folder's name, uid "" where it is not of a pod.
+// parseEntry returns the parts of a folder's name. uid is "" if the folder is not a
+// pod's.
 func parseEntry(entry string) (uid string, found pod) {
 	namespace, rest, _ := strings.Cut(entry, "_")
 	name, uid, _ := strings.Cut(rest, "_")

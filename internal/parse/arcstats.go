@@ -1,14 +1,14 @@
 package parse
 
-// ARC is the cache of ZFS, in bytes.
+// ARC is the size of the ZFS cache, in bytes.
 type ARC struct {
 	Size Number
-	Min  Number // the least that it shrinks to
+	Min  Number // the minimum size to which it shrinks
 }
 
-// Arcstats reads the size of the cache of ZFS and the least that it shrinks to, in
-// bytes, from /proc/spl/kstat/zfs/arcstats (OpenZFS, module/zfs/arc.c): lines of a
-// name, a type and a value.
+// Arcstats reads the size and the minimum size of the ZFS cache, in bytes, from
+// /proc/spl/kstat/zfs/arcstats (OpenZFS, module/zfs/arc.c): lines of a name, a type and a
+// value.
 func Arcstats(b []byte, path string) (s ARC, err error) {
 	var p Problems
 	for line, b, ok := NextLine(b); ok; line, b, ok = NextLine(b) {

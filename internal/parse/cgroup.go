@@ -7,15 +7,15 @@ import (
 
 // MemoryStat is what memory.stat of a cgroup counts, in bytes.
 type MemoryStat struct {
-	// Sockets is the memory of the buffers of its sockets (sock).
+	// Sockets is the memory of its socket buffers (sock).
 	Sockets Number
-	// Files is page cache that can be given back, and Slab such memory of the kernel's
+	// Files is reclaimable page cache, and Slab reclaimable memory of the kernel's
 	// caches.
 	Files, Slab Number
 }
 
 // MemoryStatV2 reads memory.stat of version 2 (mm/memcontrol.c, Linux 4.5; sock since
-// 4.5, slab_reclaimable since 4.18). All of it is of the group and of those below.
+// 4.5, slab_reclaimable since 4.18). All values include the cgroups below.
 func MemoryStatV2(b []byte, path string) (s MemoryStat, err error) {
 	var inactive, active Number
 	err = numbersByName(b, path, map[string]*Number{
@@ -35,23 +35,23 @@ func MemoryStatV1(b []byte, path string) (s MemoryStat, err error) {
 
 // MemoryEvents is what memory.events of a cgroup counts.
 type MemoryEvents struct {
-	// OOMs is how often a limit was reached with nothing left to give back (oom).
+	// OOMs is how often a limit was reached with nothing left to reclaim (oom).
 	OOMs Number
-	// Kills are the processes that the OOM killer has ended, whoever was out of memory:
-	// the group, one above it, or the machine (oom_kill).
+	// Kills is the number of processes that the OOM killer has killed, whether the
+	// cgroup, one above it, or the machine was out of memory (oom_kill).
 	Kills Number
 }
 
-// CgroupEvents reads memory.events of version 2, whose counters have those of the groups
-// below in them, or memory.oom_control of version 1, which has the kills in the group
-// itself only. oom_kill is there since Linux 4.13.
+// CgroupEvents reads memory.events of version 2, whose counters include the cgroups
+// below, or memory.oom_control of version 1, which has only the kills in the cgroup
+// itself. oom_kill exists since Linux 4.13.
 func CgroupEvents(b []byte, path string) (e MemoryEvents, err error) {
 	err = numbersByName(b, path, map[string]*Number{"oom": &e.OOMs, "oom_kill": &e.Kills})
 	return e, err
 }
 
-// CgroupLimit reads memory.max or memory.limit_in_bytes. It is absent for a group
-// without a limit.
+// CgroupLimit reads memory.max or memory.limit_in_bytes. The limit is absent for a cgroup
+// without one.
 func CgroupLimit(b []byte, path string) (limit Number, err error) {
 	b = bytes.TrimSpace(b)
 	if string(b) == "max" {
@@ -59,7 +59,7 @@ func CgroupLimit(b []byte, path string) (limit Number, err error) {
 	}
 	var n [1]Number
 	err = Numbers(append(slices.Clip(b), '\n'), path, n[:])
-	// Version 1 writes the greatest number of pages for none.
+	// If there is no limit, version 1 has the greatest number of pages.
 	if n[0].Value >= 1<<62 {
 		return Number{}, err
 	}

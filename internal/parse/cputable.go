@@ -5,15 +5,15 @@ import (
 	"slices"
 )
 
-// CPUTable reads a file of /proc/net/stat (nf_conntrack: net/netfilter/
-// nf_conntrack_standalone.c; arp_cache, ndisc_cache: net/core/neighbour.c, Linux 2.6): a line of column names, then a
-// line of hexadecimal numbers for each possible CPU. The columns differ from
-// kernel to kernel, so they go by name. visit gets the number in row
-// cpu under wanted[column].
+// CPUTable reads a file of /proc/net/stat (nf_conntrack:
+// net/netfilter/nf_conntrack_standalone.c; arp_cache, ndisc_cache: net/core/neighbour.c,
+// Linux 2.6): a line of column names, then a line of hexadecimal numbers for each
+// possible CPU. The columns differ between kernels, so they are found by name. visit is
+// called with the number in row cpu under wanted[column].
 //
-// lost[column] is set where the number of some CPU could not be read, so that a sum
-// over all CPUs would not be one; what it was is named in the error. A line with
-// another number of fields that does not begin with a number is of no CPU.
+// lost[column] is set if the number of some CPU could not be read, so that a sum over all
+// CPUs would be wrong; the error says which. A line that has another number of fields and
+// does not begin with a number does not belong to a CPU.
 func CPUTable(b []byte, path string, wanted []string, visit func(cpu, column int, v uint64)) (lost []bool, err error) {
 	lost = make([]bool, len(wanted))
 	loseAll := func() {
@@ -27,7 +27,7 @@ func CPUTable(b []byte, path string, wanted []string, visit func(cpu, column int
 		loseAll()
 		return lost, FieldError(path, "header", ErrMissing)
 	}
-	place := make([]int, 0, columns) // of each column in wanted, or -1
+	place := make([]int, 0, columns) // the index of each column in wanted, or -1
 	for name, header, ok := NextField(header); ok; name, header, ok = NextField(header) {
 		place = append(place, slices.Index(wanted, string(name)))
 	}

@@ -6,9 +6,9 @@ type field struct {
 	n    Number
 }
 
-// complete names the fields that are missing, of those that every kernel has: the
-// file was truncated, or is not what it should be. Fields that could not be parsed
-// have been named before.
+// complete returns an error that names the missing fields, of those that every kernel
+// has: the file was truncated, or is not what it should be. Fields that could not be
+// parsed have already been reported.
 func complete(path string, fields []field) error {
 	var p Problems
 	for _, f := range fields {

@@ -9,21 +9,21 @@ import (
 
 // Record is one record of /dev/kmsg (Linux 3.5).
 type Record struct {
-	// Facility is 0 for what the kernel wrote. What comes from user space has another
-	// one, whatever its writer says.
+	// Facility is 0 for what the kernel wrote. Records from user space have another one,
+	// whatever facility their writer specifies.
 	Facility int
 	Sequence uint64
-	// Time is since boot, by the kernel's clock of its log, which stops while the
-	// machine sleeps.
+	// Time is the time since boot, by the clock of the kernel's log, which stops while
+	// the machine sleeps.
 	Time time.Duration
-	// Text is a part of what was parsed. Bytes that cannot be printed are \x and two
-	// digits in it.
+	// Text is a part of the parsed bytes. Bytes that cannot be printed are encoded in it
+	// as \x and two digits.
 	Text []byte
 }
 
-// Kmsg parses what one read of /dev/kmsg returns: facility and level, sequence
-// number, microseconds, flags, and perhaps more, with commas; a semicolon and the
-// text; then lines about the device, which begin with a blank.
+// Kmsg parses what one read of /dev/kmsg returns: facility and level, sequence number,
+// microseconds, flags, and perhaps more, separated by commas; a semicolon and the text;
+// then lines about the device, which begin with a blank.
 func Kmsg(b []byte, path string) (Record, error) {
 	head, text, ok := bytes.Cut(b, []byte{';'})
 	if !ok {
@@ -54,8 +54,8 @@ func Kmsg(b []byte, path string) (Record, error) {
 	}, nil
 }
 
-// Suppressed returns how many lines the kernel's rate limit kept from the log,
-// where the text of a record says so: "net_ratelimit: 12 callbacks suppressed".
+// Suppressed returns how many lines the kernel's rate limit suppressed, if the text of a
+// record reports that: "net_ratelimit: 12 callbacks suppressed".
 func Suppressed(text []byte) (uint64, bool) {
 	text, ok := bytes.CutSuffix(text, []byte(" callbacks suppressed"))
 	if !ok {
@@ -69,12 +69,12 @@ func Suppressed(text []byte) (uint64, bool) {
 	return n, err == nil
 }
 
-// OOMReport is the summary that the OOM killer logs before the line about the
-// process that it kills (Linux 5.0), as far as its rate limit lets it.
+// OOMReport is the summary that the OOM killer logs before the line about the process
+// that it kills (Linux 5.0), unless its rate limit suppresses it.
 type OOMReport struct {
 	// Constraint is what ran out: NONE for the machine, CPUSET, MEMORY_POLICY, MEMCG.
 	Constraint string
-	// Cgroup is that of the process.
+	// Cgroup is the cgroup of the process.
 	Cgroup string
 	PID    int
 }
@@ -88,7 +88,7 @@ func OOM(text []byte) (r OOMReport, ok bool) {
 	}
 	constraint, rest, _ := bytes.Cut(rest, []byte{','})
 	r.Constraint = string(constraint)
-	// From the end, since names of cgroups and processes are others' to choose.
+	// From the end, because users choose the names of cgroups and processes.
 	at := bytes.LastIndex(rest, []byte(",pid="))
 	if at < 0 {
 		return OOMReport{}, false

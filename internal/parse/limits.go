@@ -3,7 +3,7 @@ package parse
 import "bytes"
 
 // SoftLimit reads the soft limit of descriptors in /proc/<pid>/limits (fs/proc/base.c,
-// Linux 2.6.24); 0 where there is none.
+// Linux 2.6.24). It is 0 if there is none.
 func SoftLimit(b []byte, path string) (uint64, error) {
 	_, rest, _ := bytes.Cut(b, []byte("\nMax open files "))
 	soft, _, _ := NextField(rest)

@@ -2,9 +2,8 @@ package parse
 
 import "bytes"
 
-// Threads reads the second half of the fourth field of /proc/loadavg
-// (fs/proc/loadavg.c, Linux 2.0): the threads of the whole machine, the kernel's
-// own among them.
+// Threads reads the second half of the fourth field of /proc/loadavg (fs/proc/loadavg.c,
+// Linux 2.0): the threads of the whole machine, including the kernel's own.
 func Threads(b []byte, path string) (threads Number, err error) {
 	rest, _, _ := NextLine(b)
 	var field []byte

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// Memory is what is read of /proc/meminfo, in bytes. The fields of low and high
-// memory exist on 32-bit kernels with CONFIG_HIGHMEM only.
+// Memory is what is read from /proc/meminfo, in bytes. The fields of low and high memory
+// exist only on 32-bit kernels with CONFIG_HIGHMEM.
 type Memory struct {
 	Total, Available                       Number
 	LowTotal, LowFree, HighTotal, HighFree Number
@@ -14,16 +14,16 @@ type Memory struct {
 	SlabReclaimable, SlabUnreclaimable     Number
 	KernelStack, PageTables, SecPageTables Number
 	Percpu, Vmalloc                        Number
-	// Hugetlb is the memory that is set aside for huge pages of every size. Before
-	// Linux 4.19 it is made of the two others: how many there are of the default
-	// size (no bytes), and that size.
+	// Hugetlb is the memory reserved for huge pages of every size. Before Linux 4.19 it
+	// is computed from the two others: the number of huge pages of the default size, and
+	// that size.
 	Hugetlb                 Number
 	hugePages, hugePageSize Number
 }
 
-// Meminfo reads /proc/meminfo (fs/proc/meminfo.c; MemAvailable since Linux
-// 3.14), whose unit is 1024 bytes. MemTotal alone is demanded, and LowFree where
-// there is a LowTotal: other kernels lack others.
+// Meminfo reads /proc/meminfo (fs/proc/meminfo.c; MemAvailable since Linux 3.14), whose
+// unit is 1024 bytes. Only MemTotal is required, and LowFree if there is a LowTotal: some
+// kernels lack other fields.
 func Meminfo(b []byte, path string) (m Memory, err error) {
 	var p Problems
 	for line, b, ok := NextLine(b); ok; line, b, ok = NextLine(b) {
@@ -52,8 +52,8 @@ func Meminfo(b []byte, path string) (m Memory, err error) {
 		m.Hugetlb = m.hugePages.Times(m.hugePageSize.Value)
 	}
 
-	// A part that is larger than the whole is not the whole's (lxcfs shows a
-	// container's total beside the machine's rest).
+	// A part that is larger than its total is not of the same total (lxcfs shows a
+	// container's total with the machine's other values).
 	for _, part := range []struct {
 		name  string
 		n     *Number
@@ -73,7 +73,7 @@ func Meminfo(b []byte, path string) (m Memory, err error) {
 	return m, p.Err()
 }
 
-// field returns where a field of the file belongs, nil for one that is not read.
+// field returns where to store a field of the file, nil for a field that is not read.
 func (m *Memory) field(name []byte) *Number {
 	switch string(name) {
 	case "MemTotal":

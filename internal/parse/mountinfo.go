@@ -5,16 +5,16 @@ import (
 	"strconv"
 )
 
-// NetnsMount is where a network namespace is bound to a file.
+// NetnsMount is a file that a network namespace is bound to.
 type NetnsMount struct {
-	Inode uint64 // of the namespace, as stat of the file and of /proc/<pid>/ns/net has it
+	Inode uint64 // of the namespace, as reported by stat of the file and of /proc/<pid>/ns/net
 	Path  string // in the mount namespace of the process that was asked
 }
 
 // NetnsMounts finds the mounts of network namespaces in /proc/<pid>/mountinfo
-// (fs/proc_namespace.c, Linux 2.6.26; nsfs, Linux 3.19), up to most of them. Of one
-// that is mounted at several places it is the first. Lines of other mounts, and such as
-// it does not know, are passed over.
+// (fs/proc_namespace.c, Linux 2.6.26; nsfs, Linux 3.19), at most the given number. If a
+// namespace is mounted several times, the first mount is returned. Lines of other mounts,
+// and lines that it cannot parse, are skipped.
 func NetnsMounts(b []byte, most int) []NetnsMount {
 	var mounts []NetnsMount
 	known := map[uint64]bool{}
@@ -43,7 +43,8 @@ func NetnsMounts(b []byte, most int) []NetnsMount {
 	return mounts
 }
 
-// unescapeOctal undoes what the kernel does to blanks and the like in a path: "\040".
+// unescapeOctal decodes blanks and similar characters, which the kernel escapes in a
+// path: "\040".
 func unescapeOctal(b []byte) string {
 	out := make([]byte, 0, len(b))
 	for i := 0; i < len(b); i++ {

@@ -22,7 +22,7 @@ func PortRange(b []byte, path string) (low, high uint16, err error) {
 	return low, high, nil
 }
 
-// List reads numbers and ranges with commas between them, or nothing, as of
+// List reads a comma-separated list of numbers and ranges, which may be empty, such as
 // net.ipv4.ip_local_reserved_ports (Linux 2.6.35).
 func List(b []byte, path string, visit func(low, high uint16)) error {
 	b, _, _ = NextLine(b)

@@ -5,9 +5,8 @@ import "bytes"
 // Stalls is how long some, or all, tasks have waited for a resource, in seconds.
 type Stalls struct{ Some, Full Number }
 
-// Pressure reads /proc/pressure/memory (kernel/sched/psi.c, Linux 4.20),
-// whose totals are microseconds. Lines of other kinds than these two are passed
-// over.
+// Pressure reads /proc/pressure/memory (kernel/sched/psi.c, Linux 4.20), whose totals are
+// in microseconds. Lines of other kinds than these two are skipped.
 func Pressure(b []byte, path string) (s Stalls, err error) {
 	var p Problems
 	for line, b, ok := NextLine(b); ok; line, b, ok = NextLine(b) {

@@ -6,25 +6,25 @@ import (
 	"strings"
 )
 
-// FieldError returns an error that names the field and the file that could not be read.
+// FieldError returns an error that names the file and the field that could not be read.
 func FieldError(path, field string, err error) error {
 	return fmt.Errorf("%s: %s: %w", path, field, err)
 }
 
-// ErrMissing is the error of a field that a file does not have and should.
+// ErrMissing is the error for a field that a file should have, but does not.
 var ErrMissing = errors.New("missing")
 
-// Problems gathers what went wrong in one reading. One field that cannot be read
-// takes no other one with it, so there can be many.
+// Problems collects the errors of one reading. A field that cannot be read does not
+// affect others, so there can be many.
 type Problems struct {
 	errs []error
 	more int
 }
 
-// maxProblems bounds how many are told: a file of garbage has hundreds.
+// maxProblems bounds how many are reported: a file of garbage has hundreds.
 const maxProblems = 8
 
-// Add notes an error, or nothing if it is nil.
+// Add adds an error, unless it is nil.
 func (p *Problems) Add(err error) {
 	var several *severalError
 	switch {
@@ -41,7 +41,7 @@ func (p *Problems) Add(err error) {
 	}
 }
 
-// Err returns all that was added as one error, nil if it was nothing.
+// Err returns everything that was added as one error, nil if there is nothing.
 func (p *Problems) Err() error {
 	switch {
 	case len(p.errs) == 0:
@@ -52,7 +52,7 @@ func (p *Problems) Err() error {
 	return &severalError{p.errs, p.more}
 }
 
-// severalError is what went wrong in one reading, if it was more than one thing.
+// severalError is the errors of one reading, if there was more than one.
 type severalError struct {
 	errs []error
 	more int

@@ -5,16 +5,16 @@ import (
 	"slices"
 )
 
-// Slab is the memory that a cache of the kernel has taken.
+// Slab is the memory that a slab cache of the kernel has taken.
 type Slab struct {
 	Cache string
 	Size  float64 // bytes
 }
 
-// Slabinfo reads the wanted lines of /proc/slabinfo, all if wanted is nil, version 2
-// (Linux 2.6.10, mm/slab_common.c). Its columns go by the names in its second line; pages have
-// the given size in bytes. A cache that
-// is there twice, as one of each memory cgroup was before Linux 5.9, is added up.
+// Slabinfo reads the wanted lines of /proc/slabinfo, or all if wanted is nil, version 2
+// (Linux 2.6.10, mm/slab_common.c). Its columns are found by the names in its second
+// line; pages have the given size in bytes. The sizes of a cache that is listed several
+// times, as those of memory cgroups were before Linux 5.9, are added up.
 func Slabinfo(b []byte, path string, wanted []string, pageSize int) ([]Slab, error) {
 	if !bytes.HasPrefix(b, []byte("slabinfo - version: 2.")) {
 		return nil, FieldError(path, "version", ErrMissing)
@@ -26,7 +26,7 @@ func Slabinfo(b []byte, path string, wanted []string, pageSize int) ([]Slab, err
 	for line, b, ok := NextLine(b); ok; line, b, ok = NextLine(b) {
 		name, line, _ := NextField(line)
 		if string(name) == "#" {
-			// Columns are in angle brackets; the words between them in both lines.
+			// Columns are in angle brackets; both lines have the words between them.
 			for i := 0; ; i++ {
 				var column []byte
 				if column, line, ok = NextField(line); !ok {

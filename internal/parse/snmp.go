@@ -6,12 +6,12 @@ import (
 	"slices"
 )
 
-// SNMP reads /proc/net/snmp or /proc/net/netstat (net/ipv4/proc.c, Linux 2.4):
-// pairs of lines, the names of a section's fields and their values. Which fields
-// there are differs from kernel to kernel, so they go by name: index gives the place
-// of a field in into, by section (with its colon) and name. A field that is not there
-// stays absent. A section of the index that is missing is named in the error, and so
-// is one whose values do not go with its names; the others are read all the same.
+// SNMP reads /proc/net/snmp or /proc/net/netstat (net/ipv4/proc.c, Linux 2.4): pairs of
+// lines, the names of a section's fields and their values. The fields differ between
+// kernels, so they are found by name: index has the index of a field in into, by section
+// (with its colon) and name. A field that the file does not have stays absent. The error
+// names each section of the index that is missing, or whose values do not match its
+// names; the other sections are read all the same.
 func SNMP(b []byte, path string, index map[string]map[string]int, into []Number) error {
 	var p Problems
 	found := make([]string, 0, 4)
@@ -50,9 +50,8 @@ func SNMP(b []byte, path string, index map[string]map[string]int, into []Number)
 	return p.Err()
 }
 
-// SNMP6 reads /proc/net/snmp6 (net/ipv6/proc.c, Linux 2.6): a name and a value a
-// line. wanted gives the place of a name in into. An empty file is a host without
-// IPv6.
+// SNMP6 reads /proc/net/snmp6 (net/ipv6/proc.c, Linux 2.6): one name and value per line.
+// wanted has the index of a name in into. An empty file means a host without IPv6.
 func SNMP6(b []byte, path string, wanted map[string]int, into []Number) error {
 	var p Problems
 	for line, b, ok := NextLine(b); ok; line, b, ok = NextLine(b) {

@@ -9,23 +9,22 @@ type Sockets struct {
 	// Used counts the sockets of every address family, in the network namespace.
 	Used Number
 	// Orphans and Allocated count TCP sockets of both address families, on the whole
-	// machine; TimeWait counts mini-sockets of both, in the network namespace.
+	// machine. TimeWait counts mini-sockets of both, in the network namespace.
 	Orphans, TimeWait, Allocated Number
 	// TCPMemory and UDPMemory are the buffers of both address families, on the whole
 	// machine, in bytes.
 	TCPMemory, UDPMemory Number
 }
 
-// FamilySockets is what is counted for each address family, in the network
-// namespace.
+// FamilySockets is what is counted for each address family, in the network namespace.
 type FamilySockets struct {
 	TCP, UDP, UDPLite, Raw Number
 	Fragments              Number // bytes
 }
 
-// Sockstat reads /proc/net/sockstat (net/ipv4/proc.c, Linux 2.4; UDPLITE is
-// gone since 7.1), whose memory counts are in the given unit of bytes. With a unit
-// of 0, which is one that is not known, they are absent.
+// Sockstat reads /proc/net/sockstat (net/ipv4/proc.c, Linux 2.4; UDPLITE was removed in
+// 7.1), whose memory counts are in the given unit of bytes. If unit is 0, because it is
+// not known, they are absent.
 func Sockstat(b []byte, path string, unit int) (s Sockets, err error) {
 	var tcpMemory, udpMemory Number
 	err = sockstatLines(b, path, []sockstatField{
@@ -47,8 +46,8 @@ func Sockstat(b []byte, path string, unit int) (s Sockets, err error) {
 	return s, err
 }
 
-// Sockstat6 reads /proc/net/sockstat6 (net/ipv6/proc.c, Linux 2.6), which
-// counts sockets and fragments only.
+// Sockstat6 reads /proc/net/sockstat6 (net/ipv6/proc.c, Linux 2.6), which counts only
+// sockets and fragments.
 func Sockstat6(b []byte, path string) (s FamilySockets, err error) {
 	err = sockstatLines(b, path, []sockstatField{
 		{"TCP6:", "inuse", &s.TCP},
@@ -60,15 +59,14 @@ func Sockstat6(b []byte, path string) (s FamilySockets, err error) {
 	return s, err
 }
 
-// sockstatField is where a value of a line such as "TCP: inuse 5 orphan 0" belongs.
+// sockstatField is where to store a value of a line such as "TCP: inuse 5 orphan 0".
 type sockstatField struct {
 	protocol, name string
 	into           *Number
 }
 
-// sockstatLines reads lines of names and values. It passes over names that
-// are not wanted, with their values or without. Every field is demanded but for
-// those of UDPLITE.
+// sockstatLines reads lines of names and values. It skips names that are not wanted, with
+// or without values. Every field is required, except those of UDPLITE.
 func sockstatLines(b []byte, path string, fields []sockstatField) error {
 	var p Problems
 	for line, b, ok := NextLine(b); ok; line, b, ok = NextLine(b) {
@@ -97,7 +95,7 @@ func sockstatLines(b []byte, path string, fields []sockstatField) error {
 	return p.Err()
 }
 
-// String names the field as in "TCP inuse".
+// String returns the name of the field, as in "TCP inuse".
 func (f sockstatField) String() string {
 	return strings.TrimSuffix(f.protocol, ":") + " " + f.name
 }

@@ -5,16 +5,16 @@ import (
 	"math"
 )
 
-// SoftnetLine is a line of /proc/net/softnet_stat: the queue of received packets
-// that a CPU has.
+// SoftnetLine is a line of /proc/net/softnet_stat: the queue of received packets of a
+// CPU.
 type SoftnetLine struct {
 	// CPU is missing in every line before Linux 5.10.
 	CPU Number
 	// Dropped counts packets, Squeezed rounds that ended with packets left.
 	Dropped, Squeezed Number
-	// Backlog is the packets that wait, absent before Linux 5.10. Input is the part of
-	// it that the kernel compares with net.core.netdev_max_backlog, which is alone
-	// in the file since Linux 6.6; before, it is Backlog.
+	// Backlog is the number of waiting packets, absent before Linux 5.10. Input is the
+	// part of it that the kernel compares with net.core.netdev_max_backlog. Since Linux
+	// 6.6 the file has Input alone; before, Input is Backlog.
 	Backlog, Input Number
 }
 
@@ -27,11 +27,11 @@ const (
 	softnetInputQueue = 13 // Linux 6.6
 )
 
-// Softnet reads /proc/net/softnet_stat (softnet_seq_show in net/core/net-procfs.c,
-// Linux 2.4): a line of 32-bit hexadecimal numbers for each CPU that is online. All
-// lines are to have as many as the first. What cannot be read of a line is
-// unreadable in it, and named in the error. A line that does not begin with a number
-// and has another number of fields is of no CPU.
+// Softnet reads /proc/net/softnet_stat (softnet_seq_show in net/core/net-procfs.c, Linux
+// 2.4): a line of 32-bit hexadecimal numbers for each online CPU. All lines must have as
+// many as the first. What cannot be read of a line is unreadable in the result, and named
+// in the error. A line that does not begin with a number and has another number of fields
+// does not belong to a CPU.
 func Softnet(b []byte, path string) ([]SoftnetLine, error) {
 	var p Problems
 	var rows [][]byte
@@ -40,7 +40,7 @@ func Softnet(b []byte, path string) ([]SoftnetLine, error) {
 		var line []byte
 		line, b, _ = NextLine(b)
 		if !isHex(line) && CountFields(line) != columns {
-			continue // of no CPU
+			continue // not of a CPU
 		}
 		if columns == 0 {
 			columns = CountFields(line)
@@ -59,7 +59,8 @@ func Softnet(b []byte, path string) ([]SoftnetLine, error) {
 			for i := range min(max(columns, softnetSqueezed+1), len(v)) {
 				v[i] = Unreadable()
 			}
-			// Nor can it be said how many wait, whatever the kernel shows of that.
+			// Then the number of waiting packets is not known either, whatever the kernel
+			// shows.
 			v[softnetBacklog] = Unreadable()
 		} else {
 			for i := range min(n, len(v)) {

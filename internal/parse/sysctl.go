@@ -1,8 +1,8 @@
 package parse
 
-// Numbers reads the numbers at the start of the first line, as of a sysctl
-// (kernel/sysctl.c), as many as into holds. One that cannot be read is absent, and
-// named in the error.
+// Numbers reads the numbers at the start of the first line of a file, such as a sysctl
+// (kernel/sysctl.c), as many as into holds. One that cannot be read is absent, and named
+// in the error.
 func Numbers(b []byte, path string, into []Number) error {
 	var p Problems
 	line, _, _ := NextLine(b)

@@ -19,8 +19,8 @@ func NextLine(b []byte) (line, rest []byte, ok bool) {
 	return line, rest, true
 }
 
-// NextField cuts the first field off a line; fields are separated by blanks and
-// tabs. ok is false when there is none left.
+// NextField cuts the first field off a line; fields are separated by blanks and tabs. ok
+// is false when there is none left.
 func NextField(b []byte) (field, rest []byte, ok bool) {
 	i := 0
 	for i < len(b) && isBlank(b[i]) {
@@ -51,10 +51,9 @@ func CountFields(b []byte) int {
 
 func isBlank(c byte) bool { return c == ' ' || c == '\t' || c == '\r' }
 
-// Uint parses an unsigned 64-bit number in the given base. The error quotes
-// what was there.
+// Uint parses an unsigned 64-bit number in the given base. The error quotes the text.
 func Uint(b []byte, base int) (uint64, error) {
-	// No number of 64 bits has more digits, and garbage stays out of the log.
+	// No 64-bit number has more digits, and garbage stays out of the log.
 	if len(b) > 24 {
 		return 0, fmt.Errorf("%q... is not a number", b[:24])
 	}
@@ -65,8 +64,8 @@ func Uint(b []byte, base int) (uint64, error) {
 	return v, nil
 }
 
-// Count parses a number that the kernel keeps in a signed type and that cannot
-// be below 0: one from 0 to 2^63-1. The error quotes what was there.
+// Count parses a number that the kernel keeps in a signed type and that cannot be
+// negative: from 0 to 2^63-1. The error quotes the text.
 func Count(b []byte) (uint64, error) {
 	v, err := Uint(b, 10)
 	if err == nil && v > math.MaxInt64 || err != nil && len(b) > 1 && b[0] == '-' && isNumber(b[1:]) {
@@ -80,10 +79,10 @@ func isNumber(b []byte) bool {
 	return err == nil
 }
 
-// Printable returns text as people may see it in a terminal, a browser or
-// a message: what is not UTF-8, and what would move the cursor, give commands or
-// turn the direction of writing, becomes a question mark. Programs give themselves
-// names of any bytes.
+// Printable makes text safe to show in a terminal, a browser or a message: it replaces
+// what is not UTF-8, and what would move the cursor, give commands or change the
+// direction of writing, by question marks. Programs can give themselves names of any
+// bytes.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if ' ' <= r && r <= '~' { // nearly every one

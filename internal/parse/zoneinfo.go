@@ -12,14 +12,14 @@ type Zone struct {
 	Free                      Number
 	Managed, present, spanned Number
 	Min, Low, High            Number // the watermarks
-	// The page cache in the zone. Before Linux 4.8 the fields have other names, which
-	// are those of the whole node since.
+	// The page cache in the zone. Before Linux 4.8 the fields have other names; since
+	// then those are the names of the whole node's fields.
 	activeFile, inactiveFile       Number
 	oldActiveFile, oldInactiveFile Number
 }
 
-// IsLow reports whether the kernel can put its own data, sockets among it, into the
-// zone: all but high memory and what only movable pages may use.
+// IsLow reports whether the kernel can put its own data, including sockets, into the
+// zone: any zone except high memory and those that only movable pages may use.
 func (z *Zone) IsLow() bool {
 	switch z.Name {
 	case "HighMem", "Movable", "Device":
@@ -28,8 +28,8 @@ func (z *Zone) IsLow() bool {
 	return true
 }
 
-// PageCache is the page cache in the zone, which the kernel gives back when asked; not
-// present where a part of it is not.
+// PageCache returns the page cache in the zone, which the kernel reclaims on demand. It
+// is absent if part of it is.
 func (z *Zone) PageCache() Number {
 	active, inactive := z.activeFile, z.inactiveFile
 	if active.IsMissing() {
@@ -41,8 +41,8 @@ func (z *Zone) PageCache() Number {
 	return active.Plus(inactive)
 }
 
-// Need is how near the zone is to its reserves: the high watermark against what
-// is free.
+// Need returns how near the zone is to its reserves: the high watermark divided by the
+// free memory.
 func (z *Zone) Need() float64 {
 	if z.Free.Value == 0 {
 		return z.High.Value
@@ -50,7 +50,7 @@ func (z *Zone) Need() float64 {
 	return z.High.Value / z.Free.Value
 }
 
-// scale makes bytes of pages.
+// scale converts pages to bytes.
 func (z *Zone) scale(pageSize float64) {
 	for _, n := range []*Number{
 		&z.Free, &z.Managed, &z.present, &z.spanned, &z.Min, &z.Low, &z.High,
@@ -60,13 +60,13 @@ func (z *Zone) scale(pageSize float64) {
 	}
 }
 
-// Zoneinfo reads /proc/zoneinfo (mm/vmstat.c, Linux 2.6), which counts pages of
-// the given size in bytes. Zones without memory are left out. What cannot be read of a zone is absent from it, and named
-// in the error.
+// Zoneinfo reads /proc/zoneinfo (mm/vmstat.c, Linux 2.6), which counts pages of the given
+// size in bytes. Zones without memory are left out. What cannot be read of a zone is
+// absent from it, and named in the error.
 func Zoneinfo(b []byte, path string, pageSize int) ([]Zone, error) {
 	var p Problems
 	var zones []Zone
-	in := false // a zone: what comes before the first one, or after a broken head, is of none
+	in := false // in a zone: lines before the first one, or after a broken header, belong to none
 	for line, b, ok := NextLine(b); ok; line, b, ok = NextLine(b) {
 		if after, ok := bytes.CutPrefix(line, []byte("Node ")); ok {
 			node, after, _ := bytes.Cut(after, []byte(","))
@@ -87,14 +87,14 @@ func Zoneinfo(b []byte, path string, pageSize int) ([]Zone, error) {
 		if string(name) == "pages" { // "pages free"
 			name, rest, _ = NextField(rest)
 		}
-		// The per-CPU lists at the end of a zone have a "high:" of their own, but
-		// with a colon; what comes first is the zone's.
+		// The per-CPU lists at the end of a zone have a "high:" of their own, but with a
+		// colon; the first value is the zone's.
 		n := z.field(name)
 		if n == nil || n.Present {
 			continue
 		}
 		if (n == &z.oldActiveFile || n == &z.oldInactiveFile) && !z.Free.Present {
-			continue // of the node, whose numbers come first
+			continue // the node's, whose numbers come first
 		}
 		value, _, _ := NextField(rest)
 		if err := n.parse(value); err != nil {
@@ -123,8 +123,8 @@ func Zoneinfo(b []byte, path string, pageSize int) ([]Zone, error) {
 	return zones, p.Err()
 }
 
-// Size is how much memory the zone has: managed by the kernel, or where that is not
-// said, present, or spanned.
+// Size returns how much memory the zone has: what is managed by the kernel or, if that is
+// not known, present, or else spanned.
 func (z *Zone) Size() Number {
 	for _, n := range []Number{z.Managed, z.present} {
 		if n.Present {
@@ -134,10 +134,10 @@ func (z *Zone) Size() Number {
 	return z.spanned
 }
 
-// String names the zone.
+// String returns the name of the zone.
 func (z *Zone) String() string { return "zone " + z.Name + " of node " + z.Node }
 
-// field returns where a field of a zone belongs, nil for one that is not read.
+// field returns where to store a field of a zone, nil for a field that is not read.
 func (z *Zone) field(name []byte) *Number {
 	switch string(name) {
 	case "free":

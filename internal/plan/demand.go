@@ -1,7 +1,7 @@
 // Package plan calculates what a host needs to hold a number of connections: which of the
 // kernel's limits would be reached, what to set them to, what that costs in memory, and
-// what gives first. What it knows of a limit is in the limit's own row
-// (collector.LimitInfo); a limit that is new there is in the plan.
+// which limit is reached first. Everything it knows about a limit is in the limit's own
+// row (collector.LimitInfo), so a new limit there is also in the plan.
 package plan
 
 import (
@@ -13,42 +13,44 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// Demand is what is asked of a host. Counts and rates are whole numbers, sizes are in
-// bytes; 0 is what is not asked.
+// Demand is what a host is asked to hold. Counts and rates are whole numbers, sizes are
+// in bytes; 0 means not asked for.
 type Demand struct {
-	// Connections are the TCP connections that are open at once, and Outbound those of
-	// them that the host opens itself, to so many Destinations: pairs of an address of
-	// its own and an address and port elsewhere.
+	// Connections is the number of TCP connections that are open at once. Outbound is how
+	// many of them the host itself opens, to so many Destinations: pairs of a local
+	// address and a remote address and port.
 	Connections, Outbound, Destinations int64
-	// Opens and Closes are connections a second; Closes are those that the host is the
-	// first to close.
+	// Opens and Closes are connections per second. Closes are those that the host closes
+	// first.
 	Opens, Closes int64
 	// Unread is the data that waits in each connection.
 	Unread int64
-	// Processes hold the connections in equal parts.
+	// Processes is the number of processes over which the connections are distributed
+	// evenly.
 	Processes int64
 	// Pause is the longest time for which the program does not accept.
 	Pause time.Duration
-	// TLS is set where the programs encrypt.
+	// TLS is set if the programs encrypt.
 	TLS bool
-	// Proxy has the host open a connection for each that it accepts, and Loopback has it
-	// be both ends of each.
+	// Proxy means that the host opens a connection for each that it accepts, Loopback
+	// that it has both ends of each connection.
 	Proxy, Loopback bool
-	// Memory is that of the host, 0 for what it has, and ApplicationMemory what its
-	// programs take, without what they take for TLS.
+	// Memory is the memory of the host, 0 for its actual memory. ApplicationMemory is
+	// what its programs take, without what they take for TLS.
 	Memory, ApplicationMemory int64
 }
 
-// most is more connections than there are addresses of IPv4.
+// most is more connections than there are IPv4 addresses.
 const most = 1 << 32
 
 // mostMemory is more than any machine has, in bytes.
 const mostMemory = 1 << 50
 
-// mostPause is a pause in which every client gives up.
+// mostPause is a pause after which every client has given up.
 const mostPause = time.Hour
 
-// Validate returns an error for what cannot be asked. It names flags of the command line.
+// Validate returns an error for a demand that is not valid. The error names flags of the
+// command line.
 func (d Demand) Validate() error {
 	for _, n := range []struct {
 		flag     string
@@ -96,7 +98,7 @@ func (d Demand) Validate() error {
 	return nil
 }
 
-// outbound is the ends that the host opens.
+// outbound returns the number of connection ends that the host opens.
 func (d Demand) outbound() int64 {
 	if d.Proxy || d.Loopback {
 		return d.Connections
@@ -104,10 +106,10 @@ func (d Demand) outbound() int64 {
 	return d.Outbound
 }
 
-// accepted is the ends that it accepts.
+// accepted returns the number of connection ends that the host accepts.
 func (d Demand) accepted() int64 { return d.ends() - d.outbound() }
 
-// ends is the sockets that it has open.
+// ends returns the number of connection ends that the host has open.
 func (d Demand) ends() int64 {
 	if d.Proxy || d.Loopback {
 		return 2 * d.Connections
@@ -115,8 +117,8 @@ func (d Demand) ends() int64 {
 	return d.Connections
 }
 
-// load returns the demand as limits see it. unit is what the kernel counts socket memory
-// in, in bytes.
+// load returns the demand in the form that limits use. unit is the unit in which the
+// kernel counts socket memory, in bytes.
 func (d Demand) load(unit int) collector.Load {
 	l := collector.Load{
 		Accepted: float64(d.accepted()), Outbound: float64(d.outbound()),
@@ -135,16 +137,16 @@ func (d Demand) load(unit int) collector.Load {
 	return l
 }
 
-// waiting is the memory that unread data takes, and what the kernel calls its truesize, in
-// bytes.
+// waiting returns the memory that unread data takes, and what the kernel counts for it
+// (its truesize), in bytes.
 func waiting(data float64, loopback bool) (taken, truesize float64) {
 	const (
-		// Of a segment over Ethernet most drivers fill half a page, with a struct sk_buff
-		// of 256.
+		// For a segment over Ethernet most drivers use half a page, with a struct sk_buff
+		// of 256 bytes.
 		segment, ofSegment = 1448, 2048 + 256
-		// Loopback hands over what was written, in pages and with a header: here in
-		// pieces of 4 KiB. The header is allocated as skbuff_fclone_cache and
-		// skbuff_small_head, and counted as struct sk_buff and skb_shared_info.
+		// Loopback passes on what was written, in pages and with a header: here in pieces
+		// of 4 KiB. The header is allocated as skbuff_fclone_cache and skbuff_small_head,
+		// and counted as struct sk_buff and skb_shared_info.
 		piece, ofPiece, counted = 4096, 512 + 704, 832
 	)
 	if loopback {

@@ -13,27 +13,28 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// Facts is what a plan knows of the host.
+// Facts is what a plan knows about the host.
 type Facts struct {
-	// Infos are the limits of the collectors, and Limits those that the host has, as they
-	// stand.
+	// Infos are the limits of the collectors, and Limits the present readings of those
+	// that the host has.
 	Infos  []collector.LimitInfo
 	Limits []collector.LimitReading
-	// Connections is the ends of TCP connections in the host's network namespace, if they
-	// are Counted.
+	// Connections is the number of ends of TCP connections in the host's network
+	// namespace, if Counted is set.
 	Connections float64
 	Counted     bool
-	// Sysctls is the numbers of the settings of Infos, as far as the kernel has them.
+	// Sysctls are the values of the sysctls of Infos, as far as the kernel has them.
 	Sysctls map[string][]float64
-	// Objects is what each object of a cache takes, in bytes, of those that could be read.
+	// Objects are the sizes in bytes of the objects of each cache that could be read.
 	Objects map[string]float64
-	// PageSize is in bytes, as is Unit, in which the kernel counts socket memory.
+	// PageSize is the page size, and Unit the unit in which the kernel counts socket
+	// memory, both in bytes.
 	PageSize, Unit int
-	// Release is the kernel's, empty where that is not known.
+	// Release is the kernel's release, empty if it is not known.
 	Release string
 }
 
-// FactsOf returns what a reading tells. It lacks settings and sizes of objects.
+// FactsOf returns the facts that a reading contains. It lacks sysctls and object sizes.
 func FactsOf(r *collector.Reading) Facts {
 	f := Facts{Limits: slices.DeleteFunc(r.Limits(), func(l collector.LimitReading) bool { return l.OnlyNetns })}
 	sockets, known := 0.0, false
@@ -52,13 +53,13 @@ func FactsOf(r *collector.Reading) Facts {
 			}
 		}
 	}
-	if !f.Counted { // then with those that listen
+	if !f.Counted { // then including listening sockets
 		f.Connections, f.Counted = sockets, known
 	}
 	return f
 }
 
-// Read reads the facts of a machine beside a reading of it.
+// Read reads the facts of a machine, together with a reading of it.
 func Read(ctx context.Context, m *kernel.Machine, set *collector.Set) (Facts, error) {
 	reading := set.Read(ctx, collector.Query{})
 	if err := reading.View.Network; err != nil {
@@ -127,8 +128,8 @@ func settings(files *kernel.Files, infos []collector.LimitInfo) map[string][]flo
 	return found
 }
 
-// all reads the numbers of a setting; nil where there is none, or this user may not read
-// it.
+// all reads the numbers of a sysctl. It returns nil if there is no such sysctl, or if
+// this user may not read it.
 func all(file kernel.File) []float64 {
 	b, err := file.Read()
 	if err != nil {

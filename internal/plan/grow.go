@@ -10,33 +10,35 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// Growth is how far the load of a host can grow, if it stays of its kind: what its
-// connections take now, each further one takes too.
+// Growth is how far the load of a host can grow, if each further connection takes what
+// the present ones take.
 type Growth struct {
-	// Connections are the ends that the host's network namespace has open now.
+	// Connections is the number of connection ends open in the host's network namespace
+	// now.
 	Connections float64
 	// Steps are the limits in the order in which they are reached.
 	Steps []Step
 }
 
-// Step is a limit on the way up.
+// Step is a limit that growth reaches.
 type Step struct {
 	*collector.LimitInfo
-	// Item is what has the limit for itself, if that is one of many.
+	// Item is the item that has the limit, if it is one of many.
 	Item       string
 	Now, Limit float64
-	// Connections is at how many the limit is reached.
+	// Connections is the number at which the limit is reached.
 	Connections float64
 }
 
-// beyond is more connections than anybody thinks of: a limit that is only reached there does not matter.
+// beyond is more connections than are realistic. A limit that is reached only there does
+// not matter.
 const beyond = most
 
-// few is so few connections that what else is in use does not come of them.
+// few is so few connections that other usage does not result from them.
 const few = 100
 
-// carries is the least share of the connections that something has to hold for its limit
-// to be one of theirs.
+// carries is the minimum share of the connections that an item has to hold for its limit
+// to apply to them.
 const carries = 0.1
 
 // Grow follows the present load up to its limits.
@@ -50,12 +52,12 @@ func Grow(f Facts) Growth {
 	}
 	for i := range f.Limits {
 		l := &f.Limits[i]
-		// What is not in use now, such as entries of connections that no rule tracks, does
-		// not come with more of the same.
+		// What is not in use now, such as tracking entries if no rule tracks connections,
+		// will not be used by more of the same load.
 		if l.Needs == nil || l.Usage == 0 && g.Connections >= few {
 			continue
 		}
-		each := l.Needs(next) - l.Needs(now) // of a connection more
+		each := l.Needs(next) - l.Needs(now) // for one more connection
 		at := func(usage, limit, each float64) float64 {
 			return max(math.Floor(g.Connections+(limit-usage)/each), 0)
 		}
@@ -63,8 +65,8 @@ func Grow(f Facts) Growth {
 		if l.List != nil {
 			for _, item := range l.Items {
 				share := min(item.Usage/g.Connections, 1)
-				// A queue is full because its program does not accept, however many others
-				// have been accepted.
+				// A queue is full because its program does not accept, however many
+				// connections others have accepted.
 				if each == 0 || g.Connections < few || share < carries {
 					continue
 				}
@@ -88,7 +90,7 @@ func Grow(f Facts) Growth {
 	return g
 }
 
-// String says it in a line.
+// String returns a one-line summary.
 func (g Growth) String() string {
 	var b strings.Builder
 	switch g.Connections {
@@ -112,7 +114,7 @@ func (g Growth) String() string {
 	return b.String()
 }
 
-// Group writes a whole number with a comma before each thousand.
+// Group formats a whole number with a comma before each group of three digits.
 func Group(v float64) string {
 	s := fmt.Sprintf("%.0f", math.Abs(v))
 	for at := len(s) - 3; at > 0; at -= 3 {

@@ -9,7 +9,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// Verdict is what becomes of a limit, or of the whole plan.
+// Verdict is the result for a limit, or for the whole plan.
 type Verdict int
 
 // The verdicts, numbered like the exit status.
@@ -19,18 +19,18 @@ const (
 	Cannot                // it cannot be set so high
 )
 
-// String returns the verdict in a word or two.
+// String returns the verdict in one word.
 func (v Verdict) String() string { return [...]string{"holds", "set", "cannot"}[v] }
 
-// Plan is what a demand takes of a host.
+// Plan is what a demand requires of a host.
 type Plan struct {
 	Demand Demand
 	Facts  Facts
-	// Rows are the limits that the connections move, in the order of the collectors.
-	// Other are the resources of the rest.
+	// Rows are the limits that the connections affect, in the order of the collectors.
+	// Other are the resources of the other limits.
 	Rows  []Row
 	Other []string
-	// Bill is what takes memory, Kernel and Programs what it is together, in bytes.
+	// Bill is what takes memory, Kernel and Programs the totals, in bytes.
 	Bill             []Item
 	Kernel, Programs float64
 	Verdict          Verdict
@@ -39,12 +39,12 @@ type Plan struct {
 // Row is a limit in a plan, in the limit's unit.
 type Row struct {
 	*collector.LimitInfo
-	// Now is what it is, Used what is in use for other things, Takes what the demand
-	// takes, and Needed the least that it has to be, which leaves room: no alert warns of
-	// it while the demand is satisfied.
+	// Now is the present limit, Used what is in use for other things, and Takes what the
+	// demand takes. Needed is the minimum that the limit has to be; it leaves room, so
+	// that no alert warns while the demand is satisfied.
 	Now, Used, Takes, Needed float64
 	Verdict                  Verdict
-	// Item is what Now is the limit of, if that is one of many.
+	// Item is the item whose limit Now is, if it is one of many.
 	Item string
 	// Writes are the sysctls to write.
 	Writes []Write
@@ -56,18 +56,18 @@ type Write struct {
 	Now, Value []float64
 }
 
-// Item is a line of the bill: so many of something that takes so many bytes each.
+// Item is a line of the bill: a number of objects that take a number of bytes each.
 type Item struct {
 	What        string
 	Count, Each float64
-	// Read is set where the size is this kernel's own.
+	// Read is set if the size was read from this kernel.
 	Read bool
 }
 
-// Bytes is the memory that the item takes.
+// Bytes returns the memory that the item takes.
 func (i Item) Bytes() float64 { return i.Count * i.Each }
 
-// Make plans for a demand, which is valid, on a host with all its facts.
+// Make plans for a valid demand on a host, given all facts of the host.
 func Make(d Demand, f Facts) Plan {
 	p := Plan{Demand: d, Facts: f}
 	load := d.load(cmp.Or(f.Unit, f.PageSize))
@@ -96,8 +96,8 @@ func Make(d Demand, f Facts) Plan {
 	return p
 }
 
-// unite has a sysctl that moves several limits be as the one that needs the most of it
-// wants it, in the first row that writes it, which represents all.
+// unite gives a sysctl that affects several limits the highest of the values that they
+// need, in the first row that writes it, and removes it from the other rows.
 func (p *Plan) unite() {
 	first := map[string]*Write{}
 	for i := range p.Rows {
@@ -118,12 +118,12 @@ func (p *Plan) unite() {
 	}
 }
 
-// tls is the memory of a program for an end of a connection that it encrypts, in bytes:
-// OpenSSL 3.0 after a handshake by TLS 1.3, with nothing in its buffers. It is a fifth
-// less with SSL_MODE_RELEASE_BUFFERS.
+// tls is the memory that a program takes for a connection end that it encrypts, in bytes:
+// OpenSSL 3.0 after a TLS 1.3 handshake, with nothing in its buffers. With
+// SSL_MODE_RELEASE_BUFFERS it is a fifth less.
 const tls = 26 << 10
 
-// programs is the memory of the programs.
+// programs returns the memory of the programs.
 func (d Demand) programs(l collector.Load) []Item {
 	var items []Item
 	if d.TLS {
@@ -135,7 +135,7 @@ func (d Demand) programs(l collector.Load) []Item {
 	return items
 }
 
-// bill is the kernel memory of a load.
+// bill returns the kernel memory of a load.
 func (f *Facts) bill(l collector.Load) []Item {
 	var items []Item
 	add := func(count float64, o collector.Object) {
@@ -171,7 +171,7 @@ func (f *Facts) bill(l collector.Load) []Item {
 	return items
 }
 
-// reading is the present reading of a limit; nil if the host does not have it.
+// reading returns the present reading of a limit, nil if the host does not have it.
 func (f *Facts) reading(l *collector.LimitInfo) *collector.LimitReading {
 	at := slices.IndexFunc(f.Limits, func(r collector.LimitReading) bool { return r.Resource == l.Resource })
 	if at < 0 {
@@ -180,7 +180,7 @@ func (f *Facts) reading(l *collector.LimitInfo) *collector.LimitReading {
 	return &f.Limits[at]
 }
 
-// present is the load of the host as far as it can be seen: its connections.
+// present returns the load of the host as far as it is known: its connections.
 func (f *Facts) present() collector.Load {
 	l := collector.Load{Accepted: f.Connections, Tracked: f.Connections, Destinations: 1, Processes: 1}
 	for _, i := range f.bill(l) {
@@ -189,7 +189,7 @@ func (f *Facts) present() collector.Load {
 	return l
 }
 
-// row plans a limit. It is not ok if the host does not have it.
+// row plans a limit. ok is false if the host does not have it.
 func (p *Plan) row(l *collector.LimitInfo, load collector.Load) (Row, bool) {
 	f := &p.Facts
 	r := Row{LimitInfo: l, Takes: l.Needs(load)}
@@ -235,11 +235,11 @@ func (p *Plan) row(l *collector.LimitInfo, load collector.Load) (Row, bool) {
 	return r, true
 }
 
-// machineMemory is the limit that a demand may be given instead of the host's.
+// machineMemory is the limit that a demand may set, instead of using the host's.
 const machineMemory = "memory"
 
-// carrier is the limit of the item that holds the connections, and its name; that of one
-// that is yet to come where none does.
+// carrier returns the limit and the name of the item that holds the connections, or the
+// limit of a new item if there is none.
 func (f *Facts) carrier(l *collector.LimitInfo, reading *collector.LimitReading) (limit float64, name string) {
 	if reading != nil && f.Connections > 0 {
 		most := 0.0
@@ -252,13 +252,15 @@ func (f *Facts) carrier(l *collector.LimitInfo, reading *collector.LimitReading)
 	return cmp.Or(limit, l.Fresh), name
 }
 
-// mostRoom is what a limit is multiplied with at most. Cut by a third, it is then too low.
+// mostRoom is the maximum factor by which a limit is raised. Reduced by 30 %, the limit
+// then equals the need.
 const mostRoom = 1 / 0.7
 
-// room is how much higher than its usage a limit has to be for no warning of it.
+// room returns the factor by which a limit has to exceed its usage for there to be no
+// warning.
 func room(l *collector.LimitInfo) float64 { return min(1/l.WarningRatio, mostRoom) }
 
-// roundUp rounds to three digits, and to a whole number.
+// roundUp rounds up to three digits, and to a whole number.
 func roundUp(v float64) float64 {
 	if v <= 0 {
 		return 0
@@ -267,7 +269,8 @@ func roundUp(v float64) float64 {
 	return math.Ceil(v/step) * step
 }
 
-// writes are the sysctls that have to be written for a limit to be as a row needs it.
+// writes returns the sysctls that have to be written to raise a limit to what a row
+// needs.
 func (f *Facts) writes(l *collector.LimitInfo, r Row) []Write {
 	var writes []Write
 	for i, s := range l.Sysctls {
@@ -292,7 +295,8 @@ func (f *Facts) writes(l *collector.LimitInfo, r Row) []Write {
 	return writes
 }
 
-// bytes is how many of a limit's units a sysctl's unit is; 0 where that has no answer.
+// bytes returns the number of a limit's units in a sysctl's unit, 0 if there is no such
+// number.
 func (f *Facts) bytes(limit, sysctl collector.Unit) float64 {
 	switch {
 	case limit == sysctl:
@@ -305,8 +309,8 @@ func (f *Facts) bytes(limit, sysctl collector.Unit) float64 {
 	return 0
 }
 
-// First returns the limit that keeps the host from meeting the demand, the one that is
-// passed by most; nil if none does.
+// First returns the limit that prevents the host from satisfying the demand and is
+// exceeded most, nil if there is none.
 func (p *Plan) First() *Row {
 	var first *Row
 	for i := range p.Rows {

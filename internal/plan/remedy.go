@@ -8,10 +8,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// Remedies returns, for each of some limits of a reading that is not well, what to set so that its
-// present usage is no warning: lines such as `sysctl -w net.core.somaxconn=117 # now 64` by
-// resource. A limit of another network namespace and one that no
-// setting raises have none.
+// Remedies returns, for each of the given limits that is not ok, what to set so that its
+// present usage is not a warning: lines such as `sysctl -w net.core.somaxconn=117 # now 64`,
+// by resource. There are none for a limit of another network namespace, or for one that no
+// setting raises.
 func Remedies(r *collector.Reading, limits []collector.LimitReading) map[string][]string {
 	var near []collector.LimitReading
 	for _, l := range limits {
@@ -38,11 +38,11 @@ func Remedies(r *collector.Reading, limits []collector.LimitReading) map[string]
 	return lines
 }
 
-// growth is how much more than the present usage a limit is to hold: what was refused at
-// the limit is not in the usage.
+// growth is the factor by which a limit has to exceed the present usage, because usage
+// does not include what was refused at the limit.
 const growth = 1.25
 
-// remedy returns what to set for a limit, empty where nothing raises it.
+// remedy returns what to set for a limit, empty if no setting raises it.
 func (f *Facts) remedy(l *collector.LimitReading) []string {
 	if l.Fixed {
 		return nil
@@ -73,7 +73,7 @@ func quoted(text string) string {
 	return text
 }
 
-// Numbers writes the numbers of a sysctl as its file has them.
+// Numbers formats the numbers of a sysctl as in its file.
 func Numbers(v []float64) string {
 	words := make([]string, len(v))
 	for i, n := range v {

@@ -9,9 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The layout of struct linux_dirent64 (include/linux/dirent.h): the number of the
-// inode, an offset, the size of the entry, its type, and its name, which ends with a
-// zero.
+// The layout of struct linux_dirent64 (include/linux/dirent.h): the inode number, an
+// offset, the size of the entry, its type, and its name, terminated by a zero byte.
 const (
 	entrySize = 16
 	entryType = 18
@@ -20,15 +19,16 @@ const (
 
 var errEntry = errors.New("a directory entry is truncated")
 
-// An Entry is one of a folder.
+// An Entry is an entry of a folder.
 type Entry struct {
 	Inode uint64
 	Type  uint8  // unix.DT_DIR and its like
-	Name  []byte // until the next entry
+	Name  []byte // valid until the next entry
 }
 
-// Entries calls visit for each entry of the folder that fd is open of, in the order of
-// the kernel, until there is an error. buf holds some at a time. path is for errors.
+// Entries calls visit for each entry of the folder that is open as fd, in the kernel's
+// order, until there is an error. buf holds several entries at a time. path is for
+// errors.
 func Entries(fd int, path string, buf []byte, visit func(Entry) error) error {
 	for {
 		n, err := unix.Getdents(fd, buf)

@@ -1,9 +1,9 @@
-// Package procfile reads kernel text files (/proc, /sys) over and over, cheaply.
+// Package procfile reads kernel text files (/proc, /sys) repeatedly at low cost.
 //
-// A file is opened once and reread with pread at offset 0. That costs two
-// system calls a read and no allocation, and it goes on working when the
-// process or the whole machine has run out of file descriptors, which is one of
-// the failures this exporter exists to report.
+// A file is opened once and reread with pread at offset 0. That costs two system calls
+// per read and no allocation. It keeps working when the process or the whole machine has
+// run out of file descriptors, which is one of the failures this exporter exists to
+// report.
 package procfile
 
 import (
@@ -15,19 +15,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxSize bounds what one read takes in. The largest file that is read this
-// way, zoneinfo on a machine with many CPUs, is of a few megabytes at most. The
-// kernel refuses to read a sysctl into 4 MiB or more.
+// maxSize bounds the size of one read. The largest file read this way, zoneinfo on a
+// machine with many CPUs, has at most a few megabytes. The kernel refuses to read a
+// sysctl into 4 MiB or more.
 const (
 	maxSize   = 16 << 20
 	maxSysctl = 2 << 20
 )
 
-// An Opener opens path for reading and returns its descriptor. It exists so
-// that a file can be opened on a thread in another network namespace.
+// An Opener opens path for reading and returns its descriptor. It exists so that a file
+// can be opened on a thread in another network namespace.
 type Opener func(path string) (fd int, err error)
 
-// Open is the plain Opener: read only, not inherited by child processes.
+// Open is the default Opener: read only, not inherited by child processes.
 func Open(path string) (int, error) {
 	for {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -37,8 +37,8 @@ func Open(path string) (int, error) {
 	}
 }
 
-// A File is one kernel file. It has one user at a time: what Read returns is
-// valid until the next Read.
+// A File is one kernel file. It must not be used concurrently: what Read returns is valid
+// until the next Read.
 type File struct {
 	path string
 	open Opener
@@ -48,24 +48,24 @@ type File struct {
 
 	fd  int // -1 while not open
 	buf []byte
-	// failed is why the last Read failed, if it did.
+	// failed is the error of the last Read, if it failed.
 	failed error
 }
 
-// Options are what differs between files. The zero value is a file that is
-// opened with Open and read as the kernel's seq_file allows, piece by piece.
+// Options are what differs between files. The zero value is for a file that is opened
+// with Open and read piece by piece, as the kernel's seq_file allows.
 type Options struct {
 	// Open opens the file; nil means Open.
 	Open Opener
-	// Sysctl marks a file below /proc/sys, of which a read at an offset above 0
-	// gives nothing, however much is left (proc_sys_call_handler and the handlers
-	// of kernel/sysctl.c). It is read in one piece.
+	// Sysctl marks a file below /proc/sys, for which a read at an offset above 0 returns
+	// nothing, however much is left (proc_sys_call_handler and the handlers of
+	// kernel/sysctl.c). It is read in one piece.
 	Sysctl bool
-	// Place is told when the file is being read; nil means nobody is.
+	// Place records which file is being read; it may be nil.
 	Place *Place
 }
 
-// New returns the file at path, not opened yet.
+// New returns the file at path. It does not open it.
 func New(path string, o Options) *File {
 	if o.Open == nil {
 		o.Open = Open
@@ -76,18 +76,19 @@ func New(path string, o Options) *File {
 // Path returns the path given to New.
 func (f *File) Path() string { return f.path }
 
-// A Place is the file that a reader is reading, so that another goroutine can tell where
-// it hangs. Its methods may be called on a nil Place, and String by any goroutine.
+// A Place records the file that a reader is reading, so that another goroutine can see
+// where the reader hangs. Its methods may be called on a nil Place, and String
+// concurrently.
 type Place struct{ path atomic.Pointer[string] }
 
-// Enter notes that path is about to be opened or read. It keeps the pointer.
+// Enter records that path is about to be opened or read. It keeps the pointer.
 func (p *Place) Enter(path *string) {
 	if p != nil {
 		p.path.Store(path)
 	}
 }
 
-// Leave notes that the reader is at no file.
+// Leave records that the reader is not reading any file.
 func (p *Place) Leave() { p.Enter(nil) }
 
 // String returns the path of the file that is being read, or "".
@@ -101,14 +102,13 @@ func (p *Place) String() string {
 	return ""
 }
 
-// Read returns the whole content of the file as it is now, valid until the next
-// Read. A file that does not exist gives an error for which
-// errors.Is(err, fs.ErrNotExist) holds, and is looked for again at the next
-// Read. Every error names the path.
+// Read returns the current content of the whole file, valid until the next Read. For a
+// file that does not exist it returns an error for which errors.Is(err, fs.ErrNotExist)
+// holds, and it tries to open the file again at the next Read. Every error names the
+// path.
 //
-// Without a descriptor to spare nothing can be looked for, so what could not be
-// read before gives the same error still: a lack of descriptors takes away no
-// more than it has to.
+// Without a free descriptor no file can be opened, so after a failed read Read then
+// returns the previous error: a lack of descriptors hides no more than necessary.
 func (f *File) Read() ([]byte, error) {
 	f.place.Enter(&f.path)
 	defer f.place.Leave()
@@ -134,8 +134,8 @@ func (f *File) read() ([]byte, error) {
 		if err == nil {
 			return b, nil
 		}
-		// An entry that was removed (its module unloaded) fails for good on the
-		// old descriptor, and may be there again.
+		// Reading an entry that was removed (its module was unloaded) always fails on the
+		// old descriptor, but the entry may exist again.
 		f.Close()
 		if reopened {
 			return nil, &fs.PathError{Op: "read", Path: f.path, Err: err}
@@ -143,10 +143,10 @@ func (f *File) read() ([]byte, error) {
 	}
 }
 
-// pread reads from offset 0 to the end of the file. Of most files a short read
-// does not mean the end: seq_file returns whole records only. A sysctl gives all
-// that fits at the first read and nothing after it, so the whole of it has been
-// read when there is room left.
+// pread reads from offset 0 to the end of the file. For most files a short read does not
+// mean the end: seq_file returns only whole records. A sysctl returns all that fits at
+// the first read and nothing after it, so it has been read completely if there is room
+// left.
 func (f *File) pread() ([]byte, error) {
 	if f.buf == nil {
 		f.buf = make([]byte, 4096)
@@ -176,9 +176,9 @@ func (f *File) pread() ([]byte, error) {
 	}
 }
 
-// ReadOnce opens a small file, reads it into buf, as far as that goes, and
-// closes it: three system calls, not the nine of os.Open and io.ReadAll, which
-// find out first whether the file could be waited for.
+// ReadOnce opens a small file, reads it into buf as far as it fits, and closes it: three
+// system calls, instead of the nine of os.Open and io.ReadAll, which first determine
+// whether the file can be polled.
 func ReadOnce(path string, buf []byte) ([]byte, error) {
 	fd, err := Open(path)
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Once is a kernel file that is opened for each reading. It has one user at a
-// time: what Read returns is valid until the next Read.
+// A Once is a kernel file that is opened for each reading. It must not be used
+// concurrently: what Read returns is valid until the next Read.
 type Once struct{ f File }
 
 // NewOnce returns the file at path.
@@ -16,11 +16,11 @@ func NewOnce(path string, o Options) *Once { return &Once{*New(path, o)} }
 // Path returns the path given to NewOnce, or to At.
 func (o *Once) Path() string { return o.f.path }
 
-// At makes it the file at another path.
+// At changes the path of the file.
 func (o *Once) At(path string) { o.f.path = path }
 
-// Read returns the whole content of the file as it is now, and leaves nothing
-// open. Every error names the path.
+// Read returns the current content of the whole file, and leaves nothing open. Every
+// error names the path.
 func (o *Once) Read() ([]byte, error) {
 	o.f.place.Enter(&o.f.path)
 	defer o.f.place.Leave()

@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EachProcess calls visit for every process of a procfs, those of a real one in
-// ascending order. inode is the number of the process's folder, which comes for
-// nothing with its name: where it is the same as before, the process is, while one
-// that got the PID of another has a new one. (It is the number of an object in the
-// kernel's cache of names, which lets go of it at the end of the process at the
-// latest.) A few hundred names are held at a time: there can be four million.
+// EachProcess calls visit for every process of a procfs, in ascending order if it is a
+// real one. inode is the inode number of the process's folder, which costs nothing beyond
+// reading the name. If it is the same as before, so is the process, while a process that
+// reuses a PID has a new one. (It is the number of an object in the kernel's cache of
+// names, which is released at the end of the process at the latest.) A few hundred names
+// are held at a time: there can be four million.
 func EachProcess(procPath string, visit func(pid int, inode uint64) error) error {
 	dir, err := os.Open(procPath)
 	if err != nil {
@@ -30,7 +30,8 @@ func EachProcess(procPath string, visit func(pid int, inode uint64) error) error
 	})
 }
 
-// IsGone reports whether the error of a file of a process means that it has ended.
+// IsGone reports whether the error of a file of a process means that the process has
+// ended.
 func IsGone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }

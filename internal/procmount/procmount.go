@@ -1,11 +1,11 @@
-// Package procmount tells whose numbers a procfs shows: the machine's or a
+// Package procmount determines whose numbers a procfs shows: the machine's or a
 // container's.
 //
-// A procfs belongs to the PID namespace of whoever mounted it, and shows no
-// process outside of that. Its mount options can hide processes (hidepid) or all
-// that is not a process (subset=pid), and single files can have something else
-// mounted over them, as lxcfs does to meminfo. None of that gives an error to a
-// program that reads it.
+// A procfs belongs to the PID namespace of the process that mounted it, and shows no
+// processes outside of that. Its mount options can hide processes (hidepid) or everything
+// that is not a process (subset=pid), and single files can have something else mounted
+// over them, as lxcfs does with meminfo. A program that reads it gets no error for any of
+// these.
 package procmount
 
 import (
@@ -25,19 +25,19 @@ import (
 // Mount is a procfs, or a copy of one as tests use.
 type Mount struct {
 	path string
-	// copied is set where path is not a procfs but a folder with files like those of
-	// one. It shows what it shows.
+	// copied is set if path is not a procfs but a folder with files like those of one,
+	// whose numbers are taken as they are.
 	copied bool
 	dev    uint64
-	// hidepid is the value of that mount option, subsetPID whether subset=pid is
-	// set; both empty where the options cannot be read.
+	// hidepid is the value of that mount option, subsetPID whether subset=pid is set.
+	// Both are zero if the options cannot be read.
 	hidepid   string
 	subsetPID bool
 }
 
-// Find looks at the procfs mounted at path. It fails where path cannot be read.
+// Find examines the procfs mounted at path. It returns an error if path cannot be read.
 func Find(path string) (*Mount, error) {
-	// Reading the folder is what fails on a path without permission or procfs.
+	// Without permission or procfs, reading the folder fails.
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("procfs: %w", err)
@@ -77,8 +77,8 @@ func Find(path string) (*Mount, error) {
 // Copied reports whether the path is not a procfs but a copy of one.
 func (m *Mount) Copied() bool { return m.copied }
 
-// setOptions finds the mount in /proc/<pid>/mountinfo (fs/proc_namespace.c, Linux
-// 2.6.26) by its device.
+// setOptions finds the mount in /proc/<pid>/mountinfo (fs/proc_namespace.c, Linux 2.6.26)
+// by its device.
 func (m *Mount) setOptions(mountinfo []byte) {
 	device := fmt.Sprintf("%d:%d", unix.Major(m.dev), unix.Minor(m.dev))
 	for line := range bytes.Lines(mountinfo) {
@@ -99,8 +99,8 @@ func (m *Mount) setOptions(mountinfo []byte) {
 	}
 }
 
-// Absent explains the error of a file that is not there: it is ErrHidden where
-// subset=pid hides it, else err itself.
+// Absent explains the error of a file that does not exist: it returns ErrHidden if
+// subset=pid hides the file, and err otherwise.
 func (m *Mount) Absent(err error) error {
 	if m.subsetPID && errors.Is(err, fs.ErrNotExist) {
 		return ErrHidden
@@ -108,11 +108,11 @@ func (m *Mount) Absent(err error) error {
 	return err
 }
 
-// ErrHidden is the error of a file that a mount option hides.
+// ErrHidden is the error for a file that a mount option hides.
 var ErrHidden = errors.New("hidden by the mount option subset=pid")
 
-// Check fails where the open file fd is not the procfs's own: something is mounted
-// over it, and shows a container's numbers in its place.
+// Check returns an error if the open file fd is not the procfs's own: something is
+// mounted over it, and shows a container's numbers instead.
 func (m *Mount) Check(fd int) error {
 	if m.copied {
 		return nil
@@ -133,7 +133,7 @@ func (m *Mount) own(st *unix.Stat_t) error {
 	return nil
 }
 
-// Memory is nil where meminfo is the machine's, otherwise the reason why it is not.
+// Memory returns nil if meminfo is the machine's, and otherwise the reason why it is not.
 func (m *Mount) Memory() error {
 	if m.copied {
 		return nil
@@ -150,12 +150,11 @@ func (m *Mount) Memory() error {
 	return nil
 }
 
-// initPID is the machine's first PID namespace as the link ns/pid names it: its
-// inode number is 0xEFFFFFFC (PROC_PID_INIT_INO of include/linux/proc_ns.h, Linux
-// 3.8).
+// initPID is the link ns/pid of the machine's initial PID namespace: its inode number is
+// 0xEFFFFFFC (PROC_PID_INIT_INO of include/linux/proc_ns.h, Linux 3.8).
 const initPID = "pid:[4026531836]"
 
-// FirstPIDs reports whether this process is in the machine's first PID namespace.
+// FirstPIDs reports whether this process is in the machine's initial PID namespace.
 func (m *Mount) FirstPIDs() bool {
 	if m.copied {
 		return true
@@ -164,13 +163,13 @@ func (m *Mount) FirstPIDs() bool {
 	return err == nil && own == initPID
 }
 
-// Processes is nil where the procfs shows the processes of the whole machine, else
-// it says why it does not.
+// Processes returns nil if the procfs shows the processes of the whole machine, and
+// otherwise the reason why it does not.
 //
-// Kernel threads are in the machine's first PID namespace and in no other, and
-// kthreadd is its process 2, so a procfs that shows it is the machine's. Where
-// there is no process 2 (WSL1), an exporter that is in the first namespace and
-// sees itself knows it too: only that namespace's procfs shows it.
+// Kernel threads exist only in the machine's initial PID namespace, and kthreadd is its
+// process 2, so a procfs that shows kthreadd is the machine's. If there is no process 2
+// (WSL1), an exporter in the initial namespace that sees itself has the machine's procfs
+// too, because only that namespace's procfs shows it.
 func (m *Mount) Processes() error {
 	if m.copied {
 		return nil
@@ -198,9 +197,9 @@ func (m *Mount) Processes() error {
 // kernelThread is the flag PF_KTHREAD of include/linux/sched.h.
 const kernelThread = 0x00200000
 
-// isKernelThread reads the flags, the ninth field, of /proc/<pid>/stat
-// (fs/proc/array.c). The second, the name, is in parentheses and may hold any
-// bytes.
+// isKernelThread reports whether a process is a kernel thread, by the flags, the ninth
+// field, of /proc/<pid>/stat (fs/proc/array.c). The second field, the name, is in
+// parentheses and may contain any bytes.
 func isKernelThread(stat []byte) bool {
 	_, after, _ := bytes.Cut(stat, []byte(" ("))
 	end := bytes.LastIndexByte(after, ')')

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Open returns a new terminal, and what a person sees of it. Both are closed at the
-// end of the test.
+// Open returns a new terminal, and the file from which its output can be read. Both are
+// closed at the end of the test.
 func Open(t *testing.T) (shown, terminal *os.File) {
 	t.Helper()
 	open := func(path string) *os.File {

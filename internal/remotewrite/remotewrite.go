@@ -1,5 +1,5 @@
-// Package remotewrite sends samples to whoever takes Prometheus's remote write protocol,
-// version 1: Prometheus itself, VictoriaMetrics, Thanos.
+// Package remotewrite sends samples to servers that accept Prometheus's remote write
+// protocol, version 1: Prometheus itself, VictoriaMetrics, Thanos.
 package remotewrite
 
 import (
@@ -18,22 +18,22 @@ import (
 	"github.com/klauspost/compress/snappy"
 )
 
-// Label is one of a series, whose name has the label "__name__".
+// Label is a label of a series. The series' name has the label "__name__".
 type Label struct{ Name, Value string }
 
 // Batch is a request that is being made: prompb.WriteRequest, repeated TimeSeries with
-// repeated Label and Sample. It is for one goroutine.
+// repeated Label and Sample. It must not be used concurrently.
 type Batch struct {
 	URL string
-	// Samples and Series are how many have been sent.
+	// Samples and Series are the numbers that have been sent.
 	Samples, Series int
 
 	out, one        []byte
 	samples, series int
-	some            int // samples of the series at hand
+	some            int // samples of the current series
 }
 
-// full is how large a request gets, in bytes before it is compressed.
+// full is the size at which a request is sent, in bytes before compression.
 const full = 1 << 20
 
 // Begin begins a series.
@@ -54,7 +54,7 @@ func (b *Batch) Begin(labels []Label) {
 	}
 }
 
-// size is that of a text with its field's number and length.
+// size returns the size of a text with the number and length of its field.
 func size(text string) int {
 	n := 1
 	for rest := len(text); rest >= 0x80; rest >>= 7 {
@@ -63,7 +63,7 @@ func size(text string) int {
 	return 1 + n + len(text)
 }
 
-// Sample adds a sample to the series; they must be in the order of their times.
+// Sample adds a sample to the series. Samples must be added in the order of their times.
 func (b *Batch) Sample(v float64, at time.Time) {
 	var s [32]byte
 	sample := append(s[:0], 1<<3|1)
@@ -80,7 +80,7 @@ func field(b []byte, number byte, content []byte) []byte {
 	return append(b, content...)
 }
 
-// End ends the series, and sends what there is if it is much.
+// End ends the series, and sends the request if it is full.
 func (b *Batch) End(ctx context.Context) error {
 	if b.some == 0 {
 		return nil

@@ -1,4 +1,4 @@
-// Package skmem asks the kernel in what unit it counts the memory of sockets.
+// Package skmem determines the unit in which the kernel counts socket memory.
 package skmem
 
 import (
@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Words of the array that SO_MEMINFO gives (include/uapi/linux/sock_diag.h, Linux
-// 4.12): the bytes that are queued to be received, and those that the socket has
-// reserved and not used.
+// Words of the array that SO_MEMINFO returns (include/uapi/linux/sock_diag.h, Linux
+// 4.12): the bytes that are queued to be received, and those that the socket has reserved
+// and not used.
 const (
 	rmemAlloc = 0
 	fwdAlloc  = 4
@@ -21,14 +21,14 @@ const (
 )
 
 // Unit returns the unit, in bytes, in which the kernel counts the socket memory of
-// /proc/net/sockstat: a page, or before Linux 6.0 SK_MEM_QUANTUM, which is 4096
-// whatever the page size (include/net/sock.h). Both are the same on most machines,
-// and nothing is asked there.
+// /proc/net/sockstat: a page, or before Linux 6.0 SK_MEM_QUANTUM, which is 4096 whatever
+// the page size (include/net/sock.h). On most machines both are the same, and Unit does
+// not need to ask the kernel.
 //
-// The kernel hands memory to a socket in that unit, so it shows in the memory of
-// one UDP socket that has received one short datagram: what it uses and what it
-// has in reserve are one unit together. A version number would tell less:
-// distributions apply later changes to older kernels.
+// The kernel assigns memory to a socket in that unit, so the unit shows in the memory of
+// a UDP socket that has received one short datagram: its used and its reserved memory
+// together are one unit. The version number would be less reliable, because distributions
+// apply later changes to older kernels.
 func Unit() (int, error) {
 	const quantum = 4096
 	page := os.Getpagesize()
@@ -49,7 +49,7 @@ func Unit() (int, error) {
 }
 
 // reservedForOne sends one datagram over loopback and returns how much memory its
-// receiver has, used or in reserve.
+// receiver has, used or reserved.
 func reservedForOne() (int, error) {
 	var errs []error
 	for _, to := range []unix.Sockaddr{
@@ -97,7 +97,7 @@ func reservedAt(at unix.Sockaddr) (int, error) {
 	return int(info[rmemAlloc]) + int(info[fwdAlloc]), nil
 }
 
-// meminfo is getsockopt SO_MEMINFO, which no library has.
+// meminfo is getsockopt SO_MEMINFO, which no library provides.
 func meminfo(fd int) (info [words]uint32, err error) {
 	size := uint32(unsafe.Sizeof(info))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,

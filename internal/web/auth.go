@@ -17,8 +17,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// guard lets those requests through that a web configuration file allows, and adds
-// its headers to the answers.
+// guard admits the requests that a web configuration file allows, and adds its headers to
+// the responses.
 type guard struct {
 	file    *webFile
 	next    http.Handler
@@ -26,12 +26,12 @@ type guard struct {
 	wrong   *repeated
 	refused *repeated
 
-	// To compare a password takes tens of milliseconds, so one is compared at a time.
+	// Comparing a password takes tens of milliseconds, so one is compared at a time.
 	turns *turns
 
 	mu sync.Mutex
-	// right has a code of the user, hash and password that were right, by user. There
-	// are no more of them than users, so that no wrong one takes their place.
+	// right has, by user, a code of the user, hash and password that were right. It has
+	// no more entries than there are users, so wrong passwords cannot replace right ones.
 	right map[string][sha256.Size]byte
 	key   []byte // of the codes
 }
@@ -93,12 +93,13 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.next.ServeHTTP(w, r)
 }
 
-// allowed reports whether a user has this password, and an error if it could not be
-// compared in the time that the client waits.
+// allowed reports whether a user has this password. It returns an error if the password
+// could not be compared while the client waited.
 func (g *guard) allowed(r *http.Request, users map[string]config.Secret, user, password string) (bool, error) {
 	hash, known := users[user]
 	if !known {
-		// It takes as long as for another user, so that nobody learns which there are.
+		// This takes as long as for an existing user, so that the time does not reveal
+		// which users exist.
 		hash = users[slices.Min(slices.Collect(maps.Keys(users)))]
 	}
 	code := g.code(user, string(hash), password)
@@ -125,8 +126,8 @@ func (g *guard) allowed(r *http.Request, users map[string]config.Secret, user, p
 		g.turns.giveBack()
 		return true, nil
 	}
-	// The host has other work: one client gets a fifth of a core for wrong passwords.
-	// It is more where many clients wait, since one of them may have the right one.
+	// The host has other work: one client gets a fifth of a core for wrong passwords. It
+	// is more if many clients wait, because one of them may have the right one.
 	time.AfterFunc(4*time.Since(began)/time.Duration(max(g.turns.clients(), 1)), g.turns.giveBack)
 	return false, nil
 }
@@ -138,7 +139,8 @@ func (g *guard) wasRight(user string, code [sha256.Size]byte) bool {
 	return ok && hmac.Equal(right[:], code[:])
 }
 
-// code identifies a user, hash and password, which cannot be recovered from it.
+// code returns a code that identifies a user, hash and password, and from which they
+// cannot be recovered.
 func (g *guard) code(parts ...string) (code [sha256.Size]byte) {
 	h := hmac.New(sha256.New, g.key)
 	for _, p := range parts {

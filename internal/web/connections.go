@@ -11,26 +11,26 @@ import (
 )
 
 const (
-	// maxConnections is how many connections may be open: each takes a file
+	// maxConnections is the maximum number of open connections: each takes a file
 	// descriptor, and up to 300 kB before it is authenticated (see SECURITY.md).
 	maxConnections = 128
-	// maxHeader is the longest header of a request in bytes, to which net/http adds
-	// 4 KiB. A header of many short lines takes thirty times its length in memory.
+	// maxHeader is the maximum size of a request's header in bytes, to which net/http
+	// adds 4 KiB. A header of many short lines takes thirty times its length in memory.
 	maxHeader = 4 << 10
-	// maxUnasked is how many bytes a connection may send without making a request:
-	// a TLS handshake with the client's certificates, and a header. crypto/tls alone
-	// would let it have 256 KiB of certificates.
+	// maxUnasked is how many bytes a connection may send without making a request: a TLS
+	// handshake with the client's certificates, and a header. crypto/tls alone would
+	// accept 256 KiB of certificates.
 	maxUnasked = 32 << 10
-	// readBuffer and writeBuffer are the kernel's buffers of a connection. Its own
-	// choice for one that reads no answers goes up to megabytes (net.ipv4.tcp_wmem),
-	// which a cgroup is charged for.
+	// readBuffer and writeBuffer are the sizes of the kernel's buffers for a connection.
+	// For a client that reads no answers, the kernel's own choice grows to megabytes
+	// (net.ipv4.tcp_wmem), which are charged to a cgroup.
 	readBuffer  = 16 << 10
 	writeBuffer = 64 << 10
 )
 
-// clientOf returns what counts as one client of a remote address: an IPv4 address,
-// a /64 of IPv6, all of this machine's loopback addresses together, or, as the zero
-// Prefix, everything that has no IP address.
+// clientOf returns what counts as one client for a remote address: an IPv4 address, a /64
+// of IPv6, all loopback addresses of this machine together, or, as the zero Prefix,
+// everything that has no IP address.
 func clientOf(remote string) netip.Prefix {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
@@ -46,27 +46,28 @@ func clientOf(remote string) netip.Prefix {
 	return netip.PrefixFrom(ip, bits).Masked()
 }
 
-// connections bounds how many connections are open at once. Where there are too
-// many, a client with the most loses one: a client that opens many takes none from those
-// with few.
+// connections bounds how many connections are open at once. If there are too many, it
+// closes one of a client that has the most, so a client that opens many takes none from
+// clients with few.
 type connections struct {
 	limit int
-	// closed is told of a connection that was closed because there were too many.
+	// closed is called with the client of a connection that was closed because there were
+	// too many.
 	closed func(client netip.Prefix)
 
 	mu   sync.Mutex
 	open map[net.Conn]*connection
-	// changes counts the changes of state, to tell what came first.
+	// changes counts the changes of state, to order them.
 	changes uint64
 }
 
 type connection struct {
 	client netip.Prefix
 	state  http.ConnState
-	since  uint64 // the change that brought the state
+	since  uint64 // number of the change to this state
 }
 
-// changed is for ConnState of http.Server.
+// changed is the ConnState callback of http.Server.
 func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,15 +100,15 @@ func transport(conn net.Conn) net.Conn {
 	return conn
 }
 
-// cut closes a connection, whatever is under way on it.
+// cut closes a connection, even if it is in use.
 func (c *connections) cut(conn net.Conn) {
 	delete(c.open, conn)
-	// TLS would say goodbye, for which a client may take its time.
+	// TLS would send a close notification, which a client may delay.
 	_ = transport(conn).Close()
 }
 
-// cutUnused closes the connections that have not brought a whole request yet, such
-// as those that a browser opens in advance: a server that stops would wait for them.
+// cutUnused closes the connections on which no complete request has arrived yet, such as
+// those that a browser opens in advance: a server that shuts down would wait for them.
 func (c *connections) cutUnused() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -118,14 +119,15 @@ func (c *connections) cutUnused() {
 	}
 }
 
-// surplus chooses the connection to close: of the clients that have the most, the
-// one that is idle for longest. If none is idle it is the one that is in its state for
-// longest, but where more than half of all connections have brought no request yet, it
-// is one of those.
+// surplus chooses the connection to close: of the clients that have the most, the one
+// that has been idle for longest. If none is idle, it is the one that has been in its
+// state for longest; but if more than half of all connections have not made a request
+// yet, it is one of those.
 //
-// So a client with many loses its own. In a crowd of clients with a connection each,
-// Prometheus may lose one that is idle, but gets in again, and a scrape under way is
-// cut off only if half as many others as there may be make requests while it lasts.
+// So a client with many connections loses its own. In a crowd of clients with one
+// connection each, Prometheus may lose an idle one, but can connect again, and a scrape
+// in progress is cut only if half as many others as there may be make requests while it
+// lasts.
 func (c *connections) surplus() net.Conn {
 	has, most, unused := map[netip.Prefix]int{}, 0, 0
 	for _, o := range c.open {
@@ -139,7 +141,7 @@ func (c *connections) surplus() net.Conn {
 	var chosen net.Conn
 	for conn, o := range c.open {
 		if o.since == c.changes {
-			continue // it has just come, and there is another one of such a client
+			continue // it is new, and such a client has another one
 		}
 		if has[o.client] == most && (chosen == nil || o.before(c.open[chosen], spare)) {
 			chosen = conn
@@ -148,8 +150,8 @@ func (c *connections) surplus() net.Conn {
 	return chosen
 }
 
-// before reports whether a connection is to be closed rather than another one. spare
-// has one that is at work be spared for one that has brought no request.
+// before reports whether o is to be closed rather than other. If spare is set, active
+// connections are spared in favour of those without a request.
 func (o *connection) before(other *connection, spare bool) bool {
 	if idle := o.state == http.StateIdle; idle != (other.state == http.StateIdle) {
 		return idle
@@ -160,7 +162,7 @@ func (o *connection) before(other *connection, spare bool) bool {
 	return o.since < other.since
 }
 
-// listener bounds what its connections take.
+// listener bounds the resources of its connections.
 type listener struct{ net.Listener }
 
 func (l listener) Accept() (net.Conn, error) {
@@ -172,7 +174,7 @@ func (l listener) Accept() (net.Conn, error) {
 		SetReadBuffer(bytes int) error
 		SetWriteBuffer(bytes int) error
 	}); ok {
-		// One that is gone already says so when it is read.
+		// A connection that is already closed reports that when it is read.
 		_ = b.SetReadBuffer(readBuffer)
 		_ = b.SetWriteBuffer(writeBuffer)
 	}
@@ -181,7 +183,7 @@ func (l listener) Accept() (net.Conn, error) {
 	return a, nil
 }
 
-// accepted is a connection that ends when it has sent too much without making a
+// accepted is a connection that is closed if it has sent too much without making a
 // request.
 type accepted struct {
 	net.Conn
@@ -200,7 +202,7 @@ func (a *accepted) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite lets net/http send an error to a client that still writes.
+// CloseWrite lets net/http send an error to a client that is still sending.
 func (a *accepted) CloseWrite() error {
 	if c, ok := a.Conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()

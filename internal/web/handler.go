@@ -21,12 +21,12 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// Config configures what is served where.
+// Config configures what is served, and where.
 type Config struct {
 	TelemetryPath string
-	// MaxRequests is how many pages of metrics, and how many status pages, may be made
-	// at once. Requests beyond that wait, 128 at most and as long as their clients do;
-	// then they are told to come again (503).
+	// MaxRequests is how many pages of metrics, and how many status pages, may be made at
+	// once. Further requests wait, at most 128 and as long as their clients wait; beyond
+	// that they get status 503.
 	MaxRequests int
 	// Exporter holds metrics of the exporter itself, or is nil.
 	Exporter *prometheus.Registry
@@ -37,30 +37,29 @@ type Config struct {
 }
 
 const (
-	// defaultTimeout is the deadline of a scrape whose header names none, maxTimeout
-	// the longest that is believed, minTimeout what every scrape gets.
+	// defaultTimeout is the deadline of a scrape whose header has none, maxTimeout the
+	// longest that is accepted, and minTimeout the shortest that a scrape gets.
 	defaultTimeout = 10 * time.Second
 	maxTimeout     = 2 * time.Minute
 	minTimeout     = 100 * time.Millisecond
-	// maxMargin is what is kept of a scrape's time to make and send the page.
+	// maxMargin is the maximum part of a scrape's time that is reserved for making and
+	// sending the page.
 	maxMargin = 500 * time.Millisecond
-	// patience is the least time of a scrape for which a deadline that is missed is
-	// logged.
+	// patience is the minimum timeout of a scrape for which a missed deadline is logged.
 	patience = time.Second
-	// readTimeout is what a client has to send its request, a body that nobody reads
-	// included, and writeTimeout what it has to read the page.
+	// readTimeout is the time a client has to send its request, including a body that is
+	// not read, and writeTimeout the time it has to read the page.
 	readTimeout  = 5 * time.Second
 	writeTimeout = 30 * time.Second
 )
 
-// Server returns an HTTP server for the set. Its timeouts bound what a slow or
-// hostile client can hold, and so does a bound on connections. One may stay idle for
-// minutes: on a host that has no file descriptors left, the one that Prometheus
-// already has is the only way in.
+// Server returns an HTTP server for the set. Its timeouts and its bound on connections
+// limit what a slow or hostile client can hold. A connection may stay idle for minutes:
+// on a host that has no file descriptors left, Prometheus's existing connection is the
+// only way in.
 //
-// It speaks HTTP/1 alone: an HTTP/2 connection keeps the answers to pings until they
-// are read, which takes all memory that there is before anybody is asked for a
-// password.
+// The server supports only HTTP/1: an HTTP/2 connection keeps the answers to pings until
+// they are read, which could take all memory before a password is asked for.
 func Server(set *collector.Set, c Config) *http.Server {
 	surplus := &repeated{logger: c.Logger, level: slog.LevelWarn, msg: "Closing connections because too many are open"}
 	all := connections{
@@ -93,8 +92,8 @@ func handler(set *collector.Set, c Config) http.Handler {
 	return mux
 }
 
-// say answers a probe. The server listens only after a first reading, so it is
-// ready as soon as it answers.
+// say answers a probe. The server listens only after a first reading, so it is ready as
+// soon as it answers.
 func say(text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -102,8 +101,8 @@ func say(text string) http.HandlerFunc {
 	}
 }
 
-// metrics serves one reading of the set, or of the part of it that the query
-// parameters collect[] and exclude[] choose.
+// metrics serves one reading of the set, or of the part of it that the query parameters
+// collect[] and exclude[] select.
 func metrics(set *collector.Set, c Config) http.Handler {
 	pages := newPages(c)
 	zip := newZip()
@@ -121,7 +120,7 @@ func metrics(set *collector.Set, c Config) http.Handler {
 		defer cancel()
 		reading := read(r.Context(), set, collector.Query{Choose: choose}, timeout)
 
-		// Formats that mean the same are one to those that share the page.
+		// Formats that mean the same share a page.
 		encoding := "identity"
 		if acceptsGzip(r.Header) {
 			encoding = "gzip"
@@ -160,7 +159,7 @@ func metrics(set *collector.Set, c Config) http.Handler {
 	return h
 }
 
-// acceptsGzip reports whether a client wants gzip rather than plain text.
+// acceptsGzip reports whether a client prefers gzip to plain text.
 func acceptsGzip(h http.Header) bool {
 	q := map[string]float64{}
 	for accepted := range strings.SplitSeq(strings.Join(h.Values("Accept-Encoding"), ","), ",") {
@@ -185,8 +184,8 @@ func acceptsGzip(h http.Header) bool {
 	return q["*"] > plain
 }
 
-// selection returns the collectors that a query asks for: all by default, those named
-// by collect[], or all but those named by exclude[].
+// selection returns the collectors that a query selects: all by default, those named by
+// collect[], or all except those named by exclude[].
 func selection(names []string, query map[string][]string) (func(string) bool, error) {
 	collect, exclude := query["collect[]"], query["exclude[]"]
 	if len(collect) > 0 && len(exclude) > 0 {
@@ -205,8 +204,9 @@ func selection(names []string, query map[string][]string) (func(string) bool, er
 	}
 }
 
-// scrapeTimeout returns how long a scrape may read, and how long it may take in all:
-// as long as Prometheus waits for it. What lies between is to make the page and send it.
+// scrapeTimeout returns how long a scrape may read, and how long it may take in total,
+// which is how long Prometheus waits for it. The difference is for making and sending the
+// page.
 func scrapeTimeout(h http.Header) (read, all time.Duration) {
 	seconds, err := strconv.ParseFloat(h.Get("X-Prometheus-Scrape-Timeout-Seconds"), 64)
 	if err != nil || math.IsNaN(seconds) || seconds <= 0 {
@@ -218,16 +218,16 @@ func scrapeTimeout(h http.Header) (read, all time.Duration) {
 	return read, read + max(margin, minTimeout)
 }
 
-// read reads the set for a client that waits for so long.
+// read reads the set for a client with the given timeout.
 func read(ctx context.Context, set *collector.Set, q collector.Query, timeout time.Duration) *collector.Reading {
 	ctx, stop := readContext(ctx, timeout)
 	defer stop()
 	return set.Read(ctx, q)
 }
 
-// readContext ends a reading after a time. That of a client without patience ends as
-// if the client had gone away: a missed deadline of its own making is not the
-// collector's failure, and is not logged as one.
+// readContext returns a context that ends a reading after the given time. For a client
+// with a short timeout it ends as if the client had disconnected: a deadline that was too
+// short is not the collector's failure, and is not logged as one.
 func readContext(ctx context.Context, read time.Duration) (context.Context, context.CancelFunc) {
 	if read >= patience {
 		return context.WithTimeout(ctx, read)

@@ -19,11 +19,11 @@ import (
 )
 
 // ListenAndServe serves on the addresses that the flags name, or on the sockets that
-// systemd hands over, until the server is shut down (http.ErrServerClosed) or one of
-// them fails. TLS and passwords are as the flags' file has it.
+// systemd passes, until the server is shut down (http.ErrServerClosed) or one of them
+// fails. TLS and passwords are configured by the flags' file.
 //
-// It does what the toolkit's function of that name does, but for the file: the
-// toolkit opens that at every request, and takes from it whatever it finds.
+// It does what the toolkit's function of that name does, except for the file, which the
+// toolkit opens at every request and whose content it uses whatever it is.
 func ListenAndServe(server *http.Server, flags *toolkit.FlagConfig, logger *slog.Logger) error {
 	listeners, err := listen(flags, logger)
 	if err != nil {
@@ -43,7 +43,7 @@ func ListenAndServe(server *http.Server, flags *toolkit.FlagConfig, logger *slog
 		server.Handler = newGuard(file, server.Handler, logger)
 		if file.get().tls != nil {
 			secure = true
-			server.TLSConfig = &tls.Config{ //nolint:gosec // the least version is that of the file
+			server.TLSConfig = &tls.Config{ //nolint:gosec // the minimum version is that of the file
 				GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return file.get().tls, nil },
 			}
 		}
@@ -62,13 +62,13 @@ func ListenAndServe(server *http.Server, flags *toolkit.FlagConfig, logger *slog
 	}
 	err = <-ended
 	if !errors.Is(err, http.ErrServerClosed) {
-		_ = server.Close() // the others end too
+		_ = server.Close() // this also ends the others
 	}
 	serving.Wait()
 	return err
 }
 
-// listen opens what is to be listened on.
+// listen opens the addresses or sockets to listen on.
 func listen(flags *toolkit.FlagConfig, logger *slog.Logger) (listeners []net.Listener, err error) {
 	if *flags.WebSystemdSocket {
 		logger.Info("Listening on systemd activated listeners instead of port listeners.")
@@ -76,7 +76,7 @@ func listen(flags *toolkit.FlagConfig, logger *slog.Logger) (listeners []net.Lis
 		if err != nil {
 			return nil, err
 		}
-		// It has nil for what is not a listener.
+		// The list has nil for files that are not listeners.
 		listeners = slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
 		if len(listeners) == 0 {
 			return nil, errors.New("no socket activation file descriptors found")

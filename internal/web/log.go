@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// quiet is how long something must not have happened to be over.
+// quiet is the time without an occurrence after which something is over.
 const quiet = time.Minute
 
-// repeated logs what clients can make happen at each request: when it begins, once a
-// minute while there is something new to say of it, and when it is over.
+// repeated logs something that clients can cause with each request: when it begins, once
+// a minute while its detail changes, and when it is over.
 type repeated struct {
 	logger *slog.Logger
 	level  slog.Level
@@ -26,7 +26,7 @@ type repeated struct {
 	said, last string
 }
 
-// report logs that it has happened. detail is a name and a value for the log.
+// report records an occurrence. detail is the value that is logged under the given name.
 func (r *repeated) report(name, detail string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -39,7 +39,7 @@ func (r *repeated) report(name, detail string) {
 	}
 }
 
-// look logs what has become of it since the last time.
+// look logs what has changed since the last time.
 func (r *repeated) look(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -56,11 +56,11 @@ func (r *repeated) look(name string) {
 	time.AfterFunc(quiet, func() { r.look(name) })
 }
 
-// Println is for promhttp, which has an error for each scrape.
+// Println is for promhttp, which reports an error for each scrape.
 func (r *repeated) Println(v ...any) { r.report("err", strings.TrimSpace(fmt.Sprintln(v...))) }
 
-// serverLog sorts what http.Server logs. Nearly all of it is of clients that go away
-// or talk nonsense.
+// serverLog classifies what http.Server logs. Nearly all of it is about clients that
+// disconnect or send garbage.
 type serverLog struct {
 	debug          *slog.Logger
 	accept, panics *repeated

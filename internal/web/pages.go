@@ -17,10 +17,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// pages makes pages of readings, a few at a time. Requests for the same one share
-// it.
+// pages makes pages of readings, a few at a time. Requests for the same page share it.
 //
-// A page is made whole and sent afterwards, so that a slow reader does not hold a turn.
+// A page is made completely before it is sent, so that a slow client does not hold a
+// turn.
 type pages struct {
 	turns   *turns
 	logger  *slog.Logger
@@ -28,25 +28,24 @@ type pages struct {
 	panics  *repeated
 
 	mu sync.Mutex
-	// asked is how many requests are there, kept what is made for them.
+	// asked is the number of requests in progress, kept the pages that are made for them.
 	asked int
 	kept  []*page
 
 	buffers sync.Pool
 }
 
-// keptPages is how many pages are kept for requests that came before they were
-// ready.
+// keptPages is how many pages are kept for requests that arrived before they were ready.
 const keptPages = 4
 
-// page is an answer in the making.
+// page is a response that is being made.
 type page struct {
-	name    string // what is asked for, and in which form
+	name    string // what was asked for, and in which form
 	reading *collector.Reading
-	wanted  int // requests that have it in mind
+	wanted  int // number of requests that wait for it
 	begun   bool
 
-	made   chan struct{} // closed when it is made; what follows is set by then
+	made   chan struct{} // closed when it is made; the fields below are set by then
 	at     time.Time
 	status int
 	header http.Header
@@ -68,13 +67,13 @@ func newPages(c Config) *pages {
 
 // wish is one request for a page.
 type wish struct {
-	ctx   context.Context // ends when the client does not wait any more
+	ctx   context.Context // ends when the client no longer waits
 	asked time.Time
-	// What the page shows: a name for what is asked for and in which form, and the
+	// What the page shows: a name for what was asked for and in which form, and the
 	// reading.
 	name    string
 	reading *collector.Reading
-	// render writes it.
+	// render writes the page.
 	render http.HandlerFunc
 }
 
@@ -83,7 +82,7 @@ func (p *pages) serve(w http.ResponseWriter, r *http.Request, wish wish) {
 	page, err := p.get(r, wish)
 	if err != nil {
 		if r.Context().Err() != nil {
-			return // nobody is there to be told
+			return // the client has disconnected
 		}
 		p.refused.report("client", r.RemoteAddr)
 		unavailable(w, err)
@@ -98,27 +97,26 @@ func (p *pages) serve(w http.ResponseWriter, r *http.Request, wish wish) {
 	}
 }
 
-// toRead gives a client its time to read an answer, however long that was in the
-// making.
+// toRead gives a client its full time to read a response, however long making it took.
 func toRead(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 }
 
-// unavailable tells a client to come again.
+// unavailable tells a client to try again later.
 func unavailable(w http.ResponseWriter, err error) {
 	why := "timed out waiting for a slot, try again later"
 	if errors.Is(err, errRefused) {
 		why = "too many requests are waiting, try again later"
 	}
 	toRead(w)
-	// A page that renews itself goes on doing so.
+	// A page that reloads itself continues to do so.
 	w.Header().Set("Refresh", strconv.Itoa(refresh))
 	w.Header().Set("Retry-After", strconv.Itoa(refresh))
 	http.Error(w, why, http.StatusServiceUnavailable)
 }
 
-// get returns the page as soon as it is the client's turn to make it, or another one
-// has made it.
+// get returns the page, either made when it is the client's turn or made by another
+// request.
 func (p *pages) get(r *http.Request, wish wish) (*page, error) {
 	page := p.find(wish)
 	defer p.leave(page)
@@ -132,7 +130,7 @@ func (p *pages) get(r *http.Request, wish wish) (*page, error) {
 			p.make(page, wish.render, r)
 		}
 	}
-	<-page.made // its making waits for nothing
+	<-page.made // making it waits for nothing
 	return page, nil
 }
 
@@ -157,7 +155,7 @@ func same(a, b collector.Result) bool {
 	return a.Same(b) && (a.Age-b.Age).Abs() < time.Second
 }
 
-// begin reports whether nobody makes the page yet.
+// begin reports whether the page is not being made yet, and marks it as begun.
 func (p *pages) begin(page *page) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -166,7 +164,7 @@ func (p *pages) begin(page *page) bool {
 	return first
 }
 
-// make makes the page, and lets go of the oldest if there are too many.
+// make makes the page.
 func (p *pages) make(page *page, render http.HandlerFunc, r *http.Request) {
 	body := p.buffers.Get().(*bytes.Buffer)
 	defer p.buffers.Put(body)
@@ -188,7 +186,7 @@ func (p *pages) make(page *page, render http.HandlerFunc, r *http.Request) {
 	render(w, r)
 }
 
-// leave ends what get began.
+// leave ends a call of get.
 func (p *pages) leave(left *page) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -198,7 +196,7 @@ func (p *pages) leave(left *page) {
 		p.kept = nil
 		return
 	}
-	// Those that nobody waits for any more, the oldest first.
+	// Those that no request waits for any more, oldest first.
 	spare := -keptPages
 	for _, k := range p.kept {
 		if k.wanted == 0 {
@@ -214,7 +212,7 @@ func (p *pages) leave(left *page) {
 	})
 }
 
-// answer is a page that is being written.
+// answer is a response that is being written.
 type answer struct {
 	header http.Header
 	status int

@@ -17,17 +17,16 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/docs"
 )
 
-// runbooksPath is where the runbooks of the running version are.
+// runbooksPath is the path of the runbooks of the running version.
 const runbooksPath = "/runbooks"
 
 // netnsRunbook is the fragment of the section on limits of network namespaces.
 const netnsRunbook = "sockpressurenetnsnearlimit"
 
-// runbook returns the fragment of the section that a limit has there, empty if it has
-// none.
+// runbook returns the fragment of the section of a limit, empty if it has none.
 func runbook(resource string) string { return strings.ToLower(alerts.Runbook(resource)) }
 
-// runbooks serves docs/runbooks.md, for hosts that do not reach the internet.
+// runbooks serves docs/runbooks.md, for hosts that cannot reach the internet.
 func runbooks(c Config) http.Handler {
 	style := newStyle()
 	page := sync.OnceValues(func() ([]byte, error) { return runbooksPage(c, style) })
@@ -49,7 +48,7 @@ type heading struct {
 	ID, Text string
 }
 
-// runbooksPage writes the page.
+// runbooksPage makes the page.
 func runbooksPage(c Config, style style) ([]byte, error) {
 	md := goldmark.New(goldmark.WithExtensions(extension.GFM), goldmark.WithParserOptions(parser.WithAutoHeadingID()))
 	root := md.Parser().Parse(text.NewReader(docs.Runbooks))
@@ -78,7 +77,7 @@ func runbooksPage(c Config, style style) ([]byte, error) {
 	err = parse().ExecuteTemplate(&page, "runbooks.html", map[string]any{
 		"Style": style.css, "Host": c.Host, "Version": c.Version, "Project": project,
 		"Contents": contents,
-		"Text":     template.HTML(text.String()), // our own, which has no HTML in it
+		"Text":     template.HTML(text.String()), // our own, without HTML in it
 	})
 	return page.Bytes(), err
 }

@@ -22,13 +22,13 @@ import (
 var files embed.FS
 
 const (
-	// project is where the documentation is.
+	// project is the location of the documentation.
 	project = "https://github.com/sockpressure/sockpressure_exporter"
 	// refresh is the number of seconds until the page reloads.
 	refresh = 10
 )
 
-// view is what status.html shows.
+// view is the data of status.html.
 type view struct {
 	Config
 	Style   template.CSS
@@ -40,22 +40,22 @@ type view struct {
 	Levels []count
 	Limits []bar
 	States []state
-	// TCP is what became of the collector that has the states.
+	// TCP is the result of the collector that has the states.
 	TCP   *collector.Result
 	Lists []list
-	// Log is what the kernel has logged, the latest first, and LogResult what became of
-	// the collector that has it.
+	// Log is what the kernel has logged, latest first, and LogResult the result of the
+	// collector that has it.
 	Log       []collector.Note
 	LogResult *collector.Result
 }
 
-// count is how many limits have reached a level.
+// count is the number of limits at a level.
 type count struct {
 	collector.Level
 	N int
 }
 
-// bar is a limit, or one of those that a list holds.
+// bar is a limit, or an item of a list.
 type bar struct {
 	collector.LimitReading
 	Name string
@@ -63,20 +63,20 @@ type bar struct {
 	Age  time.Duration
 	// Remedy is what to set.
 	Remedy []string
-	// Said is what the kernel logged of it last, nil if that is long ago.
+	// Said is the latest kernel message about the limit, nil if there is no recent one.
 	Said *collector.Note
 }
 
-// state is how many TCP sockets are in a state.
+// state is the number of TCP sockets in a state.
 type state struct {
 	Name    string
 	Sockets float64
 }
 
-// list is the things that have a limit each for itself.
+// list is a list of items that have a limit each.
 type list struct {
 	*collector.ListInfo
-	Note string // ListInfo's, or on what it lacks
+	Note string // ListInfo's, or about what the list lacks
 	Bars []bar
 	From collector.Result
 }
@@ -121,7 +121,7 @@ func parse() *template.Template {
 	return template.Must(template.New("status.html").Funcs(functions).ParseFS(files, "*.html"))
 }
 
-// style is that of all pages.
+// style is the style of all pages.
 type style struct {
 	css    template.CSS
 	policy string
@@ -130,15 +130,15 @@ type style struct {
 func newStyle() style {
 	css, err := files.ReadFile("status.css")
 	if err != nil {
-		panic(err) // it is in the binary
+		panic(err) // it is embedded in the binary
 	}
-	// The page's own style is the only one that a browser takes.
+	// The browser accepts only the page's own style.
 	hash := sha256.Sum256(css)
 	return style{template.CSS(css), "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) +
 		"'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}
 }
 
-// header sets the header of a page.
+// header sets the headers of a page.
 func (s style) header(h http.Header) {
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", s.policy)
@@ -147,7 +147,7 @@ func (s style) header(h http.Header) {
 	h.Set("Cache-Control", "no-store")
 }
 
-// newView arranges a reading.
+// newView prepares a reading for the page.
 func newView(reading *collector.Reading) *view {
 	p := &view{Reading: reading, Log: reading.Notes()}
 	ages := map[string]time.Duration{}
@@ -183,7 +183,7 @@ func newView(reading *collector.Reading) *view {
 	return p
 }
 
-// lists are those of the things that have a limit each for itself.
+// lists returns the lists of items that have a limit each.
 func lists(r collector.Result) []list {
 	var all []list
 	for _, info := range r.Infos {
@@ -206,15 +206,14 @@ func lists(r collector.Result) []list {
 	return all
 }
 
-// bars are the items that have a limit each for itself, with what is exported of
-// them, as long as they are near to it.
+// bars returns the bars of items that have a limit each, with what is exported for them.
 func bars(l collector.LimitReading) []bar {
 	var all []bar
-	l.Netns = nil // that has no bar here
+	l.Netns = nil // it has no bar here
 	for _, item := range l.Items {
 		b := bar{LimitReading: l, Name: item.Name()}
 		b.Holder = item.Holder
-		// Where the limit is 0, as the backlog of a listener may be, one still passes.
+		// If the limit is 0, as the backlog of a listener may be, one is still admitted.
 		b.Usage, b.Limit = item.Usage, max(item.Limit, 1)
 		b.Used = l.Amount(b.Usage, b.Limit)
 		b.Usage, b.Limit = item.Saturation(), 1
@@ -223,8 +222,8 @@ func bars(l collector.LimitReading) []bar {
 	return all
 }
 
-// Item is which of the things with a limit of their own it is, empty for a limit that is well,
-// and for a process, which is its own holder.
+// Item returns the name of the first item. It is empty if the limit is ok, and for a
+// process, which is its own holder.
 func (b bar) Item() string {
 	if len(b.Items) == 0 || b.OwnLevel() == collector.OK || slices.Contains(b.List.Labels, "process") {
 		return ""
@@ -250,10 +249,11 @@ func (b bar) Runbook() string {
 	return runbook(b.Resource)
 }
 
-// Drawn is how much of the bar is full: a limit can be passed, its bar cannot.
+// Drawn returns how much of the bar is filled: a limit can be exceeded, but its bar
+// cannot.
 func (b bar) Drawn() float64 { return min(b.Worst(), 1) }
 
-// Headroom reports how far the present load can grow; empty if that is not known, or a limit
+// Headroom describes how far the present load can grow; empty if that is not known, or a limit
 // is close already.
 func (p *view) Headroom() string {
 	if len(p.Limits) > 0 && p.Limits[0].Level() != collector.OK {
@@ -266,7 +266,7 @@ func (p *view) Headroom() string {
 	return plan.Grow(facts).String()
 }
 
-// Headline is the state of the host in a few words, for the title of the page.
+// Headline returns the state of the host in a few words, for the title of the page.
 func (p *view) Headline() string {
 	var said []string
 	for _, c := range p.Levels {
@@ -280,7 +280,7 @@ func (p *view) Headline() string {
 	return cmp.Or(strings.Join(said, ", "), "ok")
 }
 
-// Failed are the collectors that have no numbers though they should.
+// Failed returns the collectors that failed.
 func (p *view) Failed() []string {
 	var names []string
 	for _, r := range p.Results {
@@ -299,10 +299,10 @@ func (p *view) Old() []collector.Result {
 	return slices.DeleteFunc(slices.Clone(p.Results), func(r collector.Result) bool { return r.Age < old })
 }
 
-// recently is how long a kernel message is shown beside its limit.
+// recently is how long a kernel message is shown with its limit.
 const recently = 24 * time.Hour
 
-// since writes for people how long ago a time is.
+// since formats how long ago a time is, for people.
 func since(at time.Time) string {
 	d := max(time.Since(at), 0)
 	for _, unit := range []struct {
@@ -324,7 +324,7 @@ func breakable(name string) template.HTML {
 	return template.HTML(strings.ReplaceAll(template.HTMLEscapeString(name), "_", "_<wbr>"))
 }
 
-// minutes writes for people how long something takes.
+// minutes formats how long something takes, for people.
 func minutes(d time.Duration) string {
 	if d < time.Minute {
 		return strconv.Itoa(int(d/time.Second)) + " s"
@@ -332,7 +332,7 @@ func minutes(d time.Duration) string {
 	return strconv.Itoa(int((d+time.Minute/2)/time.Minute)) + " min"
 }
 
-// seconds writes a duration for people.
+// seconds formats a duration for people.
 func seconds(d time.Duration) string {
 	switch {
 	case d < 100*time.Millisecond:

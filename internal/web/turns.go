@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// turns lets a few at a time do something, and has the others wait: clients take
+// turns lets a few requests proceed at a time and makes the others wait. Clients take
 // turns, however many requests each of them has.
 type turns struct {
 	room int // how many may wait
@@ -16,17 +16,17 @@ type turns struct {
 	mu      sync.Mutex
 	free    int
 	waiting int
-	lines   []*line // of clients that wait, the next one first
+	lines   []*line // of waiting clients, the next one first
 }
 
-// line is the requests of one client, the oldest first.
+// line is the requests of one client, oldest first.
 type line struct {
 	client   netip.Prefix
 	requests []*request
 }
 
 type request struct {
-	// ended is closed when the request has its turn, or is refused.
+	// ended is closed when the request gets its turn, or is refused.
 	ended   chan struct{}
 	refused bool
 }
@@ -35,10 +35,10 @@ func newTurns(atOnce, room int) *turns { return &turns{room: room, free: atOnce}
 
 var errRefused = errors.New("too many requests are already waiting")
 
-// take waits for a turn until the context ends, or until nothing is needed any more,
-// which enough says by being closed. It reports whether it has a turn, which is
-// then to be given back. A client is refused if as many as may wait do, and none has
-// more of them.
+// take waits for a turn until the context ends, or until enough is closed because the
+// turn is no longer needed. It reports whether it got a turn, which must be given back. A
+// client is refused if the maximum number of requests wait and no other client has more
+// of them.
 func (t *turns) take(ctx context.Context, client netip.Prefix, enough <-chan struct{}) (bool, error) {
 	r, err := t.join(client)
 	if r == nil {
@@ -58,7 +58,7 @@ func (t *turns) take(ctx context.Context, client netip.Prefix, enough <-chan str
 	return false, err
 }
 
-// join takes a turn that is free (nil, nil), or a place in the line.
+// join takes a free turn, and then returns nil, nil, or joins the line.
 func (t *turns) join(client netip.Prefix) (*request, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -81,7 +81,7 @@ func (t *turns) join(client netip.Prefix) (*request, error) {
 		last.refused = true
 		close(last.ended)
 		t.remove(longest, last)
-		// It may have been the other's only one.
+		// That may have been the client's only request.
 		own = t.find(client)
 	}
 	if own == nil {
@@ -94,14 +94,14 @@ func (t *turns) join(client netip.Prefix) (*request, error) {
 	return r, nil
 }
 
-// leave gives up waiting.
+// leave stops waiting.
 func (t *turns) leave(client netip.Prefix, r *request) {
 	t.mu.Lock()
 	select {
 	case <-r.ended:
 		t.mu.Unlock()
 		if !r.refused {
-			t.giveBack() // it came a moment too late
+			t.giveBack() // the turn came a moment too late
 		}
 		return
 	default:
@@ -127,7 +127,7 @@ func (t *turns) giveBack() {
 	close(r.ended)
 }
 
-// clients returns how many clients wait.
+// clients returns the number of waiting clients.
 func (t *turns) clients() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()

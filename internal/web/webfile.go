@@ -17,22 +17,21 @@ import (
 	"go.yaml.in/yaml/v2"
 )
 
-// webFile is the file of --web.config.file, and the certificates and keys that it
-// names. They are kept in memory and read again when they have changed, so that
-// nothing has to be opened for a request: on a host without file descriptors there
-// is an answer all the same.
+// webFile is the file of --web.config.file, and the certificates and keys that it names.
+// They are kept in memory and read again when they have changed, so that no file has to
+// be opened for a request: a host without file descriptors can still answer.
 //
-// What cannot be read or makes no sense changes nothing, and neither does a file
-// that asks for less protection than the one before: whoever writes a file in place
-// makes it empty first. That takes a restart.
+// A file that cannot be read or is not valid changes nothing, and neither does one that
+// asks for less protection than before, because writing a file in place truncates it
+// first. Reducing protection takes a restart.
 type webFile struct {
 	path   string
 	logger *slog.Logger
 
 	mu      sync.Mutex
 	current *protection
-	// What the last look found: the state of the files, whether that is sure to be
-	// what was read, and what was wrong.
+	// The result of the last look: the state of the files, whether that state is
+	// certainly what was read, and the error, if any.
 	files   []string
 	states  []fileState
 	settled bool
@@ -40,13 +39,13 @@ type webFile struct {
 	trouble string
 }
 
-// protection is what the file asks for.
+// protection is the protection that the file asks for.
 type protection struct {
 	toolkit.Config
 	tls *tls.Config // nil without TLS
 }
 
-// fileState reports whether a file was changed or replaced.
+// fileState is compared to detect whether a file was changed or replaced.
 type fileState struct {
 	err              string
 	device, inode    uint64
@@ -54,12 +53,12 @@ type fileState struct {
 	modified, change syscall.Timespec
 }
 
-// lookAgain is how long a file must not have changed before it was read to be sure
-// that no later change looks the same, and how soon one is read again that could not
-// be.
+// lookAgain is how long before it was read a file must have last changed, to be sure that
+// a later change is visible in its state, and after how long a file is read again that
+// could not be read.
 const lookAgain = time.Second
 
-// openWebFile reads the file, which must be in order.
+// openWebFile reads the file, which must be valid.
 func openWebFile(path string, logger *slog.Logger) (*webFile, error) {
 	f := &webFile{path: path, logger: logger}
 	f.look(time.Now())
@@ -69,7 +68,7 @@ func openWebFile(path string, logger *slog.Logger) (*webFile, error) {
 	return f, nil
 }
 
-// get returns what is to be enforced now.
+// get returns the protection to enforce now.
 func (f *webFile) get() *protection {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -80,7 +79,7 @@ func (f *webFile) get() *protection {
 	return f.current
 }
 
-// look reads the file and what it names.
+// look reads the file and the files that it names.
 func (f *webFile) look(now time.Time) {
 	next, err := readProtection(f.path)
 	f.looked = now
@@ -90,8 +89,8 @@ func (f *webFile) look(now time.Time) {
 			f.files = append(f.files, p.files()...)
 		}
 	}
-	// These may be of a file that was written meanwhile, but then its change is a
-	// recent one.
+	// These may be the states of a file that was written after it was read, but then its
+	// change is a recent one.
 	f.states = statesOf(f.files)
 	f.settled = err == nil && !slices.ContainsFunc(f.states, func(s fileState) bool {
 		return s.err != "" || now.Sub(time.Unix(s.change.Unix())) < lookAgain
@@ -105,7 +104,7 @@ func (f *webFile) look(now time.Time) {
 	f.say(err)
 }
 
-// say logs when something is wrong, and when it no longer is.
+// say logs an error when it appears or changes, and when it is over.
 func (f *webFile) say(err error) {
 	trouble := ""
 	if err != nil {
@@ -127,7 +126,7 @@ func (f *webFile) say(err error) {
 func statesOf(files []string) []fileState {
 	states := make([]fileState, len(files))
 	for i, name := range files {
-		// This opens nothing.
+		// This does not open the file.
 		info, err := os.Stat(name)
 		if err != nil {
 			states[i].err = err.Error()
@@ -140,10 +139,10 @@ func statesOf(files []string) []fileState {
 	return states
 }
 
-// readProtection reads a web configuration file as the toolkit does, and the files
-// that it names.
+// readProtection reads a web configuration file as the toolkit does, and the files that
+// it names.
 func readProtection(path string) (*protection, error) {
-	// This alone knows which values its parts may have.
+	// Only Validate knows which values the parts may have.
 	if err := toolkit.Validate(path); err != nil {
 		return nil, err
 	}
@@ -194,18 +193,19 @@ func readTLS(c toolkit.TLSConfig) (*tls.Config, error) {
 	}
 	t.Certificates, t.GetCertificate = []tls.Certificate{*parsed}, nil
 	t.NextProtos = []string{"http/1.1"}
-	// Each connection is to be verified by the authorities of the day.
+	// Each connection is to be verified with the current authorities.
 	t.SessionTicketsDisabled = true
 	return t, nil
 }
 
-// files are those that a change is looked for in.
+// files returns the files that are checked for changes.
 func (p *protection) files() []string {
 	return slices.DeleteFunc([]string{p.TLSConfig.TLSCertPath, p.TLSConfig.TLSKeyPath, p.TLSConfig.ClientCAs},
 		func(name string) bool { return name == "" })
 }
 
-// weakened returns an error that names the protection that a new configuration removes, if any.
+// weakened returns an error that names the protection that a new configuration removes,
+// if any.
 func (p *protection) weakened(next *protection) error {
 	less := ""
 	switch {

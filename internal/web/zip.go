@@ -8,8 +8,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// zip compresses whole pages. It takes a quarter of the time that promhttp takes with
-// the standard library, which was a fifth of a scrape.
+// zip compresses whole pages. It takes a quarter of the time that promhttp takes with the
+// standard library, which was a fifth of a scrape.
 type zip struct {
 	plain, writers sync.Pool
 }
@@ -21,7 +21,7 @@ func newZip() *zip {
 	}
 }
 
-// serve answers with what h does, in gzip unless that is an error.
+// serve serves h, compressed by gzip unless the response is an error.
 func (z *zip) serve(h http.Handler, w http.ResponseWriter, r *http.Request) {
 	plain := z.plain.Get().(*bytes.Buffer)
 	defer z.plain.Put(plain)

@@ -8,68 +8,72 @@ import (
 	"strings"
 )
 
-// An Answer is who holds the things that a limit counts.
+// An Answer describes who holds the things that a limit counts.
 type Answer struct {
 	Resource string
-	// Nobody is the reason why nothing can be attributed, if so. The rest is empty then.
+	// Nobody is the reason why nothing can be attributed, if so. Then the fields below
+	// are empty.
 	Nobody string
 	By     Grouping
-	// Things is what is counted, in the plural. ByMemory is set where the groups with the
-	// most memory come first; HasMemory where their memory is known.
+	// Things is what is counted, in the plural. ByMemory is set if the groups with the
+	// most memory come first, HasMemory if their memory is known.
 	Things              string
 	ByMemory, HasMemory bool
-	// Count and Memory are of all things, in groups that are shown and others.
+	// Count and Memory are totals over all groups, including those that are not shown.
 	Count, Memory float64
-	// Namespaces is how many network namespaces were read, 0 where that does not matter.
+	// Namespaces is the number of network namespaces that were read, 0 if that does not
+	// matter.
 	Namespaces int
 	Groups     []Group
-	// Others is how many groups are not shown.
+	// Others is the number of groups that are not shown.
 	Others int
-	// TooLow is by how much the number of a group that the groups are ordered by may be
-	// too low, because there are so many groups.
+	// TooLow is the greatest error of the number by which the groups are ordered: it may
+	// be that much too low, because there are too many groups.
 	TooLow float64
-	// Notes are what could not be seen and why, and what to know about the numbers, a
+	// Notes are what could not be read and why, and how to understand the numbers, one
 	// sentence each.
 	Notes []string
-	// Stopped is set where it was told to stop before everything was read.
+	// Stopped is set if the inquiry was stopped before everything was read.
 	Stopped bool
 }
 
 // A Group is things that belong together.
 type Group struct {
-	// Who is what it goes by, for people: the process, the unit, the listener.
+	// Who is the name of the group, for people: the process, the unit, the listener.
 	Who string
-	// PID is that of a process, 0 for any other group.
+	// PID is the number of a process, 0 for any other group.
 	PID int
-	// User is that of a process, or of the sockets that no process was found for.
+	// User is the user of a process, or of sockets for which no process was found.
 	User string
-	// Unit is the unit, container or pod that it is of, as far as it is one; a cgroup's path
-	// where that names none. Namespace and Pod are those of a pod.
+	// Unit is the unit, container or pod that the group belongs to, if any, or a cgroup's
+	// path if that names none. Namespace and Pod are those of a pod.
 	Unit, Namespace, Pod string
-	// Netns is the network namespace that it is in, empty for the host's, and where that
+	// Netns is the network namespace of the group. It is empty for the host's, and if it
 	// does not matter.
 	Netns string
-	// Count and Memory are how many things there are, and their bytes.
+	// Count is the number of things, and Memory their memory in bytes.
 	Count, Memory float64
-	// Share is of all, Cumulative that of this group and those before it.
+	// Share is the group's share of all things, Cumulative that of this group and those
+	// before it.
 	Share, Cumulative float64
-	// Estimated is set where a part of the numbers comes from a sample of descriptors.
+	// Estimated is set if part of the numbers comes from a sample of descriptors.
 	Estimated bool
-	// Limit is that of the group, 0 if it has none of its own.
+	// Limit is the limit of the group, 0 if it has no limit of its own.
 	Limit float64
-	// Processes are those that have the most of it, MoreProcesses how many have some besides.
+	// Processes are the processes that have the most things of the group, MoreProcesses
+	// the number of further processes that have some.
 	Processes     []string
 	MoreProcesses int
-	// Mostly is what more than half of it has in common, empty if there is nothing.
+	// Mostly is what more than half of the group has in common, empty if there is
+	// nothing.
 	Mostly string
 
 	score float64
 }
 
-// add adds a group.
 func (a *Answer) add(g Group) { a.Groups = append(a.Groups, g) }
 
-// finish orders the groups and keeps the first ones.
+// finish orders the groups and keeps the first.
 func (a *Answer) finish(top int) {
 	slices.SortFunc(a.Groups, func(x, y Group) int {
 		return cmp.Or(cmp.Compare(y.score, x.score), cmp.Compare(a.measure(y), a.measure(x)), cmp.Compare(y.Count, x.Count),
@@ -91,7 +95,8 @@ func (a *Answer) finish(top int) {
 	}
 }
 
-// measure is what of a group its share is of: where nothing has any memory, the number.
+// measure returns the number of a group that its share is computed from: the memory if
+// the answer is by memory and anything has memory, or else the count.
 func (a *Answer) measure(g Group) float64 {
 	if a.ByMemory && a.Memory > 0 {
 		return g.Memory
@@ -99,7 +104,7 @@ func (a *Answer) measure(g Group) float64 {
 	return g.Count
 }
 
-// title is the heading of the column with who a group is.
+// title returns the heading of the column that names the groups.
 func (a *Answer) title() string {
 	title := strings.ToUpper(string(a.By))
 	with := func(part string) bool {
@@ -116,7 +121,7 @@ func (a *Answer) title() string {
 	return title
 }
 
-// digits writes a number with commas between the thousands.
+// digits formats a number with commas between the thousands.
 func digits(v float64) string {
 	s := strconv.FormatFloat(v, 'f', 0, 64)
 	for i := len(s) - 3; i > 0; i -= 3 {
@@ -125,12 +130,12 @@ func digits(v float64) string {
 	return s
 }
 
-// Digits writes a number with commas between the thousands.
+// Digits formats a number with commas between the thousands.
 func Digits(n uint64) string { return digits(float64(n)) }
 
 func digitsOf(port uint16) string { return strconv.Itoa(int(port)) }
 
-// some writes how many things there are: 1 socket, 2 sockets.
+// some formats a number of things, as in 1 socket, 2 sockets.
 func some(n float64, things string) string {
 	if n == 1 {
 		if stem, ok := strings.CutSuffix(things, "ies"); ok {

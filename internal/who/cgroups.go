@@ -11,14 +11,14 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// cgroups knows the cgroups of version 2 by their IDs.
+// cgroups finds the cgroups of version 2 by their IDs.
 type cgroups struct {
 	podsOf *owner.Pods
-	paths  map[uint64]string // nil before they were looked at
+	paths  map[uint64]string // nil until they were read
 	known  map[uint64]ownedCgroup
 }
 
-// ownedCgroup is whose a cgroup is, and its path.
+// ownedCgroup is the owner of a cgroup, and its path.
 type ownedCgroup struct {
 	owner.Owner
 	path string
@@ -31,11 +31,12 @@ func (c *cgroups) pods(q *inquiry) *owner.Pods {
 	return c.podsOf
 }
 
-// maxCgroups bounds how many are known.
+// maxCgroups bounds the number of cgroups that are remembered.
 const maxCgroups = 1 << 17
 
-// cgroupPath returns the path of the cgroup with an ID, as in /proc/<pid>/cgroup; ok is
-// false for one that was removed, or where there is no version 2 or only a container's.
+// cgroupPath returns the path of the cgroup with the given ID, as in /proc/<pid>/cgroup.
+// ok is false if the cgroup was removed, or if there is no version 2 or only a
+// container's.
 func (q *inquiry) cgroupPath(id uint64) (path string, ok bool) {
 	c := &q.groups
 	if c.paths == nil {
@@ -44,13 +45,14 @@ func (q *inquiry) cgroupPath(id uint64) (path string, ok bool) {
 		if err != nil {
 			return "", false
 		}
-		// The ID is the inode number of the folder on 64-bit machines, and has that as its
-		// lower half on others.
+		// The ID is the inode number of the folder on 64-bit machines. On others the
+		// inode number is the lower half of the ID.
 		var root unix.Stat_t
 		if unix.Stat(unified.Root, &root) == nil {
 			c.paths[root.Ino] = "/"
 		}
-		// What names groups is short, and wanted of what was found until it was stopped too.
+		// Names take little time to read, and are also needed for what was found before a
+		// stop.
 		_ = unified.Walk(context.WithoutCancel(q.ctx), func(g cgroup.Group) error {
 			if len(c.paths) < maxCgroups {
 				c.paths[g.Inode] = g.Path
@@ -62,7 +64,8 @@ func (q *inquiry) cgroupPath(id uint64) (path string, ok bool) {
 	return path, ok
 }
 
-// socketOwner returns whose a socket is, given the ID of its cgroup, and the path of that.
+// socketOwner returns the owner of a socket, given the ID of its cgroup, and the path of
+// that cgroup.
 func (q *inquiry) socketOwner(id uint64) (owner.Owner, string) {
 	if id == 0 {
 		return owner.Owner{}, ""

@@ -17,7 +17,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// readConntrack answers by the connections that are tracked in each network namespace.
+// readConntrack answers by the tracked connections of each network namespace.
 func readConntrack(q *inquiry) error {
 	about := func(n *collector.FoundNetns) collector.Number { return n.Conntrack }
 	expected, read := uint64(0), uint64(0)
@@ -87,14 +87,14 @@ func readConntrack(q *inquiry) error {
 	return err
 }
 
-// protocol is the name of a protocol of IP, or its number.
+// protocol returns the name of an IP protocol, or its number.
 func protocol(number uint8) string {
 	names := map[uint8]string{1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
 	return cmp.Or(names[number], "protocol "+strconv.Itoa(int(number)))
 }
 
-// podAddresses returns whose the addresses of the network namespaces other than the host's
-// are: those that only one owner has.
+// podAddresses returns the owners of the addresses in network namespaces other than the
+// host's, for the addresses that only one owner has.
 func (q *inquiry) podAddresses() map[netip.Addr]owner.Owner {
 	of := map[netip.Addr]owner.Owner{}
 	for _, p := range q.allPlaces() {
@@ -115,8 +115,8 @@ func (q *inquiry) podAddresses() map[netip.Addr]owner.Owner {
 	return of
 }
 
-// allPlaces are the network namespaces other than the host's, those that are not asked for
-// too.
+// allPlaces returns the network namespaces other than the host's, including those that
+// the question excludes.
 func (q *inquiry) allPlaces() []collector.FoundNetns {
 	if len(q.places) == 1 {
 		found, _ := collector.FindNetns(context.WithoutCancel(q.ctx), q.Scope)
@@ -129,8 +129,8 @@ func (q *inquiry) allPlaces() []collector.FoundNetns {
 	return all
 }
 
-// localAddresses reads the addresses of a network namespace from fib_trie, where each of
-// IPv4 is a leaf of 32 bits that is local, and if_inet6. It needs no privilege.
+// localAddresses reads the addresses of a network namespace from fib_trie, in which each
+// IPv4 address is a local leaf of 32 bits, and if_inet6. It needs no privilege.
 func localAddresses(folder string) (addrs []netip.Addr) {
 	b, _ := os.ReadFile(filepath.Join(folder, "fib_trie"))
 	var leaf netip.Addr

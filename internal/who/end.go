@@ -7,8 +7,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// end is the end of a connection by which people know what it is for: the listener that
-// accepted it, or, out, the destination of one that this host opened.
+// end is the end of a connection that shows its purpose: the listener that accepted it
+// or, if out is set, the destination of a connection that this host opened.
 type end struct {
 	addr [16]byte // mapped into IPv6; zero for a listener at every address
 	port uint16
@@ -25,7 +25,7 @@ func (e end) String() string {
 	return "at " + address(e.addr, e.port)
 }
 
-// address writes an address and, unless it is 0, a port.
+// address formats an address and, unless it is 0, a port.
 func address(addr [16]byte, port uint16) string {
 	a := netip.AddrFrom16(addr).Unmap()
 	switch {
@@ -37,16 +37,18 @@ func address(addr [16]byte, port uint16) string {
 	return netip.AddrPortFrom(a, port).String()
 }
 
-// maxListeners bounds the addresses that are kept, because any user can listen on half a
-// million of loopback: some 1 MB. Of more, a port counts as listened on at every address.
+// maxListeners bounds the addresses that are kept, to some 1 MB, because any user can
+// listen on half a million addresses of loopback. If there are more, a port counts as
+// having a listener on every address.
 const maxListeners = 8192
 
-// listening is what is listened on in a network namespace. It is a sockdiag.Visitor.
+// listening is the set of listeners in a network namespace. It is a sockdiag.Visitor.
 type listening struct {
-	// ports has for each port whether it is listened on at every address, at some.
+	// ports has, for each port, whether it has a listener on every address, or on some.
 	ports [1 << 16]struct{ every, some bool }
 	at    map[localEnd]bool
-	// recent are some of them, where their address says: mostly they spare the map.
+	// recent caches some of them, by a hash of their address. It avoids most lookups in
+	// the map.
 	recent [recentKeys]localEnd
 }
 
@@ -72,7 +74,7 @@ func (l *listening) Visit(s *sockdiag.Socket) {
 	}
 }
 
-// end returns the end of a connection that tells what it is for.
+// end returns the end of a connection that shows its purpose.
 func (l *listening) end(s *sockdiag.Socket) end {
 	if s.State == sockdiag.Listen {
 		return end{addr: local(s), port: s.SourcePort}
@@ -89,7 +91,7 @@ func (l *listening) end(s *sockdiag.Socket) end {
 func (l *listening) listened(e localEnd) bool {
 	recent := &l.recent[(binary.LittleEndian.Uint32(e.addr[12:])+uint32(e.port))*2654435769>>22]
 	if *recent == e {
-		return true // no socket is at the port 0
+		return true // no socket is at port 0
 	}
 	if !l.at[e] {
 		return false
@@ -98,7 +100,7 @@ func (l *listening) listened(e localEnd) bool {
 	return true
 }
 
-// local is the local address of a socket, zero for every one.
+// local returns the local address of a socket, zero for the unspecified address.
 func local(s *sockdiag.Socket) [16]byte {
 	addr := s.Source16()
 	if unspecified(addr) {
@@ -111,8 +113,8 @@ func unspecified(addr [16]byte) bool {
 	return addr == [16]byte{} || addr == [16]byte{10: 0xff, 11: 0xff}
 }
 
-// udpEnd is that of a UDP socket: its destination if it is connected, or else where it
-// receives.
+// udpEnd returns the end of a UDP socket: its destination if it is connected, or else the
+// address and port where it receives.
 func udpEnd(s *sockdiag.Socket) end {
 	if s.State == sockdiag.Established {
 		return end{addr: s.Destination16(), port: s.DestinationPort, out: true}

@@ -9,8 +9,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// listenerVisitor makes a group of each listening socket: of a SO_REUSEPORT group the
-// kernel fills each queue by itself.
+// listenerVisitor makes a group of each listening socket, because the kernel fills the
+// queue of each socket of a SO_REUSEPORT group separately.
 type listenerVisitor struct {
 	*inquiry
 	place uint32
@@ -28,12 +28,12 @@ func (v *listenerVisitor) Visit(s *sockdiag.Socket) {
 }
 
 // readAcceptQueues answers by the listeners of each network namespace, or by the
-// connections that wait at them.
+// connections that wait to be accepted.
 func readAcceptQueues(q *inquiry) error {
 	if q.By == ByPeer {
 		return readSockets(sockets{
 			protocol: sockdiag.TCP, about: tcpSockets,
-			// What was accepted has an inode, and what was closed is in another state.
+			// Accepted connections have an inode, and closed ones are in another state.
 			states: sockdiag.MaskOf(sockdiag.Established, sockdiag.CloseWait),
 			keep:   func(s *sockdiag.Socket) bool { return s.Inode == 0 },
 			mini:   true,
@@ -51,7 +51,7 @@ func readAcceptQueues(q *inquiry) error {
 	return q.addListeners(func(g *group) string { return address(g.from, g.fromPort) })
 }
 
-// unixVisitor makes a group of each unix socket that listens.
+// unixVisitor makes a group of each listening unix socket.
 type unixVisitor struct {
 	*inquiry
 	place uint32
@@ -70,8 +70,8 @@ func (v *unixVisitor) VisitUnix(s *sockdiag.UnixSocket) {
 	}
 }
 
-// readUnixQueues answers by the unix sockets on which programs listen, in each network
-// namespace. Who waits there has no name in the kernel's answer.
+// readUnixQueues answers by the listening unix sockets of each network namespace. The
+// kernel's answer does not name the clients that wait.
 func readUnixQueues(q *inquiry) error {
 	v := &unixVisitor{inquiry: q, paths: map[key]string{}}
 	unknown := func(*collector.FoundNetns) (n collector.Number) { return n }
@@ -87,8 +87,8 @@ func readUnixQueues(q *inquiry) error {
 	})
 }
 
-// addListeners adds a group for each listener, by its inode and with the programs that have
-// it open, or for who has them.
+// addListeners adds a group for each listener, by its inode and with the programs that
+// have it open, or for each owner of listeners.
 func (q *inquiry) addListeners(title func(g *group) string) error {
 	q.answer.Count, q.answer.TooLow = q.tally.all.count, q.tally.dropped
 	inodes := map[uint32]bool{}
@@ -130,7 +130,7 @@ func (q *inquiry) addListeners(title func(g *group) string) error {
 		if whose == "" {
 			o, cgroup := q.socketOwner(t.cgroup)
 			whose, g.Namespace, g.Pod = cmp.Or(o.Name, cgroup), o.Namespace, o.Pod
-			if t.fromPort != 0 { // of a unix socket the kernel tells no user
+			if t.fromPort != 0 { // for a unix socket the kernel reports no user
 				g.User = q.user(t.user)
 			}
 		}

@@ -10,8 +10,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// memoryKinds are what memory is used for, of /proc/meminfo: what cannot be had back.
-// Slab memory is apart from it, by cache where that may be seen.
+// memoryKinds returns the uses of memory in /proc/meminfo that cannot be reclaimed. Slab
+// memory is listed separately, by cache if this user may see it.
 func memoryKinds() []memoryKind {
 	return []memoryKind{
 		{"AnonPages", "programs (AnonPages)", false},
@@ -26,11 +26,11 @@ func memoryKinds() []memoryKind {
 
 type memoryKind struct {
 	field, name string
-	kernel      bool // it is in low memory, where there is high memory
+	kernel      bool // it is in low memory, if there is high memory
 }
 
-// readMemoryKinds answers by what memory is used for. Low memory is the kernel's own, so
-// there it is the caches alone.
+// readMemoryKinds answers by the uses of memory. Low memory belongs to the kernel, so its
+// uses are the caches alone.
 func readMemoryKinds(low bool) func(*inquiry) error {
 	return func(q *inquiry) error {
 		path := filepath.Join(q.ProcPath, "meminfo")
@@ -73,9 +73,9 @@ func (q *inquiry) addMemory(name string, size float64) {
 	}
 }
 
-// addSlabs adds each slab cache, and reports whether this user may see them.
-// Those that can be given back hold names and files that were in use, and the kernel counts
-// most of that as available; but in low memory they may be those of open sockets.
+// addSlabs adds each slab cache, and reports whether this user may see them. The
+// reclaimable ones hold names and files that were in use, and the kernel counts most of
+// that memory as available; but in low memory they may belong to open sockets.
 func (q *inquiry) addSlabs(all bool) bool {
 	path := filepath.Join(q.ProcPath, "slabinfo")
 	b, err := os.ReadFile(path)
@@ -99,7 +99,7 @@ func (q *inquiry) addSlabs(all bool) bool {
 	return true
 }
 
-// reclaimable reports whether a cache can be given back: page cache of names and files.
+// reclaimable reports whether a slab cache can be reclaimed.
 func (q *inquiry) reclaimable(cache string) bool {
 	b, err := os.ReadFile(filepath.Join(q.SysPath, "kernel/slab", cache, "reclaim_account"))
 	return err == nil && string(bytes.TrimSpace(b)) == "1"

@@ -17,8 +17,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// readNeighbours answers by the entries of the neighbour table of an address family, which
-// all network namespaces share and each shows its own of.
+// readNeighbours answers by the entries of the neighbour table of an address family. All
+// network namespaces share the table, and each shows its own entries.
 func readNeighbours(family uint8) func(*inquiry) error {
 	return func(q *inquiry) error {
 		names := map[key]string{} // of interfaces
@@ -89,7 +89,7 @@ func ndmsg(family uint8) []byte {
 	return b
 }
 
-// dump sends a request for a list, and calls visit with the payload of each message.
+// dump sends a request for a list and calls visit with the payload of each message.
 func dump(conn *netlink.Conn, typ netlink.HeaderType, payload []byte, visit func([]byte) error) error {
 	if _, err := conn.Send(netlink.Message{Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Dump}, Data: payload}); err != nil {
 		return err
@@ -120,7 +120,7 @@ func attribute(b []byte, typ uint16) []byte {
 	return nil
 }
 
-// networkBits is how long the prefix is by which neighbours are put together.
+// networkBits returns the length of the prefix by which neighbours are grouped.
 func networkBits(addr netip.Addr) int {
 	if addr.Is4() {
 		return 24

@@ -21,42 +21,42 @@ import (
 )
 
 const (
-	// wholeProcess is up to how many descriptors of a process are all looked at. Each costs
-	// some microseconds, and leaves 800 bytes in the kernel's caches as long as it is open: for
-	// two million that would be ten seconds and 1.6 GB. Of a process with more a sample is
-	// looked at, chosen at random, and what it has is estimated.
+	// wholeProcess is the number of descriptors up to which all of a process are read.
+	// Each takes some microseconds, and keeps 800 bytes in the kernel's caches as long as
+	// it is open: for two million that would be ten seconds and 1.6 GB. For a process
+	// with more, a random sample is read, and the total is estimated.
 	wholeProcess = 1024
-	// sampled and sampledWell are the sizes of samples: to name the processes of a group, and
-	// to group by process.
+	// sampled and sampledWell are sample sizes: to name the processes of a group, and to
+	// group by process.
 	sampled     = 64
 	sampledWell = 256
-	// maxLooked bounds the sockets that are remembered by inode: 8 MB.
+	// maxLooked bounds the sockets that are remembered by inode, to 8 MB.
 	maxLooked = 1 << 19
 )
 
-// people is what is known of processes.
+// people is what is known about processes.
 type people struct {
 	list   []*process
 	byPID  map[int]uint32
 	inodes holders
-	users  map[uint32]string // nil before it was read
+	users  map[uint32]string // nil until it was read
 
-	// hidden counts processes whose descriptors may not be looked at, crowded those that were
-	// not because there are too many, failed those that could not be read, of the first of
-	// which why is the error.
+	// hidden counts the processes whose descriptors may not be read, crowded those that
+	// were not read because there are too many, and failed those that could not be read;
+	// why is the error of the first of these.
 	hidden, crowded, failed int
 	why                     error
 }
 
-// process is a process, and what its descriptors were seen to be.
+// process is a process, and what is known about its descriptors.
 type process struct {
 	pid  int
 	name string
 	user uint32
-	// table is how many descriptors have room without a larger table: those there are have
-	// lower numbers.
+	// table is the size of its descriptor table: the number of every open descriptor is
+	// lower.
 	table int
-	// open is how many descriptors there are, looked how many of them were looked at.
+	// open is the number of descriptors, looked how many of them were read.
 	open, looked int
 
 	asked  bool
@@ -64,7 +64,7 @@ type process struct {
 	cgroup string // the path in version 2, or in the hierarchy of systemd
 }
 
-// weight is how many descriptors each that was looked at represents.
+// weight returns how many descriptors each one that was read represents.
 func (p *process) weight() float64 {
 	if p.looked == 0 || p.looked >= p.open {
 		return 1
@@ -72,21 +72,21 @@ func (p *process) weight() float64 {
 	return float64(p.open) / float64(p.looked)
 }
 
-// holders has for each inode of a socket the process that has it open: an open-addressed
-// table, of 8 bytes an entry where a map takes three times as much. Inodes of sockets have
-// 32 bits, and 0 is none.
+// holders has, for each inode of a socket, the process that has it open. It is an
+// open-addressed table of 8 bytes per entry, a third of what a map takes. Inodes of
+// sockets have 32 bits, and 0 means none.
 type holders struct {
-	slots []holder // a power of two of them
+	slots []holder // the length is a power of two
 	n     int
 }
 
 type holder struct{ inode, process uint32 }
 
 func (h *holders) place(inode uint32) uint32 {
-	return (inode * 2654435769) & uint32(len(h.slots)-1) // Knuth's multiplier; runs of inodes stay apart
+	return (inode * 2654435769) & uint32(len(h.slots)-1) // Knuth's multiplier; it spreads runs of inodes
 }
 
-// set notes the holder of an inode, instead of one that was noted before.
+// set records the holder of an inode, and replaces the previous one.
 func (h *holders) set(inode, process uint32) {
 	if 4*(h.n+1) > 3*len(h.slots) {
 		old := h.slots
@@ -125,9 +125,9 @@ func (h *holders) find(inode uint32) (process uint32, ok bool) {
 	}
 }
 
-// eachProcess calls visit with each process, whose folder is dir. One that ends meanwhile
-// or that cannot be read takes no other one with it. It ends early with the context's
-// error and with that of visit if it is errEnough.
+// eachProcess calls visit with each process, whose folder is dir. It skips a process that
+// ends in the meantime or cannot be read. It stops when the context is done, with the
+// context's error, and when visit returns errEnough, with that.
 func (q *inquiry) eachProcess(visit func(pid int, dir string) error) error {
 	n := uint64(0)
 	w := &q.people
@@ -159,11 +159,11 @@ func (q *inquiry) eachProcess(visit func(pid int, dir string) error) error {
 	return err
 }
 
-// errEnough ends a walk over processes.
+// errEnough stops a walk over processes.
 var errEnough = errors.New("that is enough")
 
-// person returns the place of a process in the list, which it is added to with what its
-// status says.
+// person returns the index of a process in the list. If the process is not in the list,
+// person adds it, with the values of its status.
 func (q *inquiry) person(pid int, dir string) (uint32, error) {
 	w := &q.people
 	if at, ok := w.byPID[pid]; ok {
@@ -182,7 +182,7 @@ func (q *inquiry) person(pid int, dir string) (uint32, error) {
 	return at, nil
 }
 
-// status is what of /proc/<pid>/status (fs/proc/array.c) is needed.
+// status is the values that are read from /proc/<pid>/status (fs/proc/array.c).
 type status struct {
 	name  string
 	user  uint32
@@ -213,7 +213,7 @@ func readStatus(dir string) (status, error) {
 	return s, nil
 }
 
-// know asks a process whose it is.
+// know determines the owner of a process.
 func (q *inquiry) know(p *process) *process {
 	if p.asked {
 		return p
@@ -227,8 +227,8 @@ func (q *inquiry) know(p *process) *process {
 	return p
 }
 
-// ownerOf returns whose a process is, given its file cgroup, and the path of the cgroup
-// that people know it by.
+// ownerOf returns the owner of a process, given the content of its file cgroup, and the
+// path of the cgroup by which it is known.
 func (q *inquiry) ownerOf(file []byte) (owner.Owner, string) {
 	whose, err := q.groups.pods(q).Owner(file)
 	if err != nil {
@@ -262,12 +262,12 @@ func (q *inquiry) haveUnits() bool {
 	return found
 }
 
-// user is the name of a user as the machine has it, or the number.
+// user returns the name of a user on the machine, or the number if there is none.
 func (q *inquiry) user(id uint32) string {
 	w := &q.people
 	if w.users == nil {
 		w.users = map[uint32]string{}
-		// The machine's, of which this process may be in a container.
+		// The machine's passwd: this process may be in a container.
 		b, err := os.ReadFile(filepath.Join(q.ProcPath, "1/root/etc/passwd"))
 		if err != nil && q.ProcPath == "/proc" {
 			b, _ = os.ReadFile("/etc/passwd")
@@ -288,8 +288,8 @@ func (q *inquiry) user(id uint32) string {
 	return strconv.FormatUint(uint64(id), 10)
 }
 
-// lookAtDescriptors finds out which sockets processes have open, with a sample of so many
-// descriptors of those that have more than wholeProcess.
+// lookAtDescriptors finds the sockets that processes have open. Of a process with more
+// than wholeProcess descriptors it reads a sample of the given size.
 func (q *inquiry) lookAtDescriptors(sample int) error {
 	w := &q.people
 	err := q.eachProcess(func(pid int, dir string) error {
@@ -302,7 +302,7 @@ func (q *inquiry) lookAtDescriptors(sample int) error {
 			if !ok {
 				return
 			}
-			// Of several that share a socket it is the oldest, mostly their parent.
+			// If several share a socket it is the oldest, usually their parent.
 			if other, known := w.inodes.find(inode); !known || pid < w.list[other].pid {
 				w.inodes.set(inode, at)
 			}
@@ -322,15 +322,15 @@ func (q *inquiry) lookAtDescriptors(sample int) error {
 	return err
 }
 
-// firstOnes means a sample of the lowest descriptors, as many as are looked at.
+// firstOnes means a sample of the lowest descriptors, maxFirst at most.
 const firstOnes = -1
 
-// maxFirst is how many descriptors are looked at for firstOnes.
+// maxFirst is how many descriptors are read for firstOnes.
 const maxFirst = 4096
 
-// eachDescriptor calls visit with what each descriptor of a process links to, or a sample
-// of them if there are more than wholeProcess. A process with a descriptor is in the list
-// after it.
+// eachDescriptor calls visit with the link of each descriptor of a process, or of a
+// sample if there are more than wholeProcess. at is the process's index in the list, to
+// which it is added.
 func (q *inquiry) eachDescriptor(pid int, dir string, sample int, visit func(at uint32, link []byte)) error {
 	folder, err := unix.Open(dir+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -374,16 +374,16 @@ func (q *inquiry) eachDescriptor(pid int, dir string, sample int, visit func(at 
 	return nil
 }
 
-// descriptors yields the numbers of a process's descriptors in order, or at random if a
-// sample will do, some of which may not be open, and returns how many are. table is what
-// its status says.
+// descriptors returns the numbers of a process's descriptors, and how many are open. The
+// numbers are in order, or random if a sample is enough; then some may not be open. table
+// is the value from its status.
 func descriptors(folder, table, sample int) (iter.Seq[int], int, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(folder, &st); err != nil {
 		return nil, 0, err
 	}
-	// The size is their number since Linux 6.2. A table that is nearly empty, or of which the
-	// size is not known, is listed.
+	// The size is their number since Linux 6.2. A table that is nearly empty, or of
+	// unknown size, is listed.
 	open := int(st.Size)
 	if !isProc(folder) || open == 0 || table == 0 || table > 4*open+64 {
 		list, err := listed(folder)
@@ -440,13 +440,13 @@ func listed(folder int) ([]int, error) {
 	return list, nil
 }
 
-// isProc reports whether a folder is of a procfs, and not of a copy.
+// isProc reports whether a folder is in a procfs, and not in a copy.
 func isProc(folder int) bool {
 	var st unix.Statfs_t
 	return unix.Fstatfs(folder, &st) == nil && st.Type == unix.PROC_SUPER_MAGIC
 }
 
-// socketInode reads socket:[123].
+// socketInode returns the inode in a link such as socket:[123].
 func socketInode(link []byte) (uint32, bool) {
 	number, ok := bytes.CutPrefix(link, []byte("socket:["))
 	if !ok {
@@ -456,7 +456,7 @@ func socketInode(link []byte) (uint32, bool) {
 	return uint32(inode), err == nil && inode != 0
 }
 
-// kindOf is what sort of file a descriptor links to.
+// kindOf returns the kind of file that a descriptor links to.
 func kindOf(link string) string {
 	kind, rest, ok := strings.Cut(link, ":")
 	switch {
@@ -476,8 +476,9 @@ func kindOf(link string) string {
 	return kind // socket, pipe, ...
 }
 
-// findHolders looks for sockets by inode among the first descriptors of all processes,
-// and returns the processes that have each. It is for listeners, which are opened early.
+// findHolders searches the first descriptors of all processes for sockets by inode, and
+// returns the processes that have each open. It is meant for listeners, which are opened
+// early.
 func (q *inquiry) findHolders(inodes map[uint32]bool) (map[uint32][]uint32, error) {
 	of := map[uint32][]uint32{}
 	if len(inodes) == 0 {

@@ -12,8 +12,8 @@ import (
 // portSet is a set of port numbers.
 type portSet [1 << 16]bool
 
-// ephemeralPorts returns the ports that connect hands out in a network namespace, which
-// passes over those that are listened on.
+// ephemeralPorts returns the ports that connect may choose from in a network namespace.
+// It skips those with a listener.
 func ephemeralPorts(n *kernel.Netns, l *listening) (*portSet, error) {
 	f := n.Sysctl("net.ipv4.ip_local_port_range")
 	b, err := f.Read()
@@ -56,8 +56,8 @@ func (p *portSet) size() (n int) {
 	return n
 }
 
-// ranges returns the set as at most n ranges, in ascending order. Where it has more, the
-// last one also covers ports that are not in the set.
+// ranges returns the set as at most n ranges, in ascending order. If the set has more,
+// the last one also covers ports that are not in the set.
 func (p *portSet) ranges(n int) []sockdiag.PortRange {
 	var ranges []sockdiag.PortRange
 	for i, in := range p {

@@ -16,7 +16,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/procfile"
 )
 
-// A measurement is what a process has of something, and its limit, 0 for none.
+// A measurement is how much of something a process has, and its limit, 0 for none.
 type measurement struct {
 	amount
 	limit float64
@@ -25,7 +25,7 @@ type measurement struct {
 // readProcesses answers by what each process has.
 func readProcesses(measure func(q *inquiry, dir string) (measurement, error)) func(*inquiry) error {
 	return func(q *inquiry) error {
-		// A unit is its place in whose: a key is a number.
+		// A unit is its index in whose, because keys are numbers.
 		var whose []owner.Owner
 		var paths []string
 		units := map[string]uint64{}
@@ -112,7 +112,7 @@ func readProcesses(measure func(q *inquiry, dir string) (measurement, error)) fu
 	}
 }
 
-// nameShown names the processes that are shown, those of groups too.
+// nameShown names the processes that are shown, including those in groups.
 func (q *inquiry) nameShown() {
 	for i := range q.answer.Groups {
 		g := &q.answer.Groups[i]
@@ -139,8 +139,8 @@ func (q *inquiry) nameShown() {
 	}
 }
 
-// mostKind is the kind of more than half of a process's descriptors, of a sample if there
-// are many; empty if there is none or they are hidden.
+// mostKind returns the kind of more than half of a process's descriptors, from a sample
+// if there are many. It is empty if there is none, or if the descriptors are hidden.
 func (q *inquiry) mostKind(p *process) string {
 	of := map[string]int{}
 	_ = q.eachDescriptor(p.pid, q.ProcPath+"/"+strconv.Itoa(p.pid), sampled, func(_ uint32, link []byte) {
@@ -154,7 +154,7 @@ func (q *inquiry) mostKind(p *process) string {
 	return ""
 }
 
-// merge puts together groups of one name, such as all that are in no pod.
+// merge merges groups with the same name, such as all that are in no pod.
 func (a *Answer) merge() {
 	at := map[string]int{}
 	merged := a.Groups[:0]
@@ -174,8 +174,7 @@ func (a *Answer) merge() {
 	a.Groups = merged
 }
 
-// asked reports whether a process, by its owner and its network namespace, is one that
-// the question is about.
+// asked reports whether the question is about a process, given its owner.
 func (q *inquiry) asked(o owner.Owner, process string) (bool, error) {
 	if q.Pod != "" {
 		return o.Namespace+"/"+o.Pod == q.Pod, nil
@@ -203,7 +202,7 @@ func (q *inquiry) asked(o owner.Owner, process string) (bool, error) {
 	return false, nil
 }
 
-// countDescriptors measures how many descriptors a process has open.
+// countDescriptors counts the open descriptors of a process.
 func countDescriptors(_ *inquiry, dir string) (m measurement, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dir+"/fd", &st); err != nil {
@@ -226,8 +225,8 @@ func countDescriptors(_ *inquiry, dir string) (m measurement, err error) {
 	return m, err
 }
 
-// countThreads measures how many threads a process has: its folder of them has two links
-// more than that.
+// countThreads counts the threads of a process: the link count of its folder of threads
+// is their number plus two.
 func countThreads(_ *inquiry, dir string) (m measurement, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dir+"/task", &st); err != nil {
@@ -237,7 +236,7 @@ func countThreads(_ *inquiry, dir string) (m measurement, err error) {
 	return m, nil
 }
 
-// countAgainstLimit measures how many descriptors a process has open of those that it may.
+// countAgainstLimit counts the open descriptors of a process, with its limit.
 func countAgainstLimit(q *inquiry, dir string) (measurement, error) {
 	m, err := countDescriptors(q, dir)
 	if err != nil || m.count == 0 {
@@ -259,16 +258,17 @@ func countAgainstLimit(q *inquiry, dir string) (measurement, error) {
 const (
 	statmResident = 1
 	statmShared   = 2 // of files and of shared memory
-	statmData     = 5 // private memory that may be written, and stacks
+	statmData     = 5 // writable private memory, and stacks
 )
 
-// residentMemory measures a process's own memory that is in use, without what is in files.
+// residentMemory returns the resident memory of a process, without that of files and
+// shared memory.
 func residentMemory(q *inquiry, dir string) (measurement, error) {
 	f, err := statm(q, dir)
 	return measurement{amount: amount{1, max(f[statmResident]-f[statmShared], 0)}}, err
 }
 
-// promisedMemory measures the memory that a process may write and was promised.
+// promisedMemory returns the memory that a process may write and was promised.
 func promisedMemory(q *inquiry, dir string) (measurement, error) {
 	f, err := statm(q, dir)
 	return measurement{amount: amount{1, f[statmData]}}, err
@@ -291,7 +291,8 @@ func statm(q *inquiry, dir string) (f [statmData + 1]float64, err error) {
 	return f, nil
 }
 
-// readKinds answers by what descriptors are, of a sample where a process has very many.
+// readKinds answers by the kinds of descriptors, from a sample if a process has very
+// many.
 func readKinds(q *inquiry) error {
 	hidden := 0
 	estimated := false

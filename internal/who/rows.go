@@ -6,35 +6,35 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// row is a limit: what holds the things that it counts, and how that is found out.
+// row is a limit: what holds the things that it counts, and how to find the holders.
 type row struct {
 	resource string
 	// things is what is counted, in the plural.
 	things string
-	// by is what they can be grouped by. The first is the default, unless choose says
-	// otherwise.
+	// by is what they can be grouped by. The first is the default, unless choose is set,
+	// which then returns it.
 	by     []Grouping
 	choose func(*inquiry) Grouping
-	// memory is set where they are counted by the memory that they take.
+	// memory is set if they are ordered by the memory that they take.
 	memory bool
-	// machine is set where they belong to no network namespace and no pod.
+	// machine is set if they do not belong to a network namespace or pod.
 	machine bool
-	// processes is set where they are read process by process, and not in each network
+	// processes is set if they are read process by process, rather than in each network
 	// namespace.
 	processes bool
-	// perNetns is set where each network namespace has such a limit of its own.
+	// perNetns is set if each network namespace has its own limit of this kind.
 	perNetns bool
 	// loose is set for sockets that no process can have any more.
 	loose bool
-	// kinds is set where it helps to know what kind of descriptors a process has.
+	// kinds is set if it helps to know the kinds of a process's descriptors.
 	kinds bool
-	// read finds the groups. Nobody is set in its place where nobody can be named, and says
-	// why.
+	// read finds the groups. If nothing can be attributed, nobody is set instead, and
+	// gives the reason.
 	read   func(*inquiry) error
 	nobody string
 }
 
-// rows has a row for each limit.
+// rows returns a row for each limit.
 func rows() []row {
 	fragments := "A fragment belongs to no socket or process until its packet is reassembled, and the kernel shows only the memory of fragments, per network namespace. To see the senders: tcpdump 'ip[6:2] & 0x3fff != 0'."
 	return []row{
@@ -160,8 +160,8 @@ func rows() []row {
 	}
 }
 
-// unitsOr chooses units where there are any, because the kernel says of each socket which
-// it is of.
+// unitsOr chooses units if there are any, because the kernel reports the cgroup of each
+// socket.
 func unitsOr(other Grouping) func(*inquiry) Grouping {
 	return func(q *inquiry) Grouping {
 		if q.haveUnits() {
@@ -171,7 +171,7 @@ func unitsOr(other Grouping) func(*inquiry) Grouping {
 	}
 }
 
-// byKindOr reads in one way for the grouping by kind, and in another for any other.
+// byKindOr reads with kinds for the grouping by kind, and with other for any other.
 func byKindOr(kinds, other func(*inquiry) error) func(*inquiry) error {
 	return func(q *inquiry) error {
 		if q.By == ByKind {

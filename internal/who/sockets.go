@@ -15,22 +15,22 @@ import (
 type sockets struct {
 	protocol sockdiag.Protocol
 	states   sockdiag.Mask
-	// keep, unless nil, reports whether a socket of these states is one.
+	// keep reports whether a socket in one of these states is counted. nil keeps all.
 	keep func(s *sockdiag.Socket) bool
-	// ephemeral is set for those that hold a port of the range of connect: others are left
-	// out, and each group has that many as its limit.
+	// ephemeral is set if only sockets that hold a port of the range of connect are
+	// counted. The size of the range is the limit of each group.
 	ephemeral bool
-	// mini is set where they are TIME_WAIT mini-sockets, of which the kernel has no more than
-	// the addresses.
+	// mini is set for TIME_WAIT mini-sockets, for which the kernel keeps only the
+	// addresses.
 	mini bool
-	// about returns how many sockets a network namespace has for the walk to read.
+	// about returns how many sockets of a network namespace the walk will read.
 	about func(*collector.FoundNetns) collector.Number
 }
 
 func tcpSockets(n *collector.FoundNetns) collector.Number { return n.TCP.Plus(n.TimeWait) }
 func udpSockets(n *collector.FoundNetns) collector.Number { return n.UDP }
 
-// socketKey returns the function that finds the group of a socket.
+// socketKey returns a function that returns the key of a socket's group.
 func socketKey(by Grouping) func(v *socketVisitor, s *sockdiag.Socket, e end) key {
 	switch by {
 	case ByListener:
@@ -41,7 +41,7 @@ func socketKey(by Grouping) func(v *socketVisitor, s *sockdiag.Socket, e end) ke
 		return func(v *socketVisitor, s *sockdiag.Socket, e end) key {
 			k := key{place: v.place, to: s.Destination16()}
 			if e.out {
-				k.toPort = s.DestinationPort // of an accepted connection it is nobody's
+				k.toPort = s.DestinationPort // for an accepted connection it is ephemeral
 			}
 			return k
 		}
@@ -59,8 +59,8 @@ func socketKey(by Grouping) func(v *socketVisitor, s *sockdiag.Socket, e end) ke
 		}
 	default: // those of processes and their cgroups
 		return func(v *socketVisitor, s *sockdiag.Socket, e end) key {
-			// What a connection is for tells the processes of a cgroup apart. Destinations can
-			// be very many, and then they are one.
+			// The purpose of a connection distinguishes the processes of a cgroup. There
+			// can be very many destinations; then they count as one.
 			if e.out && len(v.tally.groups) > maxGroups/2 {
 				e = end{out: true}
 			}
@@ -85,11 +85,11 @@ type socketVisitor struct {
 	memory    bool
 
 	read, expected uint64
-	begun          uint64 // read when the walk began
+	begun          uint64 // value of read when the walk began
 	torn           bool
 }
 
-// Reset is called before a walk. One that has to start over cannot be taken back.
+// Reset is called before a walk. A walk that starts over cannot undo what it has counted.
 func (v *socketVisitor) Reset() {
 	if v.read > v.begun {
 		v.torn = true
@@ -209,7 +209,7 @@ func (v *socketVisitor) walk() error {
 	})
 }
 
-// hostCounts are the numbers of sockets of the host's network namespace.
+// hostCounts returns the numbers of sockets in the host's network namespace.
 func (q *inquiry) hostCounts() (n collector.FoundNetns) {
 	n.Name = hostNetns
 	f, f6 := q.Host.File("sockstat"), q.Host.File("sockstat6")
@@ -226,41 +226,42 @@ func (q *inquiry) hostCounts() (n collector.FoundNetns) {
 	return n
 }
 
-// A part is what of a group belongs to one process, or to nobody that was found.
+// A part is the part of a group that belongs to one process, or for which no process was
+// found.
 type part struct {
 	group   *group
-	process *process // nil for nobody
+	process *process // nil if none was found
 	amount
 	estimated bool
 }
 
-// fewHeavy is how many sockets with memory a sample has to have to tell how much memory
-// the others have. With fewer, each is taken to have the same.
+// fewHeavy is the minimum number of sockets with memory that a sample must have to show
+// how much memory the others have. With fewer, all sockets are assumed to have the same.
 const fewHeavy = 30
 
-// opener is who opened sockets, as far as the kernel tells.
+// opener is the cgroup and user that opened sockets, as far as the kernel reports them.
 type opener struct {
 	cgroup uint64
 	user   uint32
 }
 
-// unseen is the sockets of an opener that nobody was found to have in their own group, and
-// the processes of which a sample was looked at that have any of its sockets.
+// unseen is the sockets of an opener for which no process was found in their own group,
+// and the sampled processes that have any sockets of that opener.
 type unseen struct {
 	amount
 	order []*process
 	of    map[*process]*sampledPart
 }
 
-// sampledPart is how many sockets of an opener a process has besides those that were seen,
-// as its sample has it, and how many were found to be its own.
+// sampledPart is how many sockets of an opener a process should have, according to its
+// sample, other than those that were seen, and how many were given to it.
 type sampledPart struct{ expected, given float64 }
 
-// distribute takes the groups apart by process. The sockets of a group are those of one
-// opener that are for one thing. What was found by inode counts as it is. The rest belongs
-// to processes of which a sample was looked at: to those that have something in the group,
-// each by what its sample represents, which is exact where there is but one. What that
-// leaves over, as of groups that are too small for a sample, goes to those that have
+// distribute divides the groups by process. The sockets of a group have one opener and
+// one purpose. Sockets found by inode count exactly. The rest belongs to processes that
+// were sampled: to those that have something in the group, each according to what its
+// sample represents, which is exact if there is only one. What that leaves over, for
+// example of groups that are too small for a sample, goes to processes that have
 // something of the same opener and should have more.
 func (q *inquiry) distribute() []part {
 	var parts []part
@@ -322,8 +323,8 @@ func (q *inquiry) distribute() []part {
 	return parts
 }
 
-// accountedFor takes off rest what samples that represent so many things do not account
-// for, and returns it. A tenth is their error.
+// accountedFor subtracts from rest what samples representing the expected number of
+// things do not account for, and returns it. Their error is assumed to be a tenth.
 func accountedFor(rest *amount, expected float64) (missed amount) {
 	if expected >= 0.9*rest.count {
 		return amount{}
@@ -339,7 +340,7 @@ func (u *unseen) parts(o opener) (parts []part) {
 	if u.count == 0 {
 		return nil
 	}
-	// Of several groups, which have nothing in common.
+	// The sockets are of several groups, which have nothing in common.
 	g := &group{key: key{id: o.cgroup, user: o.user, out: true}}
 	wanting := 0.0
 	for _, s := range u.of {
@@ -367,7 +368,7 @@ func (q *inquiry) addOwners(parts []part) {
 	}
 	entries := map[string]*entry{}
 	var order []string
-	// What a sample represents is known where all of it comes into one group.
+	// What a sample represents is known exactly if all of it goes into one group.
 	of := map[*group]string{}
 	split := map[*group]bool{}
 	groups := make([]Group, len(parts))
@@ -419,7 +420,7 @@ func (q *inquiry) addOwners(parts []part) {
 	}
 }
 
-// ownerGroup returns the group that a part is of, without numbers.
+// ownerGroup returns the group that a part belongs to, without numbers.
 func (q *inquiry) ownerGroup(p part) (g Group) {
 	whose, cgroup := q.socketOwner(p.group.id)
 	if p.process != nil {
@@ -461,13 +462,13 @@ func (q *inquiry) ownerGroup(p part) (g Group) {
 	return g
 }
 
-// label is what a process is called.
+// label returns the name and PID of a process.
 func (p *process) label() string { return fmt.Sprintf("%s[%d]", p.name, p.pid) }
 
 // shownProcesses is how many processes of a group are named.
 const shownProcesses = 2
 
-// nameProcesses names those that have the most of a group.
+// nameProcesses names the processes that have the most of a group.
 func (q *inquiry) nameProcesses(g *Group, of map[*process]amount) {
 	var all []*process
 	for p := range of {
@@ -484,7 +485,7 @@ func (q *inquiry) nameProcesses(g *Group, of map[*process]amount) {
 	g.MoreProcesses = max(len(all)-shownProcesses, 0)
 }
 
-// addSocketGroups adds the groups of a walk that are none of processes.
+// addSocketGroups adds the groups of a walk that are not made of processes.
 func (q *inquiry) addSocketGroups(v *socketVisitor) {
 	for i, held := range q.tally.heldOf() {
 		t := &q.tally.groups[i]

@@ -7,14 +7,14 @@ import (
 )
 
 const (
-	// maxGroups bounds the groups that are kept: some 4 MB. Up to that many all numbers are
-	// exact.
+	// maxGroups bounds the groups that are kept, to some 4 MB. Up to that many groups all
+	// numbers are exact.
 	maxGroups = 16384
-	// maxHeld bounds what is kept of which process has how much of which group.
+	// maxHeld bounds how many pairs of a process and a group are kept.
 	maxHeld = 4 * maxGroups
 )
 
-// amount is how many things there are and how many bytes they take.
+// amount is a number of things and the bytes that they take.
 type amount struct{ count, bytes float64 }
 
 func (a *amount) add(o amount) {
@@ -29,11 +29,11 @@ func (a *amount) subtract(o amount) {
 
 func (a amount) times(f float64) amount { return amount{a.count * f, a.bytes * f} }
 
-// key tells groups apart. A grouping sets what it goes by.
+// key identifies a group. A grouping sets the fields that it groups by.
 type key struct {
 	from, to         [16]byte // addresses, an IPv4 one mapped into IPv6
 	id               uint64   // a cgroup, a process, ...
-	place            uint32   // of the network namespace
+	place            uint32   // index of the network namespace
 	user             uint32
 	fromPort, toPort uint16
 	kind, state      uint8
@@ -44,7 +44,8 @@ type key struct {
 // recentKeys is a power of two.
 const recentKeys = 1 << 10
 
-// hash is where a key is in tally.recent. It looks at what mostly differs.
+// hash returns the index of a key in tally.recent. It uses the fields that usually
+// differ.
 func (k *key) hash() uint32 {
 	h := binary.LittleEndian.Uint32(k.from[12:]) + uint32(k.fromPort)<<8
 	h = h*31 + binary.LittleEndian.Uint32(k.to[12:]) + uint32(k.toPort)<<8
@@ -56,13 +57,13 @@ func (k *key) hash() uint32 {
 type group struct {
 	key
 	amount
-	score float64 // what it is kept for
+	score float64 // by which groups are kept
 	ballot
 	limit float64 // of the group, 0 if it has none of its own
 }
 
-// ballot is the cgroup that more than half of a group's things are of, if there is one: the
-// vote of Boyer and Moore. Those that agree have at least votes of all that was cast.
+// ballot is the cgroup that more than half of a group's things belong to, if there is
+// one, found by the majority vote of Boyer and Moore. At least votes of cast agree.
 type ballot struct {
 	cgroup      uint64
 	votes, cast float64
@@ -81,35 +82,37 @@ func (b *ballot) vote(cgroup uint64, weight float64) {
 	}
 }
 
-// agreed returns the cgroup that more than half is of.
+// agreed returns the cgroup that at least half of the things belong to.
 func (b *ballot) agreed() (cgroup uint64, ok bool) {
 	return b.cgroup, b.votes > 0 && 2*b.votes >= b.cast
 }
 
-// tally counts things by group, in bounded memory, so that the largest groups come out. It
-// is the algorithm of Misra and Gries, as collector's frequent: where there are too many,
-// the half with the least is dropped, and what those had at most is taken from all.
+// tally counts things by group in bounded memory, and finds the largest groups. It uses
+// the algorithm of Misra and Gries, like frequent of package collector: when there are
+// too many groups, the half with the least is dropped, and the maximum of those is
+// subtracted from all.
 type tally struct {
 	most   int
-	places map[key]uint32 // in groups
+	places map[key]uint32 // indexes in groups
 	groups []group
 	held   map[holding]*portion
 	all    amount
-	// recent has the places of groups that were added to, where their key says: mostly it
-	// spares the map.
+	// recent caches the indexes of groups that were added to, by the hash of their key.
+	// It avoids most lookups in the map.
 	recent [recentKeys]uint32
-	// dropped is by how much the score of a group can be too low.
+	// dropped is the maximum by which the score of a group can be too low.
 	dropped float64
 }
 
-// holding is what a process has of a group.
+// holding identifies a process's part of a group.
 type holding struct{ group, process uint32 }
 
 func newTally(most int) *tally {
 	return &tally{most: most, places: map[key]uint32{}, held: map[holding]*portion{}}
 }
 
-// add counts things of a group and returns its place, which holds until the next one.
+// add counts things of a group and returns the group's index, which is valid until the
+// next call.
 func (t *tally) add(k key, a amount, score float64) uint32 {
 	t.all.add(a)
 	recent := &t.recent[k.hash()]
@@ -132,10 +135,10 @@ func (t *tally) add(k key, a amount, score float64) uint32 {
 	return at
 }
 
-// portion is what was seen that a process has of a group.
+// portion is the part of a group that a process was seen to have.
 type portion struct {
 	amount
-	heavy int // of those, how many have any bytes
+	heavy int // how many of those have any bytes
 }
 
 func (p *portion) add(a amount) {
@@ -145,7 +148,7 @@ func (p *portion) add(a amount) {
 	}
 }
 
-// hold returns what a process has of a group, to be added to.
+// hold returns a process's part of a group, for adding to it.
 func (t *tally) hold(at, process uint32) *portion {
 	h := holding{at, process}
 	p := t.held[h]
@@ -189,16 +192,16 @@ func (t *tally) prune() {
 	t.held = held
 }
 
-// gone is the place of what was dropped.
+// gone returns the index of dropped groups.
 func (*tally) gone() uint32 { return ^uint32(0) }
 
-// processHeld is what a process has of a group.
+// processHeld is a process's part of a group.
 type processHeld struct {
 	process uint32
 	*portion
 }
 
-// heldOf returns what processes have of each group, the one with the most first.
+// heldOf returns the parts that processes have of each group, largest first.
 func (t *tally) heldOf() [][]processHeld {
 	of := make([][]processHeld, len(t.groups))
 	for h, p := range t.held {

@@ -1,10 +1,10 @@
-// Package who finds out who holds what a limit counts: processes, units, pods, listeners,
-// peers, or what else helps.
+// Package who finds the holders of what a limit counts: processes, units, pods,
+// listeners, peers, or other groups.
 //
-// It is a table: rows has a row for every limit, with what its things can be grouped by
-// and the function that reads them. What it reads it streams: a group is a few numbers,
-// and however many sockets there are, none is kept. It runs once and stops when it is
-// told; what the collectors keep open and remember is none of its business.
+// The package is a table: rows has a row for every limit, with what its things can be
+// grouped by and the function that reads them. Reading streams: a group is a few numbers,
+// and sockets are not kept, however many there are. An inquiry runs once and can be
+// stopped. It is independent of what the collectors keep open and remember.
 package who
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 )
 
-// Grouping is what things are put together by.
+// Grouping is what things are grouped by.
 type Grouping string
 
 // The groupings.
@@ -29,7 +29,7 @@ const (
 	ByUnit        Grouping = "unit"        // of systemd, or the container or pod
 	ByPod         Grouping = "pod"         // of Kubernetes
 	ByListener    Grouping = "listener"    // that accepted a connection, or the destination of one that was not accepted
-	ByPeer        Grouping = "peer"        // the remote address, with the port where that is a service's
+	ByPeer        Grouping = "peer"        // the remote address, with the port if that is a service's
 	BySource      Grouping = "source"      // address
 	ByDestination Grouping = "destination" // address and port, and from which address
 	ByState       Grouping = "state"
@@ -37,34 +37,35 @@ const (
 	ByInterface   Grouping = "interface"
 )
 
-// Groupings are all of them.
+// Groupings returns all groupings.
 func Groupings() []Grouping {
 	return []Grouping{ByProcess, ByUnit, ByPod, ByListener, ByPeer, BySource, ByDestination, ByState, ByKind, ByInterface}
 }
 
-// A Question is what is asked.
+// A Question describes what to find.
 type Question struct {
 	// Resource is the key of a limit.
 	Resource string
-	// By is what to group by; empty is what helps most for the resource.
+	// By is what to group by; empty means what helps most for the resource.
 	By Grouping
-	// Top is how many groups are wanted.
+	// Top is the maximum number of groups to return.
 	Top int
-	// Netns is the network namespace to look at, as the label netns of the metrics has it,
-	// or "host"; Pod is the pod, as <namespace>/<pod>. Empty is all that can be entered.
+	// Netns is the network namespace to read, as in the label netns of the metrics, or
+	// "host". Pod is the pod to read, as <namespace>/<pod>. If both are empty, all
+	// namespaces that can be entered are read.
 	Netns, Pod string
-	// Cgroup is the cgroup to look at, as the label cgroup of the metrics has it, where
-	// the limit is that of one; empty is all.
+	// Cgroup is the cgroup to read, as in the label cgroup of the metrics, if the limit
+	// is that of a cgroup; empty means all.
 	Cgroup string
-	// Progress, unless nil, is called now and then with how many things were read, and about
-	// how many there are, 0 if that is not known.
+	// Progress, unless nil, is called now and then with the number of things read, and
+	// the approximate total, 0 if that is not known.
 	Progress func(read, about uint64, things string)
 }
 
-// hostNetns is what the host's network namespace is called.
+// hostNetns is the name of the host's network namespace.
 const hostNetns = "host"
 
-// Resources are the limits that can be asked about.
+// Resources returns the limits that can be asked about.
 func Resources() []string {
 	var names []string
 	for _, r := range rows() {
@@ -73,12 +74,12 @@ func Resources() []string {
 	return names
 }
 
-// PerNetns reports whether each network namespace has a limit of its own of this kind.
+// PerNetns reports whether each network namespace has its own limit of this kind.
 func PerNetns(resource string) bool {
 	return slices.ContainsFunc(rows(), func(r row) bool { return r.resource == resource && r.perNetns })
 }
 
-// Check returns an error, one line for people, where a question cannot be answered on any
+// Check returns an error, in one line for people, if a question cannot be answered on any
 // machine.
 func Check(q Question) error {
 	_, err := find(q)
@@ -109,8 +110,8 @@ func find(q Question) (*row, error) {
 	return r, nil
 }
 
-// Ask answers a question. Beside the error of a context that has ended it returns what was
-// found until then, if that is anything.
+// Ask answers a question. If the context ends, Ask returns its error and what was found
+// until then, if anything.
 func Ask(ctx context.Context, k *collector.Scope, question Question) (*Answer, error) {
 	r, err := find(question)
 	if err != nil {
@@ -144,36 +145,36 @@ func Ask(ctx context.Context, k *collector.Scope, question Question) (*Answer, e
 	return q.answer, err
 }
 
-// inquiry is a question while it is answered.
+// inquiry is the state of answering a question.
 type inquiry struct {
 	*collector.Scope
 	Question
 	row    *row
-	ctx    context.Context //nolint:containedctx // it is as long as the inquiry
+	ctx    context.Context //nolint:containedctx // it lasts as long as the inquiry
 	answer *Answer
 	tally  *tally
 
-	// places are the network namespaces that are looked at. The first is the host's.
+	// places are the network namespaces to read. The first is the host's.
 	places []place
 	people people
 	groups cgroups
 }
 
-// place is a network namespace, the host's if it is the first.
+// place is a network namespace. The first one is the host's.
 type place struct {
 	collector.FoundNetns
-	// skipped is set where it is not asked for.
+	// skipped is set if the question excludes it.
 	skipped bool
 }
 
-// note adds what a reader of the answer has to know.
+// note adds a note to the answer, once.
 func (q *inquiry) note(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); !slices.Contains(q.answer.Notes, text) {
 		q.answer.Notes = append(q.answer.Notes, text)
 	}
 }
 
-// choosePlaces finds the network namespaces that are asked for.
+// choosePlaces finds the network namespaces that the question is about.
 func (q *inquiry) choosePlaces() error {
 	q.places = []place{{FoundNetns: collector.FoundNetns{Owner: owner.Owner{Name: hostNetns}}}}
 	if q.row.machine {
@@ -187,7 +188,7 @@ func (q *inquiry) choosePlaces() error {
 		return nil
 	}
 	if q.row.processes && q.Pod != "" {
-		return nil // a process says itself whose it is
+		return nil // the process itself names its owner
 	}
 	found, err := collector.FindNetns(q.ctx, q.Scope)
 	if err != nil {
@@ -219,7 +220,7 @@ func (q *inquiry) choosePlaces() error {
 	return nil
 }
 
-// netns is the name of a place, empty for the host's.
+// netns returns the name of a place, empty for the host's.
 func (q *inquiry) netns(at uint32) string {
 	if at == 0 {
 		return ""
@@ -227,9 +228,9 @@ func (q *inquiry) netns(at uint32) string {
 	return q.places[at].Name
 }
 
-// eachNetns calls visit at each place that is asked for, of those that is not empty as far
-// as is known: about returns how many things are there. What cannot be entered or read is
-// noted, and an error if it is all.
+// eachNetns calls visit at each place that the question is about, except those that are
+// known to be empty: about returns how many things a place has. Places that cannot be
+// entered or read are noted. It returns an error if none could be read.
 func (q *inquiry) eachNetns(about func(*collector.FoundNetns) collector.Number, visit func(n *kernel.Netns, at uint32) error) error {
 	var failed, last error
 	read, closed, missing, example := 0, 0, 0.0, ""
@@ -302,7 +303,7 @@ func (q *inquiry) eachNetns(about func(*collector.FoundNetns) collector.Number, 
 	return nil
 }
 
-// visitNetns runs visit in a namespace. there is false if that has ended.
+// visitNetns runs visit in a namespace. there is false if the namespace no longer exists.
 func visitNetns(t *kernel.Tour, n *collector.FoundNetns, visit func() error) (there bool, err error) {
 	if n.Path != "" {
 		err = t.VisitName(n.Path, visit)
@@ -311,7 +312,7 @@ func visitNetns(t *kernel.Tour, n *collector.FoundNetns, visit func() error) (th
 	for _, process := range n.Processes {
 		err = t.Visit(process, func(entered error) error {
 			if entered != nil || !t.At(n.ID) {
-				return nil // it has ended, or moved
+				return nil // it has ended, or is in another one
 			}
 			there = true
 			return visit()

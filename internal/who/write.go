@@ -12,16 +12,16 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// A Limit is the state of the limit that was asked about.
+// A Limit is the state of the limit that the question is about.
 type Limit struct {
-	// Reading is nil where it could not be read, or is not enforced on this machine.
+	// Reading is nil if the limit could not be read, or is not enforced on this machine.
 	Reading *collector.LimitReading
 	// Err is why it could not be read.
 	Err error
 }
 
-// WriteText writes an answer for people: the state of the limit, the table, and what to
-// know about it.
+// WriteText writes an answer for people: the state of the limit, the table, and the
+// notes.
 func (a *Answer) WriteText(out io.Writer, limit Limit) error {
 	fmt.Fprintf(out, "%s: %s\n", a.Resource, limit)
 	if l := limit.Reading; l != nil && l.Level() != collector.OK {
@@ -65,7 +65,7 @@ func (l Limit) String() string {
 	return text
 }
 
-// summary describes what was found, in a line.
+// summary describes what was found, in one line.
 func (a *Answer) summary(limit *collector.LimitReading) string {
 	var b strings.Builder
 	if a.Stopped {
@@ -97,7 +97,8 @@ func (a *Answer) summary(limit *collector.LimitReading) string {
 // column is a column of the table.
 type column struct {
 	title string
-	// of is what a row has in it. The column is left out where that is empty for all.
+	// of returns the text of the column for a group. The column is left out if that is
+	// empty for all groups.
 	of func(g *Group) string
 }
 
@@ -195,8 +196,8 @@ func (a *Answer) writeTable(out io.Writer) error {
 	return nil
 }
 
-// showsMemory reports whether memory is worth a column: what is counted by something else
-// mostly has none.
+// showsMemory reports whether memory is worth a column. Things that are not counted by
+// memory mostly have none.
 func (a *Answer) showsMemory() bool { return a.ByMemory || a.HasMemory && a.Memory > 0 }
 
 func (a *Answer) estimated() bool {
@@ -208,7 +209,7 @@ func (a *Answer) estimated() bool {
 	return false
 }
 
-// about marks an estimate.
+// about returns the mark of an estimate.
 func about(g *Group) string {
 	if g.Estimated {
 		return "~"

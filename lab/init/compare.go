@@ -9,15 +9,14 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/byhand"
 )
 
-// compare notes by series where a page and two readings differ, and forgets what
-// does not differ any more. What a collector read earlier, or not at all, is not
-// compared.
+// compare records, by series, where a page and two readings differ, and removes what no
+// longer differs. It does not compare what a collector read earlier, or not at all.
 func (g *guest) compare(page string, before, after byhand.Readings, differ map[string]string) error {
 	values, err := parsePage(page)
 	if err != nil {
 		return err
 	}
-	// An unprivileged exporter is not shown the descriptors that the guest sees.
+	// An unprivileged exporter may not see the descriptors that the guest sees.
 	old := func(series string) bool {
 		c := g.from(series)
 		return c != "" && (values[ofCollector("success", c)] != 1 || values[ofCollector("age_seconds", c)] > 0) ||
@@ -50,7 +49,7 @@ func (g *guest) compare(page string, before, after byhand.Readings, differ map[s
 	return nil
 }
 
-// moving reports whether the looking itself moves a series: it takes memory and
+// moving reports whether reading itself changes a series, because it takes memory and
 // descriptors for a moment.
 func moving(series string) bool {
 	name := strings.TrimPrefix(series, "sockpressure_")
@@ -58,7 +57,7 @@ func moving(series string) bool {
 		name == `process_open_file_descriptors{process="exporter"}`
 }
 
-// about allows for what the looking moves: 5 %.
+// about allows for a change of 5 % by the reading itself.
 func about(v, read float64) bool { return math.Abs(v-read) <= read/20 }
 
 // collectorOf maps metrics, and the saturation of limits, to their collector.
@@ -75,7 +74,7 @@ func collectorOf() map[string]string {
 	return of
 }
 
-// from is the collector of a series, empty if it is none's.
+// from returns the collector of a series, or "".
 func (g *guest) from(series string) string {
 	family, _, _ := strings.Cut(series, "{")
 	return cmp.Or(g.collectors[series], g.collectors[family])

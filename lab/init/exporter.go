@@ -17,12 +17,12 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kmsg"
 )
 
-// startExporter runs the exporter with its default flags, as its service does: the
-// OOM killer takes it last.
+// startExporter runs the exporter with its default flags and, as its service does, so
+// that the OOM killer takes it last.
 func (g *guest) startExporter(args ...string) error {
 	g.exporter = exec.Command("/exporter", args...)
 	g.exporter.Stderr = &g.said
-	// With the kernel's log, for the one without capabilities.
+	// With the kernel's log as standard input, for the exporter without capabilities.
 	log, err := os.Open(kmsg.Path)
 	if err != nil {
 		return err
@@ -38,7 +38,7 @@ func (g *guest) startExporter(args ...string) error {
 	if err := writeFile(fmt.Sprintf("/proc/%d/oom_score_adj", g.exporter.Process.Pid), "-900"); err != nil {
 		return err
 	}
-	// One connection that stays, as Prometheus has it.
+	// One persistent connection, as Prometheus has.
 	g.client = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: deadline}
 	for end := time.Now().Add(fresh); ; time.Sleep(20 * time.Millisecond) {
 		if _, err := g.get("/-/ready"); err == nil {
@@ -49,7 +49,7 @@ func (g *guest) startExporter(args ...string) error {
 	}
 }
 
-// metrics returns what of a scrape is of the exporter's own metrics.
+// metrics returns the exporter's own metrics from a scrape.
 func (g *guest) metrics() (string, error) {
 	text, err := g.get("/metrics")
 	if err != nil {
@@ -65,7 +65,8 @@ func (g *guest) metrics() (string, error) {
 }
 
 func (g *guest) get(path string) (string, error) {
-	// Without room for neighbours of IPv4 its loopback is gone too: 127.0.0.1 is one.
+	// If there is no room for IPv4 neighbours, loopback does not work either, because
+	// 127.0.0.1 is one.
 	host := "127.0.0.1"
 	if g.Name == "neighbours_ipv4" {
 		host = "::1"
@@ -87,7 +88,7 @@ func (g *guest) get(path string) (string, error) {
 	return string(text), err
 }
 
-// parsePage reads the samples of a page.
+// parsePage parses the samples of a page.
 func parsePage(page string) (map[string]float64, error) {
 	values := map[string]float64{}
 	for line := range strings.Lines(page) {

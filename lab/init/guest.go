@@ -20,20 +20,20 @@ import (
 )
 
 const (
-	// port is the exporter's default one.
+	// port is the exporter's default port.
 	port = "10058"
 	// nobody is a user without capabilities.
 	nobody = 65534
 	// longest is the exporter's default length of lists.
 	longest = 10
-	// deadline is how long a scrape may take, as for a Prometheus with its defaults,
-	// and tries how often it is tried. fresh is how long a walk may be put off.
+	// deadline is how long a scrape may take, which is Prometheus's default, tries how
+	// often it is tried, and fresh how long a walk may be delayed.
 	deadline = 10 * time.Second
 	tries    = 5
 	fresh    = 30 * time.Second
 	// again is how long to wait before asking for a walk again.
 	again = 100 * time.Millisecond
-	// compareEvery is the steps from one that is compared to the next.
+	// compareEvery is the number of steps from one that is compared to the next.
 	compareEvery = 10
 	// attempts is how often a step is scraped until nothing differs.
 	attempts = 4
@@ -50,21 +50,21 @@ type guest struct {
 	said     bytes.Buffer // by the exporter
 	client   *http.Client
 	hand     *byhand.Reader
-	// in runs something where the numbers are: in a network namespace of the
-	// scenario's own, if it has one.
+	// in runs a function where the numbers are: in the scenario's own network namespace,
+	// if it has one.
 	in      func(func() error) error
 	steps   int
 	refused bool
-	// args are those of the exporter.
+	// args are the arguments of the exporter.
 	args []string
-	// collectors is the collector of each metric.
+	// collectors maps metrics to their collector.
 	collectors map[string]string
-	// seen is every series of the pages, agreed those that had the right value.
+	// seen are all series of the pages, agreed those that had the right value.
 	seen, agreed map[string]bool
 	floods       []scenario.Flood
 }
 
-// run goes through the steps of the scenario.
+// run runs the steps of the scenario.
 func (g *guest) run() error {
 	start := loads()[g.Name]
 	if start == nil {
@@ -90,7 +90,7 @@ func (g *guest) run() error {
 	if err := g.startExporter(args...); err != nil {
 		return err
 	}
-	// What was logged before counts for nobody.
+	// What was logged before does not count.
 	if err := g.log.read(); err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (g *guest) run() error {
 	return nil
 }
 
-// ramp puts more and more load on the kernel, until some steps after it refused.
+// ramp increases the load on the kernel, until some steps after it has refused.
 func (g *guest) ramp(l *load) error {
 	past := 0
 	for n := 1; past < scenario.Past; n++ {
@@ -162,8 +162,8 @@ func (g *guest) ramp(l *load) error {
 	return nil
 }
 
-// step scrapes until nothing differs from what was read by hand, and reports. Not
-// every step is compared: reading by hand is slow.
+// step scrapes until nothing differs from what was read by hand, and reports. Not every
+// step is compared, because reading by hand is slow.
 func (g *guest) step(refused string) error {
 	s := &scenario.Step{Refused: refused}
 	compared := g.steps%compareEvery == 0 || refused != "" && !g.refused
@@ -204,7 +204,7 @@ func (g *guest) step(refused string) error {
 	}
 	s.Log = g.log.take()
 	if g.status {
-		// A host that runs out of something need not answer.
+		// A host that has run out of something need not answer.
 		s.Status, _ = g.get("/")
 	}
 	g.report.send(scenario.Message{Step: s})
@@ -230,7 +230,7 @@ func (g *guest) readings(wanted bool) (r byhand.Readings, err error) {
 		return nil, nil
 	}
 	err = g.in(func() error {
-		// What takes sockets comes first: the kernel counts them for a while.
+		// What takes sockets comes first, because the kernel counts them for a while.
 		r = byhand.Readings{}
 		if err := queues(r); err != nil {
 			return err
@@ -246,7 +246,7 @@ func (g *guest) readings(wanted bool) (r byhand.Readings, err error) {
 	return r, err
 }
 
-// scrape asks for a page, again until some walks are new.
+// scrape fetches a page, repeatedly until the given walks are new.
 func (g *guest) scrape(s *scenario.Step, walks []string) error {
 	for end := time.Now().Add(fresh); ; time.Sleep(again) {
 		began := time.Now()
@@ -280,8 +280,8 @@ func (g *guest) scrape(s *scenario.Step, walks []string) error {
 	}
 }
 
-// bare scrapes before any module is loaded: what the kernel does not have then is
-// not supported, and no error.
+// bare scrapes before any module is loaded: what the kernel does not have then must be
+// not supported, rather than an error.
 func (g *guest) bare() error {
 	if err := g.startExporter(); err != nil {
 		return err
@@ -296,7 +296,7 @@ func (g *guest) bare() error {
 	}
 	for _, spec := range collector.Specs() {
 		supported := 1.0
-		// Their modules are those that the guest loads.
+		// The guest loads their modules later.
 		if slices.Contains([]string{"tcp", "ports", "unix", "udp", "conntrack"}, spec.Name) {
 			supported = 0
 		}

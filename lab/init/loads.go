@@ -8,18 +8,18 @@ import (
 
 // load is what a scenario does to the kernel.
 type load struct {
-	// step brings the load to n parts of scenario.Ramp of the limit, and returns what
-	// it saw if the kernel refused something.
+	// step brings the load to n parts of scenario.Ramp of the limit, and returns what it
+	// saw if the kernel refused something.
 	step func(n int) (refused string, err error)
-	// release gives everything back, if there is anything.
+	// release releases everything. It may be nil.
 	release func() error
-	// in and proc are the network namespace and the procfs that the exporter is to
-	// look at, if they are not the machine's.
+	// in and proc are the network namespace and the procfs that the exporter reads, if
+	// they are not the machine's.
 	in   func(func() error) error
 	proc string
 }
 
-// loads is how the load of each scenario is prepared, by its name.
+// loads returns the functions that prepare the load of each scenario, by name.
 func loads() map[string]func(*guest) (*load, error) {
 	return map[string]func(*guest) (*load, error){
 		"conntrack_entries":        conntrackEntries,
@@ -57,13 +57,13 @@ func loads() map[string]func(*guest) (*load, error) {
 	}
 }
 
-// share is n parts of the ramp of a limit.
+// share returns n parts of the ramp of a limit.
 func share(n, limit int) int { return n * limit / scenario.Ramp }
 
 // pages converts bytes to pages.
 func pages(bytes int) int { return bytes / os.Getpagesize() }
 
-// Ports of the loads. They lie below those that the kernel hands out.
+// Ports of the loads. They are below the ephemeral ports.
 const (
 	portTrack = 9000 + iota
 	portMemory

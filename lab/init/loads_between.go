@@ -12,10 +12,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// betweenScrapes fills the table of connections when it is told to, for a while, and
-// ends when it is told to.
+// betweenScrapes fills the table of connections for a while when it is told to, and ends
+// when it is told to.
 func betweenScrapes(*guest) (*load, error) {
-	// QEMU's network for guests.
+	// The network card that QEMU provides.
 	link, err := netlink.LinkByName("eth0")
 	if err != nil {
 		return nil, fmt.Errorf("the network card: %w", err)
@@ -61,7 +61,7 @@ func betweenScrapes(*guest) (*load, error) {
 			return "", err
 		}
 		time.Sleep(scenario.FullFor)
-		// What is closed would stay in the table for a while.
+		// Entries of closed connections would remain for a while.
 		if err := errors.Join(empty(), netlink.ConntrackTableFlush(netlink.ConntrackTable)); err != nil {
 			return "", err
 		}

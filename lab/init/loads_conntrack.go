@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// track switches connection tracking on in the network namespace of this thread,
-// which takes a rule that asks for it.
+// track enables connection tracking in the network namespace of this thread, which takes
+// a rule that uses it.
 func track() error {
 	c, err := nftables.New()
 	if err != nil {
@@ -44,7 +44,7 @@ func conntrackEntries(*guest) (*load, error) {
 	return tracked()
 }
 
-// tracked keeps connections open, each an entry of the table of this thread's
+// tracked keeps connections open, each of which is an entry in the table of this thread's
 // network namespace.
 func tracked() (*load, error) {
 	if err := track(); err != nil {
@@ -77,8 +77,8 @@ func tracked() (*load, error) {
 	}, nil
 }
 
-// conntrackEntriesNetns does so in a network namespace with a process of its own,
-// as a container has it, whose procfs the exporter is given.
+// conntrackEntriesNetns does the same in a separate network namespace with its own
+// process, like a container. The exporter is given the procfs of that process.
 func conntrackEntriesNetns(*guest) (*load, error) {
 	const proc = "/tmp/proc"
 	if err := os.Mkdir(proc, 0o755); err != nil {

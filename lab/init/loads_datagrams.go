@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// udpMemory holds datagrams that nobody reads.
+// udpMemory holds datagrams that are not read.
 func udpMemory(*guest) (*load, error) {
-	// About half of a receive buffer: the limit is that of all sockets together.
+	// About half of a receive buffer: the limit is for all sockets together.
 	const each = 9
 	low := pages(64 << 20)
 	if err := setAll("net/ipv4/udp_mem", fmt.Sprintf("%d %d %d", low, low*4/3, low*2)); err != nil {
@@ -60,7 +60,7 @@ func udpMemory(*guest) (*load, error) {
 				return "", err
 			}
 			defer unix.Close(fd)
-			// Whatever the limit, a socket that holds nothing gets one page.
+			// Whatever the limit, an empty socket gets one page.
 			few := 3 + os.Getpagesize()/len(datagram)
 			for range few {
 				if err := unix.Sendto(sender, datagram, 0, at); err != nil {
@@ -85,7 +85,7 @@ func udpMemory(*guest) (*load, error) {
 	}, nil
 }
 
-// udpReceiveQueue sends datagrams to a socket that reads none.
+// udpReceiveQueue sends datagrams to a socket that does not read.
 func udpReceiveQueue(*guest) (*load, error) {
 	receiver, err := bound(loopback(portUnread))
 	if err != nil {
@@ -119,7 +119,7 @@ func udpReceiveQueue(*guest) (*load, error) {
 				if err := unix.Sendto(sender, datagram, 0, at); err != nil {
 					return "", fmt.Errorf("sendto: %w", err)
 				}
-				// On a busy machine it is there a while after it was sent.
+				// On a busy machine it arrives some time after it was sent.
 				for end := time.Now().Add(answer); time.Now().Before(end); runtime.Gosched() {
 					now, err := socketMemory(receiver)
 					if err != nil || now != m {
@@ -132,7 +132,7 @@ func udpReceiveQueue(*guest) (*load, error) {
 	}, nil
 }
 
-// memoryOfSocket is of SO_MEMINFO.
+// memoryOfSocket is a part of SO_MEMINFO.
 type memoryOfSocket struct{ used, limit, drops uint32 }
 
 func socketMemory(fd int) (memoryOfSocket, error) {
@@ -146,7 +146,7 @@ func socketMemory(fd int) (memoryOfSocket, error) {
 	return memoryOfSocket{m[0], m[1], m[8]}, nil
 }
 
-// fragmentsIPv4 sends the first fragments of packets that never become whole.
+// fragmentsIPv4 sends the first fragments of packets that are never completed.
 func fragmentsIPv4(*guest) (*load, error) {
 	raw, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
@@ -157,7 +157,7 @@ func fragmentsIPv4(*guest) (*load, error) {
 	packet[0] = 0x45             // version 4, five words of header
 	packet[6] = 0x20             // more fragments
 	packet[8] = 64               // hops
-	packet[9] = unix.IPPROTO_UDP // the kernel adds the rest
+	packet[9] = unix.IPPROTO_UDP // the kernel fills in the rest
 	copy(packet[12:], []byte{127, 0, 0, 1, 127, 0, 0, 1})
 	return fragments("ipv4/ipfrag", "sockstat", "FRAG:", loopback(portFragments), func(id int) error {
 		packet[4], packet[5] = byte(id>>8), byte(id)
@@ -181,8 +181,8 @@ func fragmentsIPv6(*guest) (*load, error) {
 	})
 }
 
-// fragments sends until there is so much memory of them. A datagram that is in
-// fragments, because the interface is given an MTU of 1500, then does not arrive.
+// fragments sends fragments until they take the wanted memory. Then a fragmented
+// datagram, for which the interface gets an MTU of 1500, does not arrive.
 func fragments(sysctls, file, line string, at netip.AddrPort, send func(id int) error) (*load, error) {
 	const limit = 1 << 20
 	if err := setAll(

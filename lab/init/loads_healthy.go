@@ -12,8 +12,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// together is several loads at once. Orphans are not among them: the kernel begins
-// to refuse those at a quarter of their limit.
+// together is several loads at once. Orphans are not among them, because the kernel
+// begins to refuse those at a quarter of their limit.
 type together []*load
 
 // manyLimits prepares the loads that one host can hold at once.
@@ -22,7 +22,7 @@ func manyLimits(g *guest) (together, error) {
 	for _, prepare := range []func(*guest) (*load, error){
 		tcpMemory, udpMemory, tcpTimeWait, acceptQueue, processFileDescriptors, neighboursIPv4, neighboursIPv6,
 		fragmentsIPv4, fragmentsIPv6,
-		// The connections of the others have ephemeral ports as well.
+		// The connections of the other loads have ephemeral ports too.
 		func(*guest) (*load, error) { return ports(1200) },
 	} {
 		l, err := prepare(g)
@@ -34,8 +34,8 @@ func manyLimits(g *guest) (together, error) {
 	return all, track()
 }
 
-// step brings all loads from one part of the ramp to another, and the limits of
-// what they all use up to the same part.
+// step brings all loads from one part of the ramp to another, and the limits that all of
+// them use to the same part.
 func (t together) step(from, to int) (string, error) {
 	for n := from + 1; n <= to; n++ {
 		for _, l := range t {
@@ -69,8 +69,8 @@ func (t together) release() (err error) {
 	return err
 }
 
-// busy holds three tenths of what it can, and a fifth of the orphans that may be,
-// while connections come and go.
+// busy holds three tenths of what it can, and a fifth of the permitted orphans, while
+// connections are opened and closed.
 func busy(g *guest) (*load, error) {
 	const part = scenario.Ramp * 3 / 10
 	all, err := manyLimits(g)
@@ -92,7 +92,7 @@ func busy(g *guest) (*load, error) {
 				if refused, err := all.step(n-1, n); refused != "" || err != nil {
 					return refused, err
 				}
-				// With those of the other loads these are a fifth of what may be.
+				// With those of the other loads these are a fifth of the limit.
 				if refused, err := orphans.step(n / 2); refused != "" || err != nil {
 					return refused, err
 				}
@@ -115,8 +115,8 @@ func busy(g *guest) (*load, error) {
 	}, nil
 }
 
-// burst holds some seven tenths of what it can for 75 seconds, if a step is laid out
-// at 15 s. What is there without it comes on top: a few entries of neighbours.
+// burst holds some seven tenths of what it can for 75 seconds, at 15 s per step, in
+// addition to what is there without it: a few entries of neighbours.
 func burst(g *guest) (*load, error) {
 	const begin, end, part = 12, 17, scenario.Ramp*7/10 - 1
 	all, err := manyLimits(g)
@@ -157,7 +157,7 @@ func pageCache(*guest) (*load, error) {
 	}}, nil
 }
 
-// idle has what most hosts have: a unix socket that listens, and a UDP socket that once lost
+// idle has what most hosts have: a listening unix socket, and a UDP socket that has lost
 // a datagram.
 func idle(*guest) (*load, error) {
 	listener, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -27,9 +27,9 @@ func neighboursIPv6(*guest) (*load, error) {
 	})
 }
 
-// neighbours sends to more and more hosts of a network, and makes each of them
-// known before: an entry that is confirmed is not given up for another, and no
-// group of IPv6 is asked for it, which would be an entry too.
+// neighbours sends to more and more hosts of a network. It confirms each of them in
+// advance: a confirmed entry is not evicted for another one, and needs no IPv6 multicast
+// group, which would be an entry too.
 func neighbours(family, own string, host func(n int) netip.Addr) (*load, error) {
 	const limit = 240
 	prefix := "net/" + family + "/neigh/default/"
@@ -90,9 +90,9 @@ func neighbours(family, own string, host func(n int) netip.Addr) (*load, error) 
 	}, nil
 }
 
-// netdevBacklog sends more and more packets at once. They are one datagram, which
-// the kernel has to take apart because the interface is told not to, and so get to
-// the backlog one right after the other.
+// netdevBacklog sends more and more packets at once. They are one datagram, which the
+// kernel has to segment because segmentation is disabled on the interface, so that the
+// packets reach the backlog in direct succession.
 func netdevBacklog(*guest) (*load, error) {
 	const limit, size = 20, 100
 	if err := setAll("net/core/netdev_max_backlog", strconv.Itoa(limit)); err != nil {

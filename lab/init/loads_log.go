@@ -17,8 +17,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// forged returns what a program writes that wants to be taken for the kernel: a line for
-// each message, word for word, and what the kernel makes records of in other ways.
+// forged returns what a program writes to imitate the kernel: a line for each message,
+// word for word, and what the kernel turns into records in other ways.
 func forged() []string {
 	lines := []string{
 		"nf_conntrack: nf_conntrack: table full, dropping packet",
@@ -49,11 +49,11 @@ func forged() []string {
 	return all
 }
 
-// forgeEvery is the steps from one that lines are forged in to the next.
+// forgeEvery is the number of steps from one in which lines are forged to the next.
 const forgeEvery = 8
 
 // logForged writes lines of the kernel into its log while connections fill a table, so
-// that the kernel has a line of its own to write.
+// that the kernel also writes such a line itself.
 func logForged(*guest) (*load, error) {
 	if err := setAll("net/netfilter/nf_conntrack_max", strconv.Itoa(entries), "kernel/printk_devkmsg", "on\n"); err != nil {
 		return nil, err
@@ -66,7 +66,7 @@ func logForged(*guest) (*load, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: kmsg.Path, Err: err}
 	}
-	// What is written to it the kernel logs itself, with "[U] " before it.
+	// The kernel logs what is written to it, prefixed with "[U] ".
 	tty, err := os.OpenFile("/dev/ttyprintk", os.O_WRONLY, 0)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -92,7 +92,7 @@ func logForged(*guest) (*load, error) {
 	return l, nil
 }
 
-// forge writes a line into the log, and expects to find it there as a program's.
+// forge writes a line into the log, and requires that it is there as a program's.
 func forge(fd int, line string) error {
 	if _, err := unix.Seek(fd, 0, unix.SEEK_END); err != nil {
 		return os.NewSyscallError("seek", err)
@@ -111,7 +111,7 @@ func forge(fd int, line string) error {
 			return fmt.Errorf("%q is not in the log: %w", line, err)
 		}
 		if string(r.Text) != text {
-			continue // the kernel wrote something meanwhile
+			continue // the kernel wrote something in the meantime
 		}
 		if r.Facility == 0 {
 			return fmt.Errorf("%q has the facility of the kernel", line)
@@ -120,8 +120,9 @@ func forge(fd int, line string) error {
 	}
 }
 
-// flooder writes records into the kernel's log as fast as it can, for so many
-// milliseconds a step: its own, or by the magic key that shows the memory the kernel's.
+// flooder returns a function that writes records into the kernel's log as fast as it can,
+// for the given number of milliseconds per step: its own records or, by the magic key
+// that shows memory, the kernel's.
 func flooder(kind string, each int) (func() (string, error), error) {
 	path, text := kmsg.Path, "a program has a lot to say, and says it again and again\n"
 	if kind == workSysrq {
@@ -181,7 +182,7 @@ func logFlood(g *guest) (*load, error) {
 	return l, nil
 }
 
-// flood lets a worker write into the log, and has packets dropped meanwhile.
+// flood makes a worker write into the log, and has packets dropped in the meantime.
 func (g *guest) flood(kind string, lasts time.Duration) (f scenario.Flood, err error) {
 	w, err := newWorker(kind, int(lasts.Milliseconds()), 0, 0)
 	if err != nil {
@@ -227,8 +228,8 @@ func (g *guest) flood(kind string, lasts time.Duration) (f scenario.Flood, err e
 	return f, err
 }
 
-// counts has packets dropped, and expects as many lines to be counted. What was logged
-// before may still be read when it begins, so it tries until that is over.
+// counts has packets dropped, and requires that the same number of lines is counted. It
+// retries, because earlier records may still be being read when it begins.
 func (g *guest) counts(packets int) error {
 	for end := time.Now().Add(2 * fresh); ; {
 		before, err := g.counters()
@@ -253,7 +254,7 @@ func (g *guest) counts(packets int) error {
 	}
 }
 
-// counters are what the exporter says of the log.
+// counters are the exporter's counters of the log.
 type counters struct{ lost, dropped, counted float64 }
 
 func (g *guest) counters() (counters, error) {
@@ -269,7 +270,7 @@ func (g *guest) counters() (counters, error) {
 	}, err
 }
 
-// exporterShare returns what of a processor the exporter takes while something is done.
+// exporterShare returns the share of a processor that the exporter uses while do runs.
 func (g *guest) exporterShare(do func() error) (float64, error) {
 	p, err := procfs.NewProc(g.exporter.Process.Pid)
 	if err != nil {
@@ -287,7 +288,7 @@ func (g *guest) exporterShare(do func() error) (float64, error) {
 	return (after.CPUTime() - before.CPUTime()) / time.Since(began).Seconds(), err
 }
 
-// sequence returns the number of a record that it writes.
+// sequence returns the sequence number of a record that it writes.
 func sequence() (uint64, error) {
 	fd, err := unix.Open(kmsg.Path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -304,8 +305,8 @@ func sequence() (uint64, error) {
 	return r.Sequence, err
 }
 
-// dropPackets sends packets of new flows, which the full table has no place for: so
-// many, or a hundred a second until ctx ends.
+// dropPackets sends packets of new flows, for which the full table has no room: the given
+// number, or a hundred per second until ctx ends.
 func dropPackets(ctx context.Context, packets int) error {
 	for n := 0; n != packets && ctx.Err() == nil; n++ {
 		fd, err := socket(unix.SOCK_DGRAM, loopback(0))

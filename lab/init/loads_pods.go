@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside returns what runs a function in the network namespace of a process.
+// inside returns a function that runs others in the network namespace of a process.
 func inside(pid int) (func(func() error) error, error) {
 	ours, err := os.Open("/proc/self/ns/net")
 	if err != nil {
@@ -39,7 +39,7 @@ func inside(pid int) (func(func() error) error, error) {
 	}, nil
 }
 
-// loadInside is a load that is put on a network namespace.
+// loadInside returns a load in a network namespace.
 func loadInside(in func(func() error) error, prepare func() (*load, error)) (l *load, err error) {
 	err = in(func() error {
 		if err := linkUp("lo", 0); err != nil {
@@ -65,8 +65,8 @@ func loadInside(in func(func() error) error, prepare func() (*load, error)) (l *
 	return l, nil
 }
 
-// pods are what the kubelet and a container runtime make of pods, each with a load of
-// its own.
+// pods creates what the kubelet and a container runtime create for pods, each with its
+// own load.
 func pods(g *guest) (*load, error) {
 	const root, logs = "/sys/fs/cgroup", "/var/log/pods"
 	if err := setAll("net/netfilter/nf_conntrack_max", strconv.Itoa(entries)); err != nil {
@@ -89,7 +89,7 @@ func pods(g *guest) (*load, error) {
 			"kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod9d1c6c52_3a55_4d0e_8f61_0b7b1d8e4c02.slice/crio-" + id + ".scope/container",
 			tcpTimeWait,
 		},
-		{ // with its resources guaranteed, it is of no class
+		{ // pods with guaranteed resources are not below a class
 			"shop_checkout-5d9c_1b2f0c9a-7c11-4a56-a8de-3c2a1f0e9b03",
 			"kubepods.slice/kubepods-pod1b2f0c9a_7c11_4a56_a8de_3c2a1f0e9b03.slice/docker-" + id + ".scope",
 			ephemeralPorts,
@@ -100,7 +100,7 @@ func pods(g *guest) (*load, error) {
 			func(*guest) (*load, error) { return tracked() },
 		},
 	} {
-		container := exec.Command("/proc/self/exe", workMount, "/") // which it is never told to do
+		container := exec.Command("/proc/self/exe", workMount, "/") // it is never told to mount
 		container.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 		w, err := startWorker(container)
 		if err != nil {

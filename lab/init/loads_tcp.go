@@ -12,8 +12,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// tcpMemory holds data that nobody reads, in many connections of a little each:
-// under pressure the kernel allows each its share only.
+// tcpMemory holds data that is not read, a little in each of many connections: under
+// pressure the kernel allows each only its share.
 func tcpMemory(*guest) (*load, error) {
 	const each = 48 << 10
 	high := pages(64 << 20)
@@ -31,7 +31,7 @@ func tcpMemory(*guest) (*load, error) {
 		return nil, err
 	}
 	// Connections that are closed one by one while they have data to send. They are
-	// made now: when memory is short, a new one is given too little to matter.
+	// opened now: when memory is short, a new one gets too little to matter.
 	var open, closing sockets
 	for range 2*scenario.Ramp + 1 {
 		client, server, err := stuck(narrowListener, narrow)
@@ -68,7 +68,7 @@ func tcpMemory(*guest) (*load, error) {
 	}, nil
 }
 
-// listenNarrow is a listener whose connections take little data that nobody reads.
+// listenNarrow returns a listener whose connections accept little unread data.
 func listenNarrow(at netip.AddrPort) (int, error) {
 	fd, err := listen(at, everybody)
 	if err != nil {
@@ -77,7 +77,7 @@ func listenNarrow(at netip.AddrPort) (int, error) {
 	return fd, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)
 }
 
-// stuck makes a connection with data that the peer does not take.
+// stuck makes a connection with data that the peer does not accept.
 func stuck(listener int, at netip.AddrPort) (client, server int, err error) {
 	if client, server, err = pair(listener, at); err != nil {
 		return -1, -1, err
@@ -89,8 +89,8 @@ func stuck(listener int, at netip.AddrPort) (client, server int, err error) {
 	return client, server, nil
 }
 
-// abandon closes a connection that is stuck, and returns what the peer gets
-// if the kernel does not keep the data for it.
+// abandon closes a stuck connection, and returns what the peer gets if the kernel does
+// not keep the data for it.
 func abandon(client, server int) (lost string, err error) {
 	if err := unix.Close(client); err != nil {
 		return "", err
@@ -98,7 +98,7 @@ func abandon(client, server int) (lost string, err error) {
 	return reset(server)
 }
 
-// reset returns what a connection gets whose other side was closed, if the kernel did
+// reset returns the error of a connection whose other end was closed, if the kernel did
 // not keep the data for it.
 func reset(server int) (lost string, err error) {
 	events, err := poll(server, 0, 0)
@@ -109,7 +109,7 @@ func reset(server int) (lost string, err error) {
 	return fmt.Sprintf("a connection is closed and its data is lost, the other side gets: %v", unix.Errno(n)), err
 }
 
-// tcpOrphans closes connections whose data the peer does not take.
+// tcpOrphans closes connections whose data the peer does not accept.
 func tcpOrphans(*guest) (*load, error) {
 	const limit = 240
 	if err := setAll("net/ipv4/tcp_max_orphans", strconv.Itoa(limit), "net/core/somaxconn", "4096"); err != nil {
@@ -134,8 +134,8 @@ func tcpOrphans(*guest) (*load, error) {
 					return "", err
 				}
 			}
-			// It is any orphan that the kernel kills: the new one, or an old one whose
-			// turn it is to ask whether the peer takes its data now.
+			// The kernel may kill any orphan: the new one, or an old one whose timer has
+			// just expired.
 			for _, server := range open {
 				lost, err := reset(server)
 				if err != nil {
@@ -149,7 +149,7 @@ func tcpOrphans(*guest) (*load, error) {
 	}, nil
 }
 
-// tcpTimeWait closes connections at the side that keeps TIME_WAIT.
+// tcpTimeWait closes connections at the end that keeps TIME_WAIT.
 func tcpTimeWait(*guest) (*load, error) {
 	const limit = 400
 	if err := setAll("net/ipv4/tcp_max_tw_buckets", strconv.Itoa(limit)); err != nil {
@@ -228,7 +228,7 @@ func acceptQueue(*guest) (*load, error) {
 	}, nil
 }
 
-// unixAcceptQueue connects to a unix socket that accepts nobody.
+// unixAcceptQueue connects to a unix socket that does not accept.
 func unixAcceptQueue(*guest) (*load, error) {
 	at := &unix.SockaddrUnix{Name: "/web.sock"}
 	listener, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -261,8 +261,8 @@ func unixAcceptQueue(*guest) (*load, error) {
 	}, nil
 }
 
-// synFlood has requests for connections wait: the listener wants data first, which
-// never comes. Once requests were dropped it is SYN cookies that are sent.
+// synFlood keeps connection requests waiting: the listener waits for data, which never
+// comes. After requests were dropped, SYN cookies are sent.
 func synFlood(*guest) (*load, error) {
 	if err := setAll("net/ipv4/tcp_syncookies", "0"); err != nil {
 		return nil, err

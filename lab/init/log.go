@@ -18,16 +18,16 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// ttyPrintk is what the kernel puts before what programs write to /dev/ttyprintk.
+// ttyPrintk is the prefix that the kernel adds to what programs write to /dev/ttyprintk.
 const ttyPrintk = "[U] "
 
-// kernelLog is the kernel's log, as the guest reads it by itself.
+// kernelLog is the kernel's log, as the guest itself reads it.
 type kernelLog struct {
 	fd    int
-	lines []collector.LogLine // that the exporter waits for
-	// wanted are those that some scenario waits for.
+	lines []collector.LogLine // that the exporter looks for
+	// wanted are those that some scenario looks for.
 	wanted []collector.LogLine
-	// texts are the kernel's wanted lines since they were last taken, each once.
+	// texts are the kernel's wanted lines since they were last taken, without duplicates.
 	texts []string
 	// counts is how often the kernel logged each message, lost whether some records were
 	// overwritten before they were read.
@@ -48,8 +48,8 @@ func openLog() (*kernelLog, error) {
 	return l, nil
 }
 
-// logLines returns every line that the exporter waits for. Those that only what was
-// logged before tells from another are left out: no guest has them.
+// logLines returns every line that the exporter looks for, except those that only an
+// earlier line distinguishes from others: no guest has them.
 func logLines() []collector.LogLine {
 	var lines []collector.LogLine
 	for _, spec := range collector.Specs() {
@@ -87,7 +87,7 @@ func (l *kernelLog) read() error {
 	}
 }
 
-// skip leaves out what was logged since the last time.
+// skip skips what was logged since the last time.
 func (l *kernelLog) skip() error {
 	l.lost = true
 	_, err := unix.Seek(l.fd, 0, unix.SEEK_END)
@@ -100,7 +100,7 @@ func (l *kernelLog) take() []string {
 	return texts
 }
 
-// reset begins to count again.
+// reset starts counting again.
 func (l *kernelLog) reset() { l.counts, l.lost = map[string]float64{}, false }
 
 // nextRecord reads a record of /dev/kmsg into b.
@@ -116,15 +116,15 @@ func messagesSeries(message string) string {
 	return byhand.Series("kernel_messages_total", "message", message)
 }
 
-// miscounted returns the messages that the exporter does not count as often as the
-// kernel logged them, once it had the time to read them.
+// miscounted returns the messages that the exporter, given time to read them, has not
+// counted as often as the kernel logged them.
 func (g *guest) miscounted() ([]string, error) {
 	for end := time.Now().Add(fresh); ; time.Sleep(again) {
 		if err := g.log.read(); err != nil {
 			return nil, err
 		}
 		if g.log.lost {
-			return nil, nil // the guest cannot say
+			return nil, nil // the guest does not know
 		}
 		text, err := g.metrics()
 		if err != nil {
@@ -147,11 +147,12 @@ func (g *guest) miscounted() ([]string, error) {
 	}
 }
 
-// sampled opens files between two scrapes and closes them again, until the peak tells
-// that a sample was taken meanwhile and what the kernel logged is counted.
+// sampled opens files between two scrapes and closes them again, until the peak shows
+// that a sample was taken in the meantime and the kernel messages have been counted.
 func (g *guest) sampled() error {
 	const files = 400
-	// Samples are as rare as they are slow, and an emulator's are slow on a busy machine.
+	// Slow samples are taken less often, and those of an emulator are slow on a busy
+	// machine.
 	for wait := 2 * time.Second; ; wait *= 2 {
 		var open sockets
 		for range files {

@@ -1,7 +1,7 @@
-// Command init is the first process of a guest of the lab, and the only one but
-// for the exporter and the workers that put a load on the kernel. It drives the
-// scenario that the kernel's command line names ("lab.scenario=...") and reports
-// in messages (see lab/scenario) to a virtio port.
+// Command init is the first process of a guest of the lab, and the only one except for
+// the exporter and the workers that put a load on the kernel. It runs the scenario that
+// the kernel's command line names ("lab.scenario=...") and writes its messages (see
+// lab/scenario) to a virtio port.
 package main
 
 import (
@@ -27,14 +27,14 @@ func main() {
 		os.Exit(work(os.Args[1:]))
 	}
 	if err := boot(); err != nil {
-		// The console is all there is.
+		// There is only the console.
 		fmt.Println("init:", err)
 	}
 	unix.Sync()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
-// boot makes a system of the bare kernel, and reports on a scenario in it.
+// boot sets up the system, and reports on a scenario.
 func boot() error {
 	for dir, kind := range map[string]string{"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs"} {
 		if err := unix.Mount(kind, dir, kind, 0, ""); err != nil {
@@ -86,7 +86,7 @@ func drive(r *report) error {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &many); err != nil {
 		return err
 	}
-	// The status page is headed by it.
+	// The title of the status page.
 	if err := unix.Sethostname([]byte("node-7")); err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func drive(r *report) error {
 	return g.run()
 }
 
-// chosen is the scenario that the kernel was told of.
+// chosen returns the scenario on the kernel's command line.
 func chosen(words []string) (scenario.Scenario, error) {
 	for _, word := range words {
 		name, ok := strings.CutPrefix(word, "lab.scenario=")
@@ -148,7 +148,7 @@ func loadModules(dir string) error {
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("module %s: %w", path, err)
 		}
-		// The archive lies in the guest's memory.
+		// The archive is in the guest's memory.
 		if err := os.Remove(path); err != nil {
 			return err
 		}
@@ -156,7 +156,7 @@ func loadModules(dir string) error {
 	return nil
 }
 
-// linkUp switches a network interface on, with an MTU if that is not 0.
+// linkUp brings a network interface up, with the given MTU unless that is 0.
 func linkUp(name string, mtu int) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
@@ -180,7 +180,7 @@ func writeFile(path, value string) error {
 	return nil
 }
 
-// sysctl sets one, its name with slashes.
+// sysctl sets a sysctl, its name with slashes.
 func sysctl(name, value string) error { return writeFile("/proc/sys/"+name, value) }
 
 // report writes compressed messages to a virtio port.
@@ -204,7 +204,8 @@ func newReport() (*report, error) {
 	}
 }
 
-// send writes a message through to the port: the guest may not live to end it.
+// send writes a message through to the port, because the guest may not survive to finish
+// the stream.
 func (r *report) send(m scenario.Message) {
 	if r.err == nil {
 		r.err = json.NewEncoder(r.zip).Encode(m)

@@ -21,7 +21,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// The demand that a guest is asked to meet, but for the connections, which are as many
+// The load that a guest is asked to hold, except for the connections, which are as many
 // as its memory allows.
 const (
 	planMost      = 6000 // connections: an emulator takes a millisecond for each
@@ -29,12 +29,12 @@ const (
 	planProcesses = 2
 	planPairs     = 4
 	planUnread    = 8192
-	planCloses    = 4  // a second
-	planOpens     = 5  // a second
+	planCloses    = 4  // per second
+	planOpens     = 5  // per second
 	planPause     = 40 // seconds
 )
 
-// tighten sets limits that the demand is above, and has connections tracked.
+// tighten sets limits that the load exceeds, and enables connection tracking.
 func tighten() error {
 	if err := track(); err != nil {
 		return err
@@ -55,7 +55,7 @@ func tighten() error {
 	)
 }
 
-// planDocument is what of plan's JSON document is held against the kernel.
+// planDocument is the part of plan's JSON document that is compared with the kernel.
 type planDocument struct {
 	Limits      []planLimit
 	MemoryBytes struct{ Kernel float64 } `json:"memory_bytes"`
@@ -91,8 +91,9 @@ func askOnce(connections int, format string) (status int, out []byte, err error)
 	return status, out, nil
 }
 
-// plan is the scenario of that name: the guest is asked to hold connections, is set to
-// what plan says, and holds them; then each value that had to be set is cut by a third.
+// plan is the scenario of that name: the guest is asked to hold connections, applies the
+// settings of the plan, and holds them; then each value that had to be set is reduced by
+// a third.
 func (g *guest) plan() error {
 	if err := tighten(); err != nil {
 		return err
@@ -142,8 +143,8 @@ func (g *guest) plan() error {
 		return err
 	}
 	result.Refused, result.Moved, result.Measured, result.Saturation = run.refused, run.moved, run.memory, run.usage
-	// The one whose load is for the minute comes last: what is left of the first is then
-	// over.
+	// The limit whose load remains for a minute comes last, when that of the first load
+	// is over.
 	lasts := func(l planLimit) bool { return l.Resource == "tcp_time_wait" }
 	limits := slices.DeleteFunc(slices.Clone(doc.Limits), lasts)
 	for _, l := range append(limits, doc.Limits[slices.IndexFunc(doc.Limits, lasts)]) {
@@ -190,7 +191,7 @@ func (g *guest) plan() error {
 	return nil
 }
 
-// readPlan reads a file of plan's: its settings, LimitNOFILE and the backlog.
+// readPlan parses a file printed by plan: its settings, LimitNOFILE and the backlog.
 func readPlan(file string) (settings map[string]string, descriptors, backlog int, err error) {
 	settings = map[string]string{}
 	for line := range strings.Lines(file) {
@@ -226,7 +227,7 @@ func apply(settings map[string]string) error {
 	return nil
 }
 
-// third returns a setting that is a third lower.
+// third returns a setting reduced by a third.
 func third(name, value string) string {
 	var numbers []string
 	fields := strings.Fields(value)
@@ -245,10 +246,10 @@ func third(name, value string) string {
 // planned is a load that the guest holds.
 type planned struct{ connections, descriptors, backlog int }
 
-// ran is what came of one.
+// ran is the result of holding a load.
 type ran struct {
 	refused string             // what a program saw
-	moved   []string           // resources whose proof moved, or whose line was logged
+	moved   []string           // resources whose counter rose, or whose line was logged
 	memory  float64            // bytes that the connections and their data took
 	usage   map[string]float64 // saturation
 }
@@ -273,7 +274,7 @@ func names(resource string, r ran) bool {
 	return slices.Contains(r.moved, resource)
 }
 
-// hold has workers hold a load, and returns what was refused.
+// hold makes workers hold a load, and returns what was refused.
 func (g *guest) hold(p planned) (ran, error) {
 	var r ran
 	before, err := g.page()
@@ -303,7 +304,7 @@ func (g *guest) hold(p planned) (ran, error) {
 			return r, err
 		}
 		cmd := exec.Command("/proc/self/exe", workHold, string(words))
-		// Root may pass fs.file-max.
+		// Root may exceed fs.file-max.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 		w, err := startWorker(cmd)
 		if err != nil {
@@ -375,7 +376,7 @@ func saturation(resource string) string {
 	return fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", resource)
 }
 
-// page is the samples of a scrape.
+// page returns the samples of a scrape.
 func (g *guest) page() (map[string]float64, error) {
 	var s scenario.Step
 	if err := g.scrape(&s, nil); err != nil {
@@ -387,10 +388,10 @@ func (g *guest) page() (map[string]float64, error) {
 	return parsePage(s.Page)
 }
 
-// usedMemory is what is neither free nor page cache nor a program's, in bytes: the
-// kernel's.
+// usedMemory returns the memory that is neither free nor page cache nor a program's, in
+// bytes: the kernel's.
 func usedMemory() (float64, error) {
-	time.Sleep(200 * time.Millisecond) // for what the kernel frees a moment later
+	time.Sleep(200 * time.Millisecond) // for memory that the kernel frees a moment later
 	used := 0
 	for name, sign := range map[string]int{"MemTotal:": 1, "MemFree:": -1, "Buffers:": -1, "Cached:": -1, "AnonPages:": -1} {
 		n, err := meminfo(name)
@@ -402,8 +403,8 @@ func usedMemory() (float64, error) {
 	return float64(used) * 1024, nil
 }
 
-// forget has the kernel forget what was tracked, and waits until the sockets of a load are
-// gone, those in TIME_WAIT too if that is asked for.
+// forget makes the kernel forget the tracked connections, and waits until the sockets of
+// a load are gone, including those in TIME_WAIT if timeWait is set.
 func forget(timeWait bool) error {
 	ours := func(port uint16) bool { return port >= portPlan && port < portPlan+2*planProcesses }
 	for end := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
@@ -426,18 +427,18 @@ func forget(timeWait bool) error {
 	}
 }
 
-// heldLoad is what one process holds of a load.
+// heldLoad is the part of a load that one process holds.
 type heldLoad struct {
 	Port               int
 	Connections, Pairs int
-	// Queue is how many connections come before the first is accepted.
+	// Queue is how many connections are opened before the first is accepted.
 	Queue, Backlog int
 	Unread         int
-	// Orphans and TimeWait are connections that are closed besides.
+	// Orphans and TimeWait are additional connections that are closed.
 	Orphans, TimeWait int
 }
 
-// The stages of a load, of which a worker does one a step after it listens.
+// The stages of a load. A worker does one per step, after the step in which it listens.
 const (
 	heldConnected = iota
 	heldOrphans
@@ -453,7 +454,7 @@ type held struct {
 	next                    int
 }
 
-// newHeld returns what does a step of a load.
+// newHeld returns a function that does one step of a load.
 func newHeld(words string) (func() (string, error), error) {
 	var h held
 	if err := json.Unmarshal([]byte(words), &h.heldLoad); err != nil {
@@ -481,15 +482,15 @@ func (h *held) listen() (string, error) {
 	return "", err
 }
 
-// stuckAt is where those go whose data nobody takes.
+// stuckAt returns the destination of connections whose data is not accepted.
 func (h *held) stuckAt() netip.AddrPort { return loopback(uint16(h.Port + planProcesses)) }
 
-// to is where the n'th connection goes.
+// to returns the destination of the n'th connection.
 func (h *held) to(n int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 1, byte(1 + n%h.Pairs)}), uint16(h.Port))
 }
 
-// connect makes the connections, with data that nobody reads.
+// connect makes the connections, with data that is not read.
 func (h *held) connect() (string, error) {
 	for n := range h.Connections {
 		client, err := connect(h.to(n))
@@ -521,7 +522,7 @@ func (h *held) connect() (string, error) {
 			return "", err
 		}
 	}
-	// In two parts: the kernel takes what is the first data of a connection in any case.
+	// In two parts: the kernel accepts the first data of a connection in any case.
 	part := make([]byte, h.Unread/2)
 	for parts := range 2 {
 		for n, fd := range h.clients {
@@ -531,11 +532,11 @@ func (h *held) connect() (string, error) {
 			if sent, err := unix.Write(fd, part); err != nil || sent < len(part) {
 				return fmt.Sprintf("connection %d takes %d bytes of %d: %v", n, max(sent, 0), len(part), err), nil
 			}
-			// Before Linux 6.0 who sends keeps TCP memory until its timer has gone off.
+			// Before Linux 6.0 a sender keeps TCP memory until its timer has expired.
 			if n%400 == 399 {
 				time.Sleep(300 * time.Millisecond)
 			}
-			// Few at once: the backlog of received packets is another limit.
+			// Few at once, because the backlog of received packets is another limit.
 			if n%32 == 0 {
 				if refused, err := h.arrived(n, (parts+1)*len(part)); refused != "" || err != nil {
 					return refused, err
@@ -551,8 +552,8 @@ func (h *held) connect() (string, error) {
 	return "", nil
 }
 
-// arrived waits until so many bytes wait in a connection. What is lost on the way is sent
-// again.
+// arrived waits until the given number of bytes wait in a connection. What is lost on the
+// way is sent again.
 func (h *held) arrived(n, bytes int) (string, error) {
 	for end := time.Now().Add(5 * answer); ; time.Sleep(time.Millisecond) {
 		arrived, err := unix.IoctlGetInt(h.servers[n], unix.TIOCINQ)
@@ -565,7 +566,7 @@ func (h *held) arrived(n, bytes int) (string, error) {
 	}
 }
 
-// orphan closes connections whose data the peer does not take.
+// orphan closes connections whose data the peer does not accept.
 func (h *held) orphan() (string, error) {
 	at := h.stuckAt()
 	var servers []int
@@ -578,7 +579,7 @@ func (h *held) orphan() (string, error) {
 		if err := unix.Close(client); err != nil {
 			return "", err
 		}
-		// The kernel counts orphans ten times a second.
+		// The kernel counts orphans ten times per second.
 		time.Sleep(120 * time.Millisecond)
 	}
 	for end := time.Now().Add(2 * answer); h.Orphans > 0 && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
@@ -596,7 +597,7 @@ func (h *held) orphan() (string, error) {
 	return "", nil
 }
 
-// close closes connections at the side that keeps TIME_WAIT.
+// close closes connections at the end that keeps TIME_WAIT.
 func (h *held) close() (string, error) {
 	for n := range h.TimeWait {
 		client, server, err := pair(h.listener, h.to(n))

@@ -10,8 +10,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/byhand"
 )
 
-// queues adds the limits of accept queues to what was read by hand: no file has
-// them. The guest has one listener for each address and port.
+// queues adds the limits of accept queues, which no file has, to what was read by hand.
+// The guest has one listener for each address and port.
 func queues(r byhand.Readings) error {
 	fullest, listeners := 0.0, 0
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answer is how long a program under load waits for the peer, which is
-// never farther than this machine.
+// answer is how long a program under load waits for the peer, which is always on this
+// machine.
 const answer = 800 * time.Millisecond
 
-// sockets is sockets that stay open until the load is released.
+// sockets are sockets that stay open until the load is released.
 type sockets []int
 
 func (s *sockets) keep(fd int) int {
@@ -41,7 +41,7 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
-// loopback is a port of 127.0.0.1.
+// loopback returns a port of 127.0.0.1.
 func loopback(port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
 }
@@ -58,7 +58,7 @@ func socket(kind int, of netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// bound is a UDP socket of an address and port.
+// bound returns a UDP socket bound to an address and port.
 func bound(at netip.AddrPort) (int, error) {
 	fd, err := socket(unix.SOCK_DGRAM, at)
 	if err != nil {
@@ -71,13 +71,13 @@ func bound(at netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// listen is a listener that nobody accepts from but the load.
+// listen returns a listener from which only the load accepts.
 func listen(at netip.AddrPort, backlog int) (int, error) {
 	fd, err := socket(unix.SOCK_STREAM, at)
 	if err != nil {
 		return -1, err
 	}
-	// An earlier listener may have left TIME_WAIT behind.
+	// An earlier listener may have left sockets in TIME_WAIT.
 	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if err == nil {
 		err = unix.Bind(fd, sockaddr(at))
@@ -92,11 +92,11 @@ func listen(at netip.AddrPort, backlog int) (int, error) {
 	return fd, nil
 }
 
-// errUnanswered is a connection that was not made in time.
+// errUnanswered means that a connection was not established in time.
 var errUnanswered = errors.New("no answer")
 
-// connect makes a connection. The socket is good even if there is an error, unless
-// it is below 0.
+// connect makes a connection. The socket is valid even if there is an error, unless it is
+// below 0.
 func connect(to netip.AddrPort) (int, error) {
 	fd, err := socket(unix.SOCK_STREAM, to)
 	if err != nil {
@@ -157,13 +157,13 @@ func poll(fd int, events int16, timeout time.Duration) (int16, error) {
 	}
 }
 
-// resets has a connection end with a reset when it is closed, and so leave no
+// resets makes a connection end with a reset when it is closed, and so leave no
 // TIME_WAIT.
 func resets(fd int) error {
 	return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
 
-// fill writes to a socket until it takes no more, or has taken so many bytes.
+// fill writes to a socket until it accepts no more, or has accepted most bytes.
 func fill(fd, most int) {
 	b := make([]byte, 4096)
 	for written := 0; written < most; {
@@ -175,7 +175,7 @@ func fill(fd, most int) {
 	}
 }
 
-// arrives reports whether bytes come through a connection.
+// arrives reports whether the given number of bytes arrives through a connection.
 func arrives(from, to, bytes int) bool {
 	b := make([]byte, 4096)
 	for sent, got := 0, 0; got < bytes; {

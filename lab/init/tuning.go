@@ -9,7 +9,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/scenario"
 )
 
-// tune tries settings of tuning lists that are the machine's.
+// tune tries settings of tuning lists that apply to the whole machine.
 func (g *guest) tune() error {
 	try := func(setting, result string, wrong bool) {
 		g.report.send(scenario.Message{Tried: &scenario.Tried{Setting: setting, Result: result, Wrong: wrong}})
@@ -39,7 +39,8 @@ func (g *guest) tune() error {
 		return err
 	}
 
-	// What connections take is the kernel's, which no process is promised.
+	// Connections take memory of the kernel, which is not counted as promised to a
+	// process.
 	var taken []float64
 	for _, mode := range []string{"0", "1", "2"} {
 		if err := setAll("vm/overcommit_memory", mode); err != nil {
@@ -88,8 +89,8 @@ func (g *guest) tune() error {
 	return nil
 }
 
-// stuffAll makes connections that take all the data they can, until a process is killed
-// or there are many. most is the pages of TCP memory that were counted.
+// stuffAll makes connections that accept all the data they can, until a process is killed
+// or there are many. most is the counted pages of TCP memory.
 func stuffAll() (connections int, killed string, most int, err error) {
 	const each, atMost = 20, 1200
 	w, err := newWorker(workStuff, each, 1<<20, 0)
@@ -113,8 +114,8 @@ func stuffAll() (connections int, killed string, most int, err error) {
 	return connections, killed, most, w.stop()
 }
 
-// promise has a program ask for memory that it does not use, in MiB, and returns how it
-// ended.
+// promise makes a program allocate memory that it does not use, in MiB, and returns how
+// it ended.
 func promise() (mib int, end string, err error) {
 	const each, atMost = 64, 2048
 	w, err := newWorker(workMap, each<<10, 0, nobody)

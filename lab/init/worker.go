@@ -19,29 +19,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A worker is a process that puts a load on the kernel where that takes one of
-// its own: because of its user, its limits, or because it is to be killed. It is
-// this program with words; it does a step for each line that it reads, and
-// answers with a line, which is empty unless something was refused.
+// A worker is a process that puts a load on the kernel where a separate process is
+// needed: because of its user, its limits, or because it is to be killed. It is this
+// program with arguments. It does a step for each line that it reads, and answers with a
+// line, which is empty unless something was refused.
 const (
-	// workerMark is the variable that tells a worker from the first process, which
-	// may have words too, and be alike in its number.
+	// workerMark is the environment variable that distinguishes a worker from the first
+	// process, which may have arguments too.
 	workerMark = "LAB_WORKER"
 
-	workOpen    = "open"    // opens files, so many a step
-	workMap     = "map"     // asks for memory, so many KiB a step
-	workTouch   = "touch"   // asks for memory and uses it
-	workConnect = "connect" // makes connections with unread data, so many a step
-	workHold    = "hold"    // holds connections: a stage of heldLoad a step
-	workStuff   = "stuff"   // makes connections with all the unread data that they take
+	workOpen    = "open"    // opens files, a number per step
+	workMap     = "map"     // allocates memory, a number of KiB per step
+	workTouch   = "touch"   // allocates memory and uses it
+	workConnect = "connect" // makes connections with unread data, a number per step
+	workHold    = "hold"    // holds connections: one stage of heldLoad per step
+	workStuff   = "stuff"   // makes connections with all the unread data that they accept
 	workAccept  = "accept"  // accepts connections at a port and does not read
 	workMount   = "mount"   // mounts procfs, in the first step
-	workFork    = "fork"    // makes processes that do nothing, so many a step
-	workLog     = "log"     // writes into the kernel's log, so many milliseconds a step
-	workSysrq   = "sysrq"   // has the kernel write into it
+	workFork    = "fork"    // creates idle processes, a number per step
+	workLog     = "log"     // writes into the kernel's log, for a number of milliseconds per step
+	workSysrq   = "sysrq"   // makes the kernel write into it
 )
 
-// work is a worker's main.
+// work is the main function of a worker.
 func work(words []string) int {
 	step, err := workerStep(words)
 	if err != nil {
@@ -117,8 +117,8 @@ func workerStep(words []string) (func() (string, error), error) {
 	return nil, fmt.Errorf("no work %q", words[0])
 }
 
-// connections makes connections over loopback that hold so much unread data each, or as
-// much as they take.
+// connections makes connections over loopback that hold the given amount of unread data
+// each, or as much as they accept.
 func connections(each, unread int) (func() (string, error), error) {
 	const port, perAddress = 8000, 10000
 	at := netip.AddrPortFrom(netip.IPv4Unspecified(), port)
@@ -141,7 +141,7 @@ func connections(each, unread int) (func() (string, error), error) {
 	}, nil
 }
 
-// acceptAll listens, and then accepts what there is.
+// acceptAll listens, and then accepts all waiting connections.
 func acceptAll(port uint16) (func() (string, error), error) {
 	listener := -1
 	return func() (string, error) {
@@ -158,7 +158,7 @@ func acceptAll(port uint16) (func() (string, error), error) {
 	}, nil
 }
 
-// worker is such a process, as the guest has it.
+// worker is a worker, as seen by the guest.
 type worker struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
@@ -166,8 +166,8 @@ type worker struct {
 	end string // how it ended
 }
 
-// newWorker starts one that the OOM killer takes first, with a limit of
-// descriptors if that is not 0, as another user if that is not 0.
+// newWorker starts a worker that the OOM killer takes first, with a limit of descriptors
+// if files is not 0, as another user if user is not 0.
 func newWorker(kind string, each int, files uint64, user uint32) (*worker, error) {
 	cmd := exec.Command("/proc/self/exe", kind, strconv.Itoa(each))
 	if user != 0 {
@@ -202,7 +202,7 @@ func startWorker(cmd *exec.Cmd) (*worker, error) {
 	return w, cmd.Start()
 }
 
-// step has the worker do a step. One that was killed stays refused.
+// step makes the worker do a step. If it was killed, every later step is refused.
 func (w *worker) step() (refused string, err error) {
 	if w.end != "" {
 		return w.end, nil
@@ -225,7 +225,7 @@ func (w *worker) step() (refused string, err error) {
 	return strings.TrimSpace(answer), nil
 }
 
-// stop ends the worker, and with it what it holds.
+// stop ends the worker and releases what it holds.
 func (w *worker) stop() error {
 	if w.end != "" {
 		return nil
@@ -241,12 +241,12 @@ func (w *worker) stop() error {
 	return w.cmd.Wait()
 }
 
-// load is a load that is a worker's steps.
+// load returns a load that consists of a worker's steps.
 func (w *worker) load() *load {
 	return &load{step: func(int) (string, error) { return w.step() }, release: w.stop}
 }
 
-// fileDescriptors opens files as a user whom fs.file-max binds.
+// fileDescriptors opens files as a user for whom fs.file-max is enforced.
 func fileDescriptors(*guest) (*load, error) {
 	const limit = 1200
 	b, err := os.ReadFile("/proc/sys/fs/file-nr")
@@ -264,7 +264,7 @@ func fileDescriptors(*guest) (*load, error) {
 	return w.load(), sysctl("fs/file-max", strconv.Itoa(limit+open))
 }
 
-// processFileDescriptors opens files in a process that may have few.
+// processFileDescriptors opens files in a process with a low limit.
 func processFileDescriptors(*guest) (*load, error) {
 	const limit = 400
 	w, err := newWorker(workOpen, share(1, limit), limit, 0)
@@ -274,7 +274,7 @@ func processFileDescriptors(*guest) (*load, error) {
 	return w.load(), nil
 }
 
-// threads makes processes until there can be no more of them or of threads.
+// threads creates processes until there can be no more of them, or of threads.
 func threads(*guest) (*load, error) {
 	const limit = 1000
 	b, err := os.ReadFile("/proc/loadavg")
@@ -286,7 +286,7 @@ func threads(*guest) (*load, error) {
 	if err != nil {
 		return nil, err
 	}
-	makeThreads(8) // that this process may need when none can be made
+	makeThreads(8) // this process may need them when none can be created
 	w, err := newWorker(workFork, share(1, limit-now), 0, 0)
 	if err != nil {
 		return nil, err
@@ -294,7 +294,7 @@ func threads(*guest) (*load, error) {
 	return w.load(), sysctl("kernel/threads-max", strconv.Itoa(limit))
 }
 
-// makeThreads has Go's runtime make threads, which it keeps.
+// makeThreads makes Go's runtime create threads, which it keeps.
 func makeThreads(n int) {
 	var all, there sync.WaitGroup
 	there.Add(n)
@@ -309,13 +309,14 @@ func makeThreads(n int) {
 	all.Wait()
 }
 
-// forkIdle makes a process that waits until its parent has ended. It is a copy of this one
-// with one thread, so it makes system calls and nothing else of Go.
+// forkIdle creates a process that waits until its parent has ended. The process is a copy
+// of this one with a single thread, so it may only make system calls and use nothing else
+// of Go.
 func forkIdle() syscall.Errno {
 	flags := uintptr(unix.SIGCHLD)
 	parent := uintptr(os.Getpid())
 	first, second := flags, uintptr(0)
-	if runtime.GOARCH == "s390x" { // which has the stack first
+	if runtime.GOARCH == "s390x" { // its stack comes first
 		first, second = second, first
 	}
 	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, first, second, 0, 0, 0, 0)
@@ -331,7 +332,7 @@ func forkIdle() syscall.Errno {
 	}
 }
 
-// committedMemory has a process be promised memory.
+// committedMemory makes a process allocate memory that counts as committed.
 func committedMemory(*guest) (*load, error) {
 	const limit = 400 << 10 // KiB
 	committed, err := meminfo("Committed_AS:")
@@ -342,11 +343,11 @@ func committedMemory(*guest) (*load, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The exporter and the worker come on top.
+	// In addition to what the exporter and the worker have.
 	return w.load(), setAll("vm/overcommit_kbytes", strconv.Itoa(committed+limit+(150<<10)), "vm/overcommit_memory", "2")
 }
 
-// memory has a process use memory until it is killed.
+// memory makes a process use memory until it is killed.
 func memory(*guest) (*load, error) {
 	available, err := meminfo("MemAvailable:")
 	if err != nil {
@@ -359,10 +360,10 @@ func memory(*guest) (*load, error) {
 	return w.load(), nil
 }
 
-// unit is a cgroup of a unit, as systemd names them.
+// unit is the cgroup of a unit, named as by systemd.
 const unit = "/sys/fs/cgroup/system.slice/web.service"
 
-// intoUnit moves a worker into a unit that may have so much memory, in KiB.
+// intoUnit moves a worker into a unit with the given memory limit, in KiB.
 func (w *worker) intoUnit(limit int) error {
 	if err := os.MkdirAll(unit, 0o755); err != nil {
 		return err
@@ -374,7 +375,8 @@ func (w *worker) intoUnit(limit int) error {
 	)
 }
 
-// cgroupMemory has a process of a unit use memory until it is killed at the unit's limit.
+// cgroupMemory makes a process of a unit use memory until it is killed at the unit's
+// limit.
 func cgroupMemory(*guest) (*load, error) {
 	const limit = 64 << 10 // KiB
 	w, err := newWorker(workTouch, share(1, limit), 0, 0)
@@ -384,8 +386,8 @@ func cgroupMemory(*guest) (*load, error) {
 	return w.load(), w.intoUnit(limit)
 }
 
-// cgroupSockets has a process of a unit not read what clients outside of it send, until
-// the unit has no memory for more.
+// cgroupSockets makes a process of a unit not read what clients outside of the unit send,
+// until the unit has no memory for more.
 func cgroupSockets(*guest) (*load, error) {
 	const limit, each = 48 << 10, 48 // KiB
 	w, err := newWorker(workAccept, portUnread, 1<<20, 0)
@@ -395,7 +397,7 @@ func cgroupSockets(*guest) (*load, error) {
 	if err := w.intoUnit(limit); err != nil {
 		return nil, err
 	}
-	// The machine's own limit is far.
+	// The machine's own limit is far away.
 	if err := setAll("net/core/somaxconn", "4096", "net/ipv4/tcp_mem", "1000000 1000000 1000000"); err != nil {
 		return nil, err
 	}
@@ -421,7 +423,7 @@ func cgroupSockets(*guest) (*load, error) {
 	}, nil
 }
 
-// unsent returns what of a connection's data the peer does not take.
+// unsent returns a description of a connection's data that the peer does not accept.
 func unsent(fd int) (string, error) {
 	for end := time.Now().Add(answer); ; time.Sleep(answer / 20) {
 		left, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
@@ -437,7 +439,7 @@ func unsent(fd int) (string, error) {
 	}
 }
 
-// lowMemory makes connections until the kernel has no memory for another.
+// lowMemory makes connections until the kernel has no memory for another one.
 func lowMemory(*guest) (*load, error) {
 	if err := setAll("net/ipv4/ip_local_port_range", "10000 65000", "net/core/somaxconn", strconv.Itoa(everybody)); err != nil {
 		return nil, err

@@ -1,6 +1,6 @@
-// Package recording reads and writes what the lab recorded: the pages of one
-// scenario on one kernel, step by step, and the step at which the kernel first
-// refused. The format is described in lab/recordings/README.md.
+// Package recording reads and writes the lab's recordings: the pages of one scenario on
+// one kernel, step by step, and the step at which the kernel first refused. The format is
+// described in lab/recordings/README.md.
 package recording
 
 import (
@@ -16,7 +16,7 @@ import (
 	"strings"
 )
 
-// Recording is a scenario as it went on one kernel.
+// Recording is a recording of a scenario on one kernel.
 type Recording struct {
 	Kernel   string // as named by the lab, "6.1"
 	Release  string // uname -r
@@ -35,8 +35,8 @@ type Line struct {
 	Text string
 }
 
-// Series is a metric with its labels, as on the page, and its value at each
-// step, NaN where it was absent.
+// Series is a metric with its labels, as on the page, and its value at each step, NaN if
+// it was absent.
 type Series struct {
 	Name   string
 	Values []float64
@@ -65,7 +65,7 @@ func Read(path string) (*Recording, error) {
 	return r, nil
 }
 
-// Parse reads a recording.
+// Parse parses a recording.
 func Parse(b []byte) (*Recording, error) {
 	r := &Recording{Refusal: -1}
 	lines := bufio.NewScanner(bytes.NewReader(b))
@@ -89,7 +89,7 @@ func (r *Recording) parseLine(line string) error {
 	case line == "", strings.HasPrefix(line, "#"):
 		return nil
 	case strings.HasPrefix(line, "sockpressure_"):
-		// A label's value can have a space, the values cannot have a brace.
+		// A label value may have a space, the values cannot have a brace.
 		at := strings.LastIndex(line, "}") + 1
 		space := strings.Index(line[at:], " ")
 		if space < 0 {
@@ -137,7 +137,7 @@ func (r *Recording) parseLine(line string) error {
 	return err
 }
 
-// Write writes the recording as Parse reads it.
+// Write writes the recording in the format that Parse reads.
 func (r *Recording) Write(w io.Writer) error {
 	b := new(bytes.Buffer)
 	fmt.Fprintf(b, "kernel: %s\nrelease: %s\nscenario: %s\n", r.Kernel, r.Release, r.Scenario)
@@ -159,8 +159,8 @@ func (r *Recording) Write(w io.Writer) error {
 	return err
 }
 
-// Notation writes values as the input_series of promtool's unit tests: "1", "1+2x3" for
-// 1 3 5 7, "_x2" for two steps without a value.
+// Notation formats values like the input_series of promtool's unit tests: "1", "1+2x3"
+// for 1 3 5 7, "_x2" for two steps without a value.
 func Notation(values []float64) string {
 	var b strings.Builder
 	for i := 0; i < len(values); {
@@ -203,14 +203,14 @@ func Notation(values []float64) string {
 	return b.String()
 }
 
-// exact reports whether a run of such values is added up without rounding.
+// exact reports whether adding up such values involves no rounding.
 func exact(first, step float64) bool {
 	return step == 0 || first == math.Trunc(first) && step == math.Trunc(step)
 }
 
 func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 
-// expand reads what Notation wrote.
+// expand parses what Notation returns.
 func expand(notation string) ([]float64, error) {
 	var values []float64
 	for item := range strings.FieldsSeq(notation) {

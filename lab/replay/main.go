@@ -1,11 +1,11 @@
-// Command replay serves the lab's recordings as nodes for a Prometheus to scrape,
-// a step every 15 seconds, so that dashboards and alerts can be seen at work
-// without bringing a host into trouble:
+// Command replay serves the lab's recordings as nodes for a Prometheus to scrape, one
+// step every 15 seconds, to show dashboards and alerts at work without overloading a
+// host:
 //
 //	go run ./lab/replay 6.12/tcp_memory 6.12/idle
 //
-// Without arguments it serves every recording. Prometheus finds the nodes itself,
-// with http_sd_configs: [{url: "http://localhost:10059/targets"}].
+// Without arguments it serves every recording. Prometheus finds the nodes itself, with
+// http_sd_configs: [{url: "http://localhost:10059/targets"}].
 package main
 
 import (
@@ -117,14 +117,13 @@ type target struct {
 	Labels  map[string]string `json:"labels"`
 }
 
-// step says where a recording is after a time: at its beginning before that, and
-// there again after its end.
+// step returns the step of a recording after the given time: the first one before the
+// start, and the first one again after the end.
 func step(since, interval time.Duration, steps int) int {
 	return int(max(since, 0)/interval) % steps
 }
 
-// writePage writes a step of a recording as the exporter wrote it, less HELP and
-// TYPE.
+// writePage writes a step of a recording as the exporter wrote it, without HELP and TYPE.
 func writePage(w io.Writer, r *recording.Recording, step int) error {
 	var b strings.Builder
 	for _, s := range r.Series {

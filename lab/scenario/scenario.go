@@ -1,6 +1,6 @@
-// Package scenario describes what the lab does to a kernel: the list of scenarios,
-// which the host goes through and the guest carries out, and the messages in
-// which the guest reports.
+// Package scenario describes what the lab does to a kernel: the list of scenarios, which
+// the host goes through and the guest carries out, and the messages in which the guest
+// reports.
 package scenario
 
 import (
@@ -10,62 +10,62 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// Scenario is one kind of trouble, or of none.
+// Scenario is one kind of overload, or none.
 type Scenario struct {
 	Name string
 	// Resource is the limit that the load drives to refusal, empty if none.
 	Resource string
-	// Walks are the collectors that must have read again after each step. The exporter
-	// then runs with --collector.max-cpu=0: an emulator is so much slower than a
-	// processor that each step would wait for the budget of walks.
+	// Walks are the collectors that must read again after each step. The exporter then
+	// runs with --collector.max-cpu=0: an emulator is so much slower than a processor
+	// that each step would otherwise wait for the budget of walks.
 	Walks []string
-	// Counters are those that must have risen at the end.
+	// Counters are the counters that must have risen at the end.
 	Counters []string
-	// Message is what the kernel may have logged besides the limit's own lines.
+	// Message is a message that the kernel may log in addition to the limit's own lines.
 	Message string
-	// Netns are the network namespaces other than the host's that must be seen at a limit
-	// of their own: the labels of netns_saturation_ratio.
+	// Netns are the network namespaces other than the host's that must be reported at a
+	// limit of their own: the labels of netns_saturation_ratio.
 	Netns []string
-	// Saturation is the least that the limit must show when the kernel first
-	// refuses, or right before, if there is anything to show.
+	// Saturation is the minimum that the limit must show when the kernel first refuses,
+	// or right before, if there is anything to show.
 	Saturation float64
-	// Who is what the command who must name first, asked about Resource when the kernel
-	// first refuses; a pattern, empty if it is not asked.
+	// Who is a pattern for what the command who must list first when it is asked about
+	// Resource at the first refusal; empty if it is not asked.
 	Who string
 	// Unprivileged runs the exporter as a user without capabilities.
 	Unprivileged bool
-	// HighMemory limits the scenario to kernels with high memory, and leaves them
+	// HighMemory restricts the scenario to kernels with high memory, and leaves them
 	// little low memory.
 	HighMemory bool
 	// Disk is the size of an empty disk in MiB, 0 for none.
 	Disk int
-	// Processors is how many there are, 0 for one.
+	// Processors is the number of processors, 0 for one.
 	Processors int
-	// Sampled has usage rise and fall between two scrapes once the kernel has refused:
-	// samples have to go on then, and so has the counting of what the kernel logs.
+	// Sampled makes usage rise and fall between two scrapes once the kernel has refused:
+	// samples, and the counting of kernel messages, must continue then.
 	Sampled bool
 	// Unsampled runs the exporter without samples between scrapes. In emulation they cost
-	// many times of what they do on a real processor, and would hide other costs.
+	// many times what they do on a real processor, and would hide other costs.
 	Unsampled bool
-	// Unrecorded is set where it is not a limit that is put to the test, and a recording
-	// would tell nothing that others do not.
+	// Unrecorded is set if the scenario does not test a limit, and a recording would show
+	// nothing that others do not.
 	Unrecorded bool
-	// Prometheus has one outside of the guest scrape it every minute, which takes some of
-	// them: the scenario is driven only where it is named.
+	// Prometheus makes a Prometheus outside of the guest scrape it every minute. That
+	// takes several minutes, so the scenario runs only if it is named.
 	Prometheus bool
-	// Longer is the time that it may take above that of others.
+	// Longer is the time that it may take in addition to the usual one.
 	Longer time.Duration
-	// Planned has the guest set to what the command plan says, and has it hold what that
-	// was asked for. It has no steps.
+	// Planned makes the guest apply the settings that the command plan prints, and hold
+	// the load that the plan is for. It has no steps.
 	Planned bool
-	// Tuned has the guest try settings of tuning lists that a network namespace does not
-	// have for itself. It has no steps either.
+	// Tuned makes the guest try settings of tuning lists that a network namespace does
+	// not have separately. It has no steps either.
 	Tuned bool
-	// Healthy has nothing go wrong: no refusal, and no alert.
+	// Healthy means that nothing must go wrong: no refusal, and no alert.
 	Healthy bool
 }
 
-// LogLines are lines, of which the kernel must have logged one.
+// LogLines returns the lines of which the kernel must have logged at least one.
 func (s Scenario) LogLines() []collector.LogLine {
 	var lines []collector.LogLine
 	for _, spec := range collector.Specs() {
@@ -83,22 +83,22 @@ func (s Scenario) LogLines() []collector.LogLine {
 	return slices.DeleteFunc(lines, func(l collector.LogLine) bool { return l.Before != "" })
 }
 
-// All is every scenario.
+// All returns every scenario.
 func All() []Scenario {
 	return []Scenario{
 		{
 			Name: "conntrack_entries", Resource: "conntrack_entries", Saturation: 1, Who: `127\.0\.0\.1`,
 			Counters: []string{"conntrack_drops_total"},
 		},
-		// The same in a network namespace of its own, by an exporter that is given the
+		// The same in a separate network namespace, by an exporter that is given the
 		// procfs of its processes.
 		{
 			Name: "conntrack_entries_netns", Resource: "conntrack_entries", Saturation: 1, Who: `127\.0\.0\.1`,
 			Counters: []string{"conntrack_drops_total"},
-			Message:  "conntrack_table_full_in_netns", // or the limit's own, on kernels that do not tell
+			Message:  "conntrack_table_full_in_netns", // or the limit's own, on kernels that do not distinguish them
 		},
-		// Pods in network namespaces and cgroups of their own, as systemd's cgroup driver
-		// names those: each of another container runtime, and each at another limit.
+		// Pods in their own network namespaces and cgroups, named as by systemd's cgroup
+		// driver: each of another container runtime, and each at another limit.
 		{
 			Name: "pods", Walks: []string{"netns"},
 			Counters: []string{
@@ -135,7 +135,7 @@ func All() []Scenario {
 			Counters: []string{"tcp_request_queue_full_drops_total", "tcp_request_queue_full_cookies_total", "tcp_syncookies_sent_total"},
 		},
 		{Name: "ephemeral_ports", Resource: "ephemeral_ports", Saturation: 1, Who: `127\.0\.0\.1 → 127\.0\.0\.1:9008`, Walks: []string{"ports"}},
-		// On root, fs.file-max is not enforced.
+		// fs.file-max is not enforced for root.
 		{Name: "file_descriptors", Resource: "file_descriptors", Saturation: 0.9, Who: `exe\[\d+\]`, Unprivileged: true, Sampled: true},
 		{Name: "process_file_descriptors", Resource: "process_file_descriptors", Saturation: 1, Who: `exe\[\d+\]`, Walks: []string{"process"}},
 		{Name: "threads", Resource: "threads", Saturation: 0.95},
@@ -151,7 +151,7 @@ func All() []Scenario {
 		{Name: "ip_fragments_ipv6", Resource: "ip_fragments_ipv6", Saturation: 0.95, Counters: []string{"ip6_reassembly_failures_total"}},
 		// A backlog lasts for less than a scrape: only its drops can be seen.
 		{Name: "netdev_backlog", Resource: "netdev_backlog", Counters: []string{"netdev_backlog_drops_total"}},
-		// No program can start then, which who is.
+		// No program can start then, including the command who.
 		{Name: "committed_memory", Resource: "committed_memory", Saturation: 0.9},
 		{Name: "memory", Resource: "memory", Saturation: 0.9, Counters: []string{"oom_kills_total"}, Sampled: true},
 		{
@@ -170,7 +170,7 @@ func All() []Scenario {
 			HighMemory: true, Sampled: true, Longer: time.Minute,
 		},
 
-		// A program writes into the kernel's log what the kernel itself writes there.
+		// A program writes into the kernel's log what the kernel itself would write.
 		{
 			Name: "log_forged", Resource: "conntrack_entries", Saturation: 1,
 			Counters: []string{"conntrack_drops_total"}, Unrecorded: true,
@@ -195,9 +195,9 @@ func All() []Scenario {
 	}
 }
 
-// Ramp is the steps that a load takes from nothing to its limit, more or less:
-// ten minutes if a step is laid out at 15 s. Before and After are the steps
-// without a load, Past those that go on after the first refusal.
+// Ramp is the approximate number of steps that a load takes from nothing to its limit:
+// ten minutes at 15 s per step. Before and After are the steps without a load, Past those
+// that follow the first refusal.
 const (
 	Before = 4
 	Ramp   = 40
@@ -206,26 +206,26 @@ const (
 )
 
 // Folders of modules in the guest: PortModules are loaded first, so that it can report;
-// the idle scenario looks at the kernel before it loads Modules.
+// the idle scenario reads the kernel before it loads Modules.
 const (
 	PortModules = "portmodules"
 	Modules     = "modules"
 )
 
-// WantStatus on the kernel's command line makes the guest report the status page of
-// each step too.
+// WantStatus on the kernel's command line makes the guest report the status page of each
+// step too.
 const WantStatus = "lab.status"
 
-// The guest's ports that QEMU forwards to where there is a Prometheus: the exporter's, and
-// one at which the guest waits to be told that its load may begin, and then that it may
-// end. FullFor is how long the limit is reached.
+// The guest's ports that QEMU forwards for a Prometheus: the exporter's, and one at which
+// the guest waits to be told that its load may begin, and later that it may end. FullFor
+// is how long the limit is reached.
 const (
 	ExporterPort = 10058
 	ControlPort  = 9100
 	FullFor      = 20 * time.Second
 )
 
-// Message is what the guest writes, as a line of JSON each.
+// Message is a message of the guest, written as a line of JSON.
 type Message struct {
 	Machine *Machine `json:",omitempty"` // the first
 	Step    *Step    `json:",omitempty"`
@@ -235,48 +235,49 @@ type Message struct {
 	Error   string   `json:",omitempty"` // the last, if not
 }
 
-// Machine is what the guest runs on.
+// Machine describes the machine of the guest.
 type Machine struct {
 	Release   string // uname -r
 	PageSize  int    // in bytes
 	BigEndian bool
 }
 
-// Step is the kernel and the exporter after a step of the load.
+// Step is the state of the kernel and the exporter after a step of the load.
 type Step struct {
-	// Refused is what the program under load saw when the kernel refused, empty
-	// as long as it did not.
+	// Refused is what the program under load saw when the kernel refused, empty before
+	// that.
 	Refused string `json:",omitempty"`
-	// Page is what the exporter served, its own metrics only, empty if it did not
-	// answer, and Silent is the reason; Seconds is how long that took.
+	// Page is what the exporter served, only its own metrics, empty if it did not answer.
+	// Silent is the reason if it did not, and Seconds how long that took.
 	Page    string
 	Silent  string `json:",omitempty"`
 	Seconds float64
-	// Missed is the scrapes that were not answered in time before that.
+	// Missed is the number of earlier scrapes that were not answered in time.
 	Missed int `json:",omitempty"`
-	// Differ is where the guest read something else, though that did not move.
+	// Differ lists where the guest read another value, although the value did not change.
 	Differ []string `json:",omitempty"`
 	// Log is what the kernel logged.
 	Log []string `json:",omitempty"`
-	// Who is what the command who printed, if it was asked, and NoWho why it did not answer.
+	// Who is what the command who printed, if it was asked, and NoWho why it did not
+	// answer.
 	Who, NoWho string `json:",omitempty"`
 	// Status is the status page, if the lab wants it and the exporter answered.
 	Status string `json:",omitempty"`
 }
 
-// Planned is what came of a plan.
+// Planned is the result of a plan.
 type Planned struct {
 	Connections int
 	// File is what plan printed for /etc/sysctl.d.
 	File string
-	// Predicted is the kernel memory that plan has in its bill, Measured what the
-	// connections took, in bytes.
+	// Predicted is the kernel memory in the plan's bill, Measured what the connections
+	// took, in bytes.
 	Predicted, Measured float64
-	// Refused is what a program saw while the guest was set to File, Moved the limits
-	// whose counters or lines told of a refusal: there should be none.
+	// Refused is what a program saw while File was applied, and Moved the limits whose
+	// counters or log lines showed a refusal. Both should be empty.
 	Refused string
 	Moved   []string
-	// Saturation is that of each limit while they were held.
+	// Saturation is the saturation of each limit while the connections were held.
 	Saturation map[string]float64
 	Cuts       []Cut
 }
@@ -284,39 +285,39 @@ type Planned struct {
 // Tried is a setting that was tried.
 type Tried struct {
 	Setting, Result string
-	// Wrong is set where that was not what docs/million.md says of it.
+	// Wrong is set if the result is not what docs/million.md says.
 	Wrong bool
 }
 
-// Cut is a value that plan said to set, a third lower.
+// Cut is a setting of the plan, reduced by a third.
 type Cut struct {
 	Resource, Setting, From, To string
 	Refused                     string
 	Moved                       []string
-	// Named is set where the refusal is the one that the limit's row names.
+	// Named is set if the refusal is the one that the limit's row names.
 	Named bool
 }
 
-// Done is the sum of all steps.
+// Done is the summary of all steps.
 type Done struct {
-	// Agreed is the series that had the value that the guest read by itself, Never
-	// those that never had it in any step.
+	// Agreed is the number of series whose value equalled what the guest read itself,
+	// Never those whose value never did.
 	Agreed int
 	Never  []string `json:",omitempty"`
-	// Miscounted is the messages whose number is not that of the kernel's lines.
+	// Miscounted are the messages whose number differs from that of the kernel's lines.
 	Miscounted []string `json:",omitempty"`
 	Floods     []Flood  `json:",omitempty"`
 }
 
-// Flood is what the exporter made of a flood of the kernel's log.
+// Flood is how the exporter handled a flood of the kernel's log.
 type Flood struct {
 	Writer  string
 	Seconds float64
-	// Records is how many there were, Lost those of them that the exporter missed.
+	// Records is the number of records, Lost how many of them the exporter missed.
 	Records, Lost float64
-	// Share is what the exporter took of a processor, Rest what it took before.
+	// Share is how much of a processor the exporter used, Rest how much it used before.
 	Share, Rest float64
-	// Logged is the kernel's lines about the full table amidst the flood, Counted those of
-	// them that the exporter saw.
+	// Logged is the number of the kernel's lines about the full table during the flood,
+	// Counted how many of them the exporter counted.
 	Logged, Counted float64
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/bench/internal/namespaces"
 )
 
-// Apart runs this program again, in a network and a mount namespace of its own. It
-// gets the path of the exporter as --program, which is built if it is empty.
+// Apart runs this program again, in its own network and mount namespace, with the path of
+// the exporter as --program. If that is empty, the exporter is built.
 func Apart(ctx context.Context, program string, args []string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, to make namespaces")
@@ -33,9 +33,9 @@ func Apart(ctx context.Context, program string, args []string) error {
 	return namespaces.Run(ctx, 0, append(args, "--program="+program)...)
 }
 
-// PrepareApart makes these namespaces usable, from inside. In a process namespace the
-// exporter would not read processes at all. So it sees the machine's, and this one as
-// process 1, whose network it takes for the host's.
+// PrepareApart makes these namespaces usable, from inside. In a PID namespace the
+// exporter would not read processes at all, so it sees the machine's, and this one as
+// process 1, whose network namespace it takes for the host's.
 func PrepareApart() error {
 	if err := namespaces.Prepare(); err != nil {
 		return err

@@ -1,5 +1,5 @@
-// Package exporter builds, runs and scrapes exporters for the benchmarks, and
-// measures what their scrapes take.
+// Package exporter builds, runs and scrapes exporters for the benchmarks, and measures
+// what their scrapes cost.
 package exporter
 
 import (
@@ -28,8 +28,8 @@ const (
 // patience bounds the start and the end of an exporter, and one scrape.
 const patience = time.Minute
 
-// GoTool builds a program as releases are built: static and stripped. What is
-// installed goes to dir.
+// GoTool builds a program like a release: static and stripped. Installed programs go to
+// dir.
 func GoTool(ctx context.Context, dir, verb string, args ...string) error {
 	fmt.Fprintln(os.Stderr, "go", verb, args[len(args)-1])
 	cmd := exec.CommandContext(ctx, "go", append([]string{verb, "-trimpath", "-ldflags=-s -w"}, args...)...)
@@ -54,7 +54,7 @@ func Start(ctx context.Context, path string, args ...string) (*Exporter, error) 
 		Path: path,
 		cmd:  exec.CommandContext(ctx, path, append([]string{"--web.listen-address=127.0.0.1:0"}, args...)...),
 		log:  make(chan struct{}),
-		// Prometheus, too, asks for gzip and unpacks it by itself.
+		// Prometheus, too, asks for gzip and decompresses the page itself.
 		client: &http.Client{Transport: &http.Transport{DisableCompression: true}, Timeout: patience},
 	}
 	e.cmd.Cancel = func() error { return e.cmd.Process.Signal(syscall.SIGTERM) }
@@ -90,10 +90,10 @@ func Start(ctx context.Context, path string, args ...string) (*Exporter, error) 
 	}
 }
 
-// PID is that of its process.
+// PID returns the number of the exporter's process.
 func (e *Exporter) PID() int { return e.cmd.Process.Pid }
 
-// Stop ends the exporter. That a signal ended it is not an error.
+// Stop stops the exporter. Ending by a signal is not an error.
 func (e *Exporter) Stop() error {
 	e.client.CloseIdleConnections()
 	if err := e.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -107,8 +107,8 @@ func (e *Exporter) Stop() error {
 	return err
 }
 
-// Scrape fetches the page as Prometheus 3 does, over a connection that is kept,
-// and returns it as it came, in gzip, and how long that took.
+// Scrape fetches the page as Prometheus 3 does, over a persistent connection. It returns
+// the page compressed by gzip, and how long that took.
 func (e *Exporter) Scrape(ctx context.Context, query string) (page []byte, took time.Duration, err error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, e.URL+"/metrics"+query, http.NoBody)
 	if err != nil {
@@ -135,7 +135,7 @@ func (e *Exporter) Scrape(ctx context.Context, query string) (page []byte, took 
 	return page, took, err
 }
 
-// Unpack returns the text of a page.
+// Unpack decompresses a page.
 func Unpack(page io.Reader) ([]byte, error) {
 	r, err := gzip.NewReader(page)
 	if err != nil {
@@ -144,16 +144,16 @@ func Unpack(page io.Reader) ([]byte, error) {
 	return io.ReadAll(r)
 }
 
-// CPU is what a process has used, in steps of 10 ms.
+// CPU is the CPU time that a process has used, in steps of 10 ms.
 type CPU struct{ User, System time.Duration }
 
-// Sum is user and system time together.
+// Sum returns user and system time together.
 func (c CPU) Sum() time.Duration { return c.User + c.System }
 
-// Since is what has been used since an earlier moment.
+// Since returns what has been used since an earlier time.
 func (c CPU) Since(o CPU) CPU { return CPU{c.User - o.User, c.System - o.System} }
 
-// CPU returns what the exporter has used since it was started.
+// CPU returns the CPU time that the exporter has used since it was started.
 func (e *Exporter) CPU() (CPU, error) {
 	p, err := procfs.NewProc(e.cmd.Process.Pid)
 	if err != nil {
@@ -164,9 +164,9 @@ func (e *Exporter) CPU() (CPU, error) {
 	return CPU{time.Duration(s.UTime) * tick, time.Duration(s.STime) * tick}, err
 }
 
-// Ran returns for how long threads of the exporter have run since it was started, to
-// the nanosecond (/proc/<pid>/task/<tid>/schedstat). Threads that have ended are not
-// in it.
+// Ran returns how long the threads of the exporter have run since it was started, in
+// nanoseconds (/proc/<pid>/task/<tid>/schedstat). Threads that have ended are not
+// included.
 func (e *Exporter) Ran() (sum time.Duration, err error) {
 	p, err := procfs.NewProc(e.cmd.Process.Pid)
 	if err != nil {
@@ -186,8 +186,7 @@ func (e *Exporter) Ran() (sum time.Duration, err error) {
 	return sum, nil
 }
 
-// PeakMemory returns the most resident memory that the exporter had so far, in
-// bytes.
+// PeakMemory returns the peak resident memory of the exporter, in bytes.
 func (e *Exporter) PeakMemory() (uint64, error) {
 	p, err := procfs.NewProc(e.cmd.Process.Pid)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Machine describes what a scrape's cost depends on.
+// Machine describes the machine, on which the cost of a scrape depends.
 func Machine() (string, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {

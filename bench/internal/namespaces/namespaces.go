@@ -1,6 +1,5 @@
-// Package namespaces runs a benchmark in namespaces of its own, so that there are no
-// other sockets and processes, no sysctl of the machine is changed, and nothing is left
-// behind.
+// Package namespaces runs a benchmark in its own namespaces, so that there are no other
+// sockets and processes, no sysctl of the machine is changed, and nothing is left behind.
 package namespaces
 
 import (
@@ -14,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside is the variable by which the program knows that it is in its namespaces
-// already.
+// inside is the environment variable by which the program knows that it is already in its
+// namespaces.
 const inside = "SOCKPRESSURE_BENCH_INSIDE"
 
 // Inside reports whether this program was started by Run.
 func Inside() bool { return os.Getenv(inside) != "" }
 
 // Run runs this program again, in a network namespace, a mount namespace, and those of
-// flags (CLONE_NEW...). In a process namespace it is process 1, whose network namespace
-// the exporter takes for the host's. It needs root.
+// flags (CLONE_NEW...). In a PID namespace it is process 1, whose network namespace the
+// exporter takes for the host's. It needs root.
 func Run(ctx context.Context, flags uintptr, args ...string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -40,8 +39,8 @@ func Run(ctx context.Context, flags uintptr, args ...string) error {
 	return cmd.Run()
 }
 
-// Prepare makes the namespaces usable, from inside: a /proc that shows them,
-// and loopback up.
+// Prepare makes the namespaces usable, from inside: with a /proc that shows them, and
+// with loopback up.
 func Prepare() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("mount: %w", err)

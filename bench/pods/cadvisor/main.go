@@ -1,7 +1,7 @@
-// Command cadvisor reads the TCP statistics of processes' network namespaces by the
+// Command cadvisor reads the TCP statistics of processes' network namespaces with the
 // functions of cAdvisor, for ../main.go. The arguments are the processes. For each line
-// of standard input it reads all of them once, prints those of the last few as JSON if
-// the line asks for it, and an empty line.
+// of standard input it reads all of them once, prints the statistics of the last few as
+// JSON if the line asks for it, and then an empty line.
 package main
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/opencontainers/cgroups"
 )
 
-// noCgroup is all that the handler asks of a cgroup for statistics of networks.
+// noCgroup is the part of a cgroup that the handler needs for network statistics.
 type noCgroup struct{ cgroups.Manager }
 
 func (noCgroup) GetStats() (*cgroups.Stats, error) { return cgroups.NewStats(), nil }
@@ -25,7 +25,7 @@ func (noCgroup) GetStats() (*cgroups.Stats, error) { return cgroups.NewStats(), 
 func (noCgroup) Path(string) string { return "" }
 
 func main() {
-	// What --disable_metrics=... leaves on; both are off by default.
+	// What --disable_metrics=... leaves enabled; both are disabled by default.
 	metrics := container.MetricSet{container.NetworkTcpUsageMetrics: {}, container.NetworkAdvancedTcpUsageMetrics: {}}
 	var handlers []*libcontainer.Handler
 	for _, arg := range os.Args[1:] {
@@ -50,7 +50,7 @@ func main() {
 	}
 }
 
-// notZero returns what statistics count.
+// notZero returns the statistics that are not zero.
 func notZero(stats ...any) string {
 	counted := map[string]any{}
 	for _, s := range stats {
