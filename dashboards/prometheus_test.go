@@ -148,7 +148,7 @@ scrape_configs:
 	var waiting []asked
 	for _, b := range boards(t) {
 		for _, q := range queries(b) {
-			if os.Geteuid() != 0 && q.String() == "sockpressure-node: Socket and conntrack caches" {
+			if os.Geteuid() != 0 && (q.String() == "sockpressure-node: Socket and conntrack caches" || strings.Contains(q.expr, "kernel_messages")) {
 				continue // the kernel shows them to root
 			}
 			if os.Geteuid() != 0 && strings.Contains(q.expr, "netns_") && !strings.Contains(q.expr, "refusals") {
