@@ -233,8 +233,8 @@ type unit struct {
 // perProcess is how many connections a process of bench/sockets holds.
 const perProcess = 9900
 
-// hold opens the connections, those of each unit in a cgroup that is named like it if there
-// is version 2 of them, and returns what closes them.
+// hold opens the connections and returns a function that closes them. The connections of
+// each unit are in a cgroup with the unit's name, if there is a hierarchy of version 2.
 func (o *options) hold(ctx context.Context) (release func() error, err error) {
 	var releases []func() error
 	release = func() (err error) {
@@ -300,7 +300,7 @@ func (o *options) holdUnit(ctx context.Context, name string, args ...string) (re
 	}, nil
 }
 
-// unitCgroup makes a cgroup, and returns its folder; "" where that cannot be.
+// unitCgroup creates a cgroup and returns its folder, or "" if that fails.
 func unitCgroup(name string) string {
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
 		var st unix.Statfs_t

@@ -1,7 +1,7 @@
-// Command licenses prints the licences of all that the program of the working
-// directory is linked with, Go's library among it. A package may have come from
-// elsewhere and have its own beside that of its module: each is looked for from
-// the package's folder up to the root of its module.
+// Command licenses prints the licences of everything that is linked into the program of
+// the working directory, including Go's library. A package may have come from elsewhere
+// and have its own licence in addition to that of its module, so licences are looked for
+// from the package's folder up to the root of its module.
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 
 var legal = regexp.MustCompile(`(?i)^(licen[cs]e|unlicense|copying|notice|patents)`)
 
-// module is one of go list's. Go itself is taken for one.
+// module is a module as listed by go list. Go itself is represented as one.
 type module struct {
 	Path, Version, Dir string
 	Main               bool
@@ -44,7 +44,7 @@ func main() {
 	}
 }
 
-// dependencies are the packages that are linked into the program in dir.
+// dependencies returns the packages that are linked into the program in dir.
 func dependencies(dir string) ([]linked, error) {
 	env, err := golang(dir, "", "env", "-json", "GOROOT", "GOVERSION")
 	if err != nil {
@@ -57,8 +57,8 @@ func dependencies(dir string) ([]linked, error) {
 	std := &module{Path: "Go", Version: library.GOVERSION, Dir: library.GOROOT}
 
 	var packages []linked
-	// What is linked depends on the platform a little. The licences are those of a
-	// release's every platform, so they are the same in each and on every machine.
+	// What is linked depends slightly on the platform. The licences are those of all
+	// platforms of a release, so they are the same for each and on every machine.
 	for _, arch := range []string{"386", "amd64", "arm", "arm64", "ppc64le", "riscv64", "s390x"} {
 		out, err := golang(dir, arch, "list", "-deps", "-json=Dir,Module,Standard", ".")
 		if err != nil {
@@ -126,8 +126,8 @@ func write(w io.Writer, packages []linked) error {
 	return nil
 }
 
-// look adds the files that p is under, by their path in the module. To be under
-// none is an error: it may not be redistributed.
+// look adds the licence files that apply to p, by their path in the module. It returns an
+// error if there are none, because then p may not be redistributed.
 func look(p linked, files map[string]bool) error {
 	below, err := filepath.Rel(p.Module.Dir, p.Dir)
 	if err != nil || !filepath.IsLocal(below) {

@@ -1,6 +1,6 @@
-// Command sbom prints what a binary of Go was made of, as a bill of materials in
-// CycloneDX: the modules that the linker wrote into the binary, not those that
-// go.mod would allow.
+// Command sbom prints what a Go binary was made from, as a bill of materials in
+// CycloneDX: the modules that the linker recorded in the binary, not those that go.mod
+// would allow.
 package main
 
 import (
@@ -102,8 +102,8 @@ func library(path, version string) component {
 	return component{Type: "library", Ref: purl, Name: path, Version: version, PURL: purl}
 }
 
-// serialNumber is a UUID of version 8 made of the document's content, so that the
-// same release has the same.
+// serialNumber returns a UUID of version 8 derived from the document's content, so that
+// the same release always has the same.
 func serialNumber(d *document) (string, error) {
 	b, err := json.Marshal(d)
 	if err != nil {

@@ -1,8 +1,8 @@
-// Command schemas writes JSON schemas of the Kubernetes objects in deploy/, as
-// kubeconform wants them: a file for each kind, in which an object has no other
-// fields than those that it declares. They are made from the OpenAPI definitions of
-// the API server and the CustomResourceDefinitions of the Prometheus operator, which
-// are downloaded as Go modules.
+// Command schemas writes JSON schemas of the Kubernetes objects in deploy/ in the form
+// that kubeconform expects: a file for each kind, in which an object has only the fields
+// that it declares. The schemas are made from the OpenAPI definitions of the API server
+// and the CustomResourceDefinitions of the Prometheus operator, which are downloaded as
+// Go modules.
 //
 //	go run ./deploy/schemas -out dir
 package main
@@ -21,8 +21,8 @@ import (
 	"go.yaml.in/yaml/v2"
 )
 
-// origin is a module, and its files with schemas. Nothing of it is part of a program,
-// so go.mod does not have it.
+// origin is a module, and its files with schemas. It is not part of a program, so go.mod
+// does not list it.
 type origin struct {
 	module string
 	files  []string
@@ -134,7 +134,8 @@ func write(file, out string) error {
 	return nil
 }
 
-// file is the name for kubeconform's template {{.ResourceKind}}{{.KindSuffix}}.json.
+// file returns the file name for kubeconform's template
+// {{.ResourceKind}}{{.KindSuffix}}.json.
 func (k kind) file() string {
 	name := k.Kind
 	if k.Group != "" {
@@ -144,18 +145,18 @@ func (k kind) file() string {
 	return strings.ToLower(name + "-" + k.Version + ".json")
 }
 
-// builtIn adds the kinds that the definitions have, each with all that it refers to.
+// builtIn adds the kinds in the definitions, each with everything that it refers to.
 func builtIn(source map[string]any, schemas map[kind]map[string]any) {
 	definitions := map[string]any{}
 	for name, definition := range source {
 		definitions[name] = strict(definition)
 	}
-	// "cpu: 1" is as good as "cpu: '1'", which the definitions do not say.
+	// "cpu: 1" is as valid as "cpu: '1'", but the definitions do not allow it.
 	definitions["io.k8s.apimachinery.pkg.api.resource.Quantity"] = map[string]any{"type": []string{"number", "string"}}
 	for name, definition := range definitions {
 		kinds, _ := definition.(map[string]any)["x-kubernetes-group-version-kind"].([]any)
 		if len(kinds) != 1 {
-			continue // A part of objects, or of many APIs.
+			continue // Part of other objects, or of many APIs.
 		}
 		k := kinds[0].(map[string]any)
 		used := map[string]any{}
@@ -166,7 +167,7 @@ func builtIn(source map[string]any, schemas map[kind]map[string]any) {
 	}
 }
 
-// collect puts the definitions that value refers to into used.
+// collect adds the definitions that value refers to to used.
 func collect(value any, definitions, used map[string]any) {
 	switch v := value.(type) {
 	case []any:
@@ -186,7 +187,7 @@ func collect(value any, definitions, used map[string]any) {
 	}
 }
 
-// strict makes JSON of YAML, and closes every object that declares its fields.
+// strict converts YAML to JSON, and closes every object that declares its fields.
 func strict(value any) any {
 	switch v := value.(type) {
 	case []any:

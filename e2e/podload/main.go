@@ -1,14 +1,14 @@
-// Command podload is what runs in the pods of TestRealPods, and of bench/pods. Its
-// argument selects what it does to its network namespace, for as long as it runs:
+// Command podload is the program that runs in the pods of TestRealPods, and of bench/pods.
+// Its argument selects what it does to its network namespace, for as long as it runs:
 //
 //	quiet     listens
-//	waiting   listens, and has four connections wait there
-//	overflow  fills an accept queue, and dials on
-//	userns    the same in a network namespace of a user namespace of its own
+//	waiting   listens, with four waiting connections
+//	overflow  fills an accept queue, and continues to dial
+//	userns    the same in a network namespace of a separate user namespace
 //	ports     connects to one destination until there is no port left
-//	timewait  closes connections when no more may be in TIME_WAIT
+//	timewait  closes connections when TIME_WAIT has reached its limit
 //
-// Without one it does nothing, as the first process of a pod. It ends at SIGTERM.
+// Without an argument it does nothing, as the first process of a pod. It ends at SIGTERM.
 package main
 
 import (
@@ -28,7 +28,7 @@ import (
 
 func main() {
 	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, unix.SIGTERM) // which alone would not end process 1 of a namespace
+	signal.Notify(stop, unix.SIGTERM) // because SIGTERM by itself would not end process 1 of a namespace
 	ended := make(chan error)
 	if len(os.Args) > 1 {
 		go func() { ended <- run(os.Args[1]) }()
@@ -41,7 +41,7 @@ func main() {
 	}
 }
 
-// at is where it listens, and dials.
+// at returns the address on which it listens, and which it dials.
 func at() *unix.SockaddrInet4 { return &unix.SockaddrInet4{Port: 8080, Addr: [4]byte{127, 0, 0, 1}} }
 
 func run(load string) error {
@@ -95,7 +95,7 @@ func listen(backlog int) (fd int, err error) {
 	return fd, errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, at()), unix.Listen(fd, backlog))
 }
 
-// dial begins a connection, which is there at once if it is accepted at all.
+// dial starts a connection, which is established at once if it is accepted at all.
 func dial() (fd int, err error) {
 	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 		return -1, err
@@ -106,7 +106,7 @@ func dial() (fd int, err error) {
 	return fd, err
 }
 
-// overflow never accepts. A queue takes one connection more than its backlog.
+// overflow never accepts. A queue admits one connection more than its backlog.
 func overflow(backlog int) error {
 	if _, err := listen(backlog); err != nil {
 		return err
@@ -153,7 +153,7 @@ func closeMore() error {
 		if err != nil {
 			return err
 		}
-		// The side that closes first is the one in TIME_WAIT.
+		// The end that closes first is the one in TIME_WAIT.
 		_ = unix.Close(client)
 		_ = unix.Close(server)
 		time.Sleep(10 * time.Millisecond)

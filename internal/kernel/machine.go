@@ -146,8 +146,8 @@ func (m *Machine) sysctlPath(name string) string {
 	return filepath.Join(m.ProcPath, "sys", strings.ReplaceAll(name, ".", "/"))
 }
 
-// procFile returns the options for reading a file of procfs that is opened with open. It
-// fails if the file is hidden by another mount.
+// procFile returns the options for reading a file of procfs that is opened with open.
+// Opening it fails if something else is mounted over the file.
 func (m *Machine) procFile(path string, open procfile.Opener) procfile.Options {
 	return procfile.Options{
 		Sysctl: strings.HasPrefix(path, filepath.Join(m.ProcPath, "sys")+"/"),

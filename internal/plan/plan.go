@@ -252,8 +252,8 @@ func (f *Facts) carrier(l *collector.LimitInfo, reading *collector.LimitReading)
 	return cmp.Or(limit, l.Fresh), name
 }
 
-// mostRoom is the maximum factor by which a limit is raised. Reduced by 30 %, the limit
-// then equals the need.
+// mostRoom is the maximum factor by which a limit exceeds the need. It is low enough that
+// a limit reduced by a third is too low.
 const mostRoom = 1 / 0.7
 
 // room returns the factor by which a limit has to exceed its usage for there to be no

@@ -53,9 +53,9 @@ type fileState struct {
 	modified, change syscall.Timespec
 }
 
-// lookAgain is how long before it was read a file must have last changed, to be sure that
-// a later change is visible in its state, and after how long a file is read again that
-// could not be read.
+// lookAgain is how old the last change of a file must be when the file is read for every
+// later change to be visible in its state. It is also the time after which a file that
+// could not be read is read again.
 const lookAgain = time.Second
 
 // openWebFile reads the file, which must be valid.
