@@ -62,7 +62,7 @@ type group struct {
 	limit float64 // of the group, 0 if it has none of its own
 }
 
-// ballot is the cgroup that more than half of a group's things belong to, if there is
+// ballot is the cgroup that at least half of a group's things belong to, if there is
 // one, found by the majority vote of Boyer and Moore. At least votes of cast agree.
 type ballot struct {
 	cgroup      uint64
