@@ -75,7 +75,8 @@ func TestAlertForms(t *testing.T) {
 	}
 }
 
-// TestAlertMistakes: every form refuses a name that no rule has.
+// TestAlertMistakes: every form refuses a name that no rule has, and a threshold that cannot
+// be meant.
 func TestAlertMistakes(t *testing.T) {
 	needs.Check(t, "helm", "jsonnet")
 	for document, words := range map[string]string{
@@ -83,6 +84,12 @@ func TestAlertMistakes(t *testing.T) {
 		"resources: {nonsense: {enabled: false}}":                       `there is no "nonsense"`,
 		"jobs: {a: {alerts: {SockPressureOOMKill: {params: {x: 1}}}}}":  `has no parameter "x"`,
 		"alerts: {SockPressureFillingUp/critical: {severity: warning}}": `there is no "SockPressureFillingUp/critical"`,
+		"resources: {memory: {params: {warning: 80%}}}":                 `warning`,
+		"resources: {memory: {params: {critical: 95}}}":                 `95`,
+		"resources: {memory: {params: {critical: 0}}}":                  `critical`,
+		"resources: {memory: {params: {warning: 0.98}}}":                `SockPressureMemoryNearlyFull, memory: warning, 0.98, is not below critical, 0.97`,
+		"jobs: {a: {resources: {memory: {params: {critical: 0.9}}}}}":   `SockPressureMemoryNearlyFull, memory: warning, 0.9, is not below critical, 0.9`,
+		"alerts: {SockPressureNetnsNearLimit: {params: {warning: 1}}}":  `SockPressureNetnsNearLimit: warning, 1, is not below critical, 0.95`,
 	} {
 		file := write(t, "alerts.yml", document)
 		values := write(t, "values.yaml", "prometheusRule: {enabled: true, config: {"+document+"}}")
