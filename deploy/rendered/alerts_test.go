@@ -118,6 +118,10 @@ func TestAlertPatches(t *testing.T) {
 	if name := at(t, own, "metadata", "name"); name != "mine" {
 		t.Errorf("the rules are those of %v", name)
 	}
+	want := at(t, only(t, "own-rules", "PodMonitor"), "metadata", "namespace")
+	if namespace := at(t, own, "metadata", "namespace"); namespace == nil || namespace != want {
+		t.Errorf("the rules are in namespace %v, the monitor in %v", namespace, want)
+	}
 }
 
 // TestAlertsLoad has a real Prometheus load what the chart makes of changed thresholds
