@@ -273,6 +273,24 @@ func TestCompose(t *testing.T) {
 			mounted[to] = from
 		}
 	}
+	// Grafana finds the dashboards where the provider looks, and no other file.
+	var provisioning struct {
+		Providers []struct{ Options struct{ Path string } }
+	}
+	unmarshal(t, filepath.Join(mounted["/etc/grafana/provisioning"], "dashboards/sockpressure.yml"), &provisioning)
+	dashboards, err := filepath.Glob("../dashboards/*.json")
+	if err != nil || len(dashboards) == 0 {
+		t.Fatal(dashboards, err)
+	}
+	provided := provisioning.Providers[0].Options.Path
+	for _, dashboard := range dashboards {
+		if to := provided + "/" + filepath.Base(dashboard); mounted[to] != dashboard {
+			t.Errorf("%s is %q, want %s", to, mounted[to], dashboard)
+		}
+	}
+	if mounted[provided] != "" {
+		t.Errorf("%s is all of %s", provided, mounted[provided])
+	}
 	readme := read(t, "../README.md") + read(t, "../docs/commands.md")
 	for _, flag := range file.Services["exporter"].Command {
 		flag, _, _ = strings.Cut(flag, "=")
