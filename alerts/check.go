@@ -118,13 +118,16 @@ var ratios = []string{"warning", "critical", "full", "from", "fast", "share"}
 
 const maxRatio = 1.5
 
-// float returns a number as YAML has it.
+// float returns a number as YAML has it, or helm --set, which makes a string of a fraction.
 func float(value any) (float64, bool) {
 	switch v := value.(type) {
 	case int:
 		return float64(v), true
 	case float64:
 		return v, true
+	case string:
+		f, err := strconv.ParseFloat(v, 64)
+		return f, err == nil
 	}
 	return 0, false
 }

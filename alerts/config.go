@@ -47,7 +47,7 @@ type Change struct {
 	KeepFiringFor string            `yaml:"keepFiringFor"`
 	Severity      string            `yaml:"severity"`
 	Labels        map[string]string `yaml:"labels"`
-	// Params are thresholds: numbers.
+	// Params are thresholds: numbers, also in strings.
 	Params map[string]any `yaml:"params"`
 }
 

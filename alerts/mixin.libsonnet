@@ -52,6 +52,10 @@ local within(config, job) = {
   alerts: under(get(config, 'alerts', {}), get(config.jobs[job], 'alerts', {})),
 };
 
+// A threshold is a number, also in a string.
+local numeric(value) = std.isNumber(value) || (std.isString(value) && value != '' && std.stripChars(value, '0123456789.') == '');
+local float(value) = if std.isNumber(value) then value else std.parseJson(value);
+
 // Thresholds that are compared with a ratio.
 local ratios = ['warning', 'critical', 'full', 'from', 'fast', 'share'];
 
@@ -60,7 +64,7 @@ local check(config) =
   local jobs = std.objectFields(get(config, 'jobs', {}));
   local scopes = [config] + std.objectValues(get(config, 'jobs', {}));
   local levels(scope, group, severity) = [
-    { alert: rule.alert, resources: get(rule, 'resources', []), value: std.parseJson(text(get(change.params, severity, rule.params[severity]))) }
+    { alert: rule.alert, resources: get(rule, 'resources', []), value: float(get(change.params, severity, rule.params[severity])) }
     for rule in group.rules
     if get(rule, 'severity', '') == severity && std.objectHas(get(rule, 'params', {}), severity)
     for change in [changed(scope, rule)]
@@ -87,7 +91,7 @@ local check(config) =
     for name in std.objectFields(get(scope, kind, {}))
     for param in std.objectFields(get(scope[kind][name], 'params', {}))
     for value in [scope[kind][name].params[param]]
-    if !std.isNumber(value) || (if std.member(ratios, param) then value <= 0 || value > 1.5 else value < 0)
+    if !numeric(value) || (if std.member(ratios, param) then float(value) <= 0 || float(value) > 1.5 else float(value) < 0)
   ];
   local unordered = [
     '%s: warning, %s, is not below critical, %s' % [std.join(', ', [ticket.alert] + ticket.resources), text(ticket.value), text(page.value)]

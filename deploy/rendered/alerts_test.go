@@ -85,6 +85,8 @@ func TestAlertMistakes(t *testing.T) {
 		"jobs: {a: {alerts: {SockPressureOOMKill: {params: {x: 1}}}}}":  `has no parameter "x"`,
 		"alerts: {SockPressureFillingUp/critical: {severity: warning}}": `there is no "SockPressureFillingUp/critical"`,
 		"resources: {memory: {params: {warning: 80%}}}":                 `warning`,
+		"resources: {memory: {params: {warning: '95'}}}":                `warning`,
+		"resources: {memory: {params: {warning: '0.98'}}}":              `warning, 0.98, is not below critical, 0.97`,
 		"resources: {memory: {params: {critical: 95}}}":                 `95`,
 		"resources: {memory: {params: {critical: 0}}}":                  `critical`,
 		"resources: {memory: {params: {warning: 0.98}}}":                `SockPressureMemoryNearlyFull, memory: warning, 0.98, is not below critical, 0.97`,
