@@ -1,6 +1,7 @@
 package alerts
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
@@ -47,7 +48,7 @@ type Change struct {
 	KeepFiringFor string            `yaml:"keepFiringFor"`
 	Severity      string            `yaml:"severity"`
 	Labels        map[string]string `yaml:"labels"`
-	// Params are thresholds: numbers, or PromQL expressions in strings.
+	// Params are thresholds: numbers, also in strings.
 	Params map[string]any `yaml:"params"`
 }
 
@@ -77,7 +78,7 @@ type OutputGroup struct {
 }
 
 // Apply returns the rules for a Config. It returns an error for names and parameters that
-// no rule has.
+// no rule has, and for values that make no valid rule.
 func (c Config) Apply(groups []Group) ([]OutputGroup, error) {
 	if err := c.check(groups); err != nil {
 		return nil, err
@@ -138,6 +139,15 @@ func (c Change) and(o Change) Change {
 	return c
 }
 
+// change returns what is different in a rule.
+func (s Scope) change(r Rule) Change {
+	var c Change
+	if len(r.Resources) == 1 {
+		c = s.Resources[r.Resources[0]]
+	}
+	return c.and(s.Alerts[r.Alert]).and(s.Alerts[r.Alert+"/"+r.Severity])
+}
+
 func over[V any](a, b map[string]V) map[string]V {
 	m := map[string]V{}
 	maps.Copy(m, a)
@@ -165,7 +175,6 @@ func (c Config) group(g Group, name, matchers string, s Scope, recording bool) O
 			}
 			continue
 		}
-		change := Change{}
 		off := func(resource string) bool {
 			enabled := s.Resources[resource].Enabled
 			return enabled != nil && !*enabled
@@ -180,35 +189,25 @@ func (c Config) group(g Group, name, matchers string, s Scope, recording bool) O
 				}
 			}
 		}
-		if len(r.Resources) == 1 {
-			change = s.Resources[r.Resources[0]]
-		}
-		change = change.and(s.Alerts[r.Alert]).and(s.Alerts[r.Alert+"/"+r.Severity])
+		change := s.change(r)
 		if change.Enabled != nil && !*change.Enabled || len(r.Resources) > 0 && len(narrowed.Resources) == 0 {
 			continue
 		}
 		o := Output{
 			Alert: r.Alert, For: r.For, KeepFiringFor: r.KeepFiringFor, comment: r.Comment,
-			Expr:   strings.ReplaceAll(narrowed.expand(matchers, change.Params), "${page}", first(c.Severities[Critical], Critical)),
+			Expr:   strings.ReplaceAll(narrowed.expand(matchers, change.Params), "${page}", cmp.Or(c.Severities[Critical], Critical)),
 			Labels: over(over(r.Labels, c.Labels), change.Labels),
 			Annotations: over(map[string]string{
 				"summary": r.Summary, "description": r.Description,
-				"runbook_url": first(c.RunbookURL, DefaultRunbookURL) + strings.ToLower(r.Alert),
+				"runbook_url": cmp.Or(c.RunbookURL, DefaultRunbookURL) + strings.ToLower(r.Alert),
 			}, c.Annotations),
 		}
-		severity := first(change.Severity, r.Severity)
-		o.Labels["severity"] = first(c.Severities[severity], severity)
-		o.For, o.KeepFiringFor = first(change.For, o.For), first(change.KeepFiringFor, o.KeepFiringFor)
+		severity := cmp.Or(change.Severity, r.Severity)
+		o.Labels["severity"] = cmp.Or(c.Severities[severity], severity)
+		o.For, o.KeepFiringFor = cmp.Or(change.For, o.For), cmp.Or(change.KeepFiringFor, o.KeepFiringFor)
 		out.Rules = append(out.Rules, o)
 	}
 	return out
-}
-
-func first(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // expand fills in the placeholders of an expression.
@@ -243,56 +242,4 @@ func selecting(expr string) string {
 		}
 		return name + "{${select}}"
 	})
-}
-
-// check returns an error for names that no rule has, because they are mistakes.
-func (c Config) check(groups []Group) error {
-	alerts, resources := map[string]map[string]bool{}, map[string]map[string]bool{}
-	note := func(to map[string]map[string]bool, key string, r Rule) {
-		if to[key] == nil {
-			to[key] = map[string]bool{}
-		}
-		for name := range r.Params {
-			to[key][name] = true
-		}
-	}
-	for _, g := range groups {
-		for _, r := range g.Rules {
-			note(alerts, r.Alert, r)
-			note(alerts, r.Alert+"/"+r.Severity, r)
-			for _, resource := range r.Resources {
-				if len(r.Resources) > 1 {
-					note(resources, resource, Rule{})
-				} else {
-					note(resources, resource, r)
-				}
-			}
-		}
-	}
-	for name := range c.Severities {
-		if !slices.Contains([]string{Critical, Warning, Info}, name) {
-			return fmt.Errorf("severities: there is no %q", name)
-		}
-	}
-	scopes := map[string]Scope{"": c.Scope}
-	for job, s := range c.Jobs {
-		scopes["jobs: "+job+": "] = s
-	}
-	for where, s := range scopes {
-		for kind, changes := range map[string]map[string]Change{"alerts": s.Alerts, "resources": s.Resources} {
-			known := map[string]map[string]map[string]bool{"alerts": alerts, "resources": resources}[kind]
-			for name, change := range changes {
-				params, ok := known[name]
-				if !ok || name == "" || name == "/" {
-					return fmt.Errorf("%s%s: there is no %q", where, kind, name)
-				}
-				for param := range change.Params {
-					if !params[param] {
-						return fmt.Errorf("%s%s: %s has no parameter %q, but %s", where, kind, name, param, strings.Join(slices.Sorted(maps.Keys(params)), ", "))
-					}
-				}
-			}
-		}
-	}
-	return nil
 }

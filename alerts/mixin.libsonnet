@@ -35,9 +35,41 @@ local known = {
   },
 };
 
-// Refuses names that no rule has.
+// A rule's change in a scope.
+local changed(scope, rule) =
+  local resources = get(rule, 'resources', []);
+  over(
+    over(
+      over({}, if std.length(resources) == 1 then get(get(scope, 'resources', {}), resources[0], {}) else {}),
+      get(get(scope, 'alerts', {}), rule.alert, {})
+    ),
+    get(get(scope, 'alerts', {}), rule.alert + '/' + rule.severity, {})
+  );
+
+// The scope of a job, over that of all.
+local within(config, job) = {
+  resources: under(get(config, 'resources', {}), get(config.jobs[job], 'resources', {})),
+  alerts: under(get(config, 'alerts', {}), get(config.jobs[job], 'alerts', {})),
+};
+
+// A threshold is a number, also in a string.
+local numeric(value) = std.isNumber(value) || (std.isString(value) && value != '' && std.stripChars(value, '0123456789.') == '');
+local float(value) = if std.isNumber(value) then value else std.parseJson(value);
+
+// Thresholds that are compared with a ratio.
+local ratios = ['warning', 'critical', 'full', 'from', 'fast', 'share'];
+
+// Refuses names that no rule has, and thresholds that cannot be meant.
 local check(config) =
+  local jobs = std.objectFields(get(config, 'jobs', {}));
   local scopes = [config] + std.objectValues(get(config, 'jobs', {}));
+  local levels(scope, group, severity) = [
+    { alert: rule.alert, resources: get(rule, 'resources', []), value: float(get(change.params, severity, rule.params[severity])) }
+    for rule in group.rules
+    if get(rule, 'severity', '') == severity && std.objectHas(get(rule, 'params', {}), severity)
+    for change in [changed(scope, rule)]
+    if get(change, 'enabled', true)
+  ];
   local wrong = [
     '%s: there is no "%s"' % [kind, name]
     for scope in scopes
@@ -52,8 +84,26 @@ local check(config) =
     if std.objectHas(known[kind], name)
     for param in std.objectFields(get(scope[kind][name], 'params', {}))
     if !std.member(known[kind][name], param)
+  ] + [
+    '%s: %s: %s is %s, want %s' % [kind, name, param, std.manifestJson(value), if std.member(ratios, param) then 'a ratio such as 0.8, at most 1.5' else 'a number of 0 or more']
+    for scope in scopes
+    for kind in std.objectFields(known)
+    for name in std.objectFields(get(scope, kind, {}))
+    for param in std.objectFields(get(scope[kind][name], 'params', {}))
+    for value in [scope[kind][name].params[param]]
+    if !numeric(value) || (if std.member(ratios, param) then float(value) <= 0 || float(value) > 1.5 else float(value) < 0)
   ];
-  if wrong == [] then config else error wrong[0];
+  local unordered = [
+    '%s: warning, %s, is not below critical, %s' % [std.join(', ', [ticket.alert] + ticket.resources), text(ticket.value), text(page.value)]
+    for scope in [config] + [within(config, job) for job in jobs]
+    for group in data.groups
+    for ticket in levels(scope, group, 'warning')
+    for page in levels(scope, group, 'critical')
+    if page.alert == ticket.alert && page.resources == ticket.resources && ticket.value >= page.value
+  ];
+  if wrong != [] then error wrong[0]
+  else if unordered != [] then error unordered[0]
+  else config;
 
 local expand(rule, matchers, resources, except, params) =
   local resource =
@@ -86,9 +136,7 @@ local groups(unchecked, recording) =
     {
       suffix: '-' + job,
       matchers: 'job=' + quote(job),
-      resources: under(get(config, 'resources', {}), get(config.jobs[job], 'resources', {})),
-      alerts: under(get(config, 'alerts', {}), get(config.jobs[job], 'alerts', {})),
-    }
+    } + within(config, job)
     for job in jobs
   ];
 
@@ -98,13 +146,7 @@ local groups(unchecked, recording) =
     local on(resource) = get(get(scope.resources, resource, {}), 'enabled', true);
     local resources = std.filter(on, all);
     local except = get(rule, 'except', []);
-    local change = over(
-      over(
-        over({}, if std.length(all) == 1 then get(scope.resources, all[0], {}) else {}),
-        get(scope.alerts, rule.alert, {})
-      ),
-      get(scope.alerts, rule.alert + '/' + rule.severity, {})
-    );
+    local change = changed(scope, rule);
     local hold = nonempty(get(change, 'for', ''), get(rule, 'for', ''));
     local keep = nonempty(get(change, 'keepFiringFor', ''), get(rule, 'keepFiringFor', ''));
     if !get(change, 'enabled', true) || (all != [] && resources == []) then [] else [{

@@ -50,17 +50,17 @@ func TestVersion(t *testing.T) {
 		t.Errorf("Chart.yaml is of version %s and appVersion %s, want %s", about.Version, about.AppVersion, version)
 	}
 	// Of sources, images, releases and charts, and of packages, which have a revision.
-	named := regexp.MustCompile(`(?:\?ref=v|sockpressure_exporter:v|/releases/download/v|/generate@v|--version )([0-9][0-9A-Za-z.-]*)` +
+	named := regexp.MustCompile(`(?:\?ref=v|sockpressure_exporter:v|/releases/download/v|--version )([0-9][0-9A-Za-z.-]*)` +
 		`|sockpressure-exporter[_-]([0-9][0-9A-Za-z.]*)-1[._]`)
 	for path, atLeast := range map[string]int{
 		"kubernetes/daemonset.yaml":     1,
 		"kubernetes/kustomization.yaml": 1,
-		"kubernetes/README.md":          4,
+		"kubernetes/README.md":          6,
 		chart + "/README.md":            1,
 		"../dashboards/README.md":       1,
 		"../README.md":                  6,
 		"../docs/packages.md":           2,
-		"../docs/alerts.md":             2,
+		"../docs/alerts.md":             1,
 	} {
 		found := named.FindAllStringSubmatch(read(t, path), -1)
 		if len(found) < atLeast {
@@ -272,6 +272,24 @@ func TestCompose(t *testing.T) {
 			}
 			mounted[to] = from
 		}
+	}
+	// Grafana finds the dashboards where the provider looks, and no other file.
+	var provisioning struct {
+		Providers []struct{ Options struct{ Path string } }
+	}
+	unmarshal(t, filepath.Join(mounted["/etc/grafana/provisioning"], "dashboards/sockpressure.yml"), &provisioning)
+	dashboards, err := filepath.Glob("../dashboards/*.json")
+	if err != nil || len(dashboards) == 0 {
+		t.Fatal(dashboards, err)
+	}
+	provided := provisioning.Providers[0].Options.Path
+	for _, dashboard := range dashboards {
+		if to := provided + "/" + filepath.Base(dashboard); mounted[to] != dashboard {
+			t.Errorf("%s is %q, want %s", to, mounted[to], dashboard)
+		}
+	}
+	if mounted[provided] != "" {
+		t.Errorf("%s is all of %s", provided, mounted[provided])
 	}
 	readme := read(t, "../README.md") + read(t, "../docs/commands.md")
 	for _, flag := range file.Services["exporter"].Command {

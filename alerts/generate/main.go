@@ -1,6 +1,6 @@
 // Command generate writes the alert bundle, with the changes of a configuration file:
 //
-//	go run github.com/sockpressure/sockpressure_exporter/alerts/generate@latest -config=alerts.yml -dir=rules
+//	go run ./alerts/generate -config=alerts.yml -dir=rules
 //	go run ./alerts/generate -config=alerts.yml -format=prometheusrule -namespace=monitoring -label=release=prometheus
 //
 // The file has the fields of alerts.Config; they are described in docs/alerts.md.

@@ -75,7 +75,8 @@ func TestAlertForms(t *testing.T) {
 	}
 }
 
-// TestAlertMistakes: every form refuses a name that no rule has.
+// TestAlertMistakes: every form refuses a name that no rule has, and a threshold that cannot
+// be meant.
 func TestAlertMistakes(t *testing.T) {
 	needs.Check(t, "helm", "jsonnet")
 	for document, words := range map[string]string{
@@ -83,6 +84,14 @@ func TestAlertMistakes(t *testing.T) {
 		"resources: {nonsense: {enabled: false}}":                       `there is no "nonsense"`,
 		"jobs: {a: {alerts: {SockPressureOOMKill: {params: {x: 1}}}}}":  `has no parameter "x"`,
 		"alerts: {SockPressureFillingUp/critical: {severity: warning}}": `there is no "SockPressureFillingUp/critical"`,
+		"resources: {memory: {params: {warning: 80%}}}":                 `warning`,
+		"resources: {memory: {params: {warning: '95'}}}":                `warning`,
+		"resources: {memory: {params: {warning: '0.98'}}}":              `warning, 0.98, is not below critical, 0.97`,
+		"resources: {memory: {params: {critical: 95}}}":                 `95`,
+		"resources: {memory: {params: {critical: 0}}}":                  `critical`,
+		"resources: {memory: {params: {warning: 0.98}}}":                `SockPressureMemoryNearlyFull, memory: warning, 0.98, is not below critical, 0.97`,
+		"jobs: {a: {resources: {memory: {params: {critical: 0.9}}}}}":   `SockPressureMemoryNearlyFull, memory: warning, 0.9, is not below critical, 0.9`,
+		"alerts: {SockPressureNetnsNearLimit: {params: {warning: 1}}}":  `SockPressureNetnsNearLimit: warning, 1, is not below critical, 0.95`,
 	} {
 		file := write(t, "alerts.yml", document)
 		values := write(t, "values.yaml", "prometheusRule: {enabled: true, config: {"+document+"}}")
@@ -110,6 +119,10 @@ func TestAlertPatches(t *testing.T) {
 	own := only(t, "own-rules", "PrometheusRule")
 	if name := at(t, own, "metadata", "name"); name != "mine" {
 		t.Errorf("the rules are those of %v", name)
+	}
+	want := at(t, only(t, "own-rules", "PodMonitor"), "metadata", "namespace")
+	if namespace := at(t, own, "metadata", "namespace"); namespace == nil || namespace != want {
+		t.Errorf("the rules are in namespace %v, the monitor in %v", namespace, want)
 	}
 }
 

@@ -85,6 +85,18 @@ func TestChartRefuses(t *testing.T) {
 		"missing property 'podMonitor'":                                                        {"--set", "podMonitor=null"},
 		"extraArgs: --path.procfs=/proc: the chart sets this flag itself":                      {"--set", "extraArgs={--path.procfs=/proc}"},
 		"webConfig.tls and webConfig.auth say what is in webConfig.secretName, which is empty": {"--set", "webConfig.tls=true"},
+		"at '/resources/limits': additional properties 'memori' not allowed":                   {"--set", "resources.limits.memori=1Gi"},
+		"at '/tolerations/0': additional properties 'efect' not allowed":                       {"--set", "tolerations[0].efect=NoSchedule"},
+		"at '/podMonitor/tlsConfig': additional properties 'insecure' not allowed":             {"--set", "podMonitor.tlsConfig.insecure=true"},
+		"at '/podMonitor/relabelings/0': additional properties 'target' not allowed":           {"--set", "podMonitor.relabelings[0].target=cluster"},
+		"at '/affinity': additional properties 'node' not allowed":                             {"--set", "affinity.node.a=b"},
+		"at '/seLinuxOptions': additional properties 'tipe' not allowed":                       {"--set", "seLinuxOptions.tipe=spc_t"},
+		"at '/podMonitor/interval': '2m' does not match pattern":                               {"--set", "podMonitor.enabled=true,podMonitor.interval=2m"},
+		"at '/podMonitor/interval': '90s' does not match pattern":                              {"--set", "podMonitor.enabled=true,podMonitor.interval=90s"},
+		"podMonitor.scrapeTimeout, 1m, is longer than podMonitor.interval, 30s":                {"--set", "podMonitor.enabled=true,podMonitor.interval=30s,podMonitor.scrapeTimeout=1m"},
+		"at '/prometheusRule/config/interval': 'fast' does not match pattern":                  {"--set", "prometheusRule.config.interval=fast"},
+		"at '/prometheusRule/config/select': 'env=prod' does not match pattern":                {"--set", "prometheusRule.config.select=env=prod"},
+		"at '/prometheusRule/config/labels': additional properties 'a-b' not allowed":          {"--set", "prometheusRule.config.labels.a-b=c"},
 	} {
 		out, err := exec.CommandContext(t.Context(), "helm", append([]string{"template", "x", chart}, flags...)...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), words) {

@@ -41,11 +41,14 @@ func renderings(t *testing.T) map[string]func(t *testing.T) []byte {
 		"labelled":      {documented(t, "\nlabels:"), manifests},
 		"patched-rules": {documented(t, "- op: test"), manifests + "/prometheus-operator"},
 		"own-rules":     {documented(t, "$patch: delete"), manifests},
+		"own-image":     {documented(t, "\nimages:"), manifests},
+		"cluster":       {documented(t, "targetLabel: cluster"), manifests},
 		"elsewhere":     {"namespace: elsewhere\nresources: [" + repository + "/deploy/kubernetes, " + repository + "/deploy/kubernetes/prometheus-operator]", ""},
 	} {
 		all[name] = func(t *testing.T) []byte { return overlaid(t, overlay.kustomization, overlay.of) }
 	}
 
+	all["rbac"] = func(t *testing.T) []byte { return read(t, manifests+"/prometheus-rbac.yaml") }
 	for name, flags := range map[string][]string{
 		"default":     nil,
 		"all-metrics": {"--set", "allMetrics=true"},
@@ -102,13 +105,18 @@ func overlaid(t *testing.T, kustomization, of string) []byte {
 	if !strings.Contains(kustomization, "resources:") {
 		kustomization += "\nresources: [" + relative(of) + "]\n"
 	}
-	address := regexp.MustCompile(regexp.QuoteMeta(repository) + `/([\w/-]+)(\?ref=v[\w.-]+)?`)
+	address := regexp.MustCompile(`(?:` + regexp.QuoteMeta(repository) + `|\.\./sockpressure_exporter)/([\w/-]+)(\?ref=v[\w.-]+)?`)
 	kustomization = address.ReplaceAllStringFunc(kustomization, func(s string) string {
 		return relative(filepath.Join("../..", address.FindStringSubmatch(s)[1]))
 	})
 	files := map[string]string{"kustomization.yaml": kustomization}
 	if strings.Contains(kustomization, "- prometheusrule.yaml") {
-		files["prometheusrule.yaml"] = string(generate(t, "alerts/few.yml", "-name=mine"))
+		command := regexp.MustCompile(`(?m)^go run \./alerts/generate -config=alerts\.yml -format=prometheusrule (.*) >prometheusrule\.yaml$`)
+		found := command.FindSubmatch(read(t, manifests+"/README.md"))
+		if found == nil {
+			t.Fatalf("%s/README.md does not say how to generate prometheusrule.yaml", manifests)
+		}
+		files["prometheusrule.yaml"] = string(generate(t, "alerts/few.yml", strings.Fields(string(found[1]))...))
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {

@@ -150,6 +150,53 @@ func TestSelectors(t *testing.T) {
 	}
 }
 
+// TestOwnImage: the documented kustomization uses the image of the user everywhere, and the
+// Secret of its registry.
+func TestOwnImage(t *testing.T) {
+	needs.Check(t, "kustomize")
+	text := string(render(t, "own-image"))
+	if strings.Contains(text, "ghcr.io") || !strings.Contains(text, "image: registry.example.com/sockpressure_exporter:v0.1.0\n") {
+		t.Errorf("another image:\n%s", text)
+	}
+	account := only(t, "own-image", "ServiceAccount")
+	if got := at(t, account, "imagePullSecrets", 0, "name"); got != "registry" {
+		t.Errorf("the registry's secret is %v", got)
+	}
+}
+
+// TestCluster: the documented ways to give series a label cluster do, after what sets the
+// other labels.
+func TestCluster(t *testing.T) {
+	needs.Check(t, "kustomize", "helm")
+	for _, name := range []string{"cluster", "chart-everything"} {
+		relabelings := at(t, only(t, name, "PodMonitor"), "spec", "podMetricsEndpoints", 0, "relabelings").([]any)
+		last := relabelings[len(relabelings)-1].(object)
+		if len(relabelings) < 4 || last["targetLabel"] != "cluster" || last["replacement"] == "" {
+			t.Errorf("%s: %s", name, show(relabelings))
+		}
+	}
+}
+
+// TestRole: a Prometheus without the operator may do what its job asks of the API server,
+// where the pods are.
+func TestRole(t *testing.T) {
+	needs.Check(t, "kustomize")
+	role, binding := only(t, "rbac", "Role"), only(t, "rbac", "RoleBinding")
+	namespace := at(t, only(t, "plain", "DaemonSet"), "metadata", "namespace")
+	for _, o := range []object{role, binding} {
+		if got := at(t, o, "metadata", "namespace"); got != namespace {
+			t.Errorf("the %v is in %v, the pods are in %v", o["kind"], got, namespace)
+		}
+	}
+	want := []any{object{"apiGroups": []any{""}, "resources": []any{"pods"}, "verbs": []any{"get", "list", "watch"}}}
+	if !reflect.DeepEqual(role["rules"], any(want)) {
+		t.Errorf("the role allows %s", show(role["rules"]))
+	}
+	if got, want := at(t, binding, "roleRef", "name"), at(t, role, "metadata", "name"); got != want {
+		t.Errorf("the binding is of %v, the role is %v", got, want)
+	}
+}
+
 // TestNodes: pods go to the nodes that are Linux hosts, and to no others.
 func TestNodes(t *testing.T) {
 	needs.Check(t, "kustomize", "helm")

@@ -21,6 +21,7 @@ groups in JSON. It does what alerts/config.go does, and is compared with that.
 {{- range $scope := $scopes -}}
 {{- range $group := $data.groups -}}
 {{- $rules := list -}}
+{{- $tickets := dict -}}
 {{- $matchers := printf "%s,%s" ($config.select | default "") $scope.matchers | trimAll "," -}}
 {{- $alerting := false -}}
 {{- range $rule := $group.rules -}}{{- if $rule.alert -}}{{- $alerting = true -}}{{- end -}}{{- end -}}
@@ -67,6 +68,15 @@ groups in JSON. It does what alerts/config.go does, and is compared with that.
 {{- $enabled := true -}}
 {{- if hasKey $change "enabled" -}}{{- $enabled = $change.enabled -}}{{- end -}}
 {{- if and $enabled (or $resources (not $rule.resources)) -}}
+{{- $level := merge dict $change.params ($rule.params | default dict) -}}
+{{- $limit := prepend ($rule.resources | default list) $rule.alert | join ", " -}}
+{{- if and (eq $rule.severity "warning") (hasKey $level "warning") -}}{{- $_ := set $tickets $limit $level.warning -}}{{- end -}}
+{{- if and (eq $rule.severity "critical") (hasKey $level "critical") (hasKey $tickets $limit) -}}
+{{- $warning := get $tickets $limit -}}
+{{- if ge (float64 $warning) (float64 $level.critical) -}}
+{{- fail (printf "prometheusRule.config: %s: warning, %v, is not below critical, %v" $limit $warning $level.critical) -}}
+{{- end -}}
+{{- end -}}
 {{- $page := get $severities "critical" | default "critical" -}}
 {{- $expr := include "sockpressure.rules.expr" (list $rule $matchers $resources $except $change.params) | replace "${page}" $page -}}
 {{- $severity := $change.severity | default $rule.severity -}}
