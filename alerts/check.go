@@ -176,7 +176,7 @@ func checkDuration(name, value string) error {
 
 func checkLabels(name string, labels map[string]string) error {
 	for _, label := range slices.Sorted(maps.Keys(labels)) {
-		if !model.LabelName(label).IsValidLegacy() {
+		if !model.LegacyValidation.IsValidLabelName(label) {
 			return fmt.Errorf("%s: %q is not a name that Prometheus allows", name, label)
 		}
 	}

@@ -291,7 +291,7 @@ func (l NetnsLimit) Title() string {
 	return l.Name
 }
 
-// Amount formats what the namespace uses of its limit, for people, with the name of its
+// NetnsAmount formats what the namespace uses of its limit, for people, with the name of its
 // fullest item.
 func (l LimitReading) NetnsAmount() string {
 	amount := l.Amount(l.Netns.Usage, l.Netns.Limit)

@@ -55,7 +55,7 @@ func decode(request, m netlink.Message) (CPU, error) {
 		return CPU{}, err
 	}
 	// Every message of a dump has the flag. Without it, the end of the dump cannot be
-	// recognized.
+	// known.
 	if m.Header.Type != typeGetStatsCPU || m.Header.Flags&netlink.Multi == 0 {
 		return CPU{}, fmt.Errorf("message of type %d with flags %#x", m.Header.Type, uint16(m.Header.Flags))
 	}
