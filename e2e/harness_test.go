@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -55,6 +56,18 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "go build:", err)
 			return 1
 		}
+		// The host always has a UDP socket and a unix listener, whatever else comes and goes
+		// on it, so that the series of their queues do too.
+		udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		if err != nil {
+			panic(err)
+		}
+		defer udp.Close()
+		unixListener, err := net.Listen("unix", filepath.Join(dir, "listener"))
+		if err != nil {
+			panic(err)
+		}
+		defer unixListener.Close()
 		return needs.Run(m)
 	}())
 }
