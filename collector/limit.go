@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Unit is the unit of a limit or of the number in a sysctl.
@@ -236,118 +235,6 @@ func itemName(labels, key []string) string {
 		}
 	}
 	return strings.Join(parts, " → ")
-}
-
-// LimitReading is one reading of a limit.
-type LimitReading struct {
-	*LimitInfo
-	// Usage and Limit are those of the first item, if the limit has items.
-	Usage, Limit float64
-	// OnlyNetns is set if nothing on the host itself has this limit, but something in Netns
-	// is near to it. Usage is 0, and Limit is infinite.
-	OnlyNetns bool
-	// Items are the first items, if each has this limit separately.
-	Items []Item
-	// Peak is the highest saturation of the last minute, absent if the limit is not read
-	// between scrapes.
-	Peak Number
-	// Netns is the network namespace other than the host's that is nearest to its own
-	// limit of this kind, nil if there is none or its limit cannot be known.
-	Netns *NetnsLimit
-	// Holder is the largest holder, nil if it is not known or the limit is far from being
-	// reached.
-	Holder *Holder
-	// Since is when the limit was first seen at its warning level, zero while it is
-	// below. Full is how long it takes to reach the limit at the pace of the last minute,
-	// 0 if usage does not grow or that takes more than an hour.
-	Since time.Time
-	// Longer is set if it was at that level when it was first read, so that it may have
-	// been since long before.
-	Longer bool
-	Full   time.Duration
-	soft   Number
-}
-
-// NetnsLimit is a reading of a limit of a network namespace other than the host's.
-type NetnsLimit struct {
-	Resource string
-	// Name is the label netns of the namespace. Namespace and Pod are those of a pod.
-	Name, Namespace, Pod string
-	// Item is the fullest of several things that have the limit each, empty if it is the
-	// namespace's own. Usage and Limit are its numbers.
-	Item         string
-	Usage, Limit float64
-	Saturation   float64
-	// Most is the highest level that it can cause.
-	Most Level
-}
-
-// Title returns the name, for people. A namespace that was created inside a pod is named
-// by its number and the pod.
-func (l NetnsLimit) Title() string {
-	if l.Pod != "" && strings.HasPrefix(l.Name, "inode/") {
-		return l.Name + " of pod/" + l.Namespace + "/" + l.Pod
-	}
-	return l.Name
-}
-
-// NetnsAmount formats what the namespace uses of its limit, for people, with the name of its
-// fullest item.
-func (l LimitReading) NetnsAmount() string {
-	amount := l.Amount(l.Netns.Usage, l.Netns.Limit)
-	if l.Netns.Item != "" {
-		amount += ", " + l.Netns.Item
-	}
-	return amount
-}
-
-// Share formats the saturation in percent, for people.
-func (l NetnsLimit) Share() string { return share(100 * l.Saturation) }
-
-// Saturation returns usage / limit.
-func (l LimitReading) Saturation() float64 { return l.Usage / l.Limit }
-
-// Elsewhere reports whether Netns is closer to its limit than the host is.
-func (l LimitReading) Elsewhere() bool {
-	return l.Netns != nil && l.Netns.Saturation > l.Saturation()
-}
-
-// Ask returns the arguments of the program that name who holds the limit.
-func (l LimitReading) Ask() string {
-	if l.Elsewhere() && l.Level() > l.OwnLevel() {
-		return "who " + l.Resource + " --netns=" + l.Netns.Name
-	}
-	return "who " + l.Resource
-}
-
-// Shown returns the usage and the limit that Worst is made of.
-func (l LimitReading) Shown() (usage, limit float64) {
-	if l.Elsewhere() {
-		return l.Netns.Usage, l.Netns.Limit
-	}
-	return l.Usage, l.Limit
-}
-
-// Compare orders limits by level and then by saturation, the worst first.
-func (l LimitReading) Compare(o LimitReading) int {
-	return cmp.Or(cmp.Compare(o.Level(), l.Level()), cmp.Compare(o.Worst(), l.Worst()))
-}
-
-// Worst returns the saturation of the host or that of Netns, whichever is higher.
-func (l LimitReading) Worst() float64 {
-	if l.Netns != nil {
-		return max(l.Saturation(), l.Netns.Saturation)
-	}
-	return l.Saturation()
-}
-
-// Warning returns the saturation from which a person should look at the limit:
-// WarningRatio, or the saturation at Soft if that is lower.
-func (l LimitReading) Warning() float64 {
-	if l.soft.Present {
-		return min(l.WarningRatio, l.soft.Value/l.Limit)
-	}
-	return l.WarningRatio
 }
 
 func (l Limit[S]) define(spec *Spec) tabulator[S] {

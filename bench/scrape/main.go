@@ -110,9 +110,8 @@ func run(args []string, out io.Writer) (err error) {
 }
 
 // equivalents returns flags that enable the collectors of node_exporter that read the
-// files and sockets that ours read, and no others. There is no equivalent of ours for
-// ephemeral ports, for accept queues and their limits, and for the descriptors of each
-// process; "processes" walks all processes for their states and threads.
+// files and sockets that ours read, and no others. It has none for ephemeral ports, for
+// accept queues and their limits, and for the descriptors of each process; "processes" walks all processes for their states and threads.
 func equivalents(without []string) []string {
 	args := []string{"--collector.disable-defaults"}
 	for _, name := range []string{

@@ -226,7 +226,7 @@ func (r report) writeDetails(out io.Writer) error {
 			for _, line := range r.remedies[l.Resource] {
 				fmt.Fprintf(out, "  to raise it: %s\n", line)
 			}
-			fmt.Fprintf(out, "  more: %s %s\n", name, l.Ask())
+			fmt.Fprintf(out, "  more: %s %s\n", name, l.WhoArgs())
 		}
 	}
 	return nil

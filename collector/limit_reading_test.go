@@ -53,6 +53,56 @@ func TestLevel(t *testing.T) {
 	}
 }
 
+// TestOtherNamespaces expects the worst limit first, numbers of another namespace as its own,
+// and a row for a limit that only another namespace has, as soon as it is near to it.
+func TestOtherNamespaces(t *testing.T) {
+	infos := []LimitInfo{
+		{Resource: "fine", Unit: Entries, WarningRatio: 0.7, CriticalRatio: 0.9},
+		{Resource: "pod", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1},
+		{Resource: "host", Unit: Ports, WarningRatio: 0.7, CriticalRatio: 0.9},
+		{Resource: "absent", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1},
+		{Resource: "absent and fine", Unit: Connections, WarningRatio: 0.7, CriticalRatio: 1},
+	}
+	r := &Reading{Results: []Result{
+		{Infos: infos, Limits: []LimitReading{
+			{LimitInfo: &infos[0], Usage: 1, Limit: 10},
+			{LimitInfo: &infos[1], Usage: 0, Limit: 128},
+			{LimitInfo: &infos[2], Usage: 19, Limit: 20},
+		}},
+		{netns: []NetnsLimit{
+			{Resource: "fine", Name: "name/a", Usage: 1, Limit: 100, Saturation: 0.01, Most: Critical},
+			{Resource: "pod", Name: "name/it's", Item: "[::]:80", Usage: 65, Limit: 64, Saturation: 65. / 64, Most: Warning},
+			{Resource: "absent", Name: "name/b", Item: "/run/s", Usage: 6, Limit: 5, Saturation: 1.2, Most: Warning},
+			{Resource: "absent and fine", Name: "name/b", Usage: 1, Limit: 5, Saturation: 0.2, Most: Warning},
+		}},
+	}}
+	limits := r.Limits()
+	for i, want := range []struct {
+		resource     string
+		level        Level
+		usage, limit float64
+		only         bool
+		args         string
+	}{
+		{"host", Critical, 19, 20, false, "who host"},
+		{"absent", Warning, 6, 5, true, "who absent --netns=name/b"},
+		{"pod", Warning, 65, 64, false, `who pod --netns='name/it'\''s'`},
+		{"fine", OK, 1, 10, false, "who fine"},
+	} {
+		if len(limits) != 4 {
+			t.Fatalf("%d limits", len(limits))
+		}
+		l := limits[i]
+		usage, limit := l.Shown()
+		if l.Resource != want.resource || l.Level() != want.level || usage != want.usage || limit != want.limit || l.OnlyNetns != want.only || l.WhoArgs() != want.args {
+			t.Errorf("%s: %v, %v of %v, only there: %v, %s; want %+v", l.Resource, l.Level(), usage, limit, l.OnlyNetns, l.WhoArgs(), want)
+		}
+	}
+	if got := limits[2].NetnsAmount(); got != "65 of 64 connections, [::]:80" {
+		t.Errorf("the pod uses %q", got)
+	}
+}
+
 // TestPressure expects a warning of TCP memory between pressure, two thirds of the
 // limit here, and the share that is the level of every host.
 func TestPressure(t *testing.T) {
