@@ -241,7 +241,7 @@ func accepts(ctx context.Context, url string) error {
 		if err == nil {
 			err = b.Flush(ctx)
 		}
-		if err == nil || time.Now().After(end) {
+		if err == nil || time.Now().After(end) || ctx.Err() != nil {
 			return err
 		}
 		time.Sleep(200 * time.Millisecond)

@@ -34,7 +34,7 @@ func TestBatch(t *testing.T) {
 
 	b := Batch{URL: server.URL}
 	send := func() error {
-		b.Begin([]Label{{"job", "a"}, {"__name__", "up"}})
+		b.Begin([]Label{{"job", "a"}, {"pod", ""}, {"__name__", "up"}})
 		b.Sample(1, time.UnixMilli(1000))
 		if err := b.End(t.Context()); err != nil {
 			return err
