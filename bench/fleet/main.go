@@ -8,8 +8,8 @@
 //	go run ./bench/fleet -nodes=1000 -engine=victoriametrics -programs=DIR
 //	go run ./bench/fleet -nodes=1000 -engine=thanos -programs=DIR
 //
-// DIR contains victoria-metrics and vmalert, or thanos. Ten thousand nodes take 16 GB of
-// memory and a quarter of an hour.
+// DIR contains victoria-metrics and vmalert, or thanos built with the tag slicelabels. Ten
+// thousand nodes take 16 GB of memory and a quarter of an hour.
 package main
 
 import (
