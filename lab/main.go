@@ -89,7 +89,10 @@ func run(args []string, out io.Writer) error {
 	}
 	failed := 0
 	for _, v := range verdicts {
-		failed += min(len(v.failures), 1)
+		if len(v.failures) > 0 {
+			failed++
+			v.print(out) // again: a log is often cut at its start
+		}
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d of %d guests failed", failed, len(verdicts))
