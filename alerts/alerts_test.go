@@ -12,8 +12,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// TestNames fails for a rule that names a metric or a label that the exporter
-// does not have: such a rule never fires, and nobody notices.
+// TestNames checks that rules name only metrics and labels that the exporter has. A rule that
+// names another one never fires, and nobody notices.
 func TestNames(t *testing.T) {
 	metrics, rules := exported(), readRules(t)
 	recorded := map[string]bool{}
@@ -72,9 +72,7 @@ func TestNames(t *testing.T) {
 				}
 			}
 		}
-		// The queue of connection requests is not a limit of the exporter, because the
-		// kernel does not show how full it is, but it refuses.
-		if own := r.Labels["resource"]; own != "" && own != "request_queue" && !strings.Contains(own, "{{") {
+		if own := r.Labels["resource"]; own != "" && !strings.Contains(own, "{{") {
 			checkResources(t, r, "=", own)
 		}
 	}
@@ -104,10 +102,10 @@ func limits() []collector.LimitInfo {
 	return all
 }
 
-// TestLevels: every limit has a warning and a critical alert under one name, at
-// the levels of its row, which the status page and the check command use too.
+// TestLevels checks that every limit has a warning and a critical alert of one name, at the
+// ratios of its LimitInfo, which the status page and the check command use too.
 func TestLevels(t *testing.T) {
-	level := regexp.MustCompile(`sockpressure_saturation_ratio\{resource="([^"]+)"\}(?:\[1m\]\))? >= ([0-9.]+)`)
+	level := regexp.MustCompile(quarter + `\{resource="([^"]+)"\}(?:\[1m\]\))? >= ([0-9.]+)`)
 	found := map[string]map[string]float64{}
 	names := map[string]string{}
 	for _, r := range alertsOf(readRules(t)) {
@@ -130,7 +128,7 @@ func TestLevels(t *testing.T) {
 			}
 			severity := r.Labels["severity"]
 			if _, twice := found[l.Resource][severity]; twice || names[l.Resource] != r.Alert {
-				t.Errorf("%s: %s has another such alert, or under another name", r, l.Resource)
+				t.Errorf("%s: %s has two alerts of this severity, or alerts of two names", r, l.Resource)
 			}
 			found[l.Resource][severity] = value
 		}
@@ -141,12 +139,12 @@ func TestLevels(t *testing.T) {
 			delete(want, "critical")
 		}
 		if got := found[l.Resource]; fmt.Sprint(got) != fmt.Sprint(want) {
-			t.Errorf("%s: alerts at %v, the row says %v", l.Resource, got, want)
+			t.Errorf("%s: alerts at %v, want %v", l.Resource, got, want)
 		}
 	}
 }
 
-// TestAnnotations holds the words of the alerts to the conventions.
+// TestAnnotations checks the names, labels and annotations of the alerts.
 func TestAnnotations(t *testing.T) {
 	name := regexp.MustCompile(`^SockPressure[A-Z][A-Za-z]+$`)
 	summaries := map[string]string{}
@@ -172,13 +170,13 @@ func TestAnnotations(t *testing.T) {
 			t.Errorf("%s: summary %q is no static sentence with a period", r, summary)
 		}
 		if other, ok := summaries[r.Alert]; ok && other != summary {
-			t.Errorf("%s: another summary than that of the same name", r)
+			t.Errorf("%s: summary differs from that of another rule of this name", r)
 		}
 		summaries[r.Alert] = summary
 		if !strings.HasSuffix(description, ".") {
 			t.Errorf("%s: description %q", r, description)
 		}
-		// What is absent has no value and no node.
+		// An alert on absence has no value and no node.
 		if !strings.HasPrefix(r.Expr, "absent(") && (!strings.Contains(description, "{{ $labels.instance }}") || !strings.Contains(description, "$value")) {
 			t.Errorf("%s: the description lacks the node or the value", r)
 		}
@@ -188,22 +186,22 @@ func TestAnnotations(t *testing.T) {
 		if len(r.Annotations) != 3 {
 			t.Errorf("%s: annotations %v", r, r.Annotations)
 		}
-		// Nothing goes on and off: a ticket or a record not more than once an hour.
+		// keep_firing_for prevents flapping: alerts below critical fire at most once an hour.
 		if r.KeepFiringFor == "" || r.Labels["severity"] != Critical && r.KeepFiringFor != "1h" && r.Labels["stage"] != forecast && !strings.HasPrefix(r.Alert, "SockPressureExporter") {
 			t.Errorf("%s: keep_firing_for is %q", r, r.KeepFiringFor)
 		}
 	}
 }
 
-// TestRunbooks: a section for each alert and an alert for each section, in the
-// same form.
+// TestRunbooks checks that docs/runbooks.md has one section for each alert, no other sections,
+// and the same form in all of them.
 func TestRunbooks(t *testing.T) {
 	parts := regexp.MustCompile(`(?m)^### (SockPressure\w+)$`).Split(read(t, "../docs/runbooks.md"), -1)
 	headings := regexp.MustCompile(`(?m)^### (SockPressure\w+)$`).FindAllStringSubmatch(read(t, "../docs/runbooks.md"), -1)
 	sections := map[string]bool{}
 	for i, h := range headings {
 		if sections[h[1]] {
-			t.Errorf("%s stands twice", h[1])
+			t.Errorf("%s has two sections", h[1])
 		}
 		sections[h[1]] = true
 		at := 0
@@ -229,9 +227,8 @@ func TestRunbooks(t *testing.T) {
 	}
 }
 
-// TestCommands holds the commands of the runbooks to what is said of them: a shell takes
-// them, a value is made from what the host has or is a switch, and nothing goes through
-// all sockets and all descriptors at once.
+// TestCommands checks the commands of the runbooks: bash parses them, a value for sysctl is
+// computed from the host's or is a switch, and no command reads all sockets or all descriptors.
 func TestCommands(t *testing.T) {
 	text := read(t, "../docs/runbooks.md")
 	blocks := regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(text, -1)
@@ -249,7 +246,7 @@ func TestCommands(t *testing.T) {
 			line = strings.TrimSpace(line)
 			for _, m := range regexp.MustCompile(`sysctl -w "?[^=]+(=.*)`).FindAllStringSubmatch(line, -1) {
 				if !made.MatchString(m[1]) {
-					t.Errorf("a value that is not made from the host's: %s", line)
+					t.Errorf("a value that is not computed from the host's: %s", line)
 				}
 			}
 			for _, bad := range []string{"pgrep -o", "sort -k 3,3nr /proc/slabinfo", "netstat ", "cat /proc/net/tcp", "ss -tan"} {
@@ -267,9 +264,10 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// TestRecordingRules holds their names to level:metric:operations.
+// TestRecordingRules checks that the names of recording rules have the form
+// level:metric:operations, and that alerts read only what their own group records.
 func TestRecordingRules(t *testing.T) {
-	name := regexp.MustCompile(`^(instance|instance_resource|job_message|job_resource|job_resource_netns):sockpressure_[a-z_]+:[a-z0-9]+$`)
+	name := regexp.MustCompile(`^(instance|instance_(resource|family|message|kind|resource_netns)|job_message|job_resource|job_resource_netns):sockpressure_[a-z0-9_]+:[a-z0-9]+$`)
 	for _, g := range Groups() {
 		own := map[string]bool{}
 		for _, r := range g.Rules {
@@ -280,9 +278,10 @@ func TestRecordingRules(t *testing.T) {
 				own[r.Record] = true
 				continue
 			}
-			// Forecasts are the less quiet without, and that is all.
+			// The last unless of a forecast only suppresses it, so it may read series of other
+			// groups.
 			alone := regexp.MustCompile(`\nunless [^\n]*:sockpressure_[^\n]*$`).ReplaceAllString(r.Expr, "")
-			if r.For >= "15m" && g.Interval != "15s" { // a round is nothing to it
+			if r.For >= "15m" && g.Interval != "15s" { // one evaluation late does not matter
 				continue
 			}
 			for _, s := range parse(alone).selectors {

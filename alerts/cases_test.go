@@ -11,7 +11,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-// until is a value up to a time, and another from then on.
+// until returns a function that is before up to a time, and after from then on.
 func until(minutes float64, before, after float64) func(time.Duration) float64 {
 	return func(t time.Duration) float64 {
 		if t.Minutes() < minutes {
@@ -21,7 +21,8 @@ func until(minutes float64, before, after float64) func(time.Duration) float64 {
 	}
 }
 
-// TestLoud: what goes wrong on these hosts is told, within a time.
+// TestLoud checks that the failures of these hosts raise the expected alerts in time, and do not
+// raise the excluded ones.
 func TestLoud(t *testing.T) {
 	t.Parallel()
 	const conntrack = `sockpressure_saturation_ratio{resource="conntrack_entries"}`
@@ -62,13 +63,13 @@ func TestLoud(t *testing.T) {
 	}
 }
 
-// loud is a host with something wrong, and what tells of it.
+// loud is a host with a failure, and the alerts that it has to raise or must not raise.
 type loud struct {
 	host
 
 	want   []string
 	within time.Duration
-	stays  bool // it goes on until the end
+	stays  bool // the alerts fire until the end
 	not    []string
 }
 
@@ -152,6 +153,18 @@ func loudHosts() []loud {
 			host: host{name: "listen drops", rates: series{"sockpressure_tcp_listen_drops_total": at(10), "sockpressure_tcp_listen_overflows_total": at(0)}},
 			want: []string{"SockPressureListenDropping" + note}, within: 12 * time.Minute,
 		},
+		// The other counter does not grow, so it is absent from the record.
+		{
+			host: host{name: "IPv6 only", gauges: of(at(1), "udp_receive_queue", "udp_memory"), rates: series{
+				"sockpressure_udp_receive_buffer_errors_total": at(0), "sockpressure_udp6_receive_buffer_errors_total": at(50),
+				"sockpressure_udp_memory_errors_total": at(0), "sockpressure_udp6_memory_errors_total": at(5),
+			}},
+			want: []string{"SockPressureUDPReceiveErrors" + note, "SockPressureUDPReceiveQueueFull/info", "SockPressureUDPOutOfMemory" + page}, within: 12 * time.Minute,
+		},
+		{
+			host: host{name: "drops only", gauges: of(at(1), "conntrack_entries"), rates: series{"sockpressure_conntrack_drops_total": at(5), "sockpressure_conntrack_insert_failures_total": at(0)}},
+			want: []string{"SockPressureConntrackFull" + page}, within: 2 * time.Minute,
+		},
 		{
 			host: host{name: "tcp_mem 0 0 N", gauges: merged(of(at(0), "tcp_memory"), series{"sockpressure_tcp_memory_bytes": at(0), `sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`: at(0)})},
 			not:  []string{"SockPressureTCPMemoryNearlyFull" + note},
@@ -186,14 +199,14 @@ func loudHosts() []loud {
 		},
 		{
 			host: host{name: "restarted", gauges: of(at(0.3), "conntrack_entries"), rates: series{"sockpressure_oom_kills_total": func(t time.Duration) float64 {
-				return map[time.Duration]float64{0: 1000, 10 * time.Minute: -1000}[t] // high when it is first seen, and again from 0
+				return map[time.Duration]float64{0: 1000, 10 * time.Minute: -1000}[t] // a high first value, then a restart from 0
 			}}},
 			not: []string{"SockPressureOOMKill" + note, "SockPressureOOMKill" + page},
 		},
 	}
 	for _, l := range limits() {
 		level := at(l.CriticalRatio)
-		if l.Resource == "udp_receive_queue" { // one that stands still is of nobody who reads
+		if l.Resource == "udp_receive_queue" { // a constant level is that of a socket that nobody reads
 			level = noise(l.CriticalRatio+0.01, 0.01)
 		}
 		n := loud{host: host{name: "at " + l.Resource, gauges: of(level, l.Resource)}, within: 5*time.Minute + step, stays: true}
@@ -208,9 +221,9 @@ func loudHosts() []loud {
 	return all
 }
 
-// vanishing are hosts that do not answer any more.
+// vanishing returns hosts that stop answering.
 func vanishing(conntrack string) []loud {
-	const view = "sockpressure_host_network_namespace" // of every exporter
+	const view = "sockpressure_host_network_namespace" // every exporter has it
 	end, gone := 31.0, math.NaN()
 	dies := series{
 		conntrack: func(t time.Duration) float64 {
@@ -242,7 +255,8 @@ func vanishing(conntrack string) []loud {
 	}
 }
 
-// TestAbsent: no exporter anywhere.
+// TestAbsent checks that SockPressureExporterAbsent fires, and nothing else, if there is no
+// exporter.
 func TestAbsent(t *testing.T) {
 	t.Parallel()
 	r := run{tick: step, interval: step, nodes: []node{{"else", []recording.Series{{Name: `up{job="else"}`, Values: slices.Repeat([]float64{1}, 80)}}}}}

@@ -95,9 +95,10 @@ func (c Change) check(params map[string]bool) error {
 			return fmt.Errorf(" has no parameter %q, but %s", name, strings.Join(slices.Sorted(maps.Keys(params)), ", "))
 		}
 		value, ok := float(c.Params[name])
+		least, isRatio := ratios[name]
 		switch {
-		case slices.Contains(ratios, name) && !(ok && value > 0 && value <= maxRatio):
-			return fmt.Errorf(": %s is %#v, want a ratio such as 0.8, at most %v", name, c.Params[name], maxRatio)
+		case isRatio && !(ok && value >= least && value <= maxRatio):
+			return fmt.Errorf(": %s is %#v, want a ratio such as 0.8, between %v and %v", name, c.Params[name], least, maxRatio)
 		case !(ok && value >= 0 && !math.IsInf(value, 0)):
 			return fmt.Errorf(": %s is %#v, want a number of 0 or more", name, c.Params[name])
 		}
@@ -112,10 +113,15 @@ func (c Change) check(params map[string]bool) error {
 	return nil
 }
 
-// ratios are the parameters that are compared with a ratio. Some limits can be exceeded,
-// but not by half: what is above maxRatio is a percentage.
-var ratios = []string{"warning", "critical", "full", "from", "fast", "share"}
+// ratios are the parameters that are compared with a ratio, and the least value of each:
+// the series that the rules read have no lower ones.
+var ratios = map[string]float64{
+	"warning": leastLevel, "critical": leastLevel, "full": leastLevel, "from": leastLevel, "fast": leastLevel,
+	"share": 0.01,
+}
 
+// maxRatio is the largest ratio. Some limits can be exceeded, but not by half: what is
+// above it is a percentage.
 const maxRatio = 1.5
 
 // float returns a number as YAML has it, or helm --set, which makes a string of a fraction.

@@ -160,7 +160,7 @@ func over[V any](a, b map[string]V) map[string]V {
 func (c Config) group(g Group, name, matchers string, s Scope, recording bool) OutputGroup {
 	out := OutputGroup{Name: name, Interval: g.Interval, comment: g.Comment, file: g.file}
 	matchers = strings.Trim(c.Select+","+matchers, ",")
-	alerting := slices.ContainsFunc(g.Rules, func(r Rule) bool { return r.Alert != "" })
+	alerting := alerting(g)
 	if alerting && c.Interval != "" && g.Interval == "15s" {
 		out.Interval = c.Interval
 	}

@@ -56,8 +56,9 @@ local within(config, job) = {
 local numeric(value) = std.isNumber(value) || (std.isString(value) && value != '' && std.stripChars(value, '0123456789.') == '');
 local float(value) = if std.isNumber(value) then value else std.parseJson(value);
 
-// Thresholds that are compared with a ratio.
-local ratios = ['warning', 'critical', 'full', 'from', 'fast', 'share'];
+// Thresholds that are compared with a ratio, and the least value of each.
+local ratios = { warning: 0.25, critical: 0.25, full: 0.25, from: 0.25, fast: 0.25, share: 0.01 };
+local isRatio(param) = std.objectHas(ratios, param);
 
 // Refuses names that no rule has, and thresholds that cannot be meant.
 local check(config) =
@@ -85,13 +86,13 @@ local check(config) =
     for param in std.objectFields(get(scope[kind][name], 'params', {}))
     if !std.member(known[kind][name], param)
   ] + [
-    '%s: %s: %s is %s, want %s' % [kind, name, param, std.manifestJson(value), if std.member(ratios, param) then 'a ratio such as 0.8, at most 1.5' else 'a number of 0 or more']
+    '%s: %s: %s is %s, want %s' % [kind, name, param, std.manifestJson(value), if isRatio(param) then 'a ratio such as 0.8, between %s and 1.5' % text(ratios[param]) else 'a number of 0 or more']
     for scope in scopes
     for kind in std.objectFields(known)
     for name in std.objectFields(get(scope, kind, {}))
     for param in std.objectFields(get(scope[kind][name], 'params', {}))
     for value in [scope[kind][name].params[param]]
-    if !numeric(value) || (if std.member(ratios, param) then float(value) <= 0 || float(value) > 1.5 else float(value) < 0)
+    if !numeric(value) || (if isRatio(param) then float(value) < ratios[param] || float(value) > 1.5 else float(value) < 0)
   ];
   local unordered = [
     '%s: warning, %s, is not below critical, %s' % [std.join(', ', [ticket.alert] + ticket.resources), text(ticket.value), text(page.value)]

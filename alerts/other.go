@@ -29,7 +29,7 @@ func drops() Group {
 		Name: "sockpressure-drops", Interval: "30s",
 		Comment: "Losses at single sockets and CPUs, by their rate. Some losses are normal.",
 		Rules: []Rule{
-			counter("UDPReceiveErrors", "rate(sockpressure_udp_receive_buffer_errors_total[5m])\n+ (rate(sockpressure_udp6_receive_buffer_errors_total[5m]) or 0 * rate(sockpressure_udp_receive_buffer_errors_total[5m]))",
+			counter("UDPReceiveErrors", udpDrops("rate"),
 				"10", "5m", "Datagrams are dropped because a program does not read them fast enough.",
 				`drops {{ $value | printf "%.0f" }} datagrams per second at full receive buffers of UDP sockets.`),
 			counter("TCPReceivePruned", "rate(sockpressure_tcp_receive_pruned_total[5m])", "10", "5m",
@@ -102,11 +102,13 @@ unless max_over_time(` + used + `{` + watched + `}[2m]) >= 0.9`,
 	}
 }
 
+// quarterOfNetns is what quarter is for the limits of a network namespace.
+const quarterOfNetns = "instance_resource_netns:sockpressure_netns_saturation:quarter"
+
 // namespaces returns alerts on the network namespaces other than the host's, such as
 // those of pods. Their names are in the labels netns, namespace and pod.
 func namespaces() Group {
 	const (
-		ratio    = "sockpressure_netns_saturation_ratio"
 		refusals = "increase(sockpressure_netns_refusals_total"
 		where    = `{{ with $labels.pod }}pod {{ $labels.namespace }}/{{ . }}{{ else }}{{ $labels.netns }}{{ end }} on {{ $labels.instance }}`
 	)
@@ -119,15 +121,20 @@ func namespaces() Group {
 	ticket, page := near, near
 	ticket.Severity, ticket.For, ticket.Params = Warning, "5m", map[string]string{"warning": "0.8"}
 	ticket.Comment = "A burst fills a queue for a moment without harm; a program that has stopped accepting keeps\nit full for minutes. A UDP queue that does not change belongs to a program that never reads\nit. TIME_WAIT is left out because some pods run at the limit by design, and request queues\nbecause SYN cookies work without them."
-	ticket.Expr = ratio + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports|udp_receive_queue|unix_accept_queue"} >= ${warning}
-unless changes(` + ratio + `{resource="udp_receive_queue"}[10m]) == 0`
+	ticket.Expr = quarterOfNetns + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports|udp_receive_queue|unix_accept_queue"} >= ${warning}
+unless changes(` + quarterOfNetns + `{resource="udp_receive_queue"}[10m]) == 0`
 	page.Severity, page.For, page.Params = Critical, "2m", map[string]string{"critical": "0.95"}
 	page.Comment = "Connections of the pod fail or will fail soon."
-	page.Expr = ratio + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`
+	page.Expr = quarterOfNetns + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`
 	return Group{
 		Name: "sockpressure-netns", file: "netns", Interval: "1m",
 		Comment: "Network namespaces other than the host's, such as those of pods (collector netns). A node has more of these than limits of its own, and no alert here fires within a minute of its first evaluation, so the interval is longer.",
 		Rules: []Rule{
+			{
+				Record: quarterOfNetns, Expr: "sockpressure_netns_saturation_ratio >= " + number(leastLevel),
+				about:   "each limit of a network namespace other than the host's at 25 % or more; alerts and the worst 20 read these",
+				Comment: "The limits that are at a quarter or more.",
+			},
 			ticket, page,
 			{
 				Alert: "SockPressureNetnsRefusing", Severity: Warning, For: "1m", Labels: map[string]string{"stage": met},
@@ -287,22 +294,28 @@ unless ` + same + ` (` + alive + ` or up)`,
 // limit that is reached.
 func refusals() []Rule {
 	seen := func(resource string, level float64) string {
-		return fmt.Sprintf("ignoring (resource)\nmax_over_time(sockpressure_saturation_ratio{resource=%q}[5m]) >= %v", resource, level)
+		return fmt.Sprintf("ignoring (resource)\nmax_over_time("+quarter+"{resource=%q}[5m]) >= %v", resource, level)
 	}
 	orphans, lowMemory := seen("tcp_orphans", levels("tcp_orphans").WarningRatio), seen("low_memory", levels("low_memory").WarningRatio)
 	family := func(family string) string {
 		return `sum without (family) (rate(sockpressure_neighbour_table_full_total{family="` + family + `"}[5m]))`
 	}
-	const aborts, kills = "rate(sockpressure_tcp_aborts_on_memory_total[5m])", "rate(sockpressure_oom_kills_total[5m])"
+	const (
+		aborts = "rate(sockpressure_tcp_aborts_on_memory_total[5m])"
+		drops  = "rate(sockpressure_tcp_receive_queue_drops_total[5m])"
+		kills  = "rate(sockpressure_oom_kills_total[5m])"
+		udp    = "rate(sockpressure_udp_memory_errors_total[5m])"
+		udp6   = "rate(sockpressure_udp6_memory_errors_total[5m])"
+	)
 	all := []struct{ comment, resource, expr string }{
 		{
 			"A connection that could not be inserted counts as a drop but is not a refusal.",
-			"conntrack_entries", "clamp_min(\n  rate(sockpressure_conntrack_drops_total[5m])\n  - rate(sockpressure_conntrack_insert_failures_total[5m]),\n  0\n)",
+			"conntrack_entries", "rate(sockpressure_conntrack_drops_total[5m])\n- (rate(sockpressure_conntrack_insert_failures_total[5m]) or 0 * rate(sockpressure_conntrack_drops_total[5m]))\n> 0",
 		},
 		{
 			"Orphans also cause resets for lack of memory, and the buffer of a single socket also causes\ndropped data. The saturation tells them apart, as in the alerts.",
 			"tcp_memory",
-			aborts + "\n+ rate(sockpressure_tcp_receive_queue_drops_total[5m])\nand " + seen("tcp_memory", levels("tcp_memory").CriticalRatio) +
+			"(\n  " + aborts + " + " + drops + "\n  or " + aborts + "\n  or " + drops + "\n)\nand " + seen("tcp_memory", levels("tcp_memory").CriticalRatio) +
 				"\nor\n" + aborts + "\nunless " + orphans,
 		},
 		{"", "tcp_orphans", aborts + "\nand " + orphans},
@@ -314,8 +327,7 @@ func refusals() []Rule {
 		},
 		{"", "udp_receive_queue", udpDrops("rate")},
 		{
-			"", "udp_memory",
-			"rate(sockpressure_udp_memory_errors_total[5m])\n+ rate(sockpressure_udp6_memory_errors_total[5m])\nor\nrate(sockpressure_udp_memory_errors_total[5m])",
+			"", "udp_memory", udp + " + " + udp6 + "\nor " + udp + "\nor " + udp6,
 		},
 		{"", "ip_fragments_ipv4", "rate(sockpressure_ip_reassembly_failures_total[5m])"},
 		{"", "ip_fragments_ipv6", "rate(sockpressure_ip6_reassembly_failures_total[5m])"},
@@ -329,7 +341,7 @@ func refusals() []Rule {
 	for _, r := range all {
 		rules = append(rules, Rule{
 			Record: "instance_resource:sockpressure_refusals:rate5m", Comment: r.comment, Expr: r.expr,
-			about:  "each node and limit: refusals, drops and kills per second",
+			about:  "each node and limit that refuses, drops or kills: how often per second",
 			Labels: map[string]string{"resource": r.resource},
 		})
 	}
@@ -360,13 +372,13 @@ func fleet() Group {
 		rules,
 		Rule{
 			Record: "instance:sockpressure_refusals:rate5m",
-			about:  "each node: refusals of all limits",
+			about:  "each node that refuses: refusals of all limits",
 			Expr:   "sum without (resource) (instance_resource:sockpressure_refusals:rate5m)",
 		},
 		Rule{
 			Record: "job_resource:sockpressure_refusals:rate5m",
 			about:  "each limit: refusals of all nodes",
-			Expr:   "sum by (cluster, job, resource) (instance_resource:sockpressure_refusals:rate5m)",
+			Expr:   "sum by (cluster, job, resource) (instance_resource:sockpressure_refusals:rate5m)\nor\n0 * job_resource:sockpressure_saturation:max5m",
 		},
 		Rule{
 			Record: "instance:sockpressure_collectors_failing:count",
@@ -381,17 +393,17 @@ func fleet() Group {
 		Rule{
 			Record: "job_message:sockpressure_kernel_messages:increase5m",
 			about:  "each kernel message: lines of all nodes",
-			Expr:   "sum by (cluster, job, message) (increase(sockpressure_kernel_messages_total[5m]))",
+			Expr:   "sum by (cluster, job, message) (increase(sockpressure_kernel_messages_total[5m]))\nor\n0 * count by (cluster, job, message) (sockpressure_kernel_messages_total)",
 		},
 		Rule{
 			Record: "job_resource_netns:sockpressure_netns_saturation:top20",
-			about:  "each limit per network namespace: the 20 pods or other namespaces closest to it",
-			Expr:   "topk by (cluster, job, resource) (20, sockpressure_netns_saturation_ratio)",
+			about:  "each limit per network namespace: of the pods or other namespaces at 25 % or more, the 20 closest to it",
+			Expr:   "topk by (cluster, job, resource) (20, " + quarterOfNetns + ")",
 		},
 		Rule{
 			Record: "job_resource:sockpressure_netns_refusals:rate5m",
 			about:  "each limit: refusals per second in network namespaces other than the hosts'",
-			Expr:   "sum by (cluster, job, resource) (rate(sockpressure_netns_refusals_total[5m]))",
+			Expr:   "sum by (cluster, job, resource) (rate(sockpressure_netns_refusals_total[5m]))\nor\n0 * count by (cluster, job, resource) (sockpressure_netns_refusals_total)",
 		},
 	)
 	return Group{
@@ -400,7 +412,7 @@ func fleet() Group {
 
   job_resource:...       the worst of all nodes of a job, 17 series for each
   job_message:...        what the kernels of a job logged, 17 series for each
-  job_resource_netns:... the worst 20 pods of a job, 80 series for each
+  job_resource_netns:... the worst 20 pods of a job, at most 80 series for each
   instance:...           one series a node
   instance_resource:...  one series for each node and limit; for the nodes chosen`,
 	}
@@ -412,7 +424,7 @@ func history() Group {
 		return Rule{Record: "instance_resource:sockpressure_saturation:" + name, Expr: expr, about: about, Comment: comment}
 	}
 	return Group{
-		Name: "sockpressure-history", file: "fleet", Interval: "1m",
+		Name: "sockpressure-history", file: "fleet", Interval: "2m",
 		Comment: "The maximum over an hour, a day and a week, each from few points of the previous one. Forecasts do not fire for usage that is no higher than these. Without these rules forecasts still work, but fire more often.",
 		Rules: []Rule{
 			record("max1h", "each node and limit at least a quarter used within the last hour: its maximum; used by forecasts",

@@ -76,7 +76,7 @@ type Group struct {
 
 // Groups returns all rules.
 func Groups() []Group {
-	all := append(limitGroups(), otherGroups()...)
+	all := share(append(limitGroups(), otherGroups()...))
 	for i := range all {
 		if all[i].Interval == "" {
 			all[i].Interval = "15s"

@@ -73,12 +73,18 @@ func levels(resource string) collector.LimitInfo {
 	return collector.LimitInfo{}
 }
 
-// saturation is the series of the rule's limits.
-const saturation = "sockpressure_saturation_ratio{${resource}}"
+// saturation is the series of the rule's limits, and level the one that is compared with
+// their levels. It has only the limits that are at leastLevel or more; see share.
+const (
+	saturation = "sockpressure_saturation_ratio{${resource}}"
+	quarter    = "instance_resource:sockpressure_saturation:quarter"
+	level      = quarter + "{${resource}}"
+	leastLevel = 0.25
+)
 
 // seen is an additional condition for an alert on a counter: the limit was at its
 // critical level within the last 5 minutes.
-const seen = "ignoring (resource) max_over_time(" + saturation + "[5m]) >= ${critical}"
+const seen = "ignoring (resource) max_over_time(" + level + "[5m]) >= ${critical}"
 
 // rules returns the whole set of rules for a limit.
 func (l limit) rules() []Rule {
@@ -100,9 +106,9 @@ func (l limit) rules() []Rule {
 		if l.hold[severity] != "" {
 			r.For = l.hold[severity]
 		}
-		r.Expr = "max_over_time(" + saturation + "[1m]) >= ${" + severity + "}"
+		r.Expr = "max_over_time(" + level + "[1m]) >= ${" + severity + "}"
 		if l.raw {
-			r.Expr = saturation + " >= ${" + severity + "}"
+			r.Expr = level + " >= ${" + severity + "}"
 		}
 		if severity == Warning {
 			r.Comment = l.comment
@@ -120,7 +126,7 @@ func (l limit) rules() []Rule {
 		r.Alert, r.Severity, r.Labels = l.alert("UsedUp"), Critical, map[string]string{"stage": met, "resource": l.resource}
 		r.Summary = l.full
 		r.Comment = "The kernel counts no refusal, so what is full is taken for it, at once."
-		r.Expr = saturation + " >= ${full}"
+		r.Expr = level + " >= ${full}"
 		all = append(all, r)
 	}
 	for _, r := range l.met {
@@ -157,9 +163,17 @@ func limitGroups() []Group {
 	by := map[forecasting][]string{}
 	for _, t := range themes() {
 		g := Group{Name: "sockpressure-" + t.name, Comment: t.comment}
+		recorded := Rule{
+			Record: quarter, Expr: saturation + " >= " + number(leastLevel),
+			about: "each node and limit at 25 % or more; alerts on levels read these",
+		}
+		for _, l := range t.limits {
+			recorded.Resources = append(recorded.Resources, l.resource)
+			by[l.forecast] = append(by[l.forecast], l.resource)
+		}
+		g.Rules = append(g.Rules, recorded)
 		for _, l := range t.limits {
 			g.Rules = append(g.Rules, l.rules()...)
-			by[l.forecast] = append(by[l.forecast], l.resource)
 		}
 		g.Rules = append(g.Rules, t.others...)
 		groups = append(groups, g)
@@ -172,10 +186,9 @@ func limitGroups() []Group {
 // share is recorded once, for limits that are at least 10 % used, and the rest only for
 // the few of these that grow.
 const (
-	used    = "instance_resource:sockpressure_saturation:used"
-	rising  = "instance_resource:sockpressure_saturation:rising"
-	left1m  = "instance_resource:sockpressure_saturation:left1m"
-	left30s = "instance_resource:sockpressure_saturation:left30s"
+	used   = "instance_resource:sockpressure_saturation:used"
+	rising = "instance_resource:sockpressure_saturation:rising"
+	left1m = "instance_resource:sockpressure_saturation:left1m"
 	// The maximum of each limit over the last day and the last week: usage that is no
 	// higher than a harmless peak is not growth. See otherGroups.
 	dayAgo  = "instance_resource:sockpressure_saturation:max1d offset 5m"
@@ -204,38 +217,31 @@ func forecasts(by map[forecasting][]string) []Group {
 	record := func(name, about, comment, expr string) Rule {
 		return Rule{Record: name, Except: never, about: about, Comment: comment, Expr: expr}
 	}
-	// left is the time to the limit at the rate over the last while: with x for usage now
-	// and y for usage then, (1 - y) / (x - y) times while, counted from then.
-	left := func(while, minutes string) string {
-		y := used + " offset " + while
-		return "((1 - " + y + ") / ((" + saturation + " >= 0.1) - " + y + ") - 1)" + minutes + " >= 0 < 8"
-	}
+	const y = used + " offset 1m"
 	records := []Rule{
 		record(used, "each node and limit at 10 % or more; forecasts look back at these",
 			"A limit that fills evenly in five minutes is above this three minutes before it reaches 0.75.",
 			saturation+" >= 0.1"),
-		record(rising, "each node and limit at 50 % or more that grew since the previous evaluation; forecasts use these",
+		record(rising, "each node and limit at 25 % or more that grew since the previous evaluation; forecasts use these",
 			"Limits that grew since the previous evaluation. If scrapes are further apart, that is true once after each.",
-			saturation+" >= 0.5 < 1\n> "+used+" offset 15s"),
+			saturation+" >= "+number(leastLevel)+" < 1\n> "+used+" offset 15s"),
 		record(left1m, "each node and limit that will be reached within 8 minutes at the rate of the last minute: the minutes left",
 			"Minutes left, at the rate of the last minute. With x for usage now and y for usage a minute ago, the limit is reached (1 - y) / (x - y) minutes after that minute began.",
-			left("1m", "")),
-		record(left30s, "the same at the rate of the last 30 seconds",
-			"", left("30s", " / 2")),
+			"((1 - "+y+") / (("+saturation+" >= 0.1) - "+y+") - 1) >= 0 < 8"),
 	}
 
 	sudden := base
 	sudden.Labels, sudden.Except = map[string]string{"stage": forecast, "window": "2m"}, append(slices.Clone(never), slow...)
 	sudden.Params = map[string]string{"from": "0.6", "fast": "0.72"}
 	sudden.Description = describe("will reach it within 5 minutes at the rate of the last one or two")
-	sudden.Comment = "A ticket: full within 5 minutes, growing for two minutes, or for one if usage is above what bursts reach. From 0.9 on, the level alerts take over."
+	sudden.Comment = "A ticket: full within 5 minutes, growing for two minutes, or for one if usage is above what bursts reach. With x for usage now and y for usage 30 s ago, x >= (1 + 10 * y) / 11 means that growing at this rate for ten times as long reaches the limit. From 0.9 on, the level alerts take over."
 	growing := rising + "{${resource}}"
 	sudden.Expr = lines(
 		growing+" >= ${from} < 0.9",
 		"and (",
 		"  "+left1m+" <= 5 and "+left1m+" offset 1m <= 6",
 		"  or",
-		"  "+growing+" >= ${fast} and "+left30s+" <= 5 and "+left30s+" offset 30s <= 5.5",
+		"  "+growing+" >= ${fast} >= (1 + 10 * "+rising+" offset 30s) / 11 and "+left1m+" <= 5 and "+left1m+" offset 30s < 8",
 		")",
 		unless(rising, dayAgo, "1"))
 
@@ -249,7 +255,7 @@ func forecasts(by map[forecasting][]string) []Group {
 		"and (",
 		"  "+left1m+" <= 5 and "+left1m+" offset 1m <= 6 and "+left1m+" offset 2m <= 7",
 		"  or",
-		"  "+growing+" >= ${fast} and "+left30s+" <= 1.5 and "+left30s+" offset 30s <= 2",
+		"  "+growing+" >= ${fast} >= (1 + 3 * "+rising+" offset 30s) / 4 and "+left1m+" <= 1.5 and "+left1m+" offset 30s <= 4",
 		")",
 		unless(rising, dayAgo, "1"))
 

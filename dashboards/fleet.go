@@ -184,8 +184,8 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 			{"Pods", false, []panel{
 				{
 					kind: table, title: "Worst pods", unit: share, width: 15, height: 9,
-					about: "Pods, containers and other network namespaces of all nodes that are closest to a limit of their own namespace. Severities are those of the alert on pods. Click a pod for the pods of its node.",
-					empty: "on nodes without other network namespaces; all limits but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+					about: "Pods, containers and other network namespaces of all nodes that are closest to a limit of their own namespace, from 25 % of it. Severities are those of the alert on pods. Click a pod for the pods of its node.",
+					empty: "while no namespace other than a host's uses a quarter of a limit; all limits but conntrack_entries need CAP_SYS_ADMIN and CAP_SYS_PTRACE",
 					queries: []query{
 						{"", "topk(20, max by (" + ofLimit + ", netns, pod) (" + podShare + `{resource=~"$resource"}))`},
 						{"", "max by (" + ofLimit + ", netns, pod) (" + podLevel(podShare) + ") and on (" + ofLimit + ", netns) topk(20, max by (" + ofLimit + ", netns) (" + podShare + `{resource=~"$resource"}))`},

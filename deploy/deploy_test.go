@@ -1,6 +1,5 @@
-// Package deploy_test holds what is deployed against the program: versions, flags,
-// rules and the documentation of values. What Helm and kustomize make of it is
-// tested in rendered.
+// Package deploy_test checks the deployment files against the program: versions, flags, rules and
+// the documentation of values. The output of Helm and kustomize is tested in rendered.
 package deploy_test
 
 import (
@@ -38,7 +37,7 @@ func unmarshal(t *testing.T, path string, into any) {
 	}
 }
 
-// TestVersion finds the version in every place that names it.
+// TestVersion checks that every file that names the version names the same one.
 func TestVersion(t *testing.T) {
 	version := strings.TrimSpace(read(t, "../VERSION"))
 	var about struct {
@@ -49,7 +48,7 @@ func TestVersion(t *testing.T) {
 	if about.Version != version || about.AppVersion != version {
 		t.Errorf("Chart.yaml is of version %s and appVersion %s, want %s", about.Version, about.AppVersion, version)
 	}
-	// Of sources, images, releases and charts, and of packages, which have a revision.
+	// Versions of sources, images, releases and charts, and of packages, which have a revision.
 	named := regexp.MustCompile(`(?:\?ref=v|sockpressure_exporter:v|/releases/download/v|--version )([0-9][0-9A-Za-z.-]*)` +
 		`|sockpressure-exporter[_-]([0-9][0-9A-Za-z.]*)-1[._]`)
 	for path, atLeast := range map[string]int{
@@ -74,8 +73,8 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// TestNotes runs deploy/notes, by which a release is refused that the changelog
-// does not have or does not date.
+// TestNotes checks deploy/notes, which rejects a release that is missing from the changelog or
+// has no date there.
 func TestNotes(t *testing.T) {
 	const changelog = `# Changelog
 
@@ -113,14 +112,14 @@ The first.
 			t.Errorf("%s: %q (%v), want %q", version, out, err, want)
 		}
 	}
-	// Ours has the version, dated or not.
+	// CHANGELOG.md has the current version, dated or not.
 	version := strings.TrimSpace(read(t, "../VERSION"))
 	if !strings.Contains(read(t, "../CHANGELOG.md"), "\n## "+version+" - ") {
 		t.Errorf("CHANGELOG.md does not have %s", version)
 	}
 }
 
-// TestRule holds the committed PrometheusRule against the rules.
+// TestRule checks that the committed PrometheusRule is the generated one.
 func TestRule(t *testing.T) {
 	out, err := exec.Command("go", "run", "../alerts/generate", "-format=prometheusrule").Output()
 	if err != nil {
@@ -131,7 +130,8 @@ func TestRule(t *testing.T) {
 	}
 }
 
-// TestFiles finds in the chart every dashboard, and the rules.
+// TestFiles checks that the chart links to every dashboard and to the rules, and that every
+// dashboard has a ConfigMap.
 func TestFiles(t *testing.T) {
 	dashboards, err := filepath.Glob("../dashboards/*.json")
 	if err != nil {
@@ -169,8 +169,8 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// TestValues compares the values with the table of the chart's README, both ways,
-// and looks for each in the schema.
+// TestValues checks that the chart's values agree with the table of its README, and that the
+// schema has each of them.
 func TestValues(t *testing.T) {
 	var values yaml.MapSlice
 	unmarshal(t, chart+"/values.yaml", &values)
@@ -196,13 +196,13 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// flatten gives the values that the schema describes by name, as JSON. An object
-// whose names the schema leaves open is one value.
+// flatten adds the values that the schema describes by name to flat, as JSON. An object whose
+// properties the schema does not list is one value.
 func flatten(t *testing.T, prefix string, values yaml.MapSlice, schema map[string]any, flat map[string]string) {
 	t.Helper()
 	properties, _ := schema["properties"].(map[string]any)
 	if schema["additionalProperties"] != false {
-		t.Errorf("values.schema.json: %s is open to other names", prefix)
+		t.Errorf("values.schema.json: %s allows other names", prefix)
 	}
 	for _, item := range values {
 		name := prefix + fmt.Sprint(item.Key)
@@ -223,7 +223,7 @@ func flatten(t *testing.T, prefix string, values yaml.MapSlice, schema map[strin
 	}
 }
 
-// plain is a value of YAML as encoding/json takes it.
+// plain converts a YAML value to one that encoding/json can encode.
 func plain(value any) any {
 	switch v := value.(type) {
 	case yaml.MapSlice:
@@ -242,8 +242,8 @@ func plain(value any) any {
 	return value
 }
 
-// TestCompose expects that the compose file mounts what exists, gives the exporter flags that
-// it has, and that Prometheus accepts its configuration, with the rules.
+// TestCompose checks that the compose file mounts existing files and passes existing flags to the
+// exporter, and that Prometheus accepts its configuration and the rules.
 func TestCompose(t *testing.T) {
 	var file struct {
 		Services map[string]struct {
@@ -273,7 +273,7 @@ func TestCompose(t *testing.T) {
 			mounted[to] = from
 		}
 	}
-	// Grafana finds the dashboards where the provider looks, and no other file.
+	// The provider's directory has the dashboards, each mounted by itself, and no other file.
 	var provisioning struct {
 		Providers []struct{ Options struct{ Path string } }
 	}
@@ -289,7 +289,7 @@ func TestCompose(t *testing.T) {
 		}
 	}
 	if mounted[provided] != "" {
-		t.Errorf("%s is all of %s", provided, mounted[provided])
+		t.Errorf("%s is a mount of all of %s", provided, mounted[provided])
 	}
 	readme := read(t, "../README.md") + read(t, "../docs/commands.md")
 	for _, flag := range file.Services["exporter"].Command {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestFresh holds the files that are kept to what is generated.
+// TestFresh checks that the committed rule files and rules.json are those that are generated.
 func TestFresh(t *testing.T) {
 	dir := t.TempDir()
 	if err := run([]string{"-dir=" + dir}, nil); err != nil {
@@ -23,7 +23,7 @@ func TestFresh(t *testing.T) {
 	}
 	kept, err := filepath.Glob("../*.rules.yml")
 	if err != nil || len(kept) != len(made) {
-		t.Errorf("%d rule files are kept, %d are made", len(kept), len(made))
+		t.Errorf("%d rule files are committed, %d are generated", len(kept), len(made))
 	}
 	var json bytes.Buffer
 	if err := run([]string{"-format=json"}, &json); err != nil {
@@ -48,7 +48,7 @@ func read(t *testing.T, file string) string {
 	return string(text)
 }
 
-// TestConfig: a document changes what it names, and no more.
+// TestConfig checks that a configuration changes what it names.
 func TestConfig(t *testing.T) {
 	made := func(document string) string {
 		t.Helper()
@@ -68,7 +68,7 @@ func TestConfig(t *testing.T) {
 			t.Errorf("lacks %q", want)
 		}
 	}
-	for document, want := range map[string][2]string{ // what goes, and what comes
+	for document, want := range map[string][2]string{ // removed and added text
 		"resources: {conntrack_entries: {params: {critical: 0.95}}}":        {`{resource="conntrack_entries"}[1m]) >= 0.9` + "\n", `{resource="conntrack_entries"}[1m]) >= 0.95` + "\n"},
 		"resources: {tcp_time_wait: {enabled: false}}":                      {"alert: SockPressureTimeWaitNearlyFull", "alert:"},
 		"resources: {memory: {enabled: false}}":                             {`:rising{resource!~"tcp_time_wait|request_queue|udp_receive_queue|cgroup_memory"}`, `:rising{resource!~"tcp_time_wait|request_queue|udp_receive_queue|cgroup_memory|memory"}`},
@@ -86,7 +86,7 @@ func TestConfig(t *testing.T) {
 	} {
 		got := made(document)
 		if want[0] != "" && want[0] != "name: nothing" && !strings.Contains(plain, want[0]) {
-			t.Errorf("%s: %q is not there without it", document, want[0])
+			t.Errorf("%s: the default rules lack %q", document, want[0])
 		}
 		if want[0] != "" && strings.Contains(got, want[0]) || !strings.Contains(got, want[1]) {
 			t.Errorf("%s: has %q, or lacks %q", document, want[0], want[1])
@@ -94,7 +94,8 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestMistakes: one clear line for each.
+// TestMistakes checks that each mistake in a configuration or in the flags gives an error that
+// names it.
 func TestMistakes(t *testing.T) {
 	for document, want := range map[string]string{
 		"alerts: {SockPressureNonsense: {enabled: false}}": `alerts: there is no "SockPressureNonsense"`,
@@ -108,6 +109,7 @@ func TestMistakes(t *testing.T) {
 		"resources: {memory: {params: {warning: high}}}":                  `resources: memory: warning is "high", want a ratio`,
 		"alerts: {SockPressureConntrackDropping: {params: {count: NaN}}}": `count is "NaN", want a number`,
 		"resources: {memory: {params: {warning: 0}}}":                     "resources: memory: warning is 0, want a ratio",
+		"alerts: {SockPressureFillingFast: {params: {from: 0.2}}}":        "alerts: SockPressureFillingFast: from is 0.2, want a ratio such as 0.8, between 0.25 and 1.5",
 		"resources: {memory: {params: {warning: 0.97}}}":                  "SockPressureMemoryNearlyFull, memory: warning, 0.97, is not below critical, 0.97",
 		"jobs: {a: {resources: {memory: {params: {critical: 0.9}}}}}":     "jobs: a: SockPressureMemoryNearlyFull, memory: warning, 0.9, is not below critical, 0.9",
 		"alerts: {SockPressureNetnsNearLimit: {params: {warning: 1}}}":    "SockPressureNetnsNearLimit: warning, 1, is not below critical, 0.95",
@@ -133,7 +135,7 @@ func TestMistakes(t *testing.T) {
 	}
 	for _, args := range [][]string{{"-format=files"}, {"-format=xml"}, {"-config=/nonexistent"}, {"extra"}, {"-label=a", "-format=json"}} {
 		if err := run(args, nil); err == nil {
-			t.Errorf("%q is taken", args)
+			t.Errorf("%q is accepted", args)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// TestProgram looks at what is printed for the exporter.
+// TestProgram checks the licences that are printed for the exporter.
 func TestProgram(t *testing.T) {
 	packages, err := dependencies("../..")
 	if err != nil {
@@ -41,7 +41,7 @@ func TestProgram(t *testing.T) {
 			t.Errorf("%s is missing", file)
 		}
 	}
-	// Of gddo's text, not its name alone.
+	// The text of gddo's licence, not only its name.
 	if !strings.Contains(out.String(), "Copyright (c) 2013 The Go Authors") {
 		t.Error("gddo's licence has no text")
 	}

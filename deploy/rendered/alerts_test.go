@@ -19,7 +19,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// groups sorts groups of rules by their names.
+// groups returns groups of rules by name.
 func groups(t *testing.T, list any) map[string]any {
 	t.Helper()
 	by := map[string]any{}
@@ -37,7 +37,7 @@ func groups(t *testing.T, list any) map[string]any {
 	return by
 }
 
-// generated returns the groups that the generator makes of a document.
+// generated returns the groups that the generator makes from a document, by name.
 func generated(t *testing.T, document string) map[string]any {
 	t.Helper()
 	var made any
@@ -47,8 +47,8 @@ func generated(t *testing.T, document string) map[string]any {
 	return groups(t, at(t, plain(made), "spec", "groups"))
 }
 
-// TestAlertForms: the generator, the chart and the mixin make the same rules of the
-// same document, whatever it changes.
+// TestAlertForms checks that the generator, the chart and the mixin make the same rules from the
+// same document.
 func TestAlertForms(t *testing.T) {
 	needs.Check(t, "helm", "jsonnet")
 	for _, document := range glob(t, "alerts/*.yml") {
@@ -75,8 +75,8 @@ func TestAlertForms(t *testing.T) {
 	}
 }
 
-// TestAlertMistakes: every form refuses a name that no rule has, and a threshold that cannot
-// be meant.
+// TestAlertMistakes checks that the generator, the chart and the mixin reject names that no rule
+// has and thresholds that make no sense.
 func TestAlertMistakes(t *testing.T) {
 	needs.Check(t, "helm", "jsonnet")
 	for document, words := range map[string]string{
@@ -89,6 +89,10 @@ func TestAlertMistakes(t *testing.T) {
 		"resources: {memory: {params: {warning: '0.98'}}}":              `warning, 0.98, is not below critical, 0.97`,
 		"resources: {memory: {params: {critical: 95}}}":                 `95`,
 		"resources: {memory: {params: {critical: 0}}}":                  `critical`,
+		"resources: {memory: {params: {warning: 0.2}}}":                 `warning`,
+		"resources: {memory: {params: {warning: '0.2'}}}":               `warning`,
+		"alerts: {SockPressureFillingFast: {params: {from: 0.1}}}":      `from`,
+		"alerts: {SockPressureMemoryStalls: {params: {share: 0}}}":      `share`,
 		"resources: {memory: {params: {warning: 0.98}}}":                `SockPressureMemoryNearlyFull, memory: warning, 0.98, is not below critical, 0.97`,
 		"jobs: {a: {resources: {memory: {params: {critical: 0.9}}}}}":   `SockPressureMemoryNearlyFull, memory: warning, 0.9, is not below critical, 0.9`,
 		"alerts: {SockPressureNetnsNearLimit: {params: {warning: 1}}}":  `SockPressureNetnsNearLimit: warning, 1, is not below critical, 0.95`,
@@ -102,14 +106,14 @@ func TestAlertMistakes(t *testing.T) {
 		} {
 			out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput()
 			if err == nil || !strings.Contains(string(out), words) {
-				t.Errorf("%s: %s says %s (%v)", document, command[0], out, err)
+				t.Errorf("%s: %s: %s (%v)", document, command[0], out, err)
 			}
 		}
 	}
 }
 
-// TestAlertPatches: what the manifests' README patches is changed, and what takes the
-// place of our object is the only one.
+// TestAlertPatches checks that the documented patch changes the rules, and that the user's own
+// PrometheusRule replaces ours.
 func TestAlertPatches(t *testing.T) {
 	needs.Check(t, "kustomize")
 	text := show(only(t, "patched-rules", "PrometheusRule"))
@@ -126,8 +130,8 @@ func TestAlertPatches(t *testing.T) {
 	}
 }
 
-// TestAlertsLoad has a real Prometheus load what the chart makes of changed thresholds
-// and alerts left out, and asks it for its rules.
+// TestAlertsLoad checks that Prometheus loads the rules of the chart with changed thresholds and
+// without disabled alerts.
 func TestAlertsLoad(t *testing.T) {
 	needs.Check(t, "helm", "prometheus")
 	spec := at(t, only(t, "chart-alerts-everything", "PrometheusRule"), "spec")
@@ -197,7 +201,7 @@ func TestAlertsLoad(t *testing.T) {
 	}
 	for rule := range found {
 		if strings.Contains(rule, "SockPressureConntrackInsertFailing") || strings.Contains(rule, "SockPressureTCPMemoryNearlyFull") {
-			t.Errorf("%s is there, and was left out", rule)
+			t.Errorf("%s is loaded, but was disabled", rule)
 		}
 	}
 	if len(found) < 50 {

@@ -11,10 +11,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestConform: every object is one that the API server and the Prometheus operator
-// take, and a broken one is not.
+// TestConform checks that every object matches the schemas of the API server and the Prometheus
+// operator, and that a broken one does not.
 func TestConform(t *testing.T) {
-	needs.Check(t, needs.CI, "kubeconform", "kustomize", "helm") // CI for the download of Kubernetes
+	needs.Check(t, needs.CI, "kubeconform", "kustomize", "helm") // CI because it downloads the schemas of Kubernetes
 	schemas := t.TempDir()
 	output(t, exec.Command("go", "run", "../schemas", "-out", schemas))
 	conform := func(t *testing.T, files ...string) ([]byte, error) {
@@ -52,8 +52,8 @@ func TestConform(t *testing.T) {
 	}
 }
 
-// TestChart: Helm finds nothing to say of the chart, and its package has the files that
-// the chart has links to.
+// TestChart checks that helm lint finds nothing in the chart, and that its package contains the
+// files that the chart links to.
 func TestChart(t *testing.T) {
 	needs.Check(t, "helm")
 	output(t, exec.Command("helm", "lint", "--strict", chart))
@@ -68,8 +68,8 @@ func TestChart(t *testing.T) {
 	}
 }
 
-// TestChartRefuses: a value that the chart does not know, or that would break it, is
-// refused by its name.
+// TestChartRefuses checks that the chart rejects unknown and invalid values with an error that
+// names them.
 func TestChartRefuses(t *testing.T) {
 	needs.Check(t, "helm")
 	for words, flags := range map[string][]string{

@@ -1,7 +1,7 @@
-// Package rendered_test tries what kustomize and Helm make of deploy/ and dashboards/:
-// it holds it against the schemas of the API server and of the Prometheus operator,
-// compares the objects with each other, starts the exporter as a pod has it, and has a
-// real Prometheus discover it.
+// Package rendered_test checks what kustomize and Helm render from deploy/ and dashboards/: it
+// validates the objects against the schemas of the API server and of the Prometheus operator,
+// compares them with each other, runs the exporter as the pod does, and has Prometheus discover
+// it.
 package rendered_test
 
 import (
@@ -27,8 +27,8 @@ const (
 	chart     = "../helm/sockpressure-exporter"
 )
 
-// renderings returns what there is to render, by name: the manifests as they are and
-// as their README says that one may use them, and the chart with several sets of values.
+// renderings returns everything to render, by name: the manifests as they are and with the
+// kustomizations of their README, and the chart with several sets of values.
 func renderings(t *testing.T) map[string]func(t *testing.T) []byte {
 	t.Helper()
 	all := map[string]func(t *testing.T) []byte{}
@@ -62,7 +62,7 @@ func renderings(t *testing.T) map[string]func(t *testing.T) []byte {
 		name := strings.TrimSuffix(filepath.Base(file), ".yaml")
 		all["chart-"+name] = func(t *testing.T) []byte { return template(t, chart, "--values", file) }
 	}
-	// The documents that change the alerts, as the chart's value.
+	// The chart with the documents that change the alerts.
 	for _, file := range glob(t, "alerts/*.yml") {
 		name := strings.TrimSuffix(filepath.Base(file), ".yml")
 		all["chart-alerts-"+name] = func(t *testing.T) []byte {
@@ -74,24 +74,24 @@ func renderings(t *testing.T) map[string]func(t *testing.T) []byte {
 	return all
 }
 
-// kustomize returns what it makes of a directory.
+// kustomize returns the output of kustomize for a directory.
 func kustomize(t *testing.T, dir string) []byte {
 	t.Helper()
 	return output(t, exec.Command("kustomize", "build", dir))
 }
 
-// repository is how the documents name what is in this one.
+// repository is the address by which the documentation refers to files of this repository.
 const repository = "https://github.com/sockpressure/sockpressure_exporter/"
 
-// overlaid returns what kustomize makes of a kustomization that names what it changes
-// by its address, or is said to change that of a directory.
+// overlaid returns the output of kustomize for a kustomization. Addresses in it are replaced by
+// paths of this repository. Without resources of its own, it applies to the directory of.
 func overlaid(t *testing.T, kustomization, of string) []byte {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What is not below the directory has to have a relative path.
+	// kustomize accepts only relative paths outside the directory.
 	relative := func(path string) string {
 		absolute, err := filepath.Abs(path)
 		if err != nil {
@@ -126,7 +126,7 @@ func overlaid(t *testing.T, kustomization, of string) []byte {
 	return kustomize(t, dir)
 }
 
-// documented returns the one kustomization of the manifests' README with these words.
+// documented returns the one kustomization in the manifests' README that contains words.
 func documented(t *testing.T, words string) string {
 	t.Helper()
 	var found []string
@@ -141,13 +141,13 @@ func documented(t *testing.T, words string) string {
 	return found[0]
 }
 
-// generate returns the PrometheusRule that the generator of alerts makes of a document.
+// generate returns the PrometheusRule that the generator of alerts makes from a document.
 func generate(t *testing.T, document string, flags ...string) []byte {
 	t.Helper()
 	return output(t, exec.Command("go", append([]string{"run", "../../alerts/generate", "-config=" + document, "-format=prometheusrule"}, flags...)...))
 }
 
-// template returns what Helm makes of a chart.
+// template returns the output of helm template for a chart.
 func template(t *testing.T, chart string, flags ...string) []byte {
 	t.Helper()
 	return output(t, exec.Command("helm", append([]string{"template", "sockpressure-exporter", chart, "--namespace", "sockpressure"}, flags...)...))
@@ -165,12 +165,12 @@ func output(t *testing.T, cmd *exec.Cmd) []byte {
 	return out
 }
 
-// render returns a rendering as it is.
+// render returns the text of a rendering.
 func render(t *testing.T, name string) []byte {
 	t.Helper()
 	how := renderings(t)[name]
 	if how == nil {
-		t.Fatalf("%s was not rendered", name)
+		t.Fatalf("there is no rendering %s", name)
 	}
 	return how(t)
 }

@@ -31,7 +31,7 @@ import (
 
 type object = map[string]any
 
-// plain gives maps the type that JSON has.
+// plain converts the maps in a value to the type that encoding/json uses.
 func plain(value any) any {
 	switch v := value.(type) {
 	case map[any]any:
@@ -63,7 +63,7 @@ func only(t *testing.T, name, kind string) object {
 	return found[0]
 }
 
-// at follows names and indexes.
+// at returns the element of value at a path of names and indexes.
 func at(t *testing.T, value any, path ...any) any {
 	t.Helper()
 	for i, step := range path {
@@ -99,8 +99,8 @@ func show(value any) string {
 	return string(text)
 }
 
-// TestChartIsThePlainManifest: they are two texts of the same DaemonSet. Only the
-// chart's labels differ, because many releases of it can be in one namespace.
+// TestChartIsThePlainManifest checks that the chart and the plain manifest have the same
+// DaemonSet. Only the chart's labels differ, because one namespace can have several releases.
 func TestChartIsThePlainManifest(t *testing.T) {
 	needs.Check(t, "kustomize", "helm")
 	for plainly, charted := range map[string]string{"plain": "chart-default", "all-metrics": "chart-all-metrics", "host-ip": "chart-host-ip"} {
@@ -122,8 +122,8 @@ func TestChartIsThePlainManifest(t *testing.T) {
 	}
 }
 
-// TestSelectors: whatever the values or the namespace, the DaemonSet and the PodMonitor
-// find the pods.
+// TestSelectors checks that the DaemonSet and the PodMonitor select the pods, whatever the values
+// or the namespace.
 func TestSelectors(t *testing.T) {
 	needs.Check(t, "kustomize", "helm")
 	for _, name := range []string{"chart-everything", "chart-tls", "chart-auth", "elsewhere"} {
@@ -139,7 +139,7 @@ func TestSelectors(t *testing.T) {
 				}
 			}
 		}
-		// Without a selector it looks in its own.
+		// Without a namespaceSelector, the PodMonitor selects pods of its own namespace.
 		got := at(t, monitor, "metadata", "namespace")
 		if selector := at(t, monitor, "spec", "namespaceSelector"); selector != nil {
 			got = at(t, selector, "matchNames", 0)
@@ -150,13 +150,13 @@ func TestSelectors(t *testing.T) {
 	}
 }
 
-// TestOwnImage: the documented kustomization uses the image of the user everywhere, and the
+// TestOwnImage checks that the documented kustomization uses the user's image everywhere, and the
 // Secret of its registry.
 func TestOwnImage(t *testing.T) {
 	needs.Check(t, "kustomize")
 	text := string(render(t, "own-image"))
 	if strings.Contains(text, "ghcr.io") || !strings.Contains(text, "image: registry.example.com/sockpressure_exporter:v0.1.0\n") {
-		t.Errorf("another image:\n%s", text)
+		t.Errorf("not the user's image:\n%s", text)
 	}
 	account := only(t, "own-image", "ServiceAccount")
 	if got := at(t, account, "imagePullSecrets", 0, "name"); got != "registry" {
@@ -164,8 +164,8 @@ func TestOwnImage(t *testing.T) {
 	}
 }
 
-// TestCluster: the documented ways to give series a label cluster do, after what sets the
-// other labels.
+// TestCluster checks that the documented ways to add a label cluster add it, after the
+// relabelings that set the other labels.
 func TestCluster(t *testing.T) {
 	needs.Check(t, "kustomize", "helm")
 	for _, name := range []string{"cluster", "chart-everything"} {
@@ -177,8 +177,8 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// TestRole: a Prometheus without the operator may do what its job asks of the API server,
-// where the pods are.
+// TestRole checks that a Prometheus without the operator has the permissions that its job needs,
+// in the namespace of the pods.
 func TestRole(t *testing.T) {
 	needs.Check(t, "kustomize")
 	role, binding := only(t, "rbac", "Role"), only(t, "rbac", "RoleBinding")
@@ -197,14 +197,14 @@ func TestRole(t *testing.T) {
 	}
 }
 
-// TestNodes: pods go to the nodes that are Linux hosts, and to no others.
+// TestNodes checks that pods run on Linux nodes that are hosts, and on no others.
 func TestNodes(t *testing.T) {
 	needs.Check(t, "kustomize", "helm")
 	for _, name := range []string{"plain", "chart-default"} {
 		spec := at(t, only(t, name, "DaemonSet"), "spec", "template", "spec")
 		terms := at(t, spec, "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
 		if len(terms.([]any)) != 1 {
-			t.Fatalf("%s: %s, of which one is enough for a node", name, show(terms))
+			t.Fatalf("%s: want one term, because a node needs to match only one: %s", name, show(terms))
 		}
 		for _, node := range []struct {
 			labels object
@@ -223,7 +223,7 @@ func TestNodes(t *testing.T) {
 			for _, expression := range at(t, terms, 0, "matchExpressions").([]any) {
 				e := expression.(object)
 				if e["operator"] != "NotIn" {
-					t.Fatalf("%s: not an expression that this test knows: %v", name, e)
+					t.Fatalf("%s: the test does not support the expression %v", name, e)
 				}
 				fits = fits && !slices.Contains(e["values"].([]any), node.labels[e["key"].(string)])
 			}
@@ -234,8 +234,8 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-// TestQuota: where a namespace needs a quota for pods of a class, it is for the class
-// that the pods have.
+// TestQuota checks that a ResourceQuota is for the priority class of the pods, and that there is
+// none where it is not needed or is switched off.
 func TestQuota(t *testing.T) {
 	needs.Check(t, "kustomize", "helm")
 	for name, class := range map[string]any{"plain": "system-node-critical", "chart-default": "system-node-critical", "chart-everything": "important"} {
@@ -263,8 +263,8 @@ func TestQuota(t *testing.T) {
 	}
 }
 
-// TestRules: each PrometheusRule holds the groups of the rule files, and Prometheus
-// takes them.
+// TestRules checks that each PrometheusRule has the groups of the rule files, and that promtool
+// accepts them.
 func TestRules(t *testing.T) {
 	needs.Check(t, "kustomize", "helm", "promtool")
 	var want []any
@@ -290,7 +290,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestDashboards: the ConfigMaps hold the files, byte for byte.
+// TestDashboards checks that the ConfigMaps contain the dashboards, byte for byte.
 func TestDashboards(t *testing.T) {
 	needs.Check(t, "kustomize", "helm")
 	want := map[string]string{}
@@ -316,9 +316,9 @@ func TestDashboards(t *testing.T) {
 	}
 }
 
-// TestPod starts the exporter with the arguments, the user and the capabilities of
-// the pod, in a PID namespace of its own and with the host's /proc mounted
-// read-only, and asks it what the kubelet and Prometheus ask.
+// TestPod checks that the exporter, started with the arguments, the user and the capabilities of
+// the pod, in its own PID namespace and with the host's /proc mounted read-only, answers the
+// probes of the kubelet and serves its metrics.
 func TestPod(t *testing.T) {
 	needs.Check(t, needs.Root, "kustomize", "helm", "unshare", "setpriv", "mount")
 	binary := filepath.Join(t.TempDir(), "exporter")
@@ -371,7 +371,7 @@ func TestPod(t *testing.T) {
 	}
 }
 
-// start returns the address of an exporter that runs as the pod says.
+// start runs an exporter as specified by the pod, and returns its address.
 func start(t *testing.T, binary string, pod any, secure bool) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "")
@@ -384,7 +384,7 @@ func start(t *testing.T, binary string, pod any, secure bool) string {
 	}
 	webConfig(t, dir+"/etc", secure)
 
-	// What is not there in a test: the pod's paths, the node's address, the port.
+	// Replace what a test does not have: the pod's paths, the node's address, the port.
 	var args []string
 	for _, arg := range strs(at(t, pod, "containers", 0, "args")) {
 		arg = strings.NewReplacer("=/host/", "="+dir+"/host/", "=/etc/sockpressure_exporter/", "="+dir+"/etc/", "$(HOST_IP)", "127.0.0.1").Replace(arg)
@@ -405,7 +405,7 @@ func start(t *testing.T, binary string, pod any, secure bool) string {
 		`mount --bind /proc "$1/proc"; mount -o remount,bind,ro "$1/proc"; mount --rbind /sys/fs/cgroup "$1/cgroup"; shift; mount -t proc proc /proc; exec "$@"`, "sh", dir + "/host",
 		"setpriv", "--reuid", fmt.Sprint(at(t, user, "runAsUser")), "--regid", fmt.Sprint(at(t, user, "runAsGroup")), "--clear-groups",
 		"--bounding-set", keep, "--inh-caps", "-all", "--no-new-privs",
-		"--pdeathsig", "KILL", binary, // What --kill-child set is lost with the change of user.
+		"--pdeathsig", "KILL", binary, // The signal that --kill-child set is lost when the user changes.
 	}, args...)...)
 	stderr, err := command.StderrPipe()
 	if err != nil {
@@ -436,10 +436,10 @@ func start(t *testing.T, binary string, pod any, secure bool) string {
 	return ""
 }
 
-// webConfig writes what is in the Secret of webConfig.secretName.
+// webConfig writes the files of the Secret webConfig.secretName.
 func webConfig(t *testing.T, dir string, secure bool) {
 	t.Helper()
-	// Nobody logs in: a probe has no password.
+	// The password is not used: a probe has none.
 	files := map[string]string{"web.yml": "basic_auth_users:\n  scrape: $2y$04$6O4ZPKnyCh.HUaUyG4DvUO2D2GzRmyuXMYErOQKOYyCrWzCYVQ9Zu\n"}
 	if secure {
 		server := httptest.NewUnstartedServer(http.NotFoundHandler())
@@ -463,7 +463,7 @@ func webConfig(t *testing.T, dir string, secure bool) {
 	}
 }
 
-// ask does what the kubelet does for a probe.
+// ask runs a probe, as the kubelet does.
 func ask(probe object, address string) error {
 	if _, ok := probe["tcpSocket"]; ok {
 		conn, err := net.Dial("tcp", address)
@@ -489,11 +489,10 @@ func ask(probe object, address string) error {
 	return nil
 }
 
-// TestDiscovery has a real Prometheus find the pods of an API server that is not
-// real, once by the job for one without the operator, once by what the operator
-// makes of the PodMonitor.
+// TestDiscovery checks that Prometheus discovers the pods of a fake API server, with the job for
+// a Prometheus without the operator, and with what the operator makes of the PodMonitor.
 func TestDiscovery(t *testing.T) {
-	needs.Check(t, needs.CI, "kustomize", "helm") // CI for the build of promtool
+	needs.Check(t, needs.CI, "kustomize", "helm") // CI because it builds promtool
 	promtool := buildPromtool(t)
 	template := at(t, only(t, "plain", "DaemonSet"), "spec", "template")
 	pod := func(name, node, phase string) object {
@@ -539,7 +538,7 @@ func TestDiscovery(t *testing.T) {
 		t.Errorf("asked for pods with %q", selector)
 	}
 
-	// The operator writes these labels first, and then what the PodMonitor says.
+	// The operator adds these relabelings before those of the PodMonitor.
 	delete(discovery, "selectors")
 	before := []any{
 		object{"source_labels": []any{"__meta_kubernetes_pod_phase"}, "regex": "(Failed|Succeeded)", "action": "drop"},
@@ -563,12 +562,12 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-// buildPromtool returns a promtool that knows Kubernetes, as Debian's does not.
+// buildPromtool returns a promtool that supports Kubernetes, which Debian's does not.
 func buildPromtool(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "promtool")
-	// A module of its own, because nothing of it is part of the program.
+	// A separate module, because the program does not depend on it.
 	for _, args := range [][]string{
 		{"mod", "init", "promtool"},
 		{"mod", "edit", "-require=github.com/prometheus/prometheus@v0.315.0"},
@@ -581,8 +580,8 @@ func buildPromtool(t *testing.T) string {
 	return binary
 }
 
-// discover holds what Prometheus finds by a job against what alerts and dashboards
-// need: one target a node, by the node's name.
+// discover checks that Prometheus finds the targets of a job as alerts and dashboards need them:
+// one for each node, with the node's name as instance.
 func discover(t *testing.T, promtool string, job object) {
 	t.Helper()
 	text, err := yaml.Marshal(object{"scrape_configs": []any{job}})
@@ -604,7 +603,7 @@ func discover(t *testing.T, promtool string, job object) {
 	var got []string
 	for _, result := range results {
 		if len(result.Labels) == 0 {
-			continue // Dropped.
+			continue // dropped by relabeling
 		}
 		address := fmt.Sprintf("%s://%s%s", result.Labels["__scheme__"], result.Labels["__address__"], result.Labels["__metrics_path__"])
 		maps.DeleteFunc(result.Labels, func(name, _ string) bool { return strings.HasPrefix(name, "__") })
