@@ -175,6 +175,8 @@ func (m *measurement) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Alerts look back at these over minutes, in which they were recorded at each evaluation.
+	latest := func(r recorded) bool { return r.counter != "" || strings.HasSuffix(r.name, ":quarter") }
 	// Oldest first. The maximum of an hour needs the whole hour; other values are looked
 	// up at one time.
 	type window struct{ from, to, step time.Duration }
@@ -186,8 +188,9 @@ func (m *measurement) load(ctx context.Context) error {
 		keep    func(recorded) bool
 	}{
 		{perNode, func(r recorded) bool { return r.perNode }},
-		{perLimit, func(r recorded) bool { return !r.perNode && r.from > 0 }},
-		{[]window{{10 * time.Minute, 0, time.Minute}}, func(r recorded) bool { return !r.perNode && r.from == 0 }},
+		{perLimit, func(r recorded) bool { return !r.perNode && r.from > 0 && !latest(r) }},
+		{[]window{{10 * time.Minute, 0, time.Minute}}, func(r recorded) bool { return !r.perNode && r.from == 0 && !latest(r) }},
+		{[]window{{10 * time.Minute, 0, scrape}}, latest},
 	} {
 		for _, w := range part.windows {
 			if err := m.w.writeRecorded(ctx, m.f, ago(w.from), ago(w.to), w.step, part.keep); err != nil {

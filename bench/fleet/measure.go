@@ -78,10 +78,15 @@ func readRules(dir string) ([]asked, []recorded, error) {
 				}
 				all = append(all, asked{group: g.Name, interval: interval, name: strings.TrimPrefix(g.Name, "sockpressure-") + ": " + name, expr: r.Expr})
 				switch perNode := strings.HasPrefix(r.Record, "instance:"); {
-				case strings.HasSuffix(r.Record, ":left1m"), strings.HasSuffix(r.Record, ":left30s"): // a handful
+				case strings.HasSuffix(r.Record, ":left1m"): // a handful
 				case strings.HasSuffix(r.Record, ":rising"):
-					series = append(series, recorded{name: r.Record, from: 0.5})
+					series = append(series, recorded{name: r.Record, from: 0.25})
 				case slices.ContainsFunc(series, func(s recorded) bool { return s.name == r.Record }):
+				case strings.HasSuffix(r.Record, ":increase5m"):
+					counter := strings.Split(r.Record, ":")[1] + "_total"
+					series = append(series, recorded{name: r.Record, counter: counter})
+				case strings.HasSuffix(r.Record, ":sockpressure_refusals:rate5m"):
+					series = append(series, recorded{name: r.Record, perNode: perNode, ill: true})
 				case perNode || strings.HasPrefix(r.Record, "instance_resource:"):
 					s := recorded{name: r.Record, perNode: perNode}
 					// A rule over another recorded series has at most its series.

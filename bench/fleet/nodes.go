@@ -56,6 +56,40 @@ type recorded struct {
 	name    string
 	from    float64 // lower values are not recorded
 	perNode bool
+	ill     bool   // only of nodes in trouble
+	counter string // of which the growth within 5 minutes is recorded, if there is any
+}
+
+// value returns what is recorded for a series of the node, NaN if nothing is.
+func (r recorded) value(n node, s *series, at time.Time) float64 {
+	v := n.at(s, at)
+	if r.counter != "" {
+		v -= n.at(s, at.Add(-5*time.Minute))
+		if v == 0 {
+			return math.NaN()
+		}
+	}
+	if v < r.from {
+		return math.NaN()
+	}
+	return v
+}
+
+// labels returns the labels of what is recorded for a series of a node, without those of
+// the node, and nil if nothing is.
+func (r recorded) labels(n node, s *series) []label {
+	own := []label{{Name: "__name__", Value: r.name}}
+	switch metric := s.labels[0].Value; {
+	case r.counter != "" && metric == r.counter && s.grown > 0:
+		return append(own, s.labels[1:]...)
+	case r.counter != "" || metric != "sockpressure_saturation_ratio" || r.ill && !n.ill:
+		return nil
+	case !r.perNode:
+		return append(own, label{Name: "resource", Value: s.resource})
+	case s.resource == "memory":
+		return own
+	}
+	return nil
 }
 
 // readFleet reads the recordings.

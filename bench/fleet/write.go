@@ -50,16 +50,13 @@ func (w *writer) writeRecorded(ctx context.Context, f *fleet, from, to time.Time
 			}
 			for i := range n.page.series {
 				s := &n.page.series[i]
-				if s.labels[0].Value != "sockpressure_saturation_ratio" || r.perNode && s.resource != "memory" {
+				own := r.labels(n, s)
+				if own == nil {
 					continue
-				}
-				own := []remotewrite.Label{{Name: "__name__", Value: r.name}, {Name: "resource", Value: s.resource}}
-				if r.perNode {
-					own = own[:1]
 				}
 				b.Begin(n.labelsOf(own))
 				for at := from; !at.After(to); at = at.Add(every) {
-					if v := n.at(s, at); v >= r.from {
+					if v := r.value(n, s, at); !math.IsNaN(v) {
 						b.Sample(v, at)
 					}
 				}
