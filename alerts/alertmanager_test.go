@@ -21,8 +21,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// manager is a real Alertmanager with alertmanager.yml as it is shipped, whose
-// receivers are here.
+// manager is an Alertmanager that runs with the shipped alertmanager.yml, whose receivers are in
+// this process.
 type manager struct {
 	url string
 
@@ -94,7 +94,7 @@ func startManager(t *testing.T) *manager {
 	return nil
 }
 
-// send sends alerts that fire, as Prometheus does.
+// send sends firing alerts, as Prometheus does.
 func (m *manager) send(t *testing.T, labels ...map[string]string) {
 	t.Helper()
 	var all []map[string]any
@@ -121,8 +121,8 @@ func (m *manager) delivered() map[string]time.Time {
 	return maps.Clone(m.told)
 }
 
-// TestDelivery has 50 nodes fail within a minute. Every page is delivered within
-// seconds; those who are paged have the rest of the lead.
+// TestDelivery checks that the pages of 50 nodes that fail within 5 seconds, or a minute in CI,
+// are each delivered within 10 seconds.
 func TestDelivery(t *testing.T) {
 	t.Parallel()
 	m := startManager(t)
@@ -164,8 +164,8 @@ func TestDelivery(t *testing.T) {
 	}
 }
 
-// TestInhibition: what a page silences is of its own node, in its own cluster, and where
-// there are no clusters it is the same.
+// TestInhibition checks that a page inhibits tickets of its own node in its own cluster only,
+// with and without a cluster label.
 func TestInhibition(t *testing.T) {
 	t.Parallel()
 	m := startManager(t)
@@ -191,12 +191,12 @@ func TestInhibition(t *testing.T) {
 		alert("TCPMemoryNearlyFull", Critical, near, "", "node-c", "tcp_memory"),
 		alert("TCPMemoryNearlyFull", Warning, near, "", "node-c", "tcp_memory"),
 		alert("TCPMemoryNearlyFull", Warning, near, "", "node-d", "tcp_memory"),
-		// Of pods: the page silences the ticket of the same pod, and nothing else.
+		// A page of a pod inhibits the ticket of the same pod only.
 		ofPod("NetnsNearLimit", Critical, "node-e", "shop/a"),
 		ofPod("NetnsNearLimit", Warning, "node-e", "shop/a"),
 		ofPod("NetnsNearLimit", Warning, "node-e", "shop/b"),
 		alert("PortsNearlyExhausted", Warning, near, "", "node-e", "ephemeral_ports"),
-		// The node's page silences those of its pods for the same limit.
+		// A page of a node inhibits the tickets of its pods for the same limit.
 		alert("PortsNearlyExhausted", Critical, near, "", "node-f", "ephemeral_ports"),
 		ofPod("NetnsNearLimit", Warning, "node-f", "shop/c"))
 	want := []string{

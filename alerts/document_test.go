@@ -22,7 +22,8 @@ var (
 	simulate = flag.String("simulate", "", "with -update, repeat the simulations of \"recordings\", \"ramps\", \"spikes\" or \"hosts\"; up to an hour")
 )
 
-// TestDocument holds docs/alerts.md to the rules and to the recordings.
+// TestDocument checks that docs/alerts.md agrees with the rules, the simulations and the
+// recordings.
 func TestDocument(t *testing.T) {
 	const path = "../docs/alerts.md"
 	got := document(t)
@@ -43,7 +44,7 @@ func TestDocument(t *testing.T) {
 	}
 }
 
-// document fills alerts.md.tmpl.
+// document executes alerts.md.tmpl.
 func document(t *testing.T) string {
 	t.Helper()
 	failures := slices.DeleteFunc(recordings(t, "*"), func(r *recording.Recording) bool { return r.Refusal < 0 })
@@ -71,20 +72,20 @@ func document(t *testing.T) string {
 	return b.String()
 }
 
-// simulated is what came of ramps and of weeks of quiet hosts, as kept in testdata.
+// simulated is the results of the simulations and of the recordings, as stored in testdata.
 type simulated struct {
 	// Leads are by resource, duration of the ramp and scrape interval.
 	Leads map[string]leads
 	// Spikes are by limit and scrape interval: when the first alert came, as a lead.
 	Spikes map[string]time.Duration
-	// Weeks are by host: how many alerts of each severity began to fire in a week.
+	// Weeks are by host: how many alerts of each severity started to fire in a week.
 	Weeks map[string]map[string]int
-	// Recorded are by recording: when the ticket, the page and what tells of the refusal first
+	// Recorded are by recording: when the ticket, the page and the report of the refusal first
 	// fired.
 	Recorded map[string][3]*time.Duration
 }
 
-// times are those of an outcome that are kept.
+// times returns when the warning, the page and the report of the refusal first fired.
 func (o outcome) times() [3]*time.Duration {
 	var times [3]*time.Duration
 	for i, f := range []*firing{o.warning, o.critical, o.met} {
@@ -95,8 +96,9 @@ func (o outcome) times() [3]*time.Duration {
 	return times
 }
 
-// judged is what came of the recordings: what is kept of them, which TestLeadTimes holds
-// to what they do. With -update the new ones are added, or all are replaced.
+// judged returns the stored outcomes of the recordings, which TestLeadTimes compares with those
+// of the rules. With -update it evaluates the recordings that have none, or all of them with
+// -simulate=recordings.
 func judged(t *testing.T, failures []*recording.Recording) []outcome {
 	t.Helper()
 	s := readKept(t)
@@ -120,7 +122,7 @@ func judged(t *testing.T, failures []*recording.Recording) []outcome {
 	for _, r := range failures {
 		times, ok := s.Recorded[instance(r)]
 		if !ok {
-			t.Errorf("nothing is kept of %s: go test ./alerts -update", instance(r))
+			t.Errorf("no stored outcome of %s: go test ./alerts -update", instance(r))
 		}
 		o := outcome{recording: r}
 		for i, to := range []**firing{&o.warning, &o.critical, &o.met} {
@@ -163,7 +165,7 @@ func spikeKey(resource string, scrape time.Duration) string {
 	return fmt.Sprintf("%s, %s", resource, short(scrape))
 }
 
-// readSimulated reads what was simulated, or simulates it again.
+// readSimulated reads the stored results, and repeats the simulations that -simulate names.
 func readSimulated(t *testing.T) simulated {
 	t.Helper()
 	s := readKept(t)
@@ -200,7 +202,7 @@ func readSimulated(t *testing.T) simulated {
 	return s
 }
 
-// documentedAlert is all rules of one name.
+// documentedAlert summarises all rules of one name.
 type documentedAlert struct {
 	Name            string
 	Severities, For []string
@@ -223,7 +225,7 @@ func documentAlerts(rules []rule) []documentedAlert {
 	return all
 }
 
-// documentedSeries is all recording rules of one name.
+// documentedSeries describes all recording rules of one name.
 type documentedSeries struct{ Name, About string }
 
 func documentSeries(t *testing.T) []documentedSeries {
@@ -236,7 +238,7 @@ func documentSeries(t *testing.T) []documentedSeries {
 				continue
 			}
 			if r.about == "" || slices.ContainsFunc(all, func(o documentedSeries) bool { return o.Name == r.Record }) {
-				t.Errorf("%s: it says %q of itself", r.Record, r.about)
+				t.Errorf("%s: about is %q, want one description for all rules of this name", r.Record, r.about)
 			}
 			all = append(all, s)
 		}
@@ -274,8 +276,8 @@ func documentRamps(s simulated) []documentedRamps {
 	return all
 }
 
-// documentSpikes has how long after the refusal of a spike the first alert came, a column
-// for each scrape interval, and why none did.
+// documentSpikes returns how long after the refusal of a spike the first alert came, a column for
+// each scrape interval, and the reason if none did.
 func documentSpikes(s simulated) documentedRamps {
 	spikes := documentedRamps{Scrape: short(spike)}
 	for _, scrape := range scrapes() {
@@ -306,8 +308,8 @@ func documentHosts(s simulated) [][]string {
 	return rows
 }
 
-// documentedRecordings is what came of the recordings of failures: by scenario a
-// column for each kernel, and a note.
+// documentedRecordings are the results of the recordings of failures: a row for each scenario,
+// with a column for each kernel and a note.
 type documentedRecordings struct {
 	Step, LeadTime, ToldAfter string
 	Kernels                   []string
@@ -371,7 +373,7 @@ func documentRecordings(outcomes []outcome) documentedRecordings {
 	return d
 }
 
-// short writes a duration without the zeros at its end.
+// short formats a duration without trailing zero units: 1h, not 1h0m0s.
 func short(d time.Duration) string {
 	s := d.String()
 	if d != 0 && strings.HasSuffix(s, "m0s") {
@@ -383,7 +385,7 @@ func short(d time.Duration) string {
 	return s
 }
 
-// compareVersions puts 6.12 behind 6.1.
+// compareVersions compares kernel versions by number: 6.12 is after 6.1.
 func compareVersions(a, b string) int {
 	numbers := func(s string) []int {
 		var all []int
@@ -396,7 +398,7 @@ func compareVersions(a, b string) int {
 	return cmp.Or(slices.Compare(numbers(a), numbers(b)), cmp.Compare(a, b))
 }
 
-// TestDocumentRecordings has outcomes of all kinds.
+// TestDocumentRecordings checks documentRecordings with outcomes of all kinds.
 func TestDocumentRecordings(t *testing.T) {
 	at := func(step int) *firing { return &firing{first: time.Duration(step) * 15 * time.Second} }
 	rec := func(kernel, scenario string) *recording.Recording {

@@ -27,9 +27,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-// TestVictoriaMetrics has VictoriaMetrics and vmalert do with what the lab recorded what
-// Prometheus does: the same alerts fire on the same hosts, and every query of a rule or a
-// panel has the same answer.
+// TestVictoriaMetrics checks that VictoriaMetrics and vmalert give the results of Prometheus on
+// the recordings of the lab: the same alerts fire on the same hosts, and every query of a rule or
+// a panel has the same answer.
 func TestVictoriaMetrics(t *testing.T) {
 	t.Parallel()
 	needs.Check(t, "prometheus", "promtool", "victoria-metrics", "vmalert")
@@ -37,8 +37,9 @@ func TestVictoriaMetrics(t *testing.T) {
 	for _, rec := range recordings(t, "6.12") {
 		n := node{instance: instance(rec)}
 		for _, s := range rec.Series {
-			// promtool goes on with what has ended for 5 minutes more, which no server does. And a
-			// while more, so that nothing fires at the very end.
+			// promtool returns the last value of an ended series for 5 minutes more, which no
+			// server does. So absent values repeat the last one, also for 8 steps after the end,
+			// so that nothing first fires at the very end.
 			values := append(slices.Clone(s.Values), slices.Repeat([]float64{math.NaN()}, 8)...)
 			for i := range values[1:] {
 				if math.IsNaN(values[i+1]) {
@@ -55,11 +56,11 @@ func TestVictoriaMetrics(t *testing.T) {
 
 	victoria := startServer(t, "/health", "victoria-metrics", "-storageDataPath="+t.TempDir(), "-httpListenAddr=ADDRESS", "-retentionPeriod=1d")
 	writeNodes(t, victoria, r.nodes, base)
-	flush := func() { fetch(t, victoria+"/internal/force_flush") } // what was written is found from then on
+	flush := func() { fetch(t, victoria+"/internal/force_flush") } // makes written samples visible to queries
 	flush()
-	// It evaluates each rule over the whole time before the next, which sees some or nothing of
-	// what the one before recorded: so what is recorded comes first, and what is made of that
-	// after it.
+	// vmalert replays each rule over the whole time range before the next rule, which sees only
+	// part of what the previous one recorded, or nothing. So recording rules are replayed first,
+	// in the order of their dependencies.
 	replay := func(pattern string) {
 		out, err := exec.CommandContext(t.Context(), "vmalert", "-rule="+pattern, "-datasource.url="+victoria, "-remoteWrite.url="+victoria,
 			"-replay.timeFrom="+base.UTC().Format(time.RFC3339), "-replay.timeTo="+end.UTC().Format(time.RFC3339),
@@ -91,8 +92,9 @@ func TestVictoriaMetrics(t *testing.T) {
 			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(got)) {
-			// An increase lasts for a moment longer than the level that it is compared with: a
-			// ticket that the page of the same name silences.
+			// In VictoriaMetrics an increase lasts longer than the level that it is compared
+			// with, so a warning may fire in addition to the page of the same name, which
+			// inhibits it.
 			page := strings.Replace(name, "/"+Warning, "/"+Critical, 1)
 			if !want[name] && (page == name || !want[page]) {
 				t.Errorf("fires: %s", name)
@@ -100,7 +102,7 @@ func TestVictoriaMetrics(t *testing.T) {
 		}
 	})
 
-	// Prometheus gets all that VictoriaMetrics has, what was recorded too.
+	// Prometheus gets all series of VictoriaMetrics, including the recorded ones.
 	dir := t.TempDir()
 	config := filepath.Join(dir, "prometheus.yml")
 	if err := os.WriteFile(config, []byte("global: {}\n"), 0o600); err != nil {
@@ -118,8 +120,8 @@ func TestVictoriaMetrics(t *testing.T) {
 	}
 	answers := 0
 	for _, expr := range slices.Sorted(maps.Keys(asked)) {
-		// Not at the moment of a sample: Prometheus 3 and VictoriaMetrics leave out the first of
-		// a range, Prometheus 2 does not.
+		// Evaluate between samples: at the time of a sample, Prometheus 3 and VictoriaMetrics
+		// leave out the first sample of a range, and Prometheus 2 does not.
 		for _, at := range []time.Time{base.Add(6*time.Minute + 7*time.Second), end.Add(7 * time.Second)} {
 			want := [][]sample{ask(t, prometheus, expr, at)}
 			if ofRange(expr) {
@@ -128,7 +130,7 @@ func TestVictoriaMetrics(t *testing.T) {
 			answers += len(want[0])
 			difference := compare(expr, want, ask(t, victoria, expr, at))
 			if asked[expr] == "memory.rules.yml: SockPressureOOMKill, warning" && strings.HasPrefix(difference, "has ") {
-				continue // the kill is seen for a scrape longer than the memory that was full
+				continue // the increase includes the kill for a scrape longer than memory is full
 			}
 			if difference != "" {
 				t.Errorf("%s, %s after the start: %s\n%s", asked[expr], at.Sub(base), difference, expr)
@@ -141,15 +143,15 @@ func TestVictoriaMetrics(t *testing.T) {
 	t.Logf("%d queries, %d series", len(asked), answers)
 }
 
-// stagesOfRecords writes rule files without alerts, those of each stage with the rules that
-// read what the stages before it record and no more, and returns patterns of their names.
+// stagesOfRecords writes rule files without alerts, a directory for each stage, and returns
+// patterns of their names. The rules of a stage read only records of the stages before it.
 func stagesOfRecords(t *testing.T) []string {
 	t.Helper()
 	groups, err := Config{}.Apply(Groups())
 	if err != nil {
 		t.Fatal(err)
 	}
-	reads := map[string]map[string]bool{} // the records that one is made of
+	reads := map[string]map[string]bool{} // record to the records that it reads
 	for _, g := range groups {
 		for _, o := range g.Rules {
 			if o.Record == "" {
@@ -177,7 +179,7 @@ func stagesOfRecords(t *testing.T) []string {
 			stage = appendGroup(stage, g)
 		}
 		if len(stage) == 0 {
-			t.Fatal("records are made of each other")
+			t.Fatal("records depend on each other in a cycle")
 		}
 		maps.DeleteFunc(now, func(_ string, in bool) bool { return !in })
 		maps.Copy(done, now)
@@ -243,7 +245,7 @@ func startServer(t *testing.T, ready, name string, args ...string) string {
 	}
 }
 
-// writeNodes writes what nodes showed, a tick a step from base on.
+// writeNodes writes the series of nodes to a server, with a tick every step from base on.
 func writeNodes(t *testing.T, server string, nodes []node, base time.Time) {
 	t.Helper()
 	label := regexp.MustCompile(`(\w+)=("(?:[^"\\]|\\.)*")`)
@@ -279,7 +281,7 @@ func writeNodes(t *testing.T, server string, nodes []node, base time.Time) {
 // copySeries copies all series of VictoriaMetrics to another server.
 func copySeries(t *testing.T, from, to string) {
 	t.Helper()
-	stale := math.Float64frombits(0x7ff0000000000002) // says that the series has ended
+	stale := math.Float64frombits(0x7ff0000000000002) // stale marker: the series has ended
 	b := remotewrite.Batch{URL: to + "/api/v1/write"}
 	lines := bufio.NewScanner(strings.NewReader(fetch(t, from+"/api/v1/export?match[]="+url.QueryEscape(`{__name__!=""}`))))
 	lines.Buffer(nil, 1<<20)
@@ -315,7 +317,7 @@ func copySeries(t *testing.T, from, to string) {
 	}
 }
 
-// sample is one of an answer.
+// sample is one series of an answer.
 type sample struct {
 	Metric map[string]string
 	Value  [2]any // the time, and a number as a string
@@ -329,8 +331,8 @@ func (s sample) value() float64 {
 	return v
 }
 
-// labels are without the name, which VictoriaMetrics keeps where Prometheus drops it and
-// the other way round.
+// labels returns the labels without the metric name, which VictoriaMetrics keeps where Prometheus
+// drops it and the other way round.
 func (s sample) labels() string {
 	m := maps.Clone(s.Metric)
 	delete(m, "__name__")
@@ -365,15 +367,15 @@ func fetch(t *testing.T, url string) string {
 }
 
 // ofRange reports whether an expression has a rate or an increase. VictoriaMetrics does not
-// extrapolate from the samples of a range to its ends, and counts from the last one before
-// it, so that it sees what happened there for a scrape longer.
+// extrapolate from the samples of a range to its ends, and counts from the last sample before the
+// range, so its increases last for a scrape longer.
 func ofRange(expr string) bool {
 	return strings.Contains(expr, "rate(") || strings.Contains(expr, "increase(")
 }
 
-// compare describes how an answer differs from all of some others, and returns "" if it
-// equals one. The value of a range may be anything between its lowest and highest value one
-// scrape before and after, and topk may choose other series among equal ones.
+// compare describes how an answer differs from all of some others, and returns "" if it does not.
+// Values may be anywhere between the lowest and the highest of the others, which for a range are
+// the answers now and one scrape before and after. topk may choose other series among equal ones.
 func compare(expr string, want [][]sample, got []sample) string {
 	tolerance := 1e-6
 	switch {
@@ -420,7 +422,7 @@ func compare(expr string, want [][]sample, got []sample) string {
 	return strings.Join(all, "; ")
 }
 
-// byLabels are the values by labels or, of a topk, by their place.
+// byLabels returns the values of an answer by labels or, of a topk, by rank.
 func byLabels(expr string, answer []sample) map[string]float64 {
 	all := map[string]float64{}
 	if strings.Contains(expr, "topk") {
@@ -436,7 +438,7 @@ func byLabels(expr string, answer []sample) map[string]float64 {
 	return all
 }
 
-// panel is a query of a dashboard, with all nodes chosen.
+// panel is a query of a dashboard, with its variables set to all nodes.
 type panel struct{ title, expr string }
 
 func readPanels(t *testing.T) []panel {

@@ -14,18 +14,19 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-// What is promised of every limit that fills within 5 minutes or more: a page fires
-// this long before the kernel first refuses, and what it does then is told this soon.
+// For every limit that fills within 5 minutes or more, the rules guarantee that a page fires at
+// least leadTime before the kernel first refuses, and that an alert reports the refusal within
+// toldAfter.
 const (
 	leadTime  = time.Minute
 	toldAfter = time.Minute
 )
 
-// outcome is what the rules made of a recording of a failure.
+// outcome is the alerts that the rules raise on a recording of a failure.
 type outcome struct {
 	recording *recording.Recording
-	// Of the first warning, the first page and the first alert on what the kernel
-	// counts; nil if there was none.
+	// The first warning, the first page and the first alert on a counter of the kernel; nil if
+	// there was none.
 	warning, critical, met *firing
 }
 
@@ -54,7 +55,7 @@ func unforeseen(resource string) string {
 	return ""
 }
 
-// unpaged reports whether a limit is worth a ticket only.
+// unpaged reports whether a limit raises tickets only.
 func unpaged(resource string) bool {
 	for _, t := range themes() {
 		for _, l := range t.limits {
@@ -80,11 +81,11 @@ func uncounted(r *recording.Recording) string {
 	return ""
 }
 
-// judge finds what the rules made of each recording, evaluated at an interval.
+// judge evaluates the rules on each recording, at an interval.
 func judge(t *testing.T, recordings []*recording.Recording, interval time.Duration) []outcome {
 	t.Helper()
 	var firings []firing
-	// promtool holds 10,000 samples at once, and some 20 limits of a node are one vector.
+	// promtool allows 10,000 samples per query, and one vector has some 20 limits of each node.
 	for some := range slices.Chunk(recordings, 48) {
 		nodes := make([]node, len(some))
 		for i, r := range some {
@@ -124,7 +125,7 @@ func earlier(a *firing, b firing) *firing {
 
 func instance(r *recording.Recording) string { return r.Kernel + "/" + r.Scenario }
 
-// check fails where the promise is broken.
+// check fails if the outcome breaks the guarantees.
 func (o outcome) check(t *testing.T) {
 	t.Helper()
 	r := o.recording
@@ -142,12 +143,12 @@ func (o outcome) check(t *testing.T) {
 		told = o.critical
 	}
 	if told == nil || told.first > o.refusal()+toldAfter || told.last < o.refusal() {
-		t.Errorf("%s: refused at %s (%s), and what tells of it is %+v", instance(r), o.refusal(), r.Refused, told)
+		t.Errorf("%s: refused at %s (%s), reported by %+v", instance(r), o.refusal(), r.Refused, told)
 	}
 }
 
-// readRecordings reads what the lab recorded of real kernels, of one of them if there
-// is not much time.
+// readRecordings reads the recordings of the lab: those of all kernels in CI, those of one kernel
+// elsewhere.
 func readRecordings(t *testing.T) []*recording.Recording {
 	t.Helper()
 	if needs.InCI() {
@@ -173,7 +174,7 @@ func recordings(t *testing.T, kernels string) []*recording.Recording {
 	return all
 }
 
-// TestLeadTimes holds the rules to their promise on real kernels.
+// TestLeadTimes checks the guaranteed lead times on recordings of real kernels.
 func TestLeadTimes(t *testing.T) {
 	t.Parallel()
 	failures := slices.DeleteFunc(readRecordings(t), func(r *recording.Recording) bool { return r.Refusal < 0 })
@@ -184,12 +185,12 @@ func TestLeadTimes(t *testing.T) {
 	for _, o := range judge(t, failures, step) {
 		o.check(t)
 		if !reflect.DeepEqual(o.times(), kept[instance(o.recording)]) {
-			t.Errorf("%s: docs/alerts.md has other times: go test ./alerts -update -simulate=recordings", instance(o.recording))
+			t.Errorf("%s: docs/alerts.md is out of date: go test ./alerts -update -simulate=recordings", instance(o.recording))
 		}
 	}
 }
 
-// TestSilence repeats what healthy hosts showed for a day. Nobody may be called.
+// TestSilence checks that no warning and no page fires on repeated recordings of healthy hosts.
 func TestSilence(t *testing.T) {
 	t.Parallel()
 	healthy := slices.DeleteFunc(readRecordings(t), func(r *recording.Recording) bool { return r.Refusal >= 0 })
@@ -230,8 +231,8 @@ func silent(t *testing.T, healthy []*recording.Recording, duration, interval tim
 	}
 }
 
-// repeated lays a recording end to end. A gauge shows the same again, a counter
-// goes on from where it was.
+// repeated repeats a recording until it has a number of steps. A gauge shows the same values
+// again, a counter continues from its last value.
 func repeated(r *recording.Recording, steps int) []recording.Series {
 	all := make([]recording.Series, len(r.Series))
 	for i, s := range r.Series {
@@ -251,8 +252,8 @@ func repeated(r *recording.Recording, steps int) []recording.Series {
 	return all
 }
 
-// TestSwings: a limit that is used to 70 percent for a moment every ten minutes,
-// with counters that do not change, pages nobody.
+// TestSwings checks that a limit that is at 70 % for a moment every ten minutes, with counters
+// that do not change, raises no warning and no page.
 func TestSwings(t *testing.T) {
 	t.Parallel()
 	up := []float64{0.1, 0.25, 0.4, 0.55, 0.7, 0.7, 0.5, 0.3, 0.1, 0.05}

@@ -18,11 +18,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-// step is the time between two steps of a recording, as it is laid out here.
+// step is the time between two steps of a recording, as the tests replay it.
 const step = 15 * time.Second
 
-// firing is an alert that fired, when it first and last did, and how many times it
-// began to.
+// firing is an alert that fired, when it first and last did, and how many times it started to.
 type firing struct {
 	name, severity, stage, resource, instance string
 
@@ -30,7 +29,7 @@ type firing struct {
 	times       int
 }
 
-// node is what one exporter showed, at each tick of a run.
+// node is the series of one exporter, with a value for each tick of a run.
 type node struct {
 	instance string
 	series   []recording.Series
@@ -44,24 +43,24 @@ func (n node) ticks() int {
 	return longest
 }
 
-// run is how nodes are laid out in time.
+// run is an evaluation of the rules on nodes.
 type run struct {
 	tick     time.Duration // between two values of a series
 	interval time.Duration // between two evaluations
 	nodes    []node
-	// only are the files whose rules are evaluated, all if empty.
+	// only lists the files whose rules are evaluated, all if empty.
 	only []string
 }
 
-// evaluate has Prometheus's own rule engine, as promtool runs it, go through the
-// rules over what the nodes showed. It returns all alerts that fired.
+// evaluate runs the rules on the series of the nodes with promtool, which uses the rule engine of
+// Prometheus, and returns all alerts that fired.
 //
-// promtool only reports whether its tests hold. So it is told to expect that nothing
-// fires, and its complaint is what we want to know.
+// promtool only reports whether its tests pass. So the test expects that nothing fires, and the
+// message of its failure lists what did.
 func (r run) evaluate(t *testing.T) []firing {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("promtool takes its time")
+		t.Skip("promtool is slow")
 	}
 	needs.Check(t, "promtool")
 	patterns := r.only
@@ -76,7 +75,7 @@ func (r run) evaluate(t *testing.T) []firing {
 		}
 		files = append(files, found...)
 	}
-	wanted := map[string]bool{"up": true} // what the rules read: the page has more
+	wanted := map[string]bool{"up": true} // metrics that the rules read; the page has more
 	for _, rule := range readRules(t) {
 		for _, s := range parse(rule.Expr).selectors {
 			wanted[s.metric] = true
@@ -147,8 +146,8 @@ func (r run) evaluate(t *testing.T) []firing {
 	return parseFirings(t, string(out))
 }
 
-// observer are rules that note when each alert first and last fired, and how many
-// times it began to.
+// observer returns rules that record when each alert first and last fired, and how many times it
+// started to.
 func observer(interval time.Duration) string {
 	before := fmt.Sprintf("offset %ds", int(interval.Seconds()))
 	return strings.NewReplacer("FIRING", `ALERTS{alertstate="firing"}`, "BEFORE", before).Replace(`groups:
@@ -163,7 +162,7 @@ func observer(interval time.Duration) string {
 `)
 }
 
-// parseFirings reads promtool's complaint.
+// parseFirings parses the message of a failed test of promtool.
 func parseFirings(t *testing.T, out string) []firing {
 	t.Helper()
 	got := regexp.MustCompile(`(?m)^\s+got: (.*)$`).FindAllStringSubmatch(out, -1)
@@ -221,7 +220,7 @@ func parseFirings(t *testing.T, out string) []firing {
 	return firings
 }
 
-// notation writes values as promtool reads them: 1 1 1 is 1x2, and _ is absent.
+// notation formats values in the notation of promtool: 1 1 1 is 1x2, and _ is an absent value.
 func notation(values []float64) string {
 	var b strings.Builder
 	for i := 0; i < len(values); {
@@ -247,7 +246,7 @@ func notation(values []float64) string {
 	return b.String()
 }
 
-// TestNotation holds the writing of values to promtool's notation.
+// TestNotation checks notation with repeated and absent values.
 func TestNotation(t *testing.T) {
 	nan := math.NaN()
 	got := notation([]float64{1, 1, 1, 0.5, nan, 1e12, nan, nan, 2})

@@ -16,18 +16,18 @@ import (
 // host is a healthy host, as a function of time.
 type host struct {
 	name, about string
-	// gauges and rates are by series: a value, and how much a counter grows a second.
-	// Steps of a counter that are not whole are held back until they are.
+	// gauges and rates are by series: a value, and how much a counter grows a second. Counters
+	// are rounded down to whole numbers.
 	gauges, rates map[string]func(time.Duration) float64
-	// ticket is the reason why a ticket is justified, empty if it is not; it may fire once in every while.
+	// ticket is the reason why a ticket is justified, empty if it is not.
 	ticket string
 }
 
-// at is a constant.
+// at returns a constant function.
 func at(v float64) func(time.Duration) float64 { return func(time.Duration) float64 { return v } }
 
-// noise is a value that is anywhere within width of a middle at each scrape, the same
-// in every run.
+// noise returns a function with a value within width of middle at each scrape, the same in every
+// run.
 func noise(middle, width float64) func(time.Duration) float64 {
 	return func(t time.Duration) float64 {
 		h := fnv.New64a()
@@ -36,12 +36,12 @@ func noise(middle, width float64) func(time.Duration) float64 {
 	}
 }
 
-// every repeats what is within a period.
+// every repeats f with a period.
 func every(period time.Duration, f func(time.Duration) float64) func(time.Duration) float64 {
 	return func(t time.Duration) float64 { return f(t % period) }
 }
 
-// through goes straight from each point to the next, and stays at the last.
+// through interpolates linearly between points of minutes and values, and stays at the last.
 func through(points ...[2]float64) func(time.Duration) float64 {
 	return func(t time.Duration) float64 {
 		minutes := t.Minutes()
@@ -63,12 +63,12 @@ func plus(a, b func(time.Duration) float64) func(time.Duration) float64 {
 	return func(t time.Duration) float64 { return a(t) + b(t) }
 }
 
-// once in a period, a counter grows by one.
+// once returns the rate of a counter that grows by one in a period.
 func once(period time.Duration) func(time.Duration) float64 { return at(1 / period.Seconds()) }
 
 type series = map[string]func(time.Duration) float64
 
-// of is the saturation of limits.
+// of returns the saturation of limits.
 func of(f func(time.Duration) float64, resources ...string) series {
 	all := series{}
 	for _, r := range resources {
@@ -85,13 +85,13 @@ func everyLimit() []string {
 	return resources
 }
 
-// lives are limits of each kind whose ordinary use is far from nothing.
+// lives lists limits of each kind that are normally well above 0.
 func lives() []string {
 	return []string{"conntrack_entries", "ephemeral_ports", "process_file_descriptors", "memory"}
 }
 
-// quietHosts are healthy hosts on which nobody may be paged, and where nothing fires
-// and resolves more than once an hour.
+// quietHosts returns healthy hosts on which no page may fire, and no other alert more than once
+// an hour.
 func quietHosts() []host {
 	hour := func(h float64) float64 { return 60 * h }
 	const gib = 1 << 30
@@ -260,7 +260,7 @@ func quietHosts() []host {
 	}
 }
 
-// pod is how near a pod is to a limit of its own.
+// pod returns the series of the saturation of a limit of a pod.
 func pod(resource, name string) string {
 	return fmt.Sprintf("sockpressure_netns_saturation_ratio{resource=%q,netns=%q,namespace=\"shop\",pod=%[3]q}", resource, "pod/shop/"+name, name)
 }
@@ -273,7 +273,7 @@ func merged(all ...series) series {
 	return m
 }
 
-// counting are all counters of refusals.
+// counting returns all counters of refusals, with the same rate.
 func counting(f func(time.Duration) float64) series {
 	all := series{}
 	for _, name := range counters() {
@@ -311,7 +311,7 @@ func (h host) node(duration, tick time.Duration) node {
 	return n
 }
 
-// simulateHosts goes through the quiet hosts, and returns all that fired.
+// simulateHosts evaluates the rules on the quiet hosts, and returns all alerts that fired.
 func simulateHosts(t *testing.T, duration, interval time.Duration) []firing {
 	t.Helper()
 	r := run{tick: step, interval: interval}
@@ -324,8 +324,9 @@ func simulateHosts(t *testing.T, duration, interval time.Duration) []firing {
 	return r.evaluate(t)
 }
 
-// TestQuiet: nobody is paged by a healthy host, nothing goes on and off, and a ticket is
-// written only where there is a reason for one. A day is for CI.
+// TestQuiet checks that on healthy hosts no page fires, no other alert fires more than once an
+// hour, and a ticket fires only where there is a reason for one. It simulates 26 hours in CI, 100
+// minutes elsewhere.
 func TestQuiet(t *testing.T) {
 	t.Parallel()
 	duration, interval := 100*time.Minute, 30*time.Second

@@ -11,7 +11,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-// counters are what the kernel counts when a limit is reached.
+// counters maps each limit to the counter that the kernel increases when it is reached.
 func counters() map[string]string {
 	return map[string]string{
 		"conntrack_entries": "sockpressure_conntrack_drops_total",
@@ -33,14 +33,13 @@ func counters() map[string]string {
 	}
 }
 
-// ramp is a limit that fills evenly from 20 percent, and refuses ten times a second
-// from then on, or for as long as hold if that is not 0. Before and after it is idle for
-// a while.
+// ramp is a limit that fills evenly from 20 %, and refuses ten times a second once it is full,
+// for the duration hold or, if that is 0, until the end. Before and after that it is at 20 %.
 type ramp struct {
 	resource   string
 	fill, hold time.Duration
-	// scrape is the time between scrapes; the first is at phase. The ramp begins at
-	// begin.
+	// scrape is the time between scrapes, phase the time of the first, and begin the start of the
+	// ramp.
 	scrape, phase, begin time.Duration
 }
 
@@ -80,7 +79,7 @@ func (r ramp) saturation(at time.Duration) float64 {
 	return 0.2 + 0.8*min(max((at-r.begin).Seconds()/r.fill.Seconds(), 0), 1)
 }
 
-// refusals is how often the kernel has refused.
+// refusals returns how often the kernel has refused by a time.
 func (r ramp) refusals(at time.Duration) float64 {
 	refusing := max(at-r.refusal(), 0)
 	if r.hold > 0 {
@@ -101,11 +100,11 @@ func sampled(resource string) bool {
 	return false
 }
 
-// leads are how long before the refusal the first page and the first ticket came, and
-// what tells of the refusal, at the worst phase of scrapes, evaluations and ramp.
+// leads are how long before the refusal the first page, the first ticket and the first report of
+// the refusal itself fired, at the worst phase of scrapes, evaluations and ramp.
 type leads struct{ Page, Ticket, Told time.Duration }
 
-// never is the lead of what did not come.
+// never is the lead of an alert that did not fire.
 const never = time.Duration(math.MinInt64)
 
 func show(lead time.Duration) string {
@@ -115,7 +114,8 @@ func show(lead time.Duration) string {
 	return short(lead)
 }
 
-// fills are the durations of ramps, and scrapes the intervals, that docs/alerts.md has.
+// fills returns the durations of ramps, and scrapes the scrape intervals, that docs/alerts.md
+// lists.
 func fills() []time.Duration {
 	return []time.Duration{30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, time.Hour, 6 * time.Hour, 24 * time.Hour}
 }
@@ -124,7 +124,7 @@ func scrapes() []time.Duration {
 	return []time.Duration{15 * time.Second, 30 * time.Second, time.Minute}
 }
 
-// simulateRamps goes through ramps of one duration and scrape interval, of every limit.
+// simulateRamps evaluates the rules on ramps of every limit, of one duration and scrape interval.
 func simulateRamps(t *testing.T, fill, scrape time.Duration) map[string]leads {
 	t.Helper()
 	const grain = 5 * time.Second
@@ -133,7 +133,7 @@ func simulateRamps(t *testing.T, fill, scrape time.Duration) map[string]leads {
 	if scrape > 15*time.Second {
 		begins = []time.Duration{0, 2 * grain, 4 * grain, 6 * grain, 9 * grain}
 	}
-	if fill > time.Hour { // where minutes do not count
+	if fill > time.Hour { // a tick of a minute is precise enough
 		r, scrape, phases, begins = run{tick: time.Minute, interval: time.Minute}, time.Minute, phases[:1], begins[:1]
 	}
 	ramps, first := map[string]ramp{}, map[string]leads{}
@@ -175,7 +175,7 @@ func simulateRamps(t *testing.T, fill, scrape time.Duration) map[string]leads {
 	return worst
 }
 
-// spike is how long a limit is full that is looked at too seldom to be seen so.
+// spike is how long a limit is full that scrapes may miss.
 const spike = 10 * time.Second
 
 // simulateSpikes fills every limit within 5 seconds, for the time of a spike, and returns
@@ -207,7 +207,8 @@ func simulateSpikes(t *testing.T, scrape time.Duration) map[string]time.Duration
 	return worst
 }
 
-// untold returns the reason why no alert reports a limit that was full between two scrapes, if there is one.
+// untold returns the reason why no alert reports a limit that was full between two scrapes, if
+// there is one.
 func untold(resource string) string {
 	switch resource {
 	case "ephemeral_ports", "process_file_descriptors", "unix_accept_queue":
@@ -222,22 +223,22 @@ func untold(resource string) string {
 	return ""
 }
 
-// TestSpikes expects to be told of a limit that was full between two scrapes, with the
-// first scrape and the first evaluation that can know.
+// TestSpikes checks that a limit that was full between two scrapes is reported by the next scrape
+// and the next evaluation.
 func TestSpikes(t *testing.T) {
 	t.Parallel()
 	for _, scrape := range []time.Duration{15 * time.Second, time.Minute} {
 		for resource, lead := range simulateSpikes(t, scrape) {
 			if untold(resource) == "" && lead < -(scrape+15*time.Second) {
-				t.Errorf("%s, full for %s and scraped every %s: told %s before", resource, short(spike), short(scrape), show(lead))
+				t.Errorf("%s, full for %s and scraped every %s: reported %s before the refusal", resource, short(spike), short(scrape), show(lead))
 			}
 		}
 	}
 }
 
-// TestRamps holds the rules to their promise on every limit that fills evenly: a page a
-// minute before the refusal from 5 minutes on, a ticket at least before it from 2
-// minutes on, and at any pace what happened, with the first evaluation that can know.
+// TestRamps checks the guarantees for every limit that fills evenly: a page a minute before the
+// refusal if it fills within 5 minutes or more, a page or a ticket before it from 2 minutes on,
+// and at any pace a report of the refusal after the next scrape and the next evaluation.
 func TestRamps(t *testing.T) {
 	t.Parallel()
 	some := []time.Duration{2 * time.Minute, 5 * time.Minute}
@@ -254,16 +255,16 @@ func TestRamps(t *testing.T) {
 					t.Errorf("%s within %s: page %s, ticket %s before the refusal", resource, short(fill), show(l.Page), show(l.Ticket))
 				}
 			}
-			// A scrape and an evaluation later, each up to 15 s.
+			// At most one scrape and one evaluation later, 15 s each.
 			if l.Told < -30*time.Second {
-				t.Errorf("%s within %s: told %s before the refusal", resource, short(fill), show(l.Told))
+				t.Errorf("%s within %s: reported %s before the refusal", resource, short(fill), show(l.Told))
 			}
 		}
 	}
 	if !needs.InCI() {
 		return
 	}
-	// There is less time where scrapes are a minute apart, but some.
+	// With a minute between scrapes, the page still comes in time for a ramp of 10 minutes.
 	for resource, l := range simulateRamps(t, 10*time.Minute, time.Minute) {
 		if !unpaged(resource) && l.Page < leadTime {
 			t.Errorf("%s within 10m, scraped once a minute: the page comes %s before the refusal", resource, show(l.Page))

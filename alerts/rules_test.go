@@ -90,14 +90,14 @@ func exported() map[string][]string {
 	return metrics
 }
 
-// selector is a metric in an expression, with what its braces say.
+// selector is a metric in an expression, with its label matchers.
 type selector struct {
 	metric   string
 	matchers [][]string // label, operator, value
 }
 
-// expression is what an expression names. It is not a parser: promtool has checked
-// the syntax, and this only sorts the words.
+// expression is the names in an expression. parse is not a full parser: promtool has checked the
+// syntax, and parse only classifies the words.
 type expression struct {
 	selectors []selector
 	grouping  []string // labels of by, without, on and ignoring
@@ -145,7 +145,7 @@ func parse(expr string) expression {
 	return found
 }
 
-// TestParse holds the sorting of words to an expression with all kinds of them.
+// TestParse checks parse with an expression that has all kinds of words.
 func TestParse(t *testing.T) {
 	got := fmt.Sprint(parse(`sum by (job, a) (rate(sockpressure_x_total{b="c",d=~"e|f"}[5m])) > 1.5 or on (g) level:y:rate5m unless up == bool 0 and nonsense`))
 	want := `{[{sockpressure_x_total [[b = c] [d =~ e|f]]} {level:y:rate5m []} {up []}] [job a g] [nonsense]}`

@@ -21,11 +21,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// What is in this file is what a newcomer writes for each kind of addition that
-// docs/architecture.md describes. It is tested so that it stays true.
+// This file has an example of each kind of addition that docs/architecture.md describes, and
+// tests it, so that the description stays right.
 
-// visitSpec is a collector of every network namespace: those of the given
-// processes here.
+// visitSpec is a collector that visits network namespaces, here those of the given processes.
 func visitSpec(pids ...int) Spec {
 	type namespace struct {
 		pid   int
@@ -72,8 +71,7 @@ func visitSpec(pids ...int) Spec {
 	})
 }
 
-// TestAddNetns expects the sockets of a namespace of its own, and that nothing of
-// it stays open.
+// TestAddNetns checks that a collector can read a namespace and leaves no file of it open.
 func TestAddNetns(t *testing.T) {
 	needs.Check(t, needs.Root)
 	child := exec.CommandContext(t.Context(), "sleep", "60")
@@ -102,7 +100,7 @@ func TestAddNetns(t *testing.T) {
 	}
 }
 
-// streamSpec is a collector that owns a goroutine, which counts lines as they come.
+// streamSpec is a collector with a goroutine that counts lines as they arrive.
 func streamSpec(lines <-chan string) Spec {
 	return define(Definition[Number]{
 		Name: "stream", Help: "Lines of a stream.",
@@ -136,8 +134,8 @@ func streamSpec(lines <-chan string) Spec {
 	})
 }
 
-// TestAddStream expects a goroutine to be read, its panic to be the collector's
-// failure, and its end to come with the set's.
+// TestAddStream checks that the count of a collector's goroutine is read, that a panic of the
+// goroutine is an error of the collector, and that the goroutine ends when the set is closed.
 func TestAddStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lines := make(chan string)
@@ -163,8 +161,8 @@ func TestAddStream(t *testing.T) {
 	})
 }
 
-// samplePeaks is a sampler: it reads a set every interval until ctx ends and calls
-// keep with the highest saturation of each limit so far.
+// samplePeaks reads a set every interval until ctx ends. After each reading it calls keep with
+// the highest saturation of each limit so far.
 func samplePeaks(ctx context.Context, set *Set, q Query, interval time.Duration, keep func(map[string]float64)) {
 	peaks := map[string]float64{}
 	for ticker := time.NewTicker(interval); ; {
@@ -181,8 +179,8 @@ func samplePeaks(ctx context.Context, set *Set, q Query, interval time.Duration,
 	}
 }
 
-// TestAddSampler expects peaks from the readings that scrapes get too: one that is
-// young enough is not made again.
+// TestAddSampler checks that a sampler shares its readings with scrapes: a reading that is
+// recent enough is not repeated.
 func TestAddSampler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		usage, readings := 0.0, 0
@@ -206,11 +204,11 @@ func TestAddSampler(t *testing.T) {
 		}
 		set.Read(t.Context(), Query{MaxAge: time.Second / 2}) // a scrape that takes a sample
 		if readings != 11 {
-			t.Errorf("a young reading was made again")
+			t.Errorf("a recent reading was repeated")
 		}
 		set.Read(t.Context(), Query{})
 		if readings != 12 {
-			t.Errorf("a reading was not made for this query")
+			t.Errorf("the query did not cause a new reading")
 		}
 		cancel()
 		<-done

@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// BenchmarkScrape reads every collector of this machine and gathers the result,
-// all that a scrape does but to write and compress the page. Every walk is fresh.
+// BenchmarkScrape reads every collector of this machine and gathers the result, which is all
+// of a scrape except writing and compressing the page. Every walk is repeated.
 func BenchmarkScrape(b *testing.B) {
 	set := NewSet(machine(b, running()), Specs(), Config{MaxCPU: 0, Top: 10, Logger: slog.New(slog.DiscardHandler)})
 	defer closeSet(b, set)
@@ -23,7 +23,7 @@ func BenchmarkScrape(b *testing.B) {
 	}
 }
 
-// BenchmarkCollector reads each collector of this machine alone.
+// BenchmarkCollector reads each collector of this machine separately.
 func BenchmarkCollector(b *testing.B) {
 	for _, spec := range Specs() {
 		b.Run(spec.Name, func(b *testing.B) {
@@ -41,7 +41,7 @@ func BenchmarkCollector(b *testing.B) {
 	}
 }
 
-// BenchmarkSample takes a sample of each collector of this machine alone, as between
+// BenchmarkSample takes samples of each collector of this machine separately, as between
 // scrapes.
 func BenchmarkSample(b *testing.B) {
 	set := NewSet(machine(b, running()), Specs(), Config{Top: 10, SampleInterval: time.Hour, Logger: slog.New(slog.DiscardHandler)})

@@ -20,17 +20,16 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// TestCases reads files as hosts have them that no recording is of: older kernels,
-// other kernels, containers, odd settings. want are series and their value; NaN is
-// one that must be absent. failed is part of the error of the collector, if it has
-// to fail.
+// TestCases checks files that are in no recording: of older kernels, other kernels, containers
+// and unusual settings. want lists series and their values; absent is one that must be
+// missing. failed is part of the error of the collector, if it must fail.
 func TestCases(t *testing.T) {
 	const absent = -1
 	zoneBefore48 := func(tr *tree) {
 		z := tr.read("proc/zoneinfo")
 		z = strings.ReplaceAll(z, "nr_zone_active_file", "nr_active_file")
 		z = strings.ReplaceAll(z, "nr_zone_inactive_file", "nr_inactive_file")
-		// The counters of the node that later kernels have in front.
+		// Remove the per-node counters, which only later kernels have.
 		var lines []string
 		node := false
 		for line := range strings.Lines(z) {
@@ -230,7 +229,7 @@ func TestCases(t *testing.T) {
 			if err := errs[c.collector]; (err == nil) != (c.failed == "") || err != nil && !strings.Contains(err.Error(), c.failed) {
 				t.Errorf("error %v, want %q in it", err, c.failed)
 			}
-			// A limit that has gone has gone for a reason.
+			// A limit must not disappear without an error.
 			for s := range before[c.collector] {
 				if _, ok := series[c.collector][s]; !ok && errs[c.collector] == nil && strings.HasPrefix(s, "limit ") && c.want[s] != absent {
 					t.Errorf("%s is gone without an error", s)
@@ -240,8 +239,9 @@ func TestCases(t *testing.T) {
 	}
 }
 
-// TestOfflineCPU expects no jump when a CPU goes and comes back, whether softnet_stat
-// names the CPUs (since Linux 5.10) or not, and is not known which are online.
+// TestOfflineCPU checks that counters do not jump when a CPU goes offline and comes back, if
+// softnet_stat names the CPUs (since Linux 5.10), if it does not, and if it is also unknown
+// which CPUs are online.
 func TestOfflineCPU(t *testing.T) {
 	line := func(columns, cpu int, drops uint32) string {
 		var b strings.Builder
@@ -298,10 +298,10 @@ func TestOfflineCPU(t *testing.T) {
 				grown float64
 			}{
 				{map[int]uint32{0: 11, 1: 1000, 2: 6}, 2},
-				{map[int]uint32{0: 11, 2: 6}, 0},                 // CPU 1 goes
-				{map[int]uint32{0: 12, 2: 6}, 1},                 // and the others go on
-				{map[int]uint32{0: 12, 1: 1000, 2: 6}, 0},        // it comes back
-				{map[int]uint32{0: 12, 1: 1000, 2: 6, 3: 70}, 0}, // one comes that was off when it all began
+				{map[int]uint32{0: 11, 2: 6}, 0},                 // CPU 1 goes offline
+				{map[int]uint32{0: 12, 2: 6}, 1},                 // the others keep counting
+				{map[int]uint32{0: 12, 1: 1000, 2: 6}, 0},        // CPU 1 comes back
+				{map[int]uint32{0: 12, 1: 1000, 2: 6, 3: 70}, 0}, // a CPU appears that was offline at first
 				{map[int]uint32{0: 12, 1: 1001, 2: 6, 3: 72}, 3},
 			} {
 				state(step.drops)
@@ -315,8 +315,8 @@ func TestOfflineCPU(t *testing.T) {
 	}
 }
 
-// TestCrowds gives the walks a million of what any user can make, and bounds what
-// they keep of it.
+// TestCrowds checks that the walks keep a bounded amount of memory for a million listeners,
+// connections and processes, which any user can create.
 func TestCrowds(t *testing.T) {
 	const n, most = 1_000_000, 8 << 20
 	listeners, connections := newTCPVisitor(10), &portsVisitor{
@@ -332,7 +332,7 @@ func TestCrowds(t *testing.T) {
 		s := sockdiag.Socket{Family: unix.AF_INET, State: sockdiag.Listen, SourcePort: uint16(40000 + i%20000), SendQueue: 100}
 		s.SourceAddr = [16]byte{127, byte(i >> 16), byte(i >> 8), byte(i)}
 		if i == n-1 {
-			s.RecvQueue = 101 // the very last is the one that is full
+			s.RecvQueue = 101 // only the last one is full
 		}
 		listeners.Visit(&s)
 		connections.listening.Visit(&s)
@@ -366,8 +366,8 @@ func heapInUse() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// TestCrowdedPorts expects the connections of a port whose listener found no room
-// to count as accepted.
+// TestCrowdedPorts checks that connections of a port count as accepted if its listener was
+// dropped because there were too many.
 func TestCrowdedPorts(t *testing.T) {
 	v := &listenVisitor{wildcard: new(portSet), addresses: map[localAddr]bool{}}
 	at := func(i, port int) *sockdiag.Socket {
@@ -388,7 +388,8 @@ func TestCrowdedPorts(t *testing.T) {
 	}
 }
 
-// TestManyProcesses reads more processes than are kept, and hides some.
+// TestManyProcesses checks a reading of more processes than are kept, and that it fails if
+// processes are hidden.
 func TestManyProcesses(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "proc/net"), 0o755); err != nil {

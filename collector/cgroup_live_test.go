@@ -16,8 +16,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// livePods makes the groups of so many pods of the kernel, each with two containers,
-// which is three groups.
+// livePods creates the cgroups of the given number of pods, each with two containers, which is
+// three cgroups per pod.
 func livePods(tb testing.TB, pods int) {
 	tb.Helper()
 	needs.Check(tb, needs.Root)
@@ -66,8 +66,7 @@ func livePods(tb testing.TB, pods int) {
 	}
 }
 
-// BenchmarkCgroups reads this machine's cgroups, hundreds and thousands of which
-// are those of pods.
+// BenchmarkCgroups reads this machine's cgroups, including hundreds or thousands of pods.
 func BenchmarkCgroups(b *testing.B) {
 	for _, pods := range []int{100, 667} {
 		b.Run(strconv.Itoa(3*pods), func(b *testing.B) {

@@ -19,7 +19,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
-// cgroupTree is a copy of a tree of cgroups.
+// cgroupTree is a copy of a recorded tree to which a test adds cgroups.
 type cgroupTree struct {
 	*tree
 	pods string
@@ -33,7 +33,7 @@ func newCgroupTree(t *testing.T) *cgroupTree {
 	return c
 }
 
-// open opens the collector, again if it is open.
+// open opens the collector. If it is already open, open closes it first.
 func (c *cgroupTree) open() {
 	if c.set != nil {
 		closeSet(c.t, c.set)
@@ -42,7 +42,7 @@ func (c *cgroupTree) open() {
 	c.set = NewSet(m, []Spec{cgroupSpec()}, Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
 }
 
-// v2 writes the files of a group of version 2.
+// v2 writes the files of a cgroup of version 2.
 func (c *cgroupTree) v2(path, limit string, current, file, sock, kills int) {
 	dir := "sys/fs/cgroup/" + path + "/"
 	c.write(dir+"memory.max", limit+"\n")
@@ -51,7 +51,7 @@ func (c *cgroupTree) v2(path, limit string, current, file, sock, kills int) {
 	c.write(dir+"memory.events", fmt.Sprintf("low 0\nhigh 0\nmax 3\noom 1\noom_kill %d\n", kills))
 }
 
-// page returns the samples of the collector.
+// page reads the collector once and returns its samples.
 func (c *cgroupTree) page() (map[string]float64, Result) {
 	reading := c.set.Read(c.t.Context(), Query{})
 	got := map[string]float64{}
@@ -75,8 +75,9 @@ func expectSeries(t *testing.T, what string, got, want map[string]float64) {
 	}
 }
 
-// TestCgroups expects a pod to be one, with its fullest group, a unit's groups to be the
-// unit's, and two of one name to be told apart.
+// TestCgroups checks that a pod is one item with the values of its fullest cgroup, that the
+// cgroups below a unit count as the unit, and that two units of the same name are
+// distinguished.
 func TestCgroups(t *testing.T) {
 	const uid = "12345678-1234-1234-1234-123456789abc"
 	c := newCgroupTree(t)
@@ -100,7 +101,7 @@ func TestCgroups(t *testing.T) {
 	pod, own := `{cgroup="pod/shop/cart-0",namespace="shop",pod="cart-0"}`, func(name string) string {
 		return fmt.Sprintf(`{cgroup=%q,namespace="",pod=""}`, name)
 	}
-	other := own("/system.slice/nginx.service") // another unit has its name
+	other := own("/system.slice/nginx.service") // user.slice has a unit of the same name
 	got, result := c.page()
 	if result.Err != nil {
 		t.Error(result.Err)
@@ -123,7 +124,8 @@ func TestCgroups(t *testing.T) {
 		t.Errorf("tcp_memory is held by %v", h)
 	}
 
-	// A pod begins, is killed and ends between two readings: its slice tells.
+	// A pod that starts, has processes killed and ends between two readings is counted by the
+	// cgroup above it.
 	c.v2("kubepods.slice", "10000", 5000, 10, 700, 5)
 	got, _ = c.page()
 	if got["oom_kills_all_total"] != 2 || got["ooms_all_total"] != 0 {
@@ -138,7 +140,7 @@ func TestCgroups(t *testing.T) {
 		t.Errorf("%v were killed when a group was removed, not 6", got["oom_kills_all_total"])
 	}
 
-	// What one file of a group has is of that group.
+	// A broken file affects only the values of its cgroup that are read from it.
 	c.write("sys/fs/cgroup/"+kube+"/memory.stat", "sock ?\n")
 	got, result = c.page()
 	if result.Err == nil || !strings.Contains(result.Err.Error(), "memory.stat") {
@@ -149,7 +151,7 @@ func TestCgroups(t *testing.T) {
 	}
 }
 
-// v1 writes the files of a group of version 1.
+// v1 writes the files of a cgroup of version 1.
 func (c *cgroupTree) v1(path, limit string, kills int) {
 	dir := "sys/fs/cgroup/memory/" + path + "/"
 	c.write(dir+"memory.limit_in_bytes", limit+"\n")
@@ -159,8 +161,8 @@ func (c *cgroupTree) v1(path, limit string, kills int) {
 	c.write(dir+"memory.oom_control", fmt.Sprintf("oom_kill_disable 0\nunder_oom 0\noom_kill %d\n", kills))
 }
 
-// TestCgroupsV1 expects the files of version 1, where a group has the memory of those
-// below it, and not their kills.
+// TestCgroupsV1 checks that the files of version 1 are read, in which the memory of a cgroup
+// includes that of the cgroups below it, but its kills do not.
 func TestCgroupsV1(t *testing.T) {
 	const none = "9223372036854771712"
 	c := newCgroupTree(t)
@@ -193,7 +195,8 @@ func TestCgroupsV1(t *testing.T) {
 	expect("a group is gone", 3, 8, 2)
 }
 
-// TestCgroupNames expects names that any group may have, and one name for each.
+// TestCgroupNames checks that cgroups whose names have unusual bytes or are too long get
+// valid, unique names.
 func TestCgroupNames(t *testing.T) {
 	c := newCgroupTree(t)
 	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
@@ -245,8 +248,8 @@ func inode(t *testing.T, path string) string {
 	return strconv.FormatUint(st.Ino, 10)
 }
 
-// TestCgroupTwins expects two pods of one name to be two, as while one replaces the
-// other.
+// TestCgroupTwins checks that two pods of the same name, as while one replaces the other, are
+// two items.
 func TestCgroupTwins(t *testing.T) {
 	c := newCgroupTree(t)
 	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
@@ -273,8 +276,8 @@ func TestCgroupTwins(t *testing.T) {
 	}
 }
 
-// TestCgroupUndivided expects a group whose groups do not account memory to have it for
-// itself.
+// TestCgroupUndivided checks that a cgroup is reported itself if the cgroups below it do not
+// account for memory.
 func TestCgroupUndivided(t *testing.T) {
 	c := newCgroupTree(t)
 	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
@@ -290,7 +293,8 @@ func TestCgroupUndivided(t *testing.T) {
 	}
 }
 
-// TestCgroupMany expects groups that a user makes to take no other's place.
+// TestCgroupMany checks that the many or deeply nested cgroups of one user do not displace
+// those of others.
 func TestCgroupMany(t *testing.T) {
 	c := newCgroupTree(t)
 	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
@@ -315,8 +319,8 @@ func TestCgroupMany(t *testing.T) {
 	}
 }
 
-// TestCgroupDamage expects of damaged files that what is left is right, and that the
-// error names the file.
+// TestCgroupDamage checks that, if a file is damaged, all values that are still exported are
+// right and the error names the file.
 func TestCgroupDamage(t *testing.T) {
 	for _, file := range []string{"memory.max", "memory.current", "memory.stat", "memory.events"} {
 		c := newCgroupTree(t)
@@ -335,7 +339,7 @@ func TestCgroupDamage(t *testing.T) {
 		}
 		for _, content := range damaged {
 			c.write(name, content)
-			c.open() // one that has read nothing yet
+			c.open() // so that no previous values are left
 			got, result := c.page()
 			if result.Err != nil && !strings.Contains(result.Err.Error(), "a.service/"+file) {
 				t.Errorf("%s %q: the error is %v", file, content, result.Err)
@@ -358,7 +362,7 @@ func TestCgroupDamage(t *testing.T) {
 		c.write(name, content)
 		c.open()
 		got, result := c.page()
-		delete(got, "oom_kills_all_total") // the counter of another group, as far as it knows
+		delete(got, "oom_kills_all_total")
 		delete(whole, "oom_kills_all_total")
 		delete(got, "ooms_all_total")
 		delete(whole, "ooms_all_total")
@@ -368,7 +372,8 @@ func TestCgroupDamage(t *testing.T) {
 	}
 }
 
-// TestCgroupUnread expects kills of the past not to be new where they could not be read.
+// TestCgroupUnread checks that kills are not counted as new if they happened before the first
+// successful reading.
 func TestCgroupUnread(t *testing.T) {
 	c := newCgroupTree(t)
 	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
@@ -384,8 +389,8 @@ func TestCgroupUnread(t *testing.T) {
 	}
 }
 
-// TestCgroupsSpared expects files that cannot matter not to be read, and to be read once
-// they do.
+// TestCgroupsSpared checks that files that cannot affect the result are not read until they
+// can.
 func TestCgroupsSpared(t *testing.T) {
 	c := newCgroupTree(t)
 	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
@@ -393,7 +398,7 @@ func TestCgroupsSpared(t *testing.T) {
 	spoil := func(group, file string) {
 		c.write("sys/fs/cgroup/box.service/"+group+"/"+file, "spoilt ?\noom_kill ?\nsock ?\n")
 	}
-	for i := range 20 { // the first 10 are nearer than all that the others have
+	for i := range 20 { // the first 10 are closer to their limits than the others can be
 		group := fmt.Sprintf("box.service/%d", i)
 		used := 50
 		if i >= 10 {
@@ -408,36 +413,36 @@ func TestCgroupsSpared(t *testing.T) {
 		t.Errorf("%v, %v", got, result.Err)
 	}
 
-	// Those of one owner are one item: of box.service only the nearest counts, and groups
-	// that have less than the tenth item are not looked into.
+	// The cgroups of one owner are one item: of box.service only the one closest to its limit
+	// counts, and memory.stat is not read for cgroups that use less than the tenth item.
 	for i := 10; i < 20; i++ {
 		c.v2(fmt.Sprintf("box.service/%d", i), "100", 30, 10, 0, 0)
 		spoil(strconv.Itoa(i), "memory.stat")
 	}
 	if _, result = c.page(); result.Err != nil {
-		t.Errorf("groups that are far from their limits were looked into: %v", result.Err)
+		t.Errorf("memory.stat was read for cgroups far from their limits: %v", result.Err)
 	}
 	c.write("sys/fs/cgroup/box.service/15/memory.current", "99\n")
 	if _, result = c.page(); result.Err == nil || !strings.Contains(result.Err.Error(), "box.service/15/memory.stat") {
-		t.Errorf("a group that may be near: %v", result.Err)
+		t.Errorf("a cgroup that may be close to its limit: %v", result.Err)
 	}
 	c.v2("box.service/15", "100", 99, 0, 0, 0)
 	if got, _ = c.page(); got[`memory_used_bytes{cgroup="unit/box.service",namespace="",pod=""}`] != 89 {
 		t.Errorf("%v", got)
 	}
 
-	// Limits are read again in the end.
+	// Limits are read again after at most freshEvery readings.
 	for range freshEvery {
 		c.write("sys/fs/cgroup/0.service/memory.max", "1000\n")
 		got, _ = c.page()
 	}
 	if v := got[`memory_saturation_ratio{cgroup="unit/0.service",namespace="",pod=""}`]; v != 0 {
-		t.Errorf("the limit is another, and it is at %v", v)
+		t.Errorf("the saturation is %v after the limit was raised", v)
 	}
 }
 
-// TestCgroupKills expects what was killed in a group below the first level to be read
-// once the machine has counted a kill, and once more.
+// TestCgroupKills checks that the kills of a cgroup below the first level are read after
+// /proc/vmstat has counted a kill, and once more at the next reading.
 func TestCgroupKills(t *testing.T) {
 	c := newCgroupTree(t)
 	c.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
@@ -459,7 +464,7 @@ func TestCgroupKills(t *testing.T) {
 	if got := kills(); got != 0 {
 		t.Errorf("%v were killed", got)
 	}
-	c.v2("system.slice/a.service", "max", 1, 0, 1, 1) // a moment later
+	c.v2("system.slice/a.service", "max", 1, 0, 1, 1) // updated only after vmstat
 	if got := kills(); got != 1 {
 		t.Errorf("%v were killed, not 1", got)
 	}
@@ -470,7 +475,8 @@ func TestCgroupKills(t *testing.T) {
 	}
 }
 
-// TestCgroupsForeign expects nothing where there is none, or only a container's own.
+// TestCgroupsForeign checks that nothing is exported if there are no cgroups, or if only those
+// of a container are visible.
 func TestCgroupsForeign(t *testing.T) {
 	c := newCgroupTree(t)
 	if got, result := c.page(); result.Unsupported == nil || len(got) > 0 {

@@ -14,7 +14,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 )
 
-// netfilter is a socket to a kernel whose CPUs have counted drops.
+// netfilter is a netfilter socket of a kernel that has counted drops on each CPU.
 type netfilter struct {
 	drops []uint32 // by CPU
 	err   error
@@ -45,8 +45,8 @@ func (n *netfilter) SetDeadline(time.Time) error { return nil }
 
 func (n *netfilter) Close() error { return nil }
 
-// TestConntrackWithoutFile reads the counters of a kernel without
-// CONFIG_NF_CONNTRACK_PROCFS.
+// TestConntrackWithoutFile checks that the counters of a kernel without
+// CONFIG_NF_CONNTRACK_PROCFS are read over netlink.
 func TestConntrackWithoutFile(t *testing.T) {
 	tr := newTree(t, "linux-6.12")
 	tr.remove("proc/net/stat/nf_conntrack")

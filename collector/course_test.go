@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// TestCourse expects a pace of what grows in both halves of the last minute, however
-// often it is read, and the time of the first warning.
+// TestCourse checks the time until a limit is full, which is forecast only if usage grew in
+// both halves of the last minute, and the time since which the limit has been at its warning
+// level, for different intervals of reading.
 func TestCourse(t *testing.T) {
 	start := time.Unix(1e9, 0)
 	for name, c := range map[string]struct {
@@ -41,7 +42,8 @@ func TestCourse(t *testing.T) {
 		if c.since < 0 != since.IsZero() || c.since >= 0 && !since.Equal(start.Add(c.since)) {
 			t.Errorf("%s: since %v, want %v after the start", name, since.Sub(start), c.since)
 		}
-		// What was at its warning at the first reading was so before, too.
+		// A limit that is at its warning level at the first reading may have been so for
+		// longer.
 		if longer != (c.since == 0) {
 			t.Errorf("%s: longer is %v", name, longer)
 		}
@@ -50,6 +52,6 @@ func TestCourse(t *testing.T) {
 		}
 	}
 	if since, _, full := newCourses().last("unknown"); !since.IsZero() || full != 0 {
-		t.Errorf("of a limit that was never read: %v, %v", since, full)
+		t.Errorf("a limit that was never read: %v, %v", since, full)
 	}
 }

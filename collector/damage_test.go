@@ -14,11 +14,11 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// The tests of this file damage each file of each recorded kernel in every way they
-// can think of, and hold the collectors to what is left: what remains is right,
-// what is lost is named, and nothing else goes.
+// The tests of this file damage each file of each recorded kernel in many ways. They check
+// that the values that remain are right, that an error names the file of those that are lost,
+// and that no other values are lost.
 
-// damage is a file of a tree that is damaged again and again.
+// damage is a file of a tree that is damaged repeatedly.
 type damage struct {
 	*tree
 	name, content string
@@ -27,17 +27,17 @@ type damage struct {
 	whole   map[string]float64
 }
 
-// eachFile calls test for every file of every kernel that some collector reads.
+// eachFile calls test for every file of every recorded kernel that some collector reads.
 func eachFile(t *testing.T, test func(t *testing.T, d *damage)) {
 	all := kernels()
 	if !needs.InCI() || testing.Short() {
-		all = []string{"linux-6.1-686-pae"} // that with the most numbers: each takes seconds
+		all = []string{"linux-6.1-686-pae"} // the one with the most numbers; each takes seconds
 	}
 	for _, kernel := range all {
 		t.Run(kernel, func(t *testing.T) {
 			t.Parallel()
 			tr := newTree(t, kernel)
-			tr.top = 100 // whole lists: what is missing does not let another series in
+			tr.top = 100 // whole lists, so that no other series replaces a lost one
 			want, errs := tr.series(nil)
 			for c, err := range errs {
 				if err != nil {
@@ -65,7 +65,7 @@ func eachFile(t *testing.T, test func(t *testing.T, d *damage)) {
 	}
 }
 
-// with returns what the readers make of the file with other content.
+// with returns the series and the error of the readers if the file has other content.
 func (d *damage) with(content string) (series map[string]float64, err error) {
 	d.write(d.name, content)
 	all, errs := d.series(func(c string) bool { return slices.Contains(d.readers, c) })
@@ -78,7 +78,7 @@ func (d *damage) with(content string) (series map[string]float64, err error) {
 	return series, p.Err()
 }
 
-// changed lists the series that are not those of the whole file.
+// changed lists the series that differ from those of the intact file.
 func (d *damage) changed(series map[string]float64) []string {
 	var names []string
 	for s, v := range d.whole {
@@ -102,16 +102,16 @@ func (d *damage) is(names ...string) bool {
 // hex reports whether the numbers of the file are hexadecimal.
 func (d *damage) hex() bool { return strings.Contains(d.name, "net/stat/") || d.is("softnet_stat") }
 
-// named fails if the error does not name the file.
+// named fails the test if the error does not name the file.
 func (d *damage) named(t *testing.T, err error) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), filepath.Base(d.name)) {
-		t.Errorf("the error names another file, or none: %v", err)
+		t.Errorf("the error does not name the file: %v", err)
 	}
 }
 
-// TestNumbers puts -1, more than there can be, and text in the place of each
-// number. Which series hang on it is found out by adding 1.
+// TestNumbers checks that -1, too large a number or text in place of a number affects only the
+// series that depend on that number. Which ones depend on it is found by adding 1.
 func TestNumbers(t *testing.T) {
 	eachFile(t, func(t *testing.T, d *damage) {
 		numbers := regexp.MustCompile(`(?m)(?:^|[ \t=])([0-9]+)(?:[ \t]|$)`)
@@ -134,7 +134,7 @@ func TestNumbers(t *testing.T) {
 				if c := d.changed(lost); c != nil {
 					t.Fatalf("%s: text in its place changes %v without an error", place, c)
 				}
-				continue // nobody reads it
+				continue // not read
 			}
 			d.named(t, err)
 			base := 10
@@ -156,7 +156,7 @@ func TestNumbers(t *testing.T) {
 			needs := d.changed(depends)
 			switch {
 			case d.is("ip_local_port_range", "ip_local_reserved_ports", "overcommit_memory", "1/limits", "softnet_stat", "pid_max", "tcp_syncookies"):
-				needs = slices.Collect(maps.Keys(d.whole)) // all that the walk gives hangs on it
+				needs = slices.Collect(maps.Keys(d.whole)) // every series of the collector depends on it
 			case d.is("slabinfo"):
 				line := d.content[strings.LastIndexByte(d.content[:from], '\n')+1 : from]
 				needs = append(needs, "memory_slab_bytes "+strings.Fields(line)[0])
@@ -165,24 +165,24 @@ func TestNumbers(t *testing.T) {
 				got, err := d.with(put(number))
 				for _, s := range d.changed(got) {
 					if !slices.Contains(needs, s) {
-						t.Fatalf("%s: %s in its place takes %s, which does not hang on it (%v)", place, number, s, err)
+						t.Fatalf("%s: %s in its place affects %s, which does not depend on it (%v)", place, number, s, err)
 					}
 					if v, ok := got[s]; ok && (number[0] != '1' || err != nil) {
-						t.Fatalf("%s: %s in its place makes %s %v (%v)", place, number, s, v, err)
+						t.Fatalf("%s: %s in its place changes %s to %v (%v)", place, number, s, v, err)
 					}
 				}
 				if err != nil {
 					d.named(t, err)
 				} else if number != "18446744073709551615" {
-					t.Fatalf("%s: %s instead of it gives no error", place, number)
+					t.Fatalf("%s: %s in its place gives no error", place, number)
 				}
 			}
 		}
 	})
 }
 
-// TestUnknown adds what a later kernel may: lines, columns and words. Nothing
-// changes.
+// TestUnknown checks that additional lines, columns and words, as a later kernel may add,
+// change nothing.
 func TestUnknown(t *testing.T) {
 	eachFile(t, func(t *testing.T, d *damage) {
 		lines := strings.SplitAfter(strings.TrimSuffix(d.content, "\n"), "\n")
@@ -216,7 +216,8 @@ func TestUnknown(t *testing.T) {
 			}
 			cases["a line"] = d.content + "unknown 1\n"
 		case d.is("softnet_stat"):
-			// The fourteenth is known, and those before it are on every kernel that has it.
+			// The fourteenth column is known, and a kernel that has it has all those before
+			// it.
 			cases["a column"] = each(func(_ int, l string) string {
 				return l + strings.Repeat(" 00000000", max(0, 15-len(strings.Fields(l)))) + " 0000002a"
 			})
@@ -263,16 +264,16 @@ func TestUnknown(t *testing.T) {
 	})
 }
 
-// TestRemoved removes each line, each column and each pair of words. What is left
-// is as it was.
+// TestRemoved checks that the remaining values are unchanged if a line, a column or a pair of
+// words is removed.
 func TestRemoved(t *testing.T) {
 	eachFile(t, func(t *testing.T, d *damage) {
 		lines := slices.Collect(strings.Lines(d.content))
 		var cases []string
 		perCPU := d.hex()
 		for i := range lines {
-			// A file with a line for each CPU says nothing of those whose lines are gone.
-			// The head of a zone is not its own line: without it the zone is the one before.
+			// A missing line of a file with a line per CPU cannot be detected. The head of a
+			// zone is skipped because the lines below it would belong to the previous zone.
 			if !perCPU && !strings.HasPrefix(lines[i], "Node ") {
 				cases = append(cases, strings.Join(slices.Delete(slices.Clone(lines), i, i+1), ""))
 			}
@@ -307,8 +308,9 @@ func TestRemoved(t *testing.T) {
 			got, err := d.with(content)
 			for s, v := range got {
 				if want, ok := d.whole[s]; !ok || v != want {
-					// A later line of the same zone, cache or section may replace a removed one.
-					t.Errorf("%s is %v, of the whole file %v (%v)", s, v, want, err)
+					// A later line of the same zone, cache or section may replace a removed
+					// one.
+					t.Errorf("%s is %v, want %v as with the intact file (%v)", s, v, want, err)
 				}
 			}
 			if err != nil {
@@ -318,7 +320,8 @@ func TestRemoved(t *testing.T) {
 	})
 }
 
-// TestCutShort cuts every file at every line and in the middle of every line.
+// TestCutShort checks that no wrong value is exported if a file is cut off after or in the
+// middle of a line.
 func TestCutShort(t *testing.T) {
 	eachFile(t, func(t *testing.T, d *damage) {
 		var cuts []int
@@ -327,7 +330,7 @@ func TestCutShort(t *testing.T) {
 			cuts = append(cuts, at, at+len(line)/2)
 			at += len(line)
 		}
-		// The long files have hundreds of lines that nobody reads.
+		// Long files have hundreds of lines that are not read, so test only some of the cuts.
 		for len(cuts) > 120 {
 			for i := range len(cuts) / 2 {
 				cuts[i] = cuts[2*i]
@@ -340,10 +343,9 @@ func TestCutShort(t *testing.T) {
 				d.named(t, err)
 			}
 			for s, v := range got {
-				// A file with a line for each CPU says nothing of those whose
-				// lines are gone.
+				// A missing line of a file with a line per CPU cannot be detected.
 				if w, ok := d.whole[s]; !ok || w != v && !d.hex() {
-					t.Fatalf("cut at %d: %s is %v, of the whole file %v (%v)", cut, s, v, w, err)
+					t.Fatalf("cut at %d: %s is %v, want %v as with the intact file (%v)", cut, s, v, w, err)
 				}
 			}
 		}

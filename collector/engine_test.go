@@ -17,7 +17,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
-// fake is a collector whose reading is a function of the test.
+// fake returns a collector that exports the result of read.
 func fake(name string, walk bool, read func(context.Context) (float64, error)) Spec {
 	return define(Definition[Number]{
 		Name: name, Walk: walk,
@@ -45,7 +45,7 @@ func fakeSet(logger *slog.Logger, specs ...Spec) *Set {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	// The fake clock is also the CPU time: what sleeps is busy.
+	// The fake clock also serves as CPU time: a collector that sleeps uses CPU time.
 	began := time.Now()
 	return NewSet(new(kernel.Machine), specs, Config{MaxCPU: 0.02, Logger: logger, cpuTime: func() time.Duration { return time.Since(began) }})
 }
@@ -54,8 +54,8 @@ func always(v float64) func(context.Context) (float64, error) {
 	return func(context.Context) (float64, error) { return v, nil }
 }
 
-// TestOneFailsAlone expects an error, a panic and a timeout to leave the other
-// collectors as they are, and to publish nothing of their own.
+// TestOneFailsAlone checks that a collector that fails, panics or times out exports nothing
+// and does not affect the others.
 func TestOneFailsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := fakeSet(nil,
@@ -108,8 +108,8 @@ func TestOneFailsAlone(t *testing.T) {
 	})
 }
 
-// TestShared expects scrapes that come while a collector runs to wait for it and
-// share its result.
+// TestShared checks that scrapes that arrive while a collector runs wait for it and share its
+// result.
 func TestShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int32
@@ -135,8 +135,8 @@ func TestShared(t *testing.T) {
 	})
 }
 
-// TestStuck expects a collector that never ends to be started once, however many
-// scrapes give up on it, and to be waited for only until it is known to hang.
+// TestStuck checks that a collector that does not return is started only once, however many
+// scrapes time out, and that scrapes no longer wait for it after hangTime.
 func TestStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int32
@@ -166,8 +166,8 @@ func TestStuck(t *testing.T) {
 		}
 		close(release)
 		synctest.Wait()
-		// What came too late for all of them is there for the next one, once, if
-		// that comes soon.
+		// A result that came too late for all scrapes is returned to the next one, once, if
+		// that one comes soon enough.
 		time.Sleep(time.Second)
 		for i, want := range []struct {
 			runs int32
@@ -180,9 +180,9 @@ func TestStuck(t *testing.T) {
 	})
 }
 
-// TestDeadlineOfAnother expects a scrape with time left not to suffer from the
-// shorter deadline of the scrape that began the run, and the next scrape without
-// time to get what the run has found since.
+// TestDeadlineOfAnother checks that a scrape is not limited by the shorter deadline of the
+// scrape that started the run, and that a later scrape with little time gets the result of
+// that run.
 func TestDeadlineOfAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := fakeSet(nil, fake("slow", true, func(ctx context.Context) (float64, error) {
@@ -219,8 +219,8 @@ func TestDeadlineOfAnother(t *testing.T) {
 	})
 }
 
-// TestClientGoesAway expects a reading to go on when its scrape was cancelled,
-// for the others that share it, and that nothing is said of it.
+// TestClientGoesAway checks that a reading continues for the other scrapes that share it if
+// its own scrape is canceled, and that nothing is logged.
 func TestClientGoesAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
@@ -236,13 +236,13 @@ func TestClientGoesAway(t *testing.T) {
 			t.Error(r.Err)
 		}
 		if log.Len() > 0 {
-			t.Errorf("it says %q", log.String())
+			t.Errorf("the log is %q, want none", log.String())
 		}
 	})
 }
 
-// TestBudgetIsShared expects two walks of 0.3 s and one of 0.1 s to take 2 percent
-// of one core together.
+// TestBudgetIsShared checks that two walks of 0.3 s and one of 0.1 s together take 2 % of one
+// core.
 func TestBudgetIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var busy atomic.Int64
@@ -260,13 +260,13 @@ func TestBudgetIsShared(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		if share := time.Duration(busy.Load()).Seconds() / time.Since(began).Seconds(); share < 0.019 || share > 0.0202 {
-			t.Errorf("they took %.2f %% of a core", 100*share)
+			t.Errorf("the walks took %.2f %% of a core", 100*share)
 		}
 	})
 }
 
-// TestBudget expects a walk that took 0.3 s to be repeated after 15 s, which is
-// 2 percent of one core, and its age to say how old the last one is meanwhile.
+// TestBudget checks that a walk that takes 0.3 s is repeated after 15 s, which is 2 % of one
+// core, and that results in between have the age of the last walk.
 func TestBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		walks, reads := 0, 0
@@ -298,8 +298,8 @@ func TestBudget(t *testing.T) {
 	})
 }
 
-// TestBudgetOfBusyHost expects a walk that waits for a processor for 10 s, of which it
-// gets 0.1 s, to be repeated after 5 s and not after 500: its CPU time counts.
+// TestBudgetOfBusyHost checks that the CPU time of a walk counts: one that takes 10 s but uses
+// only 0.1 s of CPU time is repeated after 5 s, not 500 s.
 func TestBudgetOfBusyHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		walks := 0
@@ -321,9 +321,9 @@ func TestBudgetOfBusyHost(t *testing.T) {
 	})
 }
 
-// TestFairBudget expects a walk that takes more than all others, as of namespaces that
-// somebody makes by the thousand, to have half of the share, and the others to be
-// repeated as if they had the other half to themselves.
+// TestFairBudget checks that a walk that takes more than all others, for example because a
+// user creates thousands of namespaces, gets half of the share, and that the others are
+// repeated as if the other half were theirs alone.
 func TestFairBudget(t *testing.T) {
 	const ms = time.Millisecond
 	for _, c := range []struct {
@@ -353,8 +353,8 @@ func TestFairBudget(t *testing.T) {
 	}
 }
 
-// TestFailedWalk expects a walk that failed after long to be tried again within
-// about a minute, not when its whole time is worked off.
+// TestFailedWalk checks that a walk that failed after a long time is repeated within about a
+// minute, not only after the time that its duration would require.
 func TestFailedWalk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		walks := 0
@@ -380,7 +380,7 @@ func TestFailedWalk(t *testing.T) {
 	})
 }
 
-// TestReport expects a lasting failure to be logged once, and its end too.
+// TestReport checks that a lasting failure and its end are each logged once.
 func TestReport(t *testing.T) {
 	var b bytes.Buffer
 	fail := true
@@ -397,7 +397,7 @@ func TestReport(t *testing.T) {
 	for range 5 {
 		set.Read(t.Context(), Query{})
 	}
-	// In turns is said no more.
+	// Failures that come and go are no longer logged.
 	for range 10 {
 		fail = !fail
 		set.Read(t.Context(), Query{})
@@ -430,10 +430,10 @@ func TestPerCPU(t *testing.T) {
 	step("and counts again", top+32, 3, 1)
 	step("a CPU appears, with what it counted before", top+32, 3, 1, 9)
 	step("and counts on", top+33, 3, 1, 10)
-	step("one goes", top+34, 4, 1)
+	step("a CPU disappears", top+34, 4, 1)
 	step("and comes back", top+37, 4, 1, 13)
 	p.forget()
-	step("which is which is not known any more", top+37, 7, 500, 2)
+	step("after forget, the CPUs of earlier values are unknown", top+37, 7, 500, 2)
 	const wide = 1 << 40
 	step("a counter of 64 bits", top+37+wide, 7+wide, 500, 2)
 }

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestFrequent counts a stream with few frequent keys among very many rare ones,
-// and holds the counts to the bound of their error.
+// TestFrequent checks that the counts of a stream with a few frequent keys among very many
+// rare ones stay within the error bound.
 func TestFrequent(t *testing.T) {
 	const capacity, n = 1000, 400_000
 	random := rand.New(rand.NewPCG(1, 2))
@@ -25,16 +25,16 @@ func TestFrequent(t *testing.T) {
 	}
 	for key := range 50 {
 		if got, want := f.counts[key], exact[key]; got > want || want-got > 2*n/capacity {
-			t.Errorf("key %d: %d, exactly %d", key, got, want)
+			t.Errorf("key %d: %d, want %d", key, got, want)
 		}
 	}
 	for key, got := range f.counts {
 		if got > exact[key] {
-			t.Errorf("key %d: %d, exactly %d", key, got, exact[key])
+			t.Errorf("key %d: %d, want %d", key, got, exact[key])
 		}
 	}
 
-	// Few keys are counted exactly, as often as it is used.
+	// If there are no more keys than the capacity, the counts are exact, also after a reset.
 	for range 3 {
 		f.reset()
 		for i := range capacity * 10 {
@@ -48,8 +48,8 @@ func TestFrequent(t *testing.T) {
 	}
 }
 
-// FuzzFrequent counts any stream with a sketch of any size, and holds each count to the
-// bound of its error after each addition.
+// FuzzFrequent checks that the counts of any stream, in a sketch of any size, stay within the
+// error bound after each addition.
 func FuzzFrequent(f *testing.F) {
 	f.Add([]byte("abcabcabdeabfga"), byte(3))
 	f.Add([]byte("aaaaaaaaaaaaaaaab"), byte(1))
@@ -59,14 +59,14 @@ func FuzzFrequent(f *testing.F) {
 	f.Fuzz(func(t *testing.T, stream []byte, size byte) {
 		capacity := int(size%64) + 1
 		sketch := newFrequent[byte](capacity)
-		for range 2 { // a sketch is used again
+		for range 2 { // the second time after a reset
 			sketch.reset()
 			exact := map[byte]uint32{}
 			for i, key := range stream {
 				sketch.add(key)
 				exact[key]++
 				if len(sketch.counts) > capacity {
-					t.Fatalf("%d keys in place of %d", len(sketch.counts), capacity)
+					t.Fatalf("%d keys, want at most %d", len(sketch.counts), capacity)
 				}
 				for key := range sketch.counts {
 					if exact[key] == 0 {
@@ -76,12 +76,13 @@ func FuzzFrequent(f *testing.F) {
 				for key, want := range exact {
 					got := sketch.counts[key]
 					if got > want {
-						t.Fatalf("after %d additions key %d has %d, exactly %d", i+1, key, got, want)
+						t.Fatalf("after %d additions key %d has %d, want %d", i+1, key, got, want)
 					}
-					// Too low by less than 2 n / capacity, and exact while there is room.
+					// A count is too low by less than 2n/capacity, and exact while there is
+					// room for all keys.
 					low := int(want - got)
 					if low > 0 && (len(exact) <= capacity || low*capacity >= 2*(i+1)) {
-						t.Fatalf("capacity %d: after %d additions key %d has %d, exactly %d", capacity, i+1, key, got, want)
+						t.Fatalf("capacity %d: after %d additions key %d has %d, want %d", capacity, i+1, key, got, want)
 					}
 				}
 			}

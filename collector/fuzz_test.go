@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// FuzzSoftnet reads any lines after those of a recorded kernel, as when CPUs come
-// and go. What a line is, internal/parse has a fuzzer for.
+// FuzzSoftnet checks that softnet_stat with any lines after those of a recorded kernel, as
+// when CPUs come and go, gives no negative or falling values. internal/parse has a fuzz test
+// for the lines themselves.
 func FuzzSoftnet(f *testing.F) {
 	for _, kernel := range kernels() {
 		b, err := os.ReadFile(filepath.Join(testdata, kernel, "proc/net/softnet_stat"))
@@ -23,7 +24,7 @@ func FuzzSoftnet(f *testing.F) {
 		var before, s softnet
 		whole := rows.parse(first, "softnet_stat", online, &before) == nil
 		if err := rows.parse(second, "softnet_stat", online, &s); err == nil && !s.drops.Present {
-			t.Error("no error, and no drops")
+			t.Error("neither an error nor drops")
 		}
 		for _, n := range []Number{s.drops, s.squeezes, s.length, s.input} {
 			if n.Present && !(n.Value >= 0) {

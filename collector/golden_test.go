@@ -12,7 +12,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files and docs/metrics.md")
 
-// golden compares a text with a file, or writes it with -update.
+// golden compares got with a file, or writes the file if -update is set.
 func golden(t *testing.T, path, got string) {
 	t.Helper()
 	if *update {
@@ -46,8 +46,7 @@ func golden(t *testing.T, path, got string) {
 	}
 }
 
-// TestGolden compares the whole page of each scenario with the file under
-// testdata/golden.
+// TestGolden checks that the page of each scenario matches its file in testdata/golden.
 func TestGolden(t *testing.T) {
 	type scenario struct {
 		kernel string
@@ -84,17 +83,18 @@ func TestGolden(t *testing.T) {
 		"slab-sysfs": {"linux-6.12", func(tr *tree) {
 			tr.write("sys/kernel/slab/TCP/slabs", "3 N0=2 N1=1\n")
 			tr.write("sys/kernel/slab/TCP/order", "3\n")
-			// Merged with others: a link, whose size is not this cache's own.
+			// A merged cache is a symbolic link, whose target has the size of all merged
+			// caches.
 			tr.write("sys/kernel/slab/:0000256/slabs", "99 N0=99\n")
 			tr.write("sys/kernel/slab/:0000256/order", "0\n")
 			tr.link("sys/kernel/slab/skbuff_head_cache", ":0000256")
 		}},
 		"low-memory-gone": {"linux-6.1-686-pae", func(tr *tree) {
-			// As recorded on a 32-bit kernel a moment before its OOM killer came.
+			// As recorded on a 32-bit kernel just before its OOM killer ran.
 			tr.edit("proc/meminfo", "LowFree:          840780 kB", "LowFree:           52416 kB")
 		}},
 		"low-memory-page-cache": {"linux-6.1-686-pae", func(tr *tree) {
-			// As little is free, but page cache fills the rest.
+			// As little is free, but page cache uses the rest.
 			tr.edit("proc/meminfo", "LowFree:          840780 kB", "LowFree:           52416 kB")
 			z := tr.read("proc/zoneinfo")
 			normal := strings.Index(z, "zone   Normal")
@@ -117,11 +117,11 @@ func TestGolden(t *testing.T) {
 				}, tr.read(name)))
 			}
 		}},
-		// Every field of the files that are shown as they are has a number of its own, so
-		// that none can be taken for another.
+		// Every field of the files whose values are exported unchanged has a different number,
+		// so that mixed-up fields are noticed.
 		"numbered": {"linux-6.1-686-pae", func(tr *tree) {
-			// Downwards, since no memory is more than the total, which is first. LowTotal gets
-			// what the zones have.
+			// The numbers count down, because no memory may exceed MemTotal, which comes
+			// first. The start is chosen so that LowTotal matches the zones.
 			n := 864_152
 			number := regexp.MustCompile(`-?\b[0-9]+\b`)
 			copied := regexp.MustCompile(`sockstat6?$|snmp6?$|/netstat$|meminfo$|vmstat$|pressure/|sys/net/`)

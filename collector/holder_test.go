@@ -12,8 +12,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 )
 
-// TestHolders expects the process of a socket to be found, then where it was the last
-// time, and not after it has closed it.
+// TestHolders checks that the process that holds a socket is found, that its place is
+// remembered, and that it is not found after the socket is closed.
 func TestHolders(t *testing.T) {
 	h := newHolders(machine(t, running()))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -42,13 +42,13 @@ func TestHolders(t *testing.T) {
 			t.Errorf("the socket of this process is held by %v", who)
 		}
 		if who := got[1]; who == nil || who.PID != 0 || who.Process != "" || who.UID != number(8) {
-			t.Errorf("a socket that there is not is held by %v", who)
+			t.Errorf("a socket that does not exist is held by %v", who)
 		}
 		if got[2] != nil {
-			t.Errorf("nothing is held by %v", got[2])
+			t.Errorf("the empty holding is held by %v", got[2])
 		}
 		if _, ok := h.found[inode]; !ok {
-			t.Error("where the socket was is forgotten")
+			t.Error("the place of the socket was not remembered")
 		}
 		of[0].pid = 0
 	}
@@ -58,7 +58,7 @@ func TestHolders(t *testing.T) {
 	}
 }
 
-// TestHolderGone expects nobody for a process that has ended.
+// TestHolderGone checks that there is no holder if the process has ended.
 func TestHolderGone(t *testing.T) {
 	cmd := exec.Command("true")
 	if err := cmd.Run(); err != nil {
@@ -69,7 +69,7 @@ func TestHolderGone(t *testing.T) {
 	}
 }
 
-// TestHolderWords expects what is known of a holder in words.
+// TestHolderWords checks how a holder is described, and its share.
 func TestHolderWords(t *testing.T) {
 	unit := owner.Owner{Name: "unit/a.service"}
 	for want, h := range map[string]Holder{
@@ -84,13 +84,14 @@ func TestHolderWords(t *testing.T) {
 	}
 	half := (&Holder{amount: 5}).of(10)
 	all := (&Holder{}).of(10)
-	more := (&Holder{amount: 11}).of(10) // counted a moment later
+	more := (&Holder{amount: 11}).of(10) // counted later than the total
 	if half.Share != 0.5 || all.Share != 1 || more.Share != 1 || (*Holder)(nil).of(1) != nil {
 		t.Errorf("%v, %v, %v", half, all, more)
 	}
 }
 
-// TestSocketGroups expects the group with the most sockets, and bounds.
+// TestSocketGroups checks that the group with the most sockets is returned, and that the
+// numbers of groups and of kept sockets are bounded.
 func TestSocketGroups(t *testing.T) {
 	g := socketGroups{}
 	for i := range uint32(3 * maxSockets) {

@@ -16,12 +16,12 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kmsg"
 )
 
-// BenchmarkKernelLogFlood has 100,000 records a second come for 20 s, and reports what of
-// a processor the collector takes. A socket takes the place of /dev/kmsg: it takes a system call
-// for each record too, and what comes while it is full is lost. This program writes to it
-// in another process.
+// BenchmarkKernelLogFlood reports the CPU usage of the collector while 100,000 records per
+// second are logged for 20 s. A socket replaces /dev/kmsg: reading it also takes a system
+// call per record, and what is written while it is full is lost. This program writes to it in
+// another process.
 func BenchmarkKernelLogFlood(b *testing.B) {
-	const writer = "KERNEL_LOG_WRITER" // its facility
+	const writer = "KERNEL_LOG_WRITER" // the facility of its records
 	if facility, err := strconv.Atoi(os.Getenv(writer)); err == nil {
 		if err := floodLog(3, facility); err != nil {
 			b.Fatal(err)
@@ -36,7 +36,7 @@ func BenchmarkKernelLogFlood(b *testing.B) {
 			}
 			log, other := os.NewFile(uintptr(pair[0]), "log"), os.NewFile(uintptr(pair[1]), "writer")
 			defer func() { _ = errors.Join(log.Close(), other.Close()) }()
-			// As many as the usual log of 128 KiB has, for root.
+			// If root runs this, the socket holds as many records as the usual log of 128 KiB.
 			_ = unix.SetsockoptInt(pair[1], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 1<<20)
 
 			m := &kernel.Machine{Options: kernel.Options{OpenLog: func() (kmsg.Log, error) { return kmsg.Given(log) }}}
@@ -60,7 +60,7 @@ func BenchmarkKernelLogFlood(b *testing.B) {
 	}
 }
 
-// floodLog writes records to a socket that does not block, for 20 s.
+// floodLog writes records to a non-blocking socket for 20 s.
 func floodLog(fd, facility int) error {
 	const rate, lasts = 100_000, 20 * time.Second
 	began, sent := time.Now(), 0
@@ -76,7 +76,7 @@ func floodLog(fd, facility int) error {
 	return nil
 }
 
-// usage returns the processor time of this process.
+// usage returns the CPU time of this process.
 func usage(b *testing.B) time.Duration {
 	b.Helper()
 	var u unix.Rusage

@@ -18,7 +18,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kmsg"
 )
 
-// fakeLog is a log of the kernel to which a test writes.
+// fakeLog is a kernel log that a test writes to.
 type fakeLog struct {
 	mu      sync.Mutex
 	records []string
@@ -27,7 +27,7 @@ type fakeLog struct {
 
 func newLog() *fakeLog { return &fakeLog{} }
 
-// write adds a record of a facility, which is 0 for the kernel.
+// write adds a record of a facility; that of the kernel is 0.
 func (l *fakeLog) write(facility int, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -70,14 +70,14 @@ func (o *openLog) Wait(ctx context.Context) error {
 
 func (*openLog) Close() error { return nil }
 
-// kmsgSet is a set of the collector of a log alone.
+// kmsgSet returns a set of only the collector of the kernel log.
 func kmsgSet(l *fakeLog) *Set {
 	specs := Specs()
 	m := &kernel.Machine{Options: kernel.Options{OpenLog: l.open}}
 	return NewSet(m, specs[len(specs)-1:], Config{Top: 10, Logger: slog.New(slog.DiscardHandler)})
 }
 
-// counts are the messages that were logged, and how often.
+// counts returns the messages that were logged and how often.
 func counts(r Result) map[string]float64 {
 	found := map[string]float64{}
 	for labels, n := range r.Samples("kernel_messages_total") {
@@ -88,10 +88,11 @@ func counts(r Result) map[string]float64 {
 	return found
 }
 
-// TestKernelMessages expects every wording to be known, and nothing else.
+// TestKernelMessages checks that every known wording of a message is recognised, and no other
+// line.
 func TestKernelMessages(t *testing.T) {
 	for text, want := range map[string]string{
-		// Linux 5.10 to 7.2, from the lab's guests.
+		// As logged by the virtual machines of the lab, Linux 5.10 to 7.2.
 		"nf_conntrack: nf_conntrack: table full, dropping packet":                                                                                 "conntrack_table_full",
 		"nf_conntrack: nf_conntrack: table full in netns 4026532265, dropping packet":                                                             "conntrack_table_full_in_netns",
 		"nf_conntrack: expectation table full":                                                                                                    "conntrack_expectation_table_full",
@@ -110,13 +111,13 @@ func TestKernelMessages(t *testing.T) {
 		"vmap allocation for size 4198400 failed: use vmalloc=<size> to increase size":                                                            "vmap_allocation_failure",
 		"modprobe: vmalloc error: size 8192, page order 0, failed to allocate pages, mode:0xcc2":                                                  "vmap_allocation_failure",
 		"INFO: task kworker/0:1:14 blocked for more than 120 seconds.":                                                                            "hung_task",
-		// Older ones.
+		// Older kernels.
 		"nf_conntrack: table full, dropping packet":                                           "conntrack_table_full",
 		"TCP: time wait bucket table overflow":                                                "tcp_time_wait_overflow",
 		"TCP: TCP: Possible SYN flooding on port 80. Dropping request.  Check SNMP counters.": "tcp_syn_flooding",
 		"Out of memory: Kill process 1234 (java) score 900 or sacrifice child":                "oom_kill",
 		"Memory cgroup out of memory: Kill process 77 (x) score 1 or sacrifice child":         "oom_kill_cgroup",
-		// Lines of the kernel in which others have a word.
+		// Lines of the kernel that include text chosen by programs, and similar lines.
 		"a[12]: segfault at 0 ip 0000000000000000 sp 00007ffd5a9b2f38 error 14 in nf_conntrack: table full, dropping packet[400000+1000]": "",
 		"audit: type=1112 audit(1.1:1): msg='TCP: too many orphaned sockets'":                                                             "",
 		"a-name-of-more-than-15: page allocation failure: order:0":                                                                        "",
@@ -141,14 +142,14 @@ func TestKernelMessages(t *testing.T) {
 			case want == "" && len(got) > 0, want != "" && (len(got) != 1 || got[want] != 1):
 				t.Errorf("%q is %v, want %q", text, got, want)
 			case want != "" && (len(r.Notes) != 1 || r.Notes[0].Message != want || !strings.HasPrefix(text, r.Notes[0].Text)):
-				t.Errorf("%q is told as %+v", text, r.Notes)
+				t.Errorf("the notes of %q are %+v", text, r.Notes)
 			}
 		})
 	}
 }
 
-// TestKernelLog expects what was logged before to have a time and no count, what
-// comes later to have both, and every message to have its series from the start.
+// TestKernelLog checks that messages logged before the start have a time but no count, that
+// later ones have both, and that every message has a series from the start.
 func TestKernelLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog()
@@ -190,8 +191,8 @@ func TestKernelLog(t *testing.T) {
 	})
 }
 
-// TestOOMReport expects a kill to be told apart by the report before it, and its
-// victim to be named.
+// TestOOMReport checks that the kind of a kill is taken from the report that precedes it, and
+// that its victim is named.
 func TestOOMReport(t *testing.T) {
 	const kill = "Out of memory: Killed process %d (hog) total-vm:1kB"
 	report := func(constraint string, pid int) string {
@@ -221,8 +222,8 @@ func TestOOMReport(t *testing.T) {
 	})
 }
 
-// TestKernelLogRefused expects a log that is not there, or may not be read, to be
-// no failure, and to be read as soon as it can be.
+// TestKernelLogRefused checks that a log that may not be read is unsupported rather than an
+// error, and is read as soon as it can be.
 func TestKernelLogRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLog()

@@ -10,8 +10,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
-// TestLevel expects the levels of the row, and a warning where the kernel begins to save,
-// where that is lower.
+// TestLevel checks the levels at the ratios of the limit, and that the warning begins at the
+// soft threshold of the kernel if that is lower.
 func TestLevel(t *testing.T) {
 	info := &LimitInfo{Resource: "r", WarningRatio: 0.7, CriticalRatio: 0.9}
 	for _, c := range []struct {
@@ -48,13 +48,14 @@ func TestLevel(t *testing.T) {
 	} {
 		l := LimitReading{LimitInfo: info, Usage: c.host, Limit: 1, Netns: &NetnsLimit{Saturation: c.netns, Most: c.most}}
 		if got := l.Level(); got != c.want {
-			t.Errorf("%v on the host, %v in another network namespace that is worth %v: %v, want %v", c.host, c.netns, c.most, got, c.want)
+			t.Errorf("%v on the host, %v in another network namespace, at most %v: %v, want %v", c.host, c.netns, c.most, got, c.want)
 		}
 	}
 }
 
-// TestOtherNamespaces expects the worst limit first, numbers of another namespace as its own,
-// and a row for a limit that only another namespace has, as soon as it is near to it.
+// TestOtherNamespaces checks that the limits are ordered by severity, that the values of
+// another namespace are shown as its own, and that a limit that only another namespace has is
+// listed once it is close to being reached.
 func TestOtherNamespaces(t *testing.T) {
 	infos := []LimitInfo{
 		{Resource: "fine", Unit: Entries, WarningRatio: 0.7, CriticalRatio: 0.9},
@@ -95,7 +96,7 @@ func TestOtherNamespaces(t *testing.T) {
 		l := limits[i]
 		usage, limit := l.Shown()
 		if l.Resource != want.resource || l.Level() != want.level || usage != want.usage || limit != want.limit || l.OnlyNetns != want.only || l.WhoArgs() != want.args {
-			t.Errorf("%s: %v, %v of %v, only there: %v, %s; want %+v", l.Resource, l.Level(), usage, limit, l.OnlyNetns, l.WhoArgs(), want)
+			t.Errorf("%s: %v, %v of %v, only in a namespace: %v, %s; want %+v", l.Resource, l.Level(), usage, limit, l.OnlyNetns, l.WhoArgs(), want)
 		}
 	}
 	if got := limits[2].NetnsAmount(); got != "65 of 64 connections, [::]:80" {
@@ -103,8 +104,8 @@ func TestOtherNamespaces(t *testing.T) {
 	}
 }
 
-// TestPressure expects a warning of TCP memory between pressure, two thirds of the
-// limit here, and the share that is the level of every host.
+// TestPressure checks that TCP memory is at its warning level between the pressure threshold
+// of this host, two thirds of the limit, and the warning ratio of all hosts.
 func TestPressure(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../testdata/linux-6.12")); err != nil {
@@ -127,7 +128,7 @@ func TestPressure(t *testing.T) {
 			continue
 		}
 		if s := l.Saturation(); s < 0.67 || s >= l.WarningRatio || l.Level() != Warning {
-			t.Errorf("at %v of the limit: %v", s, l.Level())
+			t.Errorf("at %v of the limit: level %v", s, l.Level())
 		}
 		return
 	}

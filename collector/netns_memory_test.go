@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// TestNetnsMemory expects a process to be asked for its namespace while it is new, when
-// the answer is old, and where another one has its PID; one that cannot be asked, at
-// each reading.
+// TestNetnsMemory checks that the namespace of a process is looked up while the process is
+// new, if the answer is old, and if another process has its PID; a process whose lookup fails
+// is looked up at each reading.
 func TestNetnsMemory(t *testing.T) {
 	var m netnsMemory
 	start := time.Unix(1e9, 0)

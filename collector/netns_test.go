@@ -26,8 +26,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/owner"
 )
 
-// newNamespace makes a network namespace that ends with the test, or by its End, and
-// returns it with the label that it has, as long as nobody owns it.
+// newNamespace makes a network namespace, which ends with the test or when its End is called.
+// It returns the namespace and the label that it has while it has no owner.
 func newNamespace(t *testing.T) (n *nettest.Namespace, name string) {
 	t.Helper()
 	needs.Check(t, needs.Root)
@@ -39,7 +39,7 @@ func newNamespace(t *testing.T) (n *nettest.Namespace, name string) {
 	return n, fmt.Sprintf("inode/%d", id)
 }
 
-// netnsSet returns a set of the collector alone.
+// netnsSet returns a set of only the netns collector.
 func netnsSet(t *testing.T) *Set {
 	t.Helper()
 	o := running()
@@ -69,7 +69,7 @@ func readNetns(t *testing.T, set *Set) map[string]float64 {
 	return all
 }
 
-// TestNetns expects the numbers of namespaces under their names, each of its own.
+// TestNetns checks that the values of each namespace are exported under its name.
 func TestNetns(t *testing.T) {
 	full, fullName := newNamespace(t)
 	calm, calmName := newNamespace(t)
@@ -79,39 +79,39 @@ func TestNetns(t *testing.T) {
 	set := netnsSet(t)
 	got := readNetns(t, set)
 	for key, want := range map[string]float64{
-		"netns_tcp_sockets_inuse netns=" + calmName:                                5, // a listener, two ends each
+		"netns_tcp_sockets_inuse netns=" + calmName:                                5, // a listener and both ends of 2 connections
 		"netns_accept_queue_length netns=" + fullName + " listener=127.0.0.1:8080": 2,
 		"netns_accept_queue_limit netns=" + fullName + " listener=127.0.0.1:8080":  1,
 		"netns_accept_queue_length netns=" + calmName + " listener=127.0.0.1:8080": 2,
 		"netns_accept_queue_limit netns=" + calmName + " listener=127.0.0.1:8080":  8,
 		"netns_saturation_ratio resource=accept_queue netns=" + fullName:           2,
 		"netns_saturation_ratio resource=accept_queue netns=" + calmName:           0.25,
-		"netns_refusals_total resource=accept_queue":                               0, // nobody knows when they were
+		"netns_refusals_total resource=accept_queue":                               0, // those before the first reading do not count
 	} {
 		if v, ok := got[key]; !ok || v != want {
 			t.Errorf("%s is %v (%v), want %v", key, v, ok, want)
 		}
 	}
 	if got["netns_tcp_listen_overflows_total netns="+fullName] < 1 {
-		t.Error("the namespace that refused has no counter")
+		t.Error("the namespace that refused connections has no counter")
 	}
 	for key := range got {
 		if strings.Contains(key, emptyName) || strings.Contains(key, "overflows_total netns="+calmName) {
-			t.Errorf("%s says nothing", key)
+			t.Errorf("%s is exported, want no series for an empty namespace", key)
 		}
 	}
 	if got["netns_namespaces"] < 3 || got["netns_unreadable"] != 0 {
 		t.Errorf("%v namespaces, %v unreadable", got["netns_namespaces"], got["netns_unreadable"])
 	}
-	// Other tests may have one that is as full.
+	// Namespaces of other tests may be as full.
 	limits := set.Read(t.Context(), Query{}).Results[0].netns
 	if !slices.ContainsFunc(limits, func(l NetnsLimit) bool { return l.Resource == "accept_queue" && l.Name != "" && l.Saturation >= 2 }) {
 		t.Errorf("the worst are %+v", limits)
 	}
 }
 
-// TestNetnsLimits expects TIME_WAIT and the ephemeral ports of a namespace against its
-// own sysctls.
+// TestNetnsLimits checks that TIME_WAIT sockets and ephemeral ports of a namespace are
+// compared with its own sysctls.
 func TestNetnsLimits(t *testing.T) {
 	n, label := newNamespace(t)
 	sysctl := func(name, value string) {
@@ -124,15 +124,15 @@ func TestNetnsLimits(t *testing.T) {
 	n.Listen(100, 60)
 	got := readNetns(t, netnsSet(t))
 	if v := got["netns_saturation_ratio resource=ephemeral_ports netns="+label]; v != 0.6 {
-		t.Errorf("60 of 100 ports are %v", v)
+		t.Errorf("the saturation of 60 of 100 ports is %v, want 0.6", v)
 	}
 	if v, ok := got["netns_saturation_ratio resource=tcp_time_wait netns="+label]; ok {
-		t.Errorf("TIME_WAIT is at %v without any", v)
+		t.Errorf("the saturation of TIME_WAIT is %v without any such socket", v)
 	}
 }
 
-// TestNetnsQueues expects the fullest unix, UDP and request queue of a namespace against
-// its own limit, and nothing of a namespace in which nobody waits.
+// TestNetnsQueues checks that the fullest unix, UDP and request queue of a namespace are
+// compared with their own limits, and that a namespace with empty queues has no such series.
 func TestNetnsQueues(t *testing.T) {
 	needs.Check(t, needs.Root, "ip")
 	busy, busyName := newNamespace(t)
@@ -152,7 +152,7 @@ func TestNetnsQueues(t *testing.T) {
 		}
 		return fd, err
 	}
-	// Two of at most four connections wait at a unix socket.
+	// Two connections wait at a unix socket with a backlog of 4.
 	busy.Inside(func() error {
 		l, err := socket(unix.AF_UNIX, unix.SOCK_STREAM)
 		if err != nil {
@@ -170,7 +170,7 @@ func TestNetnsQueues(t *testing.T) {
 		}
 		return nil
 	})
-	// A UDP socket is sent datagrams until one is dropped.
+	// Send datagrams to a UDP socket until one is dropped.
 	busy.Inside(func() error {
 		fd, err := socket(unix.AF_INET6, unix.SOCK_DGRAM)
 		if err != nil {
@@ -190,12 +190,13 @@ func TestNetnsQueues(t *testing.T) {
 	set := netnsSet(t)
 	got := readNetns(t, set)
 	if v := got["netns_saturation_ratio resource=unix_accept_queue netns="+busyName]; v != 0.5 {
-		t.Errorf("2 of 4 connections are %v", v)
+		t.Errorf("the saturation of 2 of 4 connections is %v, want 0.5", v)
 	}
 	if v := got["netns_saturation_ratio resource=udp_receive_queue netns="+busyName]; v < 0.9 || v > 1.5 {
-		t.Errorf("a full receive buffer is %v", v)
+		t.Errorf("the saturation of a full receive buffer is %v", v)
 	}
-	// Nobody answers the SYN/ACK of a request: it goes to an address that is nowhere.
+	// Make a connection request that is never completed: the SYN/ACK goes to an unused
+	// address.
 	busy.Inside(func() error {
 		if out, err := exec.Command("ip", "route", "add", "198.51.100.0/24", "dev", "lo").CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -207,17 +208,17 @@ func TestNetnsQueues(t *testing.T) {
 		if v, ok := readNetns(t, set)[key]; v == 1 {
 			break
 		} else if time.Now().After(end) {
-			t.Fatalf("a queue of one request with one in it is %v (%v)", v, ok)
+			t.Fatalf("the saturation of a full request queue is %v (%v), want 1", v, ok)
 		}
 	}
 	for key := range readNetns(t, set) {
 		if strings.HasPrefix(key, "netns_saturation_ratio") && strings.HasSuffix(key, "netns="+calmName) && !strings.Contains(key, "accept_queue") {
-			t.Errorf("%s says nothing", key)
+			t.Errorf("%s is exported, want no series for an empty queue", key)
 		}
 	}
 }
 
-// ask sends SYNs to a port of this machine from addresses of nobody.
+// ask sends n SYNs to a port of this machine from unused addresses.
 func ask(port uint16, n int) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
@@ -253,8 +254,8 @@ func ask(port uint16, n int) error {
 	return nil
 }
 
-// TestNetnsRefusals expects what was refused in namespaces to be counted once, over
-// those that end and those that are new.
+// TestNetnsRefusals checks that refusals in namespaces are counted once, including those in
+// new namespaces and in namespaces that have ended.
 func TestNetnsRefusals(t *testing.T) {
 	old, _ := newNamespace(t)
 	old.Listen(1, 5)
@@ -273,15 +274,15 @@ func TestNetnsRefusals(t *testing.T) {
 	old.End()
 	young.End()
 	for range 3 {
-		// Other tests may have some refused too.
+		// Connections of other tests may be refused too.
 		if got := readNetns(t, set)[key]; got < first {
 			t.Errorf("%v refusals after %v, when the namespaces have ended", got, first)
 		}
 	}
 }
 
-// TestNetnsNames expects a namespace with no process, which is bound to a file, and its
-// name.
+// TestNetnsNames checks that a namespace without a process is found by the file it is bound
+// to, and named after it.
 func TestNetnsNames(t *testing.T) {
 	needs.Check(t, needs.Root, "ip")
 	name := fmt.Sprintf("a b%d", os.Getpid())
@@ -302,8 +303,8 @@ func TestNetnsNames(t *testing.T) {
 	}
 }
 
-// TestNetnsLeavesNothing expects a namespace to end with its last process while it is
-// read as fast as that goes, every time: the other end of its veth goes with it.
+// TestNetnsLeavesNothing checks that a namespace ends with its last process even if namespaces
+// are read all the time. When it ends, the other end of its veth pair is removed.
 func TestNetnsLeavesNothing(t *testing.T) {
 	needs.Check(t, needs.Root, "ip")
 	set := netnsSet(t)
@@ -329,14 +330,14 @@ func TestNetnsLeavesNothing(t *testing.T) {
 				break
 			}
 			if time.Since(begin) > 20*time.Second {
-				t.Fatalf("%s is still there", veth)
+				t.Fatalf("%s still exists", veth)
 			}
 		}
 	}
 }
 
-// TestNetnsHangs expects a namespace that does not answer, or ends its thread, to cost
-// the others nothing but a moment, and not to be asked again before it has answered.
+// TestNetnsHangs checks that a namespace whose reading hangs or panics delays the others only
+// briefly, and that a hanging namespace is not read again until it has returned.
 func TestNetnsHangs(t *testing.T) {
 	release := make(chan struct{})
 	looked := make(chan uint64, 100)
@@ -379,7 +380,7 @@ func TestNetnsHangs(t *testing.T) {
 			t.Errorf("round %d: %v, %v", round, read, failed)
 		}
 	}
-	if n := len(looked); n != 9 { // five, then four
+	if n := len(looked); n != 9 { // five in the first round, four in the second
 		t.Errorf("looked %d times", n)
 	}
 	close(release)
@@ -387,12 +388,12 @@ func TestNetnsHangs(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	if read, failed := visit(); len(read) != 2 || len(failed) != 3 || errors.Is(failed[0], errDeadline) {
-		t.Errorf("after it has come back: %v, %v", read, failed)
+		t.Errorf("after it has returned: %v, %v", read, failed)
 	}
 }
 
-// TestNetnsMoved expects a reading to be dropped when its process is in another
-// namespace by then.
+// TestNetnsMoved checks that a reading is discarded if its process is in another namespace by
+// then.
 func TestNetnsMoved(t *testing.T) {
 	n, _ := newNamespace(t)
 	s := scope(t, running())
@@ -425,13 +426,12 @@ func TestNetnsMoved(t *testing.T) {
 	}
 }
 
-// TestDistinguish expects every namespace to have a name of its own that people can
-// read, and to keep it.
+// TestDistinguish checks that every namespace gets a unique, readable name and keeps it.
 func TestDistinguish(t *testing.T) {
 	h := netnsHistory{of: map[uint64]*netnsPast{}}
 	for _, step := range []struct{ names, want string }{
 		{"pod/a/b,,pod/a/b,name/x\n,name/x\r,docker/0", "pod/a/b inode/2 inode/3 name/x? inode/77 docker/0"},
-		// The one that had it keeps it, whichever comes first.
+		// The namespace that had the name keeps it, regardless of the order.
 		{",,pod/a/b,,,", "inode/1 inode/2 pod/a/b inode/4 inode/77 inode/6"},
 		{"pod/a/b,,pod/a/b,,,", "inode/1 inode/2 pod/a/b inode/4 inode/77 inode/6"},
 	} {
@@ -455,7 +455,7 @@ func TestDistinguish(t *testing.T) {
 	}
 }
 
-// TestChosen expects a namespace to belong to those that are at home in it.
+// TestChosen checks which owner is chosen for a namespace from the claims of its processes.
 func TestChosen(t *testing.T) {
 	claim := func(kind owner.Kind, id string) owner.Claim { return owner.Claim{Kind: kind, ID: id} }
 	cart, debug, docker, unit, none := claim(owner.Pod, "cart"), claim(owner.Pod, "debug"), claim(owner.Docker, "0"), claim(owner.Unit, "ssh.service"), owner.Claim{}
@@ -481,9 +481,10 @@ func TestChosen(t *testing.T) {
 	}
 }
 
-// TestNetnsHistory expects counters to be compared with those of the same namespace, a
-// new one to count whole, one that begins again under an old ID too, one that comes back
-// not again, and clashes of connection tracking not to count as refusals.
+// TestNetnsHistory checks that counters are compared with those of the same namespace; that
+// all counts of a new namespace are new, also if it has the ID of an earlier one; that a
+// namespace that comes back is not counted again; and that clashes of connection tracking are
+// not counted as refusals.
 func TestNetnsHistory(t *testing.T) {
 	h := netnsHistory{of: map[uint64]*netnsPast{}}
 	const overflows = 0
@@ -496,10 +497,10 @@ func TestNetnsHistory(t *testing.T) {
 		{1, 5, 3, 1, 0, 0, 1},
 		{1, 5, 3, 1, 0, 0, 1},
 		{1, 7, 6, 3, 2, 1, 3},
-		{2, 4, 0, 0, 6, 1, 4}, // 1 is not there
+		{2, 4, 0, 0, 6, 1, 4}, // 1 is missing
 		{2, 4, 0, 0, 6, 1, 4},
-		{2, 1, 0, 0, 7, 1, 6}, // another one
-		{1, 7, 6, 3, 7, 1, 3}, // back again
+		{2, 1, 0, 0, 7, 1, 6}, // another one with the same ID
+		{1, 7, 6, 3, 7, 1, 3}, // 1 is back
 		{1, 8, 6, 3, 8, 1, 8},
 	} {
 		n := netnsReading{id: step.id, clashes: number(step.clashes)}
@@ -512,7 +513,7 @@ func TestNetnsHistory(t *testing.T) {
 		}
 	}
 
-	// One that was there and could not be read is not new when it can.
+	// A namespace that existed but could not be read is not new when it can be read.
 	h.begin()
 	h.keep(3)
 	h.end()
@@ -520,18 +521,18 @@ func TestNetnsHistory(t *testing.T) {
 	n.counters[overflows] = number(100)
 	h.begin()
 	if h.note(&n, nil); h.refused[overflows].Value != 8 {
-		t.Errorf("%v refusals with those of one that was there", h.refused[overflows])
+		t.Errorf("%v refusals, want 8: the namespace existed before", h.refused[overflows])
 	}
-	// Nor is any at the first reading, or the first one that was not truncated.
+	// No namespace is new at the first reading, nor at the first complete one.
 	h = netnsHistory{of: map[uint64]*netnsPast{}}
 	for id := range uint64(2) {
 		n.id = id
 		h.begin()
 		if h.note(&n, nil); h.refused[overflows].Value != 0 {
-			t.Errorf("%v refusals before the first whole reading", h.refused[overflows])
+			t.Errorf("%v refusals before the first complete reading, want 0", h.refused[overflows])
 		}
 	}
-	// It forgets at last.
+	// The history is bounded.
 	for id := range uint64(3 * maxNamespaces) {
 		h.begin()
 		h.keep(id)
@@ -542,8 +543,8 @@ func TestNetnsHistory(t *testing.T) {
 	}
 }
 
-// TestSettled expects the processes of a namespace to be asked whose it is until they
-// have said so, or for a while, and again when there are others.
+// TestSettled checks that the owner of a namespace is looked up until it is found, or for
+// freshEvery readings, and again if the processes change.
 func TestSettled(t *testing.T) {
 	h := netnsHistory{of: map[uint64]*netnsPast{}}
 	mine, others := []string{"1", "2"}, []string{"1", "3"}
@@ -569,8 +570,8 @@ func TestSettled(t *testing.T) {
 	}
 }
 
-// TestNewWounds expects the namespaces that refused something last to be listed, not
-// those that once refused the most.
+// TestNewWounds checks that the namespaces with the latest refusals are listed first, not
+// those with the most.
 func TestNewWounds(t *testing.T) {
 	first := top[*netnsReading]{n: 2, before: (*netnsReading).wounded}
 	for id := range uint64(50) {
@@ -585,7 +586,8 @@ func TestNewWounds(t *testing.T) {
 	}
 }
 
-// TestFindNetns expects where namespaces are, what is in them, and each under its own name.
+// TestFindNetns checks that FindNetns returns each namespace under a unique name, with its
+// processes and sockets.
 func TestFindNetns(t *testing.T) {
 	full, fullName := newNamespace(t)
 	_, emptyName := newNamespace(t)
@@ -611,7 +613,7 @@ func TestFindNetns(t *testing.T) {
 	if n := at[emptyName]; !n.Enterable || !n.TCP.Present || n.TCP.Value != 0 {
 		t.Errorf("%s: %+v", emptyName, n)
 	}
-	// A copy of a procfs has none.
+	// A copy of a procfs has no namespaces.
 	copied := newTree(t, "linux-6.12")
 	m, err := kernel.Open(kernel.Options{ProcPath: filepath.Join(copied.dir, "proc")})
 	if err != nil {

@@ -11,12 +11,12 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
-// sampledSet is a set that takes a sample every second.
+// sampledSet returns a set that takes a sample every second.
 func sampledSet(specs ...Spec) *Set {
 	return NewSet(new(kernel.Machine), specs, Config{SampleInterval: time.Second, Top: 10, Logger: slog.New(slog.DiscardHandler)})
 }
 
-// peak returns the peak of a set's first limit.
+// peak returns the peak of the set's first limit.
 func peak(t *testing.T, set *Set) Number {
 	t.Helper()
 	limits := set.Read(t.Context(), Query{}).Limits()
@@ -26,8 +26,8 @@ func peak(t *testing.T, set *Set) Number {
 	return limits[0].Peak
 }
 
-// TestPeaks expects what was high between two scrapes to be seen for a minute, and
-// then no more.
+// TestPeaks checks that a peak between two scrapes is exported for about a minute and then
+// forgotten.
 func TestPeaks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
@@ -53,7 +53,7 @@ func TestPeaks(t *testing.T) {
 	})
 }
 
-// TestPeaksOff expects no peak, rather than one of scrapes alone, without samples.
+// TestPeaksOff checks that there is no peak without samples.
 func TestPeaksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := fakeSet(nil, fake("limit", false, always(5)))
@@ -69,8 +69,8 @@ func TestPeaksOff(t *testing.T) {
 	})
 }
 
-// TestProofs expects a counter that moved between two samples to be a limit that was
-// reached, unless all of it had another cause.
+// TestProofs checks that a limit counts as reached if its counter of refusals grew between two
+// samples, unless all of the growth had another cause.
 func TestProofs(t *testing.T) {
 	type counters struct{ usage, drops, clashes Number }
 	synctest.Test(t, func(t *testing.T) {
@@ -116,14 +116,15 @@ func TestProofs(t *testing.T) {
 	})
 }
 
-// TestSampler expects a sample a second, four of what is sampled often once its limit
-// is a quarter used, none beside a scrape, few of what takes long, and the others to
-// be counted.
+// TestSampler checks that a sample is taken every second, and four per second for a collector
+// that is sampled often once a quarter of its limit is used; that no sample is taken during a
+// scrape; and that slow collectors are sampled less often, with the skipped samples counted.
 func TestSampler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		samples, atOnce, cost, usage := 0, 0, time.Duration(0), 2.0
-		// counted returns the samples so far, and begins again with those that take so long.
+		// counted returns the number of samples since its last call, and sets how long the
+		// next ones take.
 		counted := func(next time.Duration) int {
 			mu.Lock()
 			defer mu.Unlock()
@@ -138,7 +139,7 @@ func TestSampler(t *testing.T) {
 				atOnce++
 				*s = number(usage)
 				if atOnce > 1 {
-					t.Error("two at the same time")
+					t.Error("two samples at the same time")
 				}
 				takes := cost
 				mu.Unlock()
@@ -167,7 +168,7 @@ func TestSampler(t *testing.T) {
 		counted(0)
 		time.Sleep(10*time.Second + time.Millisecond)
 		if n := counted(0); n != 10 || skipped() != 0 {
-			t.Errorf("%d samples of what is calm, %v skipped", n, skipped())
+			t.Errorf("%d samples at low usage, %v skipped", n, skipped())
 		}
 		mu.Lock()
 		usage = 2.5
@@ -180,7 +181,7 @@ func TestSampler(t *testing.T) {
 		}
 		time.Sleep(100 * time.Second)
 		if n := counted(0); n < 18 || n > 22 {
-			t.Errorf("%d samples that take 50 ms in 100 s", n)
+			t.Errorf("%d samples of 50 ms each in 100 s", n)
 		}
 		if n := skipped(); n < 360 || n > 400 {
 			t.Errorf("%v skipped", n)

@@ -5,26 +5,25 @@ import (
 	"testing"
 )
 
-// cpuModel is a CPU's counter as the kernel has it, of which a reader sees 32 bits.
+// cpuModel is a counter of a CPU in the kernel, of which a reader sees the low 32 bits.
 type cpuModel struct {
 	count uint64
-	// read is what count was at the last reading, if known is set.
+	// read is the value of count at the last reading, if known is set.
 	read  uint64
 	known bool
-	// again is set when it began again at 0 since then.
+	// again is set if the counter was reset to 0 since then.
 	again  bool
 	absent bool
 }
 
-// FuzzPerCPU reads counters of CPUs that come and go, whose counters wrap, and that
-// begin again at 0. The total must never fall. It must be what the counters have grown
-// by, as long as none grew by 2^31 or more between two readings, or began again in a
-// way that looks like growth or like a wrap.
+// FuzzPerCPU checks totals of counters that wrap or are reset to 0, of CPUs that come and go.
+// A total must never fall. It must be the sum of all growth, unless a counter grew by 2^31 or
+// more between two readings, or was reset in a way that looks like growth or like a wrap.
 func FuzzPerCPU(f *testing.F) {
 	const (
 		grow      = iota // by the operand
 		growMuch         // by the operand times 2^24
-		disappear        // of /proc, or come back
+		disappear        // from /proc, or reappear
 		reload
 		forget
 		read
@@ -81,8 +80,8 @@ func FuzzPerCPU(f *testing.F) {
 						switch {
 						case !c.known && !first:
 						case !c.known:
-							// What it counted since the machine started, of which only
-							// 32 bits are there.
+							// The value since the machine started, of which only 32 bits are
+							// visible.
 							want[j] += now
 						case c.again:
 							want[j] += c.count
@@ -103,7 +102,7 @@ func FuzzPerCPU(f *testing.F) {
 						t.Fatalf("counter %d fell from %d to %v", j, last[j], total)
 					}
 					if exact[j] && got != want[j] {
-						t.Fatalf("counter %d is %d, and grew by %d", j, got, want[j])
+						t.Fatalf("counter %d is %d, want %d", j, got, want[j])
 					}
 					last[j] = got
 				}

@@ -10,7 +10,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// socket makes a socket from one address and port to another.
+// socket returns a socket with the given source and destination.
 func socket(source, destination string) *sockdiag.Socket {
 	a, b := netip.MustParseAddrPort(source), netip.MustParseAddrPort(destination)
 	s := &sockdiag.Socket{Family: unix.AF_INET6, SourcePort: a.Port(), DestinationPort: b.Port()}
@@ -25,8 +25,9 @@ func socket(source, destination string) *sockdiag.Socket {
 	return s
 }
 
-// TestOutbound counts connections beside listeners: one at every address, one at
-// a single address, and connections from that port at other addresses.
+// TestOutbound checks that outbound connections are counted and accepted ones are not, with
+// listeners at all addresses or at a single address, and connections from that port at other
+// addresses.
 func TestOutbound(t *testing.T) {
 	outbound := new(portSet)
 	outbound.add(32768, 60999)
@@ -46,7 +47,7 @@ func TestOutbound(t *testing.T) {
 		socket("192.0.2.2:50054", "198.51.100.1:443"),
 		socket("[::ffff:192.0.2.2]:50055", "[::ffff:198.51.100.1]:443"), // the same pair
 		socket("[2001:db8::1]:50053", "[2001:db8::2]:443"),
-		socket("192.0.2.2:80", "198.51.100.1:443"), // no port of the range
+		socket("192.0.2.2:80", "198.51.100.1:443"), // the port is outside the range
 	} {
 		v.Visit(s)
 	}
@@ -71,7 +72,7 @@ func TestPortRanges(t *testing.T) {
 		{[][2]uint16{{32768, 60999}}, [][2]uint16{{50051, 50051}}, 4, ranges{{Low: 32768, High: 50050}, {Low: 50052, High: 60999}}},
 		{[][2]uint16{{0, 65535}}, nil, 4, ranges{{Low: 0, High: 65535}}},
 		{[][2]uint16{{0, 65535}}, [][2]uint16{{0, 0}, {65535, 65535}}, 4, ranges{{Low: 1, High: 65534}}},
-		// More than may be sent: the last one covers the rest.
+		// There are more ranges than can be sent: the last one covers the rest.
 		{[][2]uint16{{1, 1}, {3, 3}, {5, 5}, {9, 9}}, nil, 2, ranges{{Low: 1, High: 1}, {Low: 3, High: 9}}},
 	} {
 		set := new(portSet)

@@ -16,8 +16,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestProcessMemory expects a limit to be read again when it is old, of another
-// process, or out of order, and the memory to be bounded.
+// TestProcessMemory checks that a limit is read again if it is old, if the PID belongs to
+// another process, or if the processes come out of order, and that the number of kept
+// processes is bounded.
 func TestProcessMemory(t *testing.T) {
 	var m processMemory
 	start := time.Unix(1e9, 0)
@@ -56,7 +57,7 @@ func TestProcessMemory(t *testing.T) {
 
 	for _, c := range []struct {
 		after time.Duration
-		name  string // that is kept before
+		name  string // the name kept before
 	}{{0, ""}, {settled - 1, ""}, {settled, ""}, {settled + 1, "a name"}, {2 * limitAge, ""}} {
 		m.begin(start.Add(time.Hour + c.after))
 		k, place, err := m.find(7, 7, func() (float64, error) { return 1, nil })
@@ -82,15 +83,16 @@ func TestProcessMemory(t *testing.T) {
 	step("more than are kept", time.Second, many, last...)
 }
 
-// TestLimitChanges expects the limit of a running process that is raised to be seen
-// at the next reading, and its descriptors to be those of now.
+// TestLimitChanges checks that a raised limit of a running process is seen at the next reading
+// and its open descriptors are up to date.
 func TestLimitChanges(t *testing.T) {
-	needs.Check(t, needs.Root) // processes may be hidden from others
+	needs.Check(t, needs.Root) // other users may not see all processes
 	cat, err := exec.LookPath("cat")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Of its own name, of which the nearest to its limit is shown.
+	// The process needs a unique name: of those with the same name, only the one closest to
+	// its limit is listed.
 	program := filepath.Join(t.TempDir(), "limitchild")
 	if err := os.Symlink(cat, program); err != nil {
 		t.Fatal(err)
@@ -111,7 +113,7 @@ func TestLimitChanges(t *testing.T) {
 		_ = in.Close()
 		_ = child.Wait()
 	}()
-	// It has opened what it needs when it answers.
+	// Once the process answers, it has opened all its files.
 	if _, err := io.WriteString(in, "x"); err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +142,7 @@ func TestLimitChanges(t *testing.T) {
 	}
 	for _, step := range []struct {
 		limit  uint64
-		forget bool // two minutes pass
+		forget bool // make the kept limits too old
 		want   float64
 	}{{3, false, 3}, {4, false, 4}, {1000, false, 1000}, {5, true, 5}} {
 		set(step.limit)
@@ -156,8 +158,8 @@ func TestLimitChanges(t *testing.T) {
 	}
 }
 
-// TestNoDescriptorsLeft expects no worst process, and a failure, where nothing can be
-// opened when the processes that are shown are read.
+// TestNoDescriptorsLeft checks that reading the listed processes returns an error and no
+// process if no file can be opened.
 func TestNoDescriptorsLeft(t *testing.T) {
 	tr := newTree(t, "linux-6.12")
 	r := newProcessReader(scope(t, kernel.Options{ProcPath: filepath.Join(tr.dir, "proc"), SysPath: filepath.Join(tr.dir, "sys")}))

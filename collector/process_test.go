@@ -31,7 +31,7 @@ func TestSoftLimit(t *testing.T) {
 		}
 	}
 
-	// The running kernel's own, as procfs reads it.
+	// Compare the limit of this process with that read by procfs.
 	self, err := procfs.Self()
 	if err != nil {
 		t.Fatal(err)

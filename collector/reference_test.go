@@ -14,7 +14,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// TestReference holds docs/metrics.md to the rows it is made from.
+// TestReference checks that docs/metrics.md matches the definitions of the collectors.
 func TestReference(t *testing.T) {
 	var b strings.Builder
 	page := template.Must(template.New("metrics.md.tmpl").Funcs(template.FuncMap{
@@ -41,7 +41,8 @@ func TestReference(t *testing.T) {
 	golden(t, "../docs/metrics.md", b.String())
 }
 
-// TestRows holds the rows to the conventions of Prometheus and to each other.
+// TestRows checks that the definitions of metrics and limits follow the conventions of
+// Prometheus and are consistent with each other.
 func TestRows(t *testing.T) {
 	for _, s := range Specs() {
 		if s.Help == "" || !strings.HasSuffix(s.Help, ".") {
@@ -51,7 +52,7 @@ func TestRows(t *testing.T) {
 	seen := map[string]bool{}
 	for _, m := range Metrics() {
 		if seen[m.Name] {
-			t.Errorf("%s stands twice", m.Name)
+			t.Errorf("%s is defined twice", m.Name)
 		}
 		seen[m.Name] = true
 		if !strings.HasSuffix(m.Help, ".") || strings.ContainsAny(m.Help, "|\n") {
@@ -80,7 +81,7 @@ func TestRows(t *testing.T) {
 	}
 }
 
-// TestMetrics holds the list of metrics to a page: what is on it is in the list.
+// TestMetrics checks that Metrics lists every metric that is exported.
 func TestMetrics(t *testing.T) {
 	page := newTree(t, "linux-6.1-686-pae").render()
 	if strings.Count(page, "# TYPE ") < 50 {
@@ -90,13 +91,13 @@ func TestMetrics(t *testing.T) {
 		typ, ok := strings.CutPrefix(line, "# TYPE ")
 		name, _, _ := strings.Cut(typ, " ")
 		if ok && !slices.ContainsFunc(Metrics(), func(m MetricInfo) bool { return m.FullName() == name }) {
-			t.Errorf("%s is exported, and not in Metrics()", name)
+			t.Errorf("%s is exported but not in Metrics()", name)
 		}
 	}
 }
 
-// TestSeries fills the lists of a 32-bit kernel and counts: a page stays below
-// 400 series, the exporter's own (some 45) included, and below 700 with pods.
+// TestSeries checks that a page of a 32-bit kernel with full lists has fewer than 400 series,
+// including about 45 of the exporter itself, and fewer than 700 with pods.
 func TestSeries(t *testing.T) {
 	tr := newTree(t, "linux-6.1-686-pae")
 	tr.write("proc/sys/vm/overcommit_memory", "2\n")
@@ -111,7 +112,7 @@ func TestSeries(t *testing.T) {
 		tr.write(dir+"limits", tr.read("proc/1/limits"))
 		tr.write(dir+"fd/0", "")
 	}
-	// Listeners and destinations: the recorded ones, on many ports.
+	// Add listeners and connections by copying the recorded ones to many ports.
 	dump := tr.replay.Dump
 	message := func(at, port int, source bool) {
 		m := slices.Clone(dump[at : at+124])
@@ -126,14 +127,14 @@ func TestSeries(t *testing.T) {
 		message(132, 1000+port, true)      // the IPv4 listener
 		message(132+124, 2000+port, false) // a connection
 	}
-	// Half-open connections to them, and queues of unix and UDP sockets.
+	// Add half-open connections to the listeners, and queues of unix and UDP sockets.
 	for port := range 20 {
 		message(132, 1000+port, true)
 		tr.replay.Dump[16+1] = byte(sockdiag.SynRecv)
 		tr.replay.Unix = append(tr.replay.Unix, unixWaiting(port)...)
 		tr.replay.UDP = append(tr.replay.UDP, udpWaiting(port)...)
 	}
-	// Units, of which two have a limit.
+	// Add units, two of which have a limit.
 	tr.write("sys/fs/cgroup/cgroup.controllers", "memory\n")
 	unit := func(n int, limit string, kills int) {
 		dir := fmt.Sprintf("sys/fs/cgroup/u%d.service/", n)
@@ -159,7 +160,7 @@ func TestSeries(t *testing.T) {
 	page, lines := count()
 	for _, list := range []string{"request_queue_length", "unix_accept_queue_length", "udp_receive_queue_bytes", "udp_socket_drops_total"} {
 		if n := strings.Count(page, "\n"+namespace+list+"{"); n != 4 {
-			t.Errorf("%s has %d series, want a third of a full list", list, n)
+			t.Errorf("%s has %d series, want 4", list, n)
 		}
 	}
 	for _, list := range []string{"accept_queue_length", "ephemeral_ports_used", "process_open_file_descriptors", "memory_zone_free_bytes", "memory_slab_bytes", "cgroup_socket_memory_bytes"} {
@@ -167,13 +168,13 @@ func TestSeries(t *testing.T) {
 			t.Errorf("%s has %d series, want a full list of 10", list, n)
 		}
 	}
-	// The duration of each collector changes, and is not on this page.
+	// The page that render returns lacks the duration of each collector.
 	if lines += len(Specs()); lines >= 400 {
-		t.Errorf("%d series, of at most 399: a page costs its readers what it holds", lines)
+		t.Errorf("%d series, want at most 399", lines)
 	}
 
-	// Pods, and whatever else: these lists are full too, and those of network namespaces
-	// would be.
+	// With pods, these lists are full too. Full lists for network namespaces are added by
+	// their number.
 	for n := range 20 {
 		unit(n, "1000", 1)
 	}
@@ -192,13 +193,13 @@ func TestSeries(t *testing.T) {
 		}
 	}
 	if most += len(Specs()); most >= 700 {
-		t.Errorf("%d series with pods", most)
+		t.Errorf("%d series with pods, want at most 699", most)
 	}
 	t.Logf("%d series with pods", most)
 	t.Logf("%d series with full lists", lines)
 }
 
-// unixWaiting is a message of sock_diag: at a unix socket two connections wait.
+// unixWaiting returns a sock_diag message for a unix socket with two waiting connections.
 func unixWaiting(n int) []byte {
 	name := fmt.Sprintf("/run/%04d", n)
 	b := []byte{unix.AF_UNIX, unix.SOCK_STREAM, byte(sockdiag.Listen), 0}
@@ -207,8 +208,8 @@ func unixWaiting(n int) []byte {
 	return netlinkMessage(attribute(b, 4, binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, 2), 8)))
 }
 
-// udpWaiting is another: half of a UDP socket's buffer is full, and a datagram was
-// dropped.
+// udpWaiting returns a sock_diag message for a UDP socket whose receive buffer is half full
+// and that has dropped one datagram.
 func udpWaiting(port int) []byte {
 	b := make([]byte, 72) // struct inet_diag_msg
 	b[0], b[1] = unix.AF_INET, byte(sockdiag.Close)

@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// TestWrongRows expects a row that could not work to fail when it is defined, and
-// to be named.
+// TestWrongRows checks that define panics on an invalid row with a message that names it.
 func TestWrongRows(t *testing.T) {
 	type thing struct{ name string }
 	type snapshot struct{ n Number }
@@ -77,7 +76,7 @@ func TestWrongRows(t *testing.T) {
 			change(&d)
 			defer func() {
 				if said, _ := recover().(string); !strings.Contains(said, want) || !strings.HasPrefix(said, "collector test: ") {
-					t.Errorf("it said %q", said)
+					t.Errorf("it panicked with %q", said)
 				}
 			}()
 			define(d)
@@ -93,8 +92,9 @@ func changeList[S, T any](change func(*List[S, T])) func(*Definition[S]) {
 	}
 }
 
-// TestList expects the first items in their order, of those with one key the first,
-// each against its limit, and the limit's reading to be the first one's.
+// TestList checks that a list exports its first items in order, only the first of those with
+// the same key, and each against its limit, and that the reading of the limit is that of the
+// first item.
 func TestList(t *testing.T) {
 	type thing struct {
 		name       string

@@ -13,13 +13,13 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 
-// TestSlabFilesAgree compares the size of the caches by /sys/kernel/slab with
-// that by /proc/slabinfo, read before and after.
+// TestSlabFilesAgree checks that the sizes of the caches from /sys/kernel/slab agree with
+// those from /proc/slabinfo, which is read before and after.
 func TestSlabFilesAgree(t *testing.T) {
-	needs.Check(t, needs.Root) // the kernel shows its caches to nobody else
+	needs.Check(t, needs.Root) // only root can read /proc/slabinfo
 	r := newSlabReader(scope(t, running()))
 
-	// A cache may have grown and shrunk meanwhile, so each has several chances.
+	// The size of a cache may change between the readings, so each cache has several attempts.
 	agreed := map[string]bool{}
 	for end := time.Now().Add(20 * time.Second); ; {
 		before := slabinfo(t)
@@ -59,7 +59,7 @@ func TestSlabFilesAgree(t *testing.T) {
 	}
 }
 
-// slabinfo reads the size of every cache: pages in a slab times slabs.
+// slabinfo returns the size of every cache: pages per slab times slabs.
 func slabinfo(t *testing.T) map[string]float64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/slabinfo")

@@ -8,8 +8,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// TestRequestQueues expects a request to be of the listener of its address, or of all
-// addresses of its family, or of both.
+// TestRequestQueues checks that a request counts for the listener at its address, or at all
+// addresses of its family, or at all addresses of both families.
 func TestRequestQueues(t *testing.T) {
 	v := newTCPVisitor(10)
 	v.Reset()
@@ -63,8 +63,8 @@ func TestRequestQueues(t *testing.T) {
 	}
 }
 
-// TestUnixQueues expects the fullest queue first, names as ss has them, and one idle
-// queue where all are.
+// TestUnixQueues checks that the fullest queues come first, that names are written as ss
+// writes them, and that one idle queue is kept if all are idle.
 func TestUnixQueues(t *testing.T) {
 	v := newUnixVisitor(2)
 	visit := func(name string, length, limit uint32) {
@@ -77,7 +77,7 @@ func TestUnixQueues(t *testing.T) {
 		t.Errorf("idle: %+v", v)
 	}
 	visit("/half", 2, 4)
-	visit("/half", 3, 4) // bound again while the old one is there
+	visit("/half", 3, 4) // bound again while the old socket exists
 	visit("/over", 5, 4)
 	visit("", 1, 4)
 	got := v.fullest.items
@@ -92,8 +92,8 @@ func TestUnixQueues(t *testing.T) {
 	}
 }
 
-// TestUDPDrops expects the sum of an address to go on when its sockets are closed and
-// created again, or get the inode of another.
+// TestUDPDrops checks that the drops of an address do not fall when its sockets are closed and
+// created again or get the inode of another.
 func TestUDPDrops(t *testing.T) {
 	h := udpHistory{known: map[uint32]udpKnown{}, totals: map[string]*udpDrops{}}
 	step := func(want float64, drops map[uint32]udpKnown) {
@@ -113,8 +113,8 @@ func TestUDPDrops(t *testing.T) {
 	}
 }
 
-// TestUDPWorth expects a series for the fullest queue and for others that hold something,
-// and where all are empty for that of the lowest port.
+// TestUDPWorth checks that the fullest queue and others that are filled to udpWorth have a
+// series, or that with the lowest port if all are empty.
 func TestUDPWorth(t *testing.T) {
 	v := newUDPVisitor(10)
 	visit := func(at string, used uint32) {
@@ -150,7 +150,7 @@ func TestUDPWorth(t *testing.T) {
 	}
 }
 
-// TestUDPConnected expects drops to count once when a socket is connected after them.
+// TestUDPConnected checks that drops are counted once if the socket is connected after them.
 func TestUDPConnected(t *testing.T) {
 	h := udpHistory{known: map[uint32]udpKnown{}, totals: map[string]*udpDrops{}}
 	sum := 0.0
@@ -159,18 +159,18 @@ func TestUDPConnected(t *testing.T) {
 		sum += d.total
 	}
 	if sum != 6 {
-		t.Errorf("6 drops are %v", sum)
+		t.Errorf("%v drops, want 6", sum)
 	}
 }
 
-// TestNetnsTurns expects every namespace to be asked for connection requests in turn, some
-// at each reading.
+// TestNetnsTurns checks that connection requests are read in a few namespaces at each reading,
+// and in every namespace in turn.
 func TestNetnsTurns(t *testing.T) {
 	h := netnsHistory{of: map[uint64]*netnsPast{}}
-	const stirring = 10 // of these a third each time
+	const stirring = 10 // a third of them at each reading
 	for id := range uint64(stirring) {
 		if !h.turn(id) {
-			t.Error("not asked though nobody else has to be")
+			t.Error("not read although no other namespace is waiting")
 		}
 	}
 	h.stirred = stirring
@@ -195,7 +195,8 @@ func TestNetnsTurns(t *testing.T) {
 	}
 }
 
-// TestUDPVisitor expects the fullest queue of an address, and one idle where all are.
+// TestUDPVisitor checks that the fullest queue of each address is kept, and one idle queue if
+// all are idle.
 func TestUDPVisitor(t *testing.T) {
 	v := newUDPVisitor(10)
 	v.Reset()

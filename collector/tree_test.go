@@ -20,27 +20,27 @@ import (
 
 const testdata = "../testdata"
 
-// kernels lists the recorded trees: the files of /proc and the sock_diag dumps
-// of stock Debian kernels under a small load.
+// kernels lists the recorded trees: files of /proc and sock_diag dumps of stock Debian kernels
+// under a small load.
 func kernels() []string {
 	return []string{"linux-5.10", "linux-6.1", "linux-6.1-686-pae", "linux-6.12", "linux-7.2"}
 }
 
-// tree is a copy of a recorded tree that a test may change.
+// tree is a copy of a recorded tree that a test can change.
 type tree struct {
 	t      *testing.T
 	dir    string
 	top    int
 	replay *sockdiagtest.Replay
-	// ctnetlink opens a socket of netfilter; nil is a namespace that is out of reach.
+	// ctnetlink opens a netfilter socket; nil means that the namespace cannot be entered.
 	ctnetlink func() (ctnetlink.Conn, error)
-	// pageSize and memoryUnit are the kernel's, in bytes; it cannot tell the second
-	// where that is 0.
+	// pageSize and memoryUnit are those of the kernel, in bytes. If memoryUnit is 0, the
+	// kernel cannot determine it.
 	pageSize, memoryUnit int
 }
 
-// newTree copies a recorded tree. It adds a process with five descriptors, which
-// a recording of files cannot hold.
+// newTree copies a recorded tree and adds a process with five descriptors, which a recording
+// of files cannot hold.
 func newTree(t *testing.T, kernel string) *tree {
 	t.Helper()
 	tr := &tree{t: t, dir: t.TempDir(), pageSize: 4096, memoryUnit: 4096, top: 10}
@@ -79,7 +79,7 @@ func (tr *tree) read(name string) string {
 	return string(b)
 }
 
-// edit replaces a text, which must occur in a file.
+// edit replaces the first occurrence of old, which the file must contain.
 func (tr *tree) edit(name, old, replacement string) {
 	tr.t.Helper()
 	content := tr.read(name)
@@ -96,7 +96,7 @@ func (tr *tree) link(name, target string) {
 	}
 }
 
-// dump returns a recorded sock_diag dump, as if taken by the older request.
+// dump returns a recorded sock_diag dump.
 func (tr *tree) dump(name string) []byte {
 	tr.t.Helper()
 	return []byte(tr.read(filepath.Join("sock_diag", name)))
@@ -111,7 +111,7 @@ func (tr *tree) remove(names ...string) {
 	}
 }
 
-// files lists the files of the tree's procfs that collectors read as text.
+// files lists the files of the tree's /proc that collectors read as text.
 func (tr *tree) files() []string {
 	var files []string
 	for _, pattern := range []string{
@@ -132,13 +132,13 @@ func (tr *tree) files() []string {
 	return files
 }
 
-// set opens the collectors over the tree, until its kernel is closed.
+// set returns a set of all collectors over the tree.
 func (tr *tree) set() *Set {
 	tr.t.Helper()
 	return NewSet(machine(tr.t, tr.options()), Specs(), Config{MaxCPU: 0, Top: tr.top, Logger: slog.New(slog.DiscardHandler)})
 }
 
-// options are the kernel that the tree is of.
+// options returns the options for a machine over the tree.
 func (tr *tree) options() kernel.Options {
 	return kernel.Options{
 		ProcPath: filepath.Join(tr.dir, "proc"),
@@ -156,7 +156,7 @@ func (tr *tree) options() kernel.Options {
 	}
 }
 
-// running is the kernel that the tests run on.
+// running returns the options for the machine that the tests run on.
 func running() kernel.Options { return kernel.Options{ProcPath: "/proc", SysPath: "/sys"} }
 
 func machine(t testing.TB, o kernel.Options) *kernel.Machine {
@@ -168,7 +168,7 @@ func machine(t testing.TB, o kernel.Options) *kernel.Machine {
 	return m
 }
 
-// scope returns a scope that ends with the test.
+// scope returns a scope that is closed when the test ends.
 func scope(t testing.TB, o kernel.Options) *Scope {
 	t.Helper()
 	s := NewScope(machine(t, o), 10, slog.New(slog.DiscardHandler))
@@ -176,7 +176,7 @@ func scope(t testing.TB, o kernel.Options) *Scope {
 	return s
 }
 
-// closeSet ends the collectors, none of which may be reading.
+// closeSet closes a set, none of whose collectors may be reading.
 func closeSet(t testing.TB, set *Set) {
 	t.Helper()
 	if err := set.Close(t.Context()); err != nil && t.Context().Err() == nil {
@@ -184,8 +184,8 @@ func closeSet(t testing.TB, set *Set) {
 	}
 }
 
-// render reads the set once and writes it as Prometheus text, less what differs
-// from run to run, with the errors of collectors at the end.
+// render reads the set once and returns it in the Prometheus text format, without what differs
+// from run to run, and with the errors of the collectors at the end.
 func (tr *tree) render() string {
 	tr.t.Helper()
 	set := tr.set()
@@ -224,8 +224,7 @@ func whatFailed(r Result) string {
 	return ""
 }
 
-// series reads the chosen collectors once and returns the series of each, and its
-// error.
+// series reads the chosen collectors once and returns the series and the error of each.
 func (tr *tree) series(choose func(string) bool) (map[string]map[string]float64, map[string]error) {
 	tr.t.Helper()
 	all, errs := map[string]map[string]float64{}, map[string]error{}
@@ -237,7 +236,7 @@ func (tr *tree) series(choose func(string) bool) (map[string]map[string]float64,
 			series[s.metric.Name+" "+strings.Join(s.labels, ",")] = s.value
 		}
 		for _, l := range r.Limits {
-			// One number that changes with either, when the usage is 0 too.
+			// A number that changes with either of them, even if the usage is 0.
 			series["limit "+l.Resource] = l.Limit + l.Usage/3
 		}
 		all[r.Collector], errs[r.Collector] = series, r.Err

@@ -20,9 +20,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-var update = flag.Bool("update", false, "write the dashboards anew")
+var update = flag.Bool("update", false, "write the dashboards")
 
-// TestFresh holds the files to what they are made from.
+// TestFresh checks that the committed dashboards are those that are generated.
 func TestFresh(t *testing.T) {
 	files, err := Files()
 	if err != nil {
@@ -35,7 +35,7 @@ func TestFresh(t *testing.T) {
 			}
 		}
 		if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%s is not fresh: go test ./dashboards -update (%v)", name, err)
+			t.Errorf("%s is out of date: go test ./dashboards -update (%v)", name, err)
 		}
 	}
 	have, err := filepath.Glob("*.json")
@@ -44,7 +44,7 @@ func TestFresh(t *testing.T) {
 	}
 }
 
-// A board is a dashboard as Grafana reads it, as far as the tests look.
+// A board is a dashboard as Grafana reads it, with the fields that the tests use.
 type board struct {
 	UID, Title, Description, Timezone string
 	Tags                              []string
@@ -57,7 +57,7 @@ type board struct {
 	Panels                            []panelJSON
 }
 
-// all lists the rows and the panels, those inside of rows too.
+// all lists the rows and the panels, including those inside rows.
 func (b board) all() []panelJSON {
 	var all []panelJSON
 	for _, p := range b.Panels {
@@ -118,7 +118,7 @@ type overrideJSON struct {
 	}
 }
 
-// links are what a click on the fields of an override offers.
+// links returns the data links of an override.
 func (o overrideJSON) links(t *testing.T) []linkJSON {
 	t.Helper()
 	var all []linkJSON
@@ -138,7 +138,7 @@ type targetJSON struct {
 	Datasource                        sourceJSON
 }
 
-// boards reads the files, not what they are made from.
+// boards reads the committed files, not the generated ones.
 func boards(t *testing.T) []board {
 	t.Helper()
 	files, err := filepath.Glob("*.json")
@@ -163,8 +163,8 @@ func boards(t *testing.T) []board {
 	return all
 }
 
-// TestLint holds the dashboards to the rules that Grafana's own linter has, and
-// to those of file provisioning.
+// TestLint checks the dashboards against the rules of Grafana's own linter, and those of file
+// provisioning.
 func TestLint(t *testing.T) {
 	for _, b := range boards(t) {
 		if b.Title == "" || b.Description == "" || b.SchemaVersion != 42 || b.Timezone != "utc" || b.GraphTooltip != 1 ||
@@ -180,7 +180,7 @@ func TestLint(t *testing.T) {
 		for _, p := range b.all() {
 			where := b.UID + ": " + p.Title
 			if ids[p.ID] || titles[p.Title] || p.Title == "" || strings.Contains(p.Title, "_") && !strings.Contains(p.Title, "TIME_WAIT") || p.Collapsed != (len(p.Panels) > 0) {
-				t.Errorf("%s: an id or a title twice, a title that is no words, or panels inside of what is no folded row", where)
+				t.Errorf("%s: duplicate id or title, a title that is not in words, or panels inside a row that is not folded", where)
 			}
 			ids[p.ID], titles[p.Title] = true, true
 			if p.Type == "row" {
@@ -247,7 +247,7 @@ func lintTarget(t *testing.T, where string, target targetJSON) {
 	t.Helper()
 	lintSource(t, where, target.Datasource)
 	for _, s := range selectors(target.Expr) {
-		// Recorded over all nodes of a job: there is no node to choose.
+		// A record of a job covers all its nodes, so there is no node to choose.
 		if node := strings.Contains(s.matchers, `instance=~"$instance"`) || strings.Contains(s.matchers, theWorst); node == strings.HasPrefix(s.metric, "job_") || !strings.Contains(s.matchers, `cluster=~"$cluster",job=~"$job"`) {
 			t.Errorf("%s: %s{%s} does not select cluster, job and instance", where, s.metric, s.matchers)
 		}
@@ -259,7 +259,7 @@ func lintTarget(t *testing.T, where string, target targetJSON) {
 		}
 		counter := strings.HasSuffix(s.metric, "_total")
 		if counter != strings.HasPrefix(s.after, "[") || counter && !regexp.MustCompile(`(rate|increase)\($`).MatchString(s.before) {
-			t.Errorf("%s: %s is to stand in rate or increase if it is a counter, and only then", where, s.metric)
+			t.Errorf("%s: %s: want rate or increase if it is a counter, and only then", where, s.metric)
 		}
 	}
 	for _, m := range regexp.MustCompile(`(\w+)\([^()[]*(\[[^\]]*\])`).FindAllStringSubmatch(target.Expr, -1) {
@@ -269,7 +269,7 @@ func lintTarget(t *testing.T, where string, target targetJSON) {
 	}
 }
 
-// lintPlaces fails for a panel outside of the grid, or on another one.
+// lintPlaces checks that panels are inside the grid and do not overlap.
 func lintPlaces(t *testing.T, uid string, panels []panelJSON) {
 	t.Helper()
 	taken := map[[2]int]string{}
@@ -281,7 +281,7 @@ func lintPlaces(t *testing.T, uid string, panels []panelJSON) {
 		for x := g.X; x < g.X+g.W; x++ {
 			for y := g.Y; y < g.Y+g.H; y++ {
 				if other := taken[[2]int{x, y}]; other != "" {
-					t.Fatalf("%s: %s is on %s", uid, p.Title, other)
+					t.Fatalf("%s: %s overlaps %s", uid, p.Title, other)
 				}
 				taken[[2]int{x, y}] = p.Title
 			}
@@ -292,7 +292,7 @@ func lintPlaces(t *testing.T, uid string, panels []panelJSON) {
 // selector is a metric in an expression.
 type selector struct{ metric, matchers, before, after string }
 
-// selectors finds the metrics of an expression, but not the words of PromQL.
+// selectors returns the metrics of an expression, without the keywords of PromQL.
 func selectors(expr string) []selector {
 	blank := regexp.MustCompile(`"[^"]*"|\[\w+\]|\boffset \w+|\b(by|without|on|ignoring|group_left|group_right) *\([^)]*\)`)
 	masked := blank.ReplaceAllStringFunc(expr, func(s string) string { return strings.Repeat(" ", len(s)) })
@@ -311,7 +311,7 @@ func selectors(expr string) []selector {
 	return found
 }
 
-// TestSelectors holds the search to an expression with all kinds of words.
+// TestSelectors checks selectors with an expression that has all kinds of words.
 func TestSelectors(t *testing.T) {
 	got := selectors(`sum by (x) (rate(a_total{b=~"c|d"}[$__rate_interval])) > bool 2^62 and ignoring (y) (l:m:n5m or vector(0)) - up`)
 	var names []string
@@ -323,8 +323,8 @@ func TestSelectors(t *testing.T) {
 	}
 }
 
-// TestNames fails for a query that names a metric, a label or a resource that
-// there is not: its panel would be empty, and nobody would know why.
+// TestNames checks that queries name only metrics, labels and resources that exist. The panel of
+// another query would be empty without an apparent reason.
 func TestNames(t *testing.T) {
 	metrics := exported()
 	var all []string
@@ -382,8 +382,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestColumns fails for a table that shows, sorts by or formats a column that its
-// queries do not give.
+// TestColumns checks that tables show, sort by and format only columns that their queries return.
 func TestColumns(t *testing.T) {
 	by := regexp.MustCompile(`\b(?:max|count|topk) by *\(([^)]*)\) *\(`)
 	for _, b := range boards(t) {
@@ -396,7 +395,7 @@ func TestColumns(t *testing.T) {
 			for _, target := range p.Targets {
 				of := by.FindAllStringSubmatch(target.Expr, -1)
 				if len(of) == 0 {
-					t.Errorf("%s: %s says nowhere by what it is grouped", where, target.Expr)
+					t.Errorf("%s: %s has no grouping", where, target.Expr)
 				}
 				for _, m := range of {
 					fields = append(fields, strings.Split(m[1], ", ")...)
@@ -410,7 +409,7 @@ func TestColumns(t *testing.T) {
 			var names []string
 			for _, field := range p.Transformations[0].Options.Include.Names {
 				if !slices.Contains(fields, field) {
-					t.Errorf("%s: no query gives %s", where, field)
+					t.Errorf("%s: no query returns %s", where, field)
 				}
 				names = append(names, p.Transformations[len(p.Transformations)-1].Options.RenameByName[field])
 			}
@@ -428,8 +427,8 @@ func TestColumns(t *testing.T) {
 	}
 }
 
-// TestReach: the fleet's dashboard reads recording rules and alerts only, but for the
-// few nodes that the variable worst names; the node's reads no recording rule.
+// TestReach checks that the fleet dashboard reads recording rules and alerts only, except for the
+// few nodes in the variable worst, and that the node dashboard reads no recording rule.
 func TestReach(t *testing.T) {
 	for _, b := range boards(t) {
 		for _, q := range queries(b) {
@@ -443,8 +442,8 @@ func TestReach(t *testing.T) {
 	}
 }
 
-// TestLimits: each limit has its panel on the node's dashboard, with its runbook, and
-// each bar of a limit the limit's own levels.
+// TestLimits checks that each limit has a panel with its runbook on the node dashboard, and that
+// the bars of a limit have the limit's own levels.
 func TestLimits(t *testing.T) {
 	for _, b := range boards(t) {
 		for _, l := range limits() {
@@ -483,7 +482,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestNewLimit: a limit that no table knows is on the node's dashboard all the same.
+// TestNewLimit checks that a limit without an entry in any table is still on the node dashboard.
 func TestNewLimit(t *testing.T) {
 	d := node(append(limits(), collector.LimitInfo{Resource: "novelty", Unit: collector.Entries, WarningRatio: 0.5, CriticalRatio: 0.75}), nil)
 	for _, r := range d.rows {
@@ -493,7 +492,7 @@ func TestNewLimit(t *testing.T) {
 			}
 		}
 	}
-	t.Error("no panel of it")
+	t.Error("no panel for the new limit")
 }
 
 func unmarshalJSON(t *testing.T, text []byte, into any) {
@@ -503,8 +502,8 @@ func unmarshalJSON(t *testing.T, text []byte, into any) {
 	}
 }
 
-// TestLinks: each tile and each bar leads somewhere, and so does each node and alert in
-// a table; where it leads to is a panel of these dashboards, or a runbook that there is.
+// TestLinks checks that each tile, each bar, and each node and alert in a table has a link, and
+// that links lead to existing panels of these dashboards or to existing runbooks.
 func TestLinks(t *testing.T) {
 	books, err := os.ReadFile("../docs/runbooks.md")
 	if err != nil {
@@ -527,11 +526,11 @@ func TestLinks(t *testing.T) {
 			_, anchor, _ := strings.Cut(l.URL, "runbooks.md#")
 			switch {
 			case to != nil && ids[to[1]] == nil, panel != nil && ids[to[1]][panel[1]] == "", strings.Contains(l.URL, "<<"):
-				t.Errorf("%s: %s leads nowhere: %s", where, l.Title, l.URL)
+				t.Errorf("%s: %s has no target: %s", where, l.Title, l.URL)
 			case to != nil && !strings.Contains(l.URL, "var-datasource=${datasource}"), to != nil && !strings.Contains(l.URL, "${__url_time_range}"):
-				t.Errorf("%s: %s forgets the data source or the time: %s", where, l.Title, l.URL)
+				t.Errorf("%s: %s lacks the data source or the time range: %s", where, l.Title, l.URL)
 			case to == nil && anchor == "" && !strings.Contains(l.URL, "/runbooks#"):
-				t.Errorf("%s: %s leads out: %s", where, l.Title, l.URL)
+				t.Errorf("%s: %s leads to neither a dashboard nor a runbook: %s", where, l.Title, l.URL)
 			case anchor != "" && anchor != "${__value.raw}" && !strings.Contains(headings, "### "+anchor+"\n"):
 				t.Errorf("%s: there is no runbook %s", where, anchor)
 			}
@@ -555,13 +554,13 @@ func TestLinks(t *testing.T) {
 			case "bargauge":
 				for _, l := range limits() {
 					if len(p.FieldConfig.Defaults.Links) == 0 && !linked[l.Resource] {
-						t.Errorf("%s: the bar of %s leads nowhere", where, l.Resource)
+						t.Errorf("%s: the bar of %s has no link", where, l.Resource)
 					}
 				}
 			case "table":
 				for _, name := range p.Transformations[len(p.Transformations)-1].Options.RenameByName {
 					if (name == "Alert" || name == "Node" && b.UID == fleetUID) && !linked[name] {
-						t.Errorf("%s: %s leads nowhere", where, name)
+						t.Errorf("%s: %s has no link", where, name)
 					}
 				}
 			}
@@ -569,7 +568,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// TestPodLevels: pods are coloured by the levels of the alert on them.
+// TestPodLevels checks that pods are coloured by the levels of SockPressureNetnsNearLimit.
 func TestPodLevels(t *testing.T) {
 	found := 0
 	for _, g := range alerts.Groups() {
@@ -589,8 +588,9 @@ func TestPodLevels(t *testing.T) {
 	}
 }
 
-// TestFolded: the rows of the node's dashboard but the first are folded, and ask nothing
-// until somebody opens them; of the fleet's no panel reads every limit of every node.
+// TestFolded checks that all rows of the node dashboard but the first are folded, so that they
+// run no queries until they are opened, and that no panel of the fleet dashboard reads every
+// limit of every node.
 func TestFolded(t *testing.T) {
 	for _, b := range boards(t) {
 		rows := 0
@@ -618,7 +618,7 @@ func TestFolded(t *testing.T) {
 	}
 }
 
-// TestAnnotations: both dashboards mark alerts, kernel messages and restarts.
+// TestAnnotations checks that both dashboards mark alerts, kernel messages and restarts.
 func TestAnnotations(t *testing.T) {
 	for _, b := range boards(t) {
 		var words []string
@@ -642,7 +642,7 @@ func limits() []collector.LimitInfo {
 	return all
 }
 
-// TestProvisioning reads the example files as Grafana does.
+// TestProvisioning checks the example files for Grafana's provisioning.
 func TestProvisioning(t *testing.T) {
 	var sources struct {
 		APIVersion  int `yaml:"apiVersion"`
@@ -688,8 +688,8 @@ type asked struct{ board, place, expr, legend string }
 
 func (a asked) String() string { return a.board + ": " + a.place }
 
-// queries lists every query of a dashboard: those of panels, of annotations, and
-// of variables, as the expression that finds the same series.
+// queries lists the queries of the panels, annotations and variables of a dashboard. That of a
+// variable is an expression that finds the same series.
 func queries(b board) []asked {
 	var all []asked
 	for _, v := range b.Templating.List[1:] {
@@ -717,7 +717,7 @@ func queries(b board) []asked {
 	return all
 }
 
-// variableQuery is empty for a variable whose values are named.
+// variableQuery returns the query of a variable, empty if its values are listed.
 func variableQuery(v variableJSON) string {
 	q, _ := v.Query.(map[string]any)
 	text, _ := q["query"].(string)

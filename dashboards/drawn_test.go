@@ -16,10 +16,10 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestDrawn has a real Prometheus scrape the recordings of real kernels in trouble, in
-// a cluster and in none, and holds every panel of both dashboards to what it draws:
-// no query finds more than the panel has place for, no two of its lines have the same
-// name, and a stat has one number, whether there are many nodes or none.
+// TestDrawn checks what every panel of both dashboards draws, with a Prometheus that scrapes
+// recordings of real kernels under pressure, with and without a cluster label: no query returns
+// more series than the panel has room for, no two lines of a panel have the same name, and a stat
+// has one number, even without nodes.
 func TestDrawn(t *testing.T) {
 	needs.Check(t, "prometheus")
 	dir := t.TempDir()
@@ -44,7 +44,7 @@ func TestDrawn(t *testing.T) {
 	}
 	prometheus := serve(t, "prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
 
-	// Until alerts fire: what is met is told at once.
+	// Wait until alerts fire.
 	const busy = `count(ALERTS{alertstate="firing",severity="critical"}) > 20`
 	end := time.Now().Add(8 * time.Minute)
 	for ; ask(t, prometheus, busy) == 0; time.Sleep(time.Second) {
@@ -57,7 +57,7 @@ func TestDrawn(t *testing.T) {
 	for _, instance := range []string{".+", "tcp-memory[.]6[.]12", "nobody"} {
 		for _, b := range boards(t) {
 			if b.UID == nodeUID && instance == ".+" {
-				continue // It is of one node, in as many clusters as have one of its name.
+				continue // The dashboard is for one node, or those of its name in several clusters.
 			}
 			choose := func(expr, worst string) string {
 				return strings.NewReplacer("$cluster", ".*", "$__range", "60s", "$job", ".+", "$instance", instance, "$resource", ".*", "$__rate_interval", "8s",
@@ -78,7 +78,7 @@ func TestDrawn(t *testing.T) {
 				}
 			}
 			for _, a := range b.Annotations.List {
-				// Each draws a mark: a name of an alert or of a message, or a node.
+				// Each series draws a mark: one for an alert, a message or a node.
 				if found := find(t, prometheus, choose(a.Target.Expr, worst), at, time.Minute); len(found) > 70 {
 					t.Errorf("%s: annotation %s finds %d", b.UID, a.Name, len(found))
 				}
@@ -94,7 +94,7 @@ func TestDrawn(t *testing.T) {
 					}
 					found := find(t, prometheus, choose(target.Expr, worst), at, past)
 					if target.Instant != (p.Type != "timeseries") {
-						t.Errorf("%s: asked for a range, and drawn at one time, or the other way round", where)
+						t.Errorf("%s: a range query drawn at one time, or an instant query over time", where)
 					}
 					if p.Type == "table" {
 						drawn = max(drawn, len(found)) // its queries are columns
@@ -104,18 +104,18 @@ func TestDrawn(t *testing.T) {
 					for _, s := range found {
 						name := legend.ReplaceAllStringFunc(target.LegendFormat, func(l string) string { return s[strings.Trim(l, "{}")] })
 						if names[name] && (b.UID == fleetUID || worst != "none") {
-							t.Errorf("%s: two are called %q", where, name)
+							t.Errorf("%s: two series are named %q", where, name)
 						}
 						names[name] = true
 					}
 				}
-				// The cluster and the nodes in none have a node of each name.
+				// A node of each name is both in the cluster and in none.
 				most := map[string]int{"stat": 1, "bargauge": len(limits()), "table": 100, "timeseries": 20}[p.Type]
 				if b.UID == nodeUID && p.Type == "timeseries" {
 					most = 2 * 17
 				}
 				if drawn > most {
-					t.Errorf("%s: finds %d, and draws %d", where, drawn, most)
+					t.Errorf("%s: finds %d series, draws at most %d", where, drawn, most)
 				}
 				if p.Type == "stat" && drawn != 1 {
 					t.Errorf("%s: has %d numbers", where, drawn)
@@ -127,8 +127,8 @@ func TestDrawn(t *testing.T) {
 
 var legend = regexp.MustCompile(`\{\{(\w+)\}\}`)
 
-// find returns the labels of the series that a query finds: at one time, or within
-// what is past.
+// find returns the labels of the series that a query returns: at one time or, if past is not 0,
+// over that duration before it.
 func find(t *testing.T, address, promQL string, at time.Time, past time.Duration) []map[string]string {
 	t.Helper()
 	values := url.Values{"query": {promQL}, "time": {at.Format(time.RFC3339Nano)}}

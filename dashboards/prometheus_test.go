@@ -22,8 +22,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// mayBeEmpty lists the panels without data, or without all of it, on some
-// kernels and hosts. Each says so in its description.
+// mayBeEmpty lists the panels that lack data, or part of it, on some kernels and hosts. The
+// description of each mentions it.
 func mayBeEmpty() []string {
 	return []string{
 		"sockpressure-fleet: Nodes in trouble",
@@ -72,7 +72,7 @@ func mayBeEmpty() []string {
 
 func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 
-// TestEmpty holds the list to the descriptions.
+// TestEmpty checks that mayBeEmpty lists the panels whose descriptions contain "Empty".
 func TestEmpty(t *testing.T) {
 	var got []string
 	for _, b := range boards(t) {
@@ -90,11 +90,10 @@ func TestEmpty(t *testing.T) {
 	}
 }
 
-// TestPrometheus has a real Prometheus scrape the exporter and evaluate the
-// rules, and asks it every query of every dashboard. There are two nodes: this
-// one, and one with all that not every kernel has, a recorded 32-bit kernel that
-// enforces its commit limit. Every query has an answer for both together, and for
-// this one alone if its panel does not say that it may be empty.
+// TestPrometheus checks that every query of every dashboard returns data from a Prometheus that
+// scrapes the exporter and evaluates the rules. There are two nodes: this one, and a recorded
+// 32-bit kernel that enforces its commit limit, with the metrics that not every kernel has. Every
+// query returns data for both together, and for this one alone unless the panel may be empty.
 func TestPrometheus(t *testing.T) {
 	needs.Check(t, "prometheus")
 	dir := t.TempDir()
@@ -111,7 +110,7 @@ func TestPrometheus(t *testing.T) {
 		t.Fatal(err)
 	}
 	if os.Geteuid() == 0 {
-		nettest.New(t).Listen(64, 80) // full, but less so than what tests of other packages look for
+		nettest.New(t).Listen(64, 80) // full, but less so than the listeners that tests of other packages look for
 	}
 	here := serve(t, binary, "--web.listen-address=127.0.0.1:0", "--collector.max-cpu=0")
 	there := serve(t, binary, "--web.listen-address=127.0.0.1:0", "--path.procfs="+filepath.Join(recorded, "proc"))
@@ -135,24 +134,25 @@ scrape_configs:
 	}
 	prometheus := serve(t, "prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
 
-	// What Grafana puts in.
+	// choose substitutes variables, as Grafana does.
 	choose := func(q asked, instance string) asked {
 		q.expr = strings.NewReplacer("$cluster", ".*", "$__range", "1h", "$job", ".+", "$instance", instance, "$resource", ".*", "$__rate_interval", "5s", "$severity", ".+", "$top", "20", "$limit", "tcp_memory", "$worst", instance, "$netns", ".+").Replace(q.expr)
 		if strings.Contains(q.expr, "$") {
-			t.Errorf("%s: a variable that Grafana does not know: %s", q, q.expr)
+			t.Errorf("%s: unknown variable: %s", q, q.expr)
 		}
 		return q
 	}
-	// What finds something only while a node is lost, critical, fails in part or logs a limit.
+	// Queries that return data only while a node is lost or critical, fails in part or logs a
+	// limit.
 	rare := regexp.MustCompile(`^count by.*severity="critical"|ExporterDown|kernel_messages.* > 0$|^count by.*collectors_failing.* > 0`)
 	var waiting []asked
 	for _, b := range boards(t) {
 		for _, q := range queries(b) {
 			if os.Geteuid() != 0 && (q.String() == "sockpressure-node: Socket and conntrack caches" || strings.Contains(q.expr, "kernel_messages")) {
-				continue // the kernel shows them to root
+				continue // only root can read them
 			}
 			if os.Geteuid() != 0 && strings.Contains(q.expr, "netns_") && !strings.Contains(q.expr, "refusals") {
-				continue // root can make a network namespace
+				continue // only root can create a network namespace
 			}
 			if regexp.MustCompile("sockpressure_(cgroup|unix_accept|udp_receive_queue)_").MatchString(q.expr) {
 				continue // this machine may have no such groups and sockets
@@ -161,7 +161,7 @@ scrape_configs:
 				continue
 			}
 			if rare.MatchString(q.expr) {
-				ask(t, prometheus, choose(q, ".+").expr) // it parses, and nothing of it happens here
+				ask(t, prometheus, choose(q, ".+").expr) // the query is valid, but returns nothing here
 				continue
 			}
 			waiting = append(waiting, choose(q, ".+"))
@@ -172,8 +172,8 @@ scrape_configs:
 	}
 	all := len(waiting)
 	knock := overflow(t)
-	// A group of rules is evaluated for the first time at some moment of its interval,
-	// up to a minute, and a rate wants its record twice.
+	// A group of rules is first evaluated within its interval, up to a minute, and a rate needs
+	// two samples of a record.
 	for end := time.Now().Add(4 * time.Minute); len(waiting) > 0 && time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		knock()
 		waiting = slices.DeleteFunc(waiting, func(q asked) bool { return ask(t, prometheus, q.expr) > 0 })
@@ -183,7 +183,7 @@ scrape_configs:
 	}
 	t.Logf("%d of %d queries have data", all-len(waiting), all)
 
-	// What is no exporter is no node, whatever is chosen.
+	// A target that is not an exporter does not count as a node, whatever is selected.
 	for _, b := range boards(t) {
 		for _, q := range queries(b) {
 			want, ok := map[string]string{"sockpressure-fleet: Nodes": " == 2", "sockpressure-fleet: Not scraped": " == 0"}[q.String()]
@@ -197,14 +197,14 @@ scrape_configs:
 	}
 }
 
-// serve runs a server until the test ends and returns where it listens, which
-// the exporter and Prometheus log in the same words.
+// serve runs a server until the test ends and returns its address, which the exporter and
+// Prometheus log in the same format.
 func serve(t *testing.T, path string, args ...string) string {
 	t.Helper()
 	return serveAs(t, regexp.MustCompile(`(msg="Listening on") address=(\S+)`), path, args...)
 }
 
-// serveAs does so for a server that logs its address in words of its own.
+// serveAs does the same for a server that logs its address in another format.
 func serveAs(t *testing.T, address *regexp.Regexp, path string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), path, args...)
@@ -217,7 +217,7 @@ func serveAs(t *testing.T, address *regexp.Regexp, path string, args ...string) 
 		t.Fatal(err)
 	}
 	listening, ended := make(chan string, 1), make(chan struct{})
-	var log strings.Builder // of the reader alone until it has ended
+	var log strings.Builder // used only by the goroutine until it has ended
 	go func() {
 		defer close(ended)
 		for lines := bufio.NewScanner(stderr); lines.Scan(); {
@@ -262,15 +262,15 @@ func ask(t *testing.T, address, promQL string) int {
 		Data struct{ Result []any }
 	}
 	switch {
-	case resp.StatusCode == http.StatusServiceUnavailable: // it listens before it is ready
+	case resp.StatusCode == http.StatusServiceUnavailable: // listening but not ready yet
 	case resp.StatusCode != http.StatusOK || json.Unmarshal(body, &answer) != nil:
 		t.Fatalf("%s: %d %s", promQL, resp.StatusCode, body)
 	}
 	return len(answer.Data.Result)
 }
 
-// overflow makes a listener that accepts nothing, and returns a function that
-// knocks once more: the first few wait, the others are refused and counted.
+// overflow creates a listener that accepts nothing, and returns a function that connects to it
+// once more: the first few connections wait, further ones are refused and counted.
 func overflow(t *testing.T) func() {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

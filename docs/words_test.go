@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// phrases must not come back: each made readers stop, and has a plain form.
+// phrases lists unidiomatic patterns that must not be used again, with plain forms of each.
 var phrases = []struct {
 	pattern string
 	plain   string
@@ -39,7 +39,7 @@ var phrases = []struct {
 	{`(^|[^e])\sis no (path|error|failure|walk|number|socket|page|sysctl|counter|snapshot)\b`, "is not a"},
 }
 
-// TestWords finds phrases that read as translated, in documents, texts and comments.
+// TestWords checks that no document, text or comment contains one of phrases.
 func TestWords(t *testing.T) {
 	const root = ".."
 	texts := []string{".go", ".md", ".tmpl", ".html", ".txt", ".yml", ".yaml", ".service", ".conf", ".css", ".libsonnet", ".tpl"}

@@ -20,9 +20,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestAgreement compares what of a page is computed with a reading by hand: in a
-// namespace where only the test does something, made right before and right after
-// the page, and of recorded files, which nobody changes.
+// TestAgreement checks the computed values of a page against a reading by hand: in a namespace
+// that only the test uses, read right before and right after the scrape, and on recorded files,
+// which do not change.
 func TestAgreement(t *testing.T) {
 	t.Run("namespace", func(t *testing.T) {
 		n := enterNetns(t, "nft", "ss")
@@ -43,10 +43,10 @@ func TestAgreement(t *testing.T) {
 	})
 }
 
-// longestList is the length of the exporter's lists here, as long as they can be.
+// longestList is the length of the exporter's lists here, the longest that it allows.
 const longestList = 100
 
-// agreeOn compares a page of a copy of recorded files, with processes of its own.
+// agreeOn checks a page of a copy of recorded files, to which it adds processes.
 func agreeOn(t *testing.T, from string) {
 	t.Helper()
 	root := t.TempDir()
@@ -90,8 +90,8 @@ func agreeOn(t *testing.T, from string) {
 	t.Logf("%d series", len(byHand))
 }
 
-// ofMachine reports whether a series is about the whole machine, on which others
-// are at work, rather than about a network namespace.
+// ofMachine reports whether a series is about the whole machine, which others use too, rather
+// than about a network namespace.
 func ofMachine(series string) bool {
 	name := strings.TrimPrefix(series, "sockpressure_")
 	if resource, ok := strings.CutPrefix(name, `saturation_ratio{resource="`); ok {
@@ -105,9 +105,9 @@ func ofMachine(series string) bool {
 	return false
 }
 
-// agree scrapes until every series of the namespace has agreed with the readings by
-// hand: has had a value that is not outside of the two. One that is the same in both
-// readings must have that value, at once.
+// agree scrapes until every series of the namespace has agreed with the readings by hand, that
+// is, had a value between the two. A series with the same value in both readings must have that
+// value at once.
 func agree(t *testing.T, e *line, proc string) {
 	t.Helper()
 	hand, err := byhand.Open(proc)
@@ -116,14 +116,14 @@ func agree(t *testing.T, e *line, proc string) {
 	}
 	defer hand.Close()
 	if _, err := os.Stat("/proc/thread-self/net/stat/nf_conntrack"); errors.Is(err, fs.ErrNotExist) {
-		// Without CONFIG_NF_CONNTRACK_PROCFS it is read by this program.
+		// Without CONFIG_NF_CONNTRACK_PROCFS, the reading by hand uses conntrack.
 		needs.Check(t, "conntrack")
 	}
 	agreed := map[string]bool{}
 	end := time.Now().Add(2 * patience)
 	for scrapes := 1; ; scrapes++ {
-		// What is quick is read next to the scrape. A process of ss that has ended also
-		// leaves its socket behind for a moment.
+		// The quick readings are next to the scrape. Also, a process of ss leaves its socket
+		// behind for a moment after it has ended.
 		ssBefore, tableBefore := readSS(t), read(t, byhand.Table)
 		before := read(t, hand.Read)
 		p := e.scrape()
@@ -139,7 +139,7 @@ func agree(t *testing.T, e *line, proc string) {
 			for series := range r[0].Or(r[1]) {
 				d, ok := differences[series]
 				switch {
-				case ofMachine(series): // where others open files, no two readings are alike
+				case ofMachine(series): // others open files, so no two readings are the same
 				case !ok:
 					agreed[source+series] = true
 				case d.Hard, !agreed[source+series]:
@@ -165,7 +165,7 @@ func agree(t *testing.T, e *line, proc string) {
 	}
 }
 
-// read makes a reading by hand.
+// read returns a reading by hand.
 func read[T any](t *testing.T, by func() (T, error)) T {
 	t.Helper()
 	v, err := by()
@@ -175,7 +175,7 @@ func read[T any](t *testing.T, by func() (T, error)) T {
 	return v
 }
 
-// readSS asks ss.
+// readSS returns a reading by ss.
 func readSS(t *testing.T) byhand.Readings {
 	t.Helper()
 	r := byhand.Readings{}
@@ -213,7 +213,7 @@ func readSS(t *testing.T) byhand.Readings {
 	return r
 }
 
-// readUnix adds the unix sockets that listen: those in which somebody waits, or the
+// readUnix adds the listening unix sockets: those with waiting connections or, without any, the
 // first.
 func readUnix(t *testing.T, r byhand.Readings) {
 	t.Helper()
@@ -245,8 +245,7 @@ func readUnix(t *testing.T, r byhand.Readings) {
 	}
 }
 
-// readUDP adds the UDP sockets that hold something, of which there are some, and those that
-// dropped something.
+// readUDP adds the UDP sockets with queued datagrams, and those that dropped some.
 func readUDP(t *testing.T, r byhand.Readings) {
 	t.Helper()
 	fullest := 0.0
@@ -275,8 +274,8 @@ func readUDP(t *testing.T, r byhand.Readings) {
 	r.Set(fullest, "saturation_ratio", "resource", "udp_receive_queue")
 }
 
-// fullQueues has connections wait at unix sockets, and datagrams at UDP sockets, of which
-// some are dropped.
+// fullQueues makes connections wait at unix sockets, and datagrams at UDP sockets, some of which
+// are dropped.
 func (n *netns) fullQueues() {
 	n.t.Helper()
 	check := func(err error) {
@@ -329,8 +328,8 @@ func decimal(t *testing.T, s string) float64 {
 	return v
 }
 
-// trackedTrouble has packets that connection tracking takes for invalid, and some
-// whose entries clash, so that its counters have values.
+// trackedTrouble sends packets that connection tracking takes for invalid, and some whose entries
+// clash, so that its counters have values.
 func (n *netns) trackedTrouble() {
 	n.t.Helper()
 	n.nft(`

@@ -25,15 +25,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// For the pictures in the documentation, of a page that the lab kept: see
-// CONTRIBUTING.md.
+// For the pictures in the documentation, of a page that the lab saved: see CONTRIBUTING.md.
 var (
 	savedPage = flag.String("page", "", "status page to make pictures of, an absolute path")
 	pictures  = flag.String("pictures", "../docs", "folder for its pictures")
 )
 
-// browser is a tab of a Chromium that a test drives. It runs in the network
-// namespace of the test, from where nothing else can be reached.
+// browser is a tab of a Chromium that a test controls. It runs in the network namespace of the
+// test, from which nothing else can be reached.
 type browser struct {
 	t   *testing.T
 	ctx context.Context // of the tab
@@ -52,7 +51,8 @@ func (n *netns) openBrowser() *browser {
 		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.Flag("disable-component-update", true),
 		chromedp.ModifyCmdFunc(n.inNamespaces),
 	)
-	// The pipe to the browser is not a socket, so that its end may be in another namespace.
+	// The pipe to the browser is not a socket, so its ends may be in different network
+	// namespaces.
 	process, end := chromedp.NewExecAllocator(context.Background(), options...)
 	n.t.Cleanup(end)
 	tab, closeTab := chromedp.NewContext(process)
@@ -64,9 +64,9 @@ func (n *netns) openBrowser() *browser {
 	return b
 }
 
-// inNamespaces has a command run in the network namespace of the test, which is
-// that of the calling thread, and in a process namespace, so that no part of it
-// outlives the test. chromedp starts it on another thread.
+// inNamespaces makes a command run in the network namespace of the test, which is that of the
+// calling thread, and in a PID namespace, so that no part of it outlives the test. chromedp
+// starts it on another thread.
 func (n *netns) inNamespaces(cmd *exec.Cmd) {
 	network := fmt.Sprintf("--net=/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
 	cmd.Args = append([]string{
@@ -79,7 +79,7 @@ func (n *netns) inNamespaces(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
 
-// note keeps what the browser writes to the console.
+// note records what the browser writes to the console.
 func (b *browser) note(event any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -93,7 +93,7 @@ func (b *browser) note(event any) {
 	}
 }
 
-// run has the browser do something.
+// run performs an action in the browser and returns its result.
 func run[T any](b *browser, action chromedp.Action[T]) T {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
@@ -111,14 +111,14 @@ func (b *browser) visit(url string) {
 	run(b, chromedp.Navigate(url))
 }
 
-// ask evaluates an expression in the page. The names of an object are those of T's
+// ask evaluates an expression in the page. The properties of an object have the names of T's
 // fields.
 func ask[T any](b *browser, expression string) T {
 	b.t.Helper()
 	return run(b, chromedp.Evaluate[T]("("+expression+")"))
 }
 
-// screen makes the window as large as a device's, and prefers light or dark.
+// screen sets the size of the window and the preferred color scheme, light or dark.
 func (b *browser) screen(width, height int, scheme string) {
 	b.t.Helper()
 	var options []chromedp.EmulateViewportOption
@@ -136,10 +136,10 @@ func (b *browser) screen(width, height int, scheme string) {
 	))
 }
 
-// expectSilence expects that the browser has nothing to complain of.
+// expectSilence checks that the browser has written nothing to the console.
 func (b *browser) expectSilence() {
 	b.t.Helper()
-	// What it wrote before it answers has been noted.
+	// Everything written before this answer has been recorded.
 	ask[int](b, "0")
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -149,8 +149,8 @@ func (b *browser) expectSilence() {
 	b.complaints = nil
 }
 
-// startBeside runs the exporter with processes beside it, which end with it and may
-// hold as many descriptors as the map says.
+// startBeside runs the exporter together with processes that end with it, given by name with
+// their limits of open descriptors.
 func (n *netns) startBeside(processes map[string]int) *line {
 	n.t.Helper()
 	dir := n.t.TempDir()
@@ -166,10 +166,10 @@ func (n *netns) startBeside(processes map[string]int) *line {
 			n.t.Fatal(err)
 		}
 		paths = append(paths, path)
-		// They hold the exporter's standard error open, which its end waits for.
+		// The exporter's Wait returns only when they too have closed its standard error.
 		fmt.Fprintf(&script, "(ulimit -n %d; exec setpriv --pdeathsig KILL \"$1\" 300) & shift\n", limit)
 	}
-	// What other tests do in network namespaces is not to be on the page.
+	// The page must not depend on the network namespaces of other tests.
 	e := connect(start(n.t, func(cmd *exec.Cmd) { asHost(cmd, script.String(), paths...) }, "--no-collector.netns"))
 	n.until("every process has its name", func() bool {
 		p := e.scrape()
@@ -210,8 +210,8 @@ func (n *netns) pressure() {
 	}
 }
 
-// TestBrowser shows the status page of a host under load to a browser, on a desk
-// and on a telephone, by day and by night.
+// TestBrowser checks the status page of a host under load in a browser, at sizes of desktops and
+// phones, in light and dark.
 func TestBrowser(t *testing.T) {
 	t.Parallel()
 	n := enterNetns(t, "chromium", "nsenter", "setpriv")
@@ -273,8 +273,8 @@ func TestBrowser(t *testing.T) {
 	b.expectSilence()
 }
 
-// expectBars expects one bar for each saturation_ratio, as long as its value,
-// the longest first.
+// expectBars checks that there is one bar for each saturation_ratio, as long as its value, the
+// longest first.
 func (b *browser) expectBars(p page) {
 	b.t.Helper()
 	bars := ask[[]struct {
@@ -291,15 +291,15 @@ func (b *browser) expectBars(p page) {
 	for _, bar := range bars {
 		series := fmt.Sprintf("sockpressure_saturation_ratio{resource=%q}", bar.Name)
 		got[series] = bar.Length
-		// Memory moves between two readings.
+		// Memory changes between two readings.
 		if want := p.value(b.t, series); math.Abs(bar.Length-want) > 0.03 {
 			b.t.Errorf("the bar of %s is %v long, and /metrics has %v", bar.Name, bar.Length, want)
 		}
 		if math.Abs(bar.Percent/100-bar.Length) > 0.001 {
-			b.t.Errorf("beside the bar of %s, which is %v long, stands %v %%", bar.Name, bar.Length, bar.Percent)
+			b.t.Errorf("the bar of %s is %v long, and its label is %v %%", bar.Name, bar.Length, bar.Percent)
 		}
 		if bar.Length > above+1e-6 {
-			b.t.Errorf("%s stands below a shorter bar", bar.Name)
+			b.t.Errorf("%s is below a shorter bar", bar.Name)
 		}
 		above = bar.Length
 		want := map[string]string{"accept_queue": "limit critical", "ephemeral_ports": "limit warning"}[bar.Name]
@@ -312,8 +312,8 @@ func (b *browser) expectBars(p page) {
 	}
 }
 
-// expectRefresh expects that the page is read again and stays where it was, and
-// that it can be told not to.
+// expectRefresh checks that the page reloads and keeps its scroll position, and that ?still turns
+// reloading off.
 func (b *browser) expectRefresh(e *line) {
 	b.t.Helper()
 	type view struct{ Read, Top float64 }
@@ -326,21 +326,22 @@ func (b *browser) expectRefresh(e *line) {
 		second = look()
 	}
 	if second.Read == first.Read || first.Top != 500 || second.Top != first.Top {
-		b.t.Errorf("the page was read at %v and stood at %v, then %v and %v", first.Read, first.Top, second.Read, second.Top)
+		b.t.Errorf("the page was loaded at %v and scrolled to %v, then %v and %v", first.Read, first.Top, second.Read, second.Top)
 	}
 	b.visit(e.url + "/?still")
 	if ask[int](b, `document.querySelectorAll("meta[http-equiv=refresh]").length`) != 0 {
-		b.t.Error("the page that stands still is refreshed")
+		b.t.Error("/?still is refreshed")
 	}
 }
 
-// TestHostileNames expects that the name of a process is shown as it is.
+// TestHostileNames checks that the name of a process is shown literally, even if it contains
+// HTML.
 func TestHostileNames(t *testing.T) {
 	t.Parallel()
 	n := enterNetns(t, "chromium", "nsenter", "setpriv")
 	b := n.openBrowser()
 	for _, name := range []string{"<script>alert()", `"><img src=x>`, "{{1}}&lt;b&amp;"} {
-		// Of a higher limit than in TestBrowser, which must not see another worst process.
+		// With a higher limit than in TestBrowser, which must not find another worst process.
 		e := n.startBeside(map[string]int{name: 16})
 		b.visit(e.url + "/")
 		shown := ask[[]string](b, `[...document.querySelectorAll(".list th bdi")].map(e => e.textContent)`)

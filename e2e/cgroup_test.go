@@ -17,9 +17,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestCgroups expects of a real cgroup its memory, its limit, what the OOM killer
-// ended in it, that it can be removed, and that nothing of it stays open. Any user sees
-// that.
+// TestCgroups checks the series of a real cgroup, as any user: its memory, its limit, and its OOM
+// kills. It also checks that the cgroup can be removed and that the exporter keeps none of its
+// files open.
 func TestCgroups(t *testing.T) {
 	needs.Check(t, needs.Root)
 	const limit = 64 << 20
@@ -29,7 +29,8 @@ func TestCgroups(t *testing.T) {
 	e := start(t, asNobody, "--collector.top=100")
 	all := e.scrape("").value(t, "sockpressure_cgroup_oom_kills_all_total")
 
-	// A shell that holds 24 MB, and has the OOM killer leave the machine's others alone.
+	// A shell that holds 24 MB and is the preferred victim of the OOM killer, so that no other
+	// process is killed.
 	shell := exec.Command("sh", "-c", `echo 1000 > /proc/self/oom_score_adj && echo $$ > "$0" && x=$(head -c 24000000 /dev/zero | tr '\0' x) && echo holds && read go && exec tail /dev/zero`, g.procs())
 	shell.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	in, err := shell.StdinPipe()
@@ -52,7 +53,7 @@ func TestCgroups(t *testing.T) {
 	if used < 24e6 || most != limit || p.value(t, "sockpressure_cgroup_memory_saturation_ratio"+labels) != used/most {
 		t.Errorf("it uses %v of %v", used, most)
 	}
-	if byHand := g.used(t); math.Abs(used-byHand) > 4<<20 { // CPUs have charged some of it before
+	if byHand := g.used(t); math.Abs(used-byHand) > 4<<20 { // each CPU charges memory in advance
 		t.Errorf("it uses %v, by hand %v", used, byHand)
 	}
 
@@ -76,7 +77,7 @@ func TestCgroups(t *testing.T) {
 	p = e.scrape("")
 	for series := range p {
 		if strings.Contains(series, labels) {
-			t.Errorf("the group is gone, and there is %s", series)
+			t.Errorf("the group is removed, but the page has %s", series)
 		}
 	}
 	if got := p.value(t, "sockpressure_cgroup_oom_kills_all_total"); got < after {
@@ -93,7 +94,7 @@ func TestCgroups(t *testing.T) {
 	}
 }
 
-// used is the memory that the group cannot give back.
+// used returns the memory that the group cannot reclaim.
 func (g memoryGroup) used(t *testing.T) float64 {
 	t.Helper()
 	number := func(file, prefix string) float64 {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestCheckAnswers reaches three limits at once, and expects check alone to say which, who
-// holds each, and what to set. What it says to set is then set, and is enough.
+// TestCheckAnswers reaches three limits at once, and checks that check names each, the process
+// that holds it, and the sysctl to set. It then sets these, and checks that they are enough.
 func TestCheckAnswers(t *testing.T) {
 	n := enterNetns(t)
 	n.sysctl("net.core.somaxconn", "64")
@@ -68,7 +68,7 @@ func TestCheckAnswers(t *testing.T) {
 		t.Errorf("%d sysctls to set", done)
 	}
 	n.dial(netip.AddrPortFrom(a, 0), at(1002))
-	// What waits in the queue still does, and other namespaces may be in trouble.
+	// Connections still wait in the queue, and other namespaces may be near their limits.
 	for line := range strings.Lines(n.check(t)) {
 		if strings.HasPrefix(line, "  to raise it: sysctl -w net.") {
 			t.Errorf("after it was set: %s", line)
@@ -76,7 +76,7 @@ func TestCheckAnswers(t *testing.T) {
 	}
 }
 
-// check runs check in the namespace, which it takes for the host's.
+// check runs the check command in the namespace, as if that were the host's.
 func (n *netns) check(t *testing.T) string {
 	t.Helper()
 	cmd := exec.Command(binary, "check")

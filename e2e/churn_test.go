@@ -16,10 +16,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestChurn scrapes a hundred times, in CI five hundred, while a thousand connections
-// a second are opened and closed in a namespace of its own. What is counted by walks
-// and by counters is never of the same instant, and yet no sample may be negative or absurd,
-// and no counter may fall.
+// TestChurn checks a hundred scrapes, five hundred in CI, while a thousand connections a second
+// are opened and closed in a namespace of its own. Values from walks and from counters are never
+// of the same instant, but no sample may be negative or absurd, and no counter may fall.
 func TestChurn(t *testing.T) {
 	scrapes := 100
 	if needs.InCI() && !testing.Short() {
@@ -59,8 +58,8 @@ func TestChurn(t *testing.T) {
 	}
 }
 
-// churn opens and closes connections over loopback, so many a second, until stop
-// is called or a minute has passed. stop returns how many there were.
+// churn opens and closes connections over loopback at the given rate, until stop is called or a
+// minute has passed. stop returns how many there were.
 func (n *netns) churn(perSecond int) (stop func() int) {
 	n.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -85,7 +84,7 @@ func (n *netns) churn(perSecond int) (stop func() int) {
 	made := 0
 	wg.Go(func() {
 		defer own.Close()
-		runtime.LockOSThread() // and the thread ends with the goroutine
+		runtime.LockOSThread() // the thread ends with the goroutine
 		if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); err != nil {
 			n.t.Error("setns:", err)
 			return

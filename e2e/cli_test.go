@@ -15,8 +15,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// TestBadInput expects one clear line on standard error and a status that is not
-// zero, whatever a person gets wrong.
+// TestBadInput checks that each wrong flag or environment gives one clear line on standard error
+// and a nonzero exit status.
 func TestBadInput(t *testing.T) {
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -62,7 +62,7 @@ func TestBadInput(t *testing.T) {
 			}
 			var said []string
 			for line := range strings.Lines(stderr.String()) {
-				// A container is warned that it is not the host.
+				// In a container the exporter warns that it is not on the host.
 				if !strings.Contains(line, "level=INFO") && !strings.Contains(line, "level=WARN") {
 					said = append(said, line)
 				}
@@ -107,7 +107,7 @@ func TestSelection(t *testing.T) {
 	}
 }
 
-// TestStop expects a clean end at SIGTERM, with an idle connection open.
+// TestStop checks that the exporter exits with status 0 on SIGTERM, with an idle connection open.
 func TestStop(t *testing.T) {
 	e := start(t, nil)
 	e.scrape("")

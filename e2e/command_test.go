@@ -18,8 +18,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/ptytest"
 )
 
-// TestHangup expects that SIGHUP, by which others are told to reload, is logged and
-// ends nothing.
+// TestHangup checks that SIGHUP, which makes other daemons reload, is logged and does not end the
+// exporter.
 func TestHangup(t *testing.T) {
 	e := start(t, nil)
 	for n := 1; n <= 3; n++ {
@@ -43,15 +43,15 @@ func TestHangup(t *testing.T) {
 	}
 }
 
-// TestHangupOfCheck expects that check ends at SIGHUP, as any command does when its
-// terminal is closed.
+// TestHangupOfCheck checks that check ends on SIGHUP, as any command does when its terminal is
+// closed.
 func TestHangupOfCheck(t *testing.T) {
 	proc := t.TempDir()
 	pipe := filepath.Join(proc, "sys/fs/file-nr")
 	if err := errors.Join(
 		os.MkdirAll(filepath.Dir(pipe), 0o755),
 		os.WriteFile(filepath.Join(proc, "version"), []byte("Linux version 6.12.0\n"), 0o600),
-		unix.Mkfifo(pipe, 0o600), // to open it takes forever
+		unix.Mkfifo(pipe, 0o600), // opening it blocks forever
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -69,16 +69,16 @@ func TestHangupOfCheck(t *testing.T) {
 	}
 }
 
-// TestTerminalClosed expects that the exporter ends with its terminal, unless nohup
-// keeps that from it.
+// TestTerminalClosed checks that the exporter ends when its terminal is closed, unless it runs
+// under nohup.
 func TestTerminalClosed(t *testing.T) {
 	for name, nohup := range map[string]bool{"ordinary": false, "nohup": true} {
 		t.Run(name, func(t *testing.T) {
 			shown, terminal := ptytest.Open(t)
 			args := []string{binary, "--web.listen-address=127.0.0.1:0"}
 			if nohup {
-				// Only a terminal on standard output or error is taken from it by
-				// nohup itself, so the shell does what it does beside that.
+				// nohup would redirect standard output and error away from the terminal. The
+				// shell only ignores SIGHUP, as nohup does too.
 				args = []string{"/bin/sh", "-c", `trap "" HUP; exec "$@"`, "sh", binary, "--web.listen-address=127.0.0.1:0"}
 			}
 			cmd := exec.Command(args[0], args[1:]...)
@@ -121,7 +121,7 @@ func TestTerminalClosed(t *testing.T) {
 	}
 }
 
-// TestVersion expects the same version wherever the exporter shows it.
+// TestVersion checks that the exporter shows the same version everywhere.
 func TestVersion(t *testing.T) {
 	out, err := exec.Command(binary, "--version").Output()
 	if err != nil {
@@ -145,14 +145,14 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// TestBashCompletion expects the words that may follow what was typed.
+// TestBashCompletion checks the completions of incomplete command lines.
 func TestBashCompletion(t *testing.T) {
 	needs.Check(t, "bash")
 	script, err := exec.Command(binary, "--completion-script-bash").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	// To bash, = separates words.
+	// Bash splits words at =.
 	for typed, want := range map[string]string{
 		"che":                               "check",
 		"--collector.disa":                  "--collector.disable-defaults",
@@ -163,7 +163,7 @@ func TestBashCompletion(t *testing.T) {
 		"--web.systemd-socket = t":          "true",
 		"--log.level = w":                   "warn",
 		"--log.level w":                     "warn",
-		"--path.sysfs = t":                  "", // of a file
+		"--path.sysfs = t":                  "", // a file name
 		"--form":                            "",
 		"check --form":                      "--format",
 		"check --format =":                  "text json plugin",
@@ -179,8 +179,8 @@ func TestBashCompletion(t *testing.T) {
 	}
 }
 
-// TestManual expects every flag and command, what the flags of check are, and the
-// signals.
+// TestManual checks that the manual page has flags and signals, and that check --help shows the
+// flags of check.
 func TestManual(t *testing.T) {
 	man, err := exec.Command(binary, "--help-man").Output()
 	if err != nil {

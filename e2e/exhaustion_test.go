@@ -24,8 +24,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// TestExhaustedDescriptors lets the exporter open nothing any more, and expects
-// that only the scans of processes and cgroups, which have to open files, suffer from it.
+// TestExhaustedDescriptors checks that an exporter that cannot open files loses only the scans of
+// processes and cgroups, which have to open some.
 func TestExhaustedDescriptors(t *testing.T) {
 	needs.Check(t, "prlimit")
 	for name, args := range map[string][]string{"as ever": nil, "without sysfs": {"--path.sysfs=" + emptySysfs(t)}} {
@@ -37,8 +37,7 @@ func TestExhaustedDescriptors(t *testing.T) {
 	}
 }
 
-// emptySysfs returns the path of a copy of sysfs that has no caches, which every user
-// may read.
+// emptySysfs returns the path of a sysfs without slab caches, which every user may read.
 func emptySysfs(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(filepath.Dir(binary), "sys")
@@ -48,8 +47,7 @@ func emptySysfs(t *testing.T) string {
 	return dir
 }
 
-// ofFolders are the collectors that find what they look at in a folder, which they have
-// to open.
+// ofFolders returns the collectors that list directories, which they have to open each time.
 func ofFolders() []string { return append(ofProcesses(), "cgroup") }
 
 func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
@@ -76,8 +74,7 @@ func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
 			t.Fatalf("%v: %v: %s", cmd, err, out)
 		}
 	}
-	// What the exporter tells of processes and of itself comes from files that it
-	// opens each time.
+	// The exporter's metrics of processes and of itself come from files that it opens each time.
 	lost := func(series string, _ bool) bool {
 		return strings.HasPrefix(series, "sockpressure_process") || strings.HasPrefix(series, "process_") ||
 			series == `sockpressure_saturation_ratio{resource="process_file_descriptors"}`
@@ -108,15 +105,15 @@ func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
 		}
 	}
 
-	// Descriptors above the limit stay open, and the three below it are taken.
+	// Open descriptors above the limit stay open, and the three below it are in use.
 	limit("3")
 	for range 20 {
 		check()
 	}
 	if n := strings.Count(e.logged(), "collector failed"); n < len(ofProcesses()) || n > len(ofFolders()) { // there may be no cgroups
-		t.Errorf("%d warnings, want one of each collector that reads folders", n)
+		t.Errorf("%d warnings, want one of each collector that lists directories", n)
 	}
-	// A scrape that has no time leaves the next one what it needs.
+	// A scrape without time must not affect the next one.
 	for _, timeout := range []string{"1e-9", "0.0001", "0.0002", "0.0005", "0.001", "0.002"} {
 		scrape(timeout)
 		check()
@@ -125,8 +122,7 @@ func testExhausted(t *testing.T, wrap func(*exec.Cmd), args ...string) {
 	compareSeries(t, scrape("10").stable(), all)
 }
 
-// kept fetches pages over connections that it keeps, and never opens another one
-// instead.
+// kept fetches pages over connections that stay open, and never replaces one.
 type kept struct {
 	url  string
 	http *http.Client
@@ -158,7 +154,7 @@ func keepAlive(url string, n int) *kept {
 	}}
 }
 
-// get fetches a path. timeout is what Prometheus would say that it waits.
+// get fetches a path. timeout is the scrape timeout in the request header, in seconds.
 func (c *kept) get(path, timeout string) (string, error) {
 	r, err := http.NewRequest(http.MethodGet, c.url+path, http.NoBody)
 	if err != nil {
@@ -177,12 +173,12 @@ func (c *kept) get(path, timeout string) (string, error) {
 	return string(b), err
 }
 
-// TestExhaustedThreads expects the exporter to go on, beside a network namespace that it
-// looks at each time, when it can have no thread more than it has.
+// TestExhaustedThreads checks that the exporter keeps working when it cannot create threads, with
+// a network namespace that it enters at each scrape.
 func TestExhaustedThreads(t *testing.T) {
 	needs.Check(t, needs.Root, "prlimit")
 	nettest.New(t)
-	// Nobody else has this user's threads.
+	// No other process has this user, so its threads are all the exporter's.
 	const user = 64911
 	e := start(t, func(cmd *exec.Cmd) {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: user, Gid: user}

@@ -30,30 +30,30 @@ var (
 	floodTime     = flag.Duration("flood.time", 2*time.Second, "how long each attack of TestFlood lasts")
 )
 
-// What SECURITY.md promises under every attack of TestFlood.
+// The guarantees of SECURITY.md under every attack of TestFlood.
 const (
-	// floodMemory is what the cgroup has: MemoryMax= of the unit, limits.memory of the
+	// floodMemory is the memory limit of the cgroup: MemoryMax= of the unit, limits.memory of the
 	// DaemonSet.
 	floodMemory = 128 << 20
-	// promisedMemory is what the exporter takes of it.
+	// promisedMemory is the most memory that the exporter uses of it.
 	promisedMemory = 64 << 20
-	// promisedLines is how many lines an attack adds to the log within a minute.
+	// promisedLines is the most lines that an attack adds to the log within a minute.
 	promisedLines = 6
-	// promisedScrape is how long Prometheus waits at most.
+	// promisedScrape is the longest that a scrape takes.
 	promisedScrape = 10 * time.Second
 )
 
-// attack is one that bench/flood knows.
+// attack is one of the attacks of bench/flood.
 type attack struct {
 	name string
-	// secure is with TLS and a password, verified with certificates of clients too.
+	// secure serves with TLS and a password, verified also checks client certificates.
 	secure, verified bool
-	// reconnects has Prometheus open a connection for each scrape, shared has it come
-	// from the attack's address.
+	// reconnects makes Prometheus open a connection for each scrape, shared makes it use the
+	// attack's address.
 	reconnects, shared bool
 }
 
-// floods are all of them.
+// floods returns all attacks.
 func floods() []attack {
 	return []attack{
 		{name: "nothing"},
@@ -76,20 +76,20 @@ func floods() []attack {
 	}
 }
 
-// insideFlood is the variable by which the test knows that it is in its network
+// insideFlood is the environment variable that is set when the test runs in its network
 // namespace.
 const insideFlood = "SOCKPRESSURE_FLOOD_INSIDE"
 
-// TestFlood attacks the exporter in a cgroup with the memory that the unit has, and
-// expects what SECURITY.md promises. With -v it prints what was seen.
+// TestFlood checks the guarantees of SECURITY.md while it attacks the exporter in a cgroup with
+// the memory of the unit. With -v it prints what it measured.
 func TestFlood(t *testing.T) {
 	needs.Check(t, needs.Root, "chrt", "ip")
 	if *floodAttack == "" {
-		needs.Check(t, needs.CI) // all of them take a minute
+		needs.Check(t, needs.CI) // all attacks take a minute
 	}
 	if os.Getenv(insideFlood) == "" {
-		// All of the test's threads have to be in the namespace, where this machine has
-		// sixteen million addresses.
+		// All threads of the test have to be in the namespace, where sixteen million addresses
+		// are local.
 		if *floodExporter == "" {
 			*floodExporter = binary
 		}
@@ -123,7 +123,7 @@ func testFlood(t *testing.T, program string, attack attack) {
 	if attack.secure {
 		config := filepath.Join(dir, "web.yml")
 		roots = selfSigned(t, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
-		// The hash is that of "right", at the cost that deploy/tls has.
+		// The password is "right", hashed at the cost that deploy/tls uses.
 		text := "tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n"
 		if attack.verified {
 			text += "  client_auth_type: VerifyClientCertIfGiven\n  client_ca_file: cert.pem\n"
@@ -162,8 +162,8 @@ func testFlood(t *testing.T, program string, attack attack) {
 	header := &http.Request{Header: http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {"10"}}}
 	header.SetBasicAuth("prometheus", "right")
 
-	// The attack is there before Prometheus. Attackers have machines of their own, so it
-	// has the processor when the exporter does not need it.
+	// The attack starts before Prometheus. Attackers have machines of their own, so the attack
+	// only gets CPU time that the exporter does not need.
 	before := strings.Count(e.logged(), "\n")
 	cmd := exec.CommandContext(t.Context(), "chrt", "--idle", "0", program, "-address="+address, "-attack="+attack.name, "-time="+floodTime.String())
 	if attack.secure {
@@ -214,7 +214,7 @@ func testFlood(t *testing.T, program string, attack attack) {
 	}
 }
 
-// cpuTime is what a process has taken, 0 if it is gone.
+// cpuTime returns the CPU time of a process, 0 if it has ended.
 func cpuTime(pid int) time.Duration {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -230,7 +230,7 @@ func cpuTime(pid int) time.Duration {
 	return time.Duration(user+system) * time.Second / 100 // USER_HZ
 }
 
-// memoryGroup is a cgroup with a limit of memory.
+// memoryGroup is a cgroup with a memory limit.
 type memoryGroup struct {
 	dir, limit, highest string
 }
@@ -248,7 +248,7 @@ func newMemoryGroup(t *testing.T, bytes int) memoryGroup {
 		needs.Skip(t, "cgroups with memory that root may make: "+err.Error())
 	}
 	t.Cleanup(func() {
-		// The last process is gone a moment later.
+		// The last process disappears a moment later.
 		for range 100 {
 			if err := os.Remove(g.dir); err == nil || errors.Is(err, fs.ErrNotExist) {
 				return
@@ -268,7 +268,7 @@ func newMemoryGroup(t *testing.T, bytes int) memoryGroup {
 
 func (g memoryGroup) procs() string { return filepath.Join(g.dir, "cgroup.procs") }
 
-// peak is the most memory that the group has had.
+// peak returns the highest memory usage of the group.
 func (g memoryGroup) peak() int {
 	b, _ := os.ReadFile(filepath.Join(g.dir, g.highest))
 	n, _ := strconv.Atoi(strings.TrimSpace(string(b)))

@@ -57,15 +57,14 @@ func (e *exporter) kept(proc string) []string {
 	return files
 }
 
-// TestHang puts a FIFO, whose opening blocks forever, in the place of each file
-// that is kept open, one after the other. The exporter listens all the same, the
-// collectors that do not need the file answer at once, check says what hangs, and
-// a signal ends it.
+// TestHang replaces each file that is kept open by a FIFO, whose opening blocks forever, one at a
+// time. It checks that the exporter still listens, that the collectors that do not need the file
+// answer at once, that check names the file, and that a signal ends the exporter.
 func TestHang(t *testing.T) {
-	t.Parallel() // it does little but wait
+	t.Parallel() // it mostly waits
 	var mu sync.Mutex
 	var wrong []error
-	// Below the logs of all exporters.
+	// Reported after the logs of all exporters.
 	t.Cleanup(func() {
 		for _, err := range wrong {
 			t.Error(err)
@@ -78,10 +77,10 @@ func TestHang(t *testing.T) {
 	}
 	files = append(files, "version")
 	if !needs.InCI() {
-		// One of each kind: of a namespace, of the machine, of a walk, of no collector.
+		// One file of each kind: of a network namespace, of the machine, of a walk, of no
+		// collector.
 		files = []string{"net/sockstat", "meminfo", "sys/net/ipv4/ip_local_port_range", "version"}
 	}
-	// All at once.
 	var all sync.WaitGroup
 	for _, file := range files {
 		proc, sys := copyProc(t)
@@ -100,8 +99,8 @@ func TestHang(t *testing.T) {
 	}
 }
 
-// hang runs check and an exporter where opening the file blocks forever, and
-// returns what it finds wrong.
+// hang runs check and an exporter where opening the file blocks forever, and returns what went
+// wrong.
 func hang(t *testing.T, file, proc, sys string) (wrong []error) {
 	errorf := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
 	path := filepath.Join(proc, file)
@@ -117,7 +116,7 @@ func hang(t *testing.T, file, proc, sys string) (wrong []error) {
 		errorf("check: %v\n%s", err, out)
 	}
 	if file != "version" && !strings.Contains(string(out), path+" did not answer") {
-		errorf("check does not say that it hangs:\n%s", out)
+		errorf("check does not name the file that hangs:\n%s", out)
 	}
 
 	// The thread that started a process must not end before it does (Pdeathsig).
@@ -127,8 +126,8 @@ func hang(t *testing.T, file, proc, sys string) (wrong []error) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	var p page
 	for _, timeout := range []string{"10", "60"} {
-		// What is known to hang is not waited for: a scrape that may take a minute
-		// answers at once, however busy this machine is.
+		// A collector that is known to hang is not waited for, so even a scrape that may take a
+		// minute answers at once, however busy this machine is.
 		began := time.Now()
 		answer, err := e.send(client, http.MethodGet, e.url+"/metrics", http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {timeout}})
 		if err != nil || answer.status != http.StatusOK {
@@ -147,7 +146,7 @@ func hang(t *testing.T, file, proc, sys string) (wrong []error) {
 			failed++
 		}
 	}
-	// In a copy of a procfs tcp and ports have no sockets to ask for.
+	// The copied procfs has no sockets to query, so tcp and ports fail too.
 	if failed < 2 || failed > 5 {
 		errorf("%d collectors failed: %v", failed, collectors)
 	}
@@ -159,7 +158,7 @@ func hang(t *testing.T, file, proc, sys string) (wrong []error) {
 		errorf("%w", err)
 	}
 	if took := time.Since(began); took > 20*time.Second {
-		errorf("SIGTERM was obeyed after %v", took)
+		errorf("the exporter ended %v after SIGTERM", took)
 	}
 	return wrong
 }

@@ -1,6 +1,6 @@
 // Package e2e tests the built exporter from outside, on the running kernel.
 //
-// What they change of the kernel they change in a network namespace of their own.
+// The tests change kernel settings only in network namespaces of their own.
 package e2e
 
 import (
@@ -33,8 +33,8 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
-	// A signal that is caught here is not ignored in what is started, as it would be
-	// where the tests run under nohup.
+	// A signal that is caught here has its default action in child processes, even if the tests
+	// run under nohup, which ignores it.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "sockpressure-e2e-")
@@ -42,13 +42,13 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		defer os.RemoveAll(dir)
-		// Every user may run it.
+		// Every user may run the exporter.
 		if err := os.Chmod(dir, 0o755); err != nil {
 			panic(err)
 		}
 		binary = filepath.Join(dir, "sockpressure_exporter")
-		// Static, so that a container can run it too, and without git, which refuses a
-		// clone of somebody else's.
+		// Static, so that a container can run it too, and without git, which rejects a repository
+		// of another user.
 		build := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "..")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		build.Stderr = os.Stderr
@@ -56,8 +56,8 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "go build:", err)
 			return 1
 		}
-		// The host always has a UDP socket and a unix listener, whatever else comes and goes
-		// on it, so that the series of their queues do too.
+		// The host always has a UDP socket and a unix listener, so that the series of their
+		// queues exist, whatever else runs on it.
 		udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
 		if err != nil {
 			panic(err)
@@ -82,9 +82,9 @@ type exporter struct {
 	log strings.Builder
 }
 
-// start runs the exporter on a free loopback port until the test ends. A walk is
-// fresh at every scrape. wrap may change the command before it starts, to run it
-// as another user or in another namespace, and what ends it (Cancel).
+// start runs the exporter on a free loopback port until the test ends. Every scrape does new
+// walks. wrap may change the command before it starts, to run it as another user or in another
+// namespace, and how it is ended (Cancel).
 func start(t *testing.T, wrap func(*exec.Cmd), args ...string) *exporter {
 	t.Helper()
 	args = append([]string{"--web.listen-address=127.0.0.1:0", "--collector.max-cpu=0"}, args...)
@@ -161,8 +161,7 @@ func (e *exporter) get(path string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
-// page is the samples of a scrape by series, its labels in order:
-// name{a="b",c="d"}.
+// page maps the series of a scrape to their values. Labels are sorted: name{a="b",c="d"}.
 type page map[string]float64
 
 // scrape fetches /metrics with a query, such as "?collect[]=tcp".
@@ -175,7 +174,7 @@ func (e *exporter) scrape(query string) page {
 	return parsePage(e.t, body)
 }
 
-// parsePage reads the Prometheus text format.
+// parsePage parses the Prometheus text format.
 func parsePage(t *testing.T, body string) page {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
@@ -208,7 +207,7 @@ func parsePage(t *testing.T, body string) page {
 	return p
 }
 
-// value returns a series that must be there.
+// value returns the value of a series, which must exist.
 func (p page) value(t *testing.T, series string) float64 {
 	t.Helper()
 	v, ok := p[series]
@@ -218,7 +217,7 @@ func (p page) value(t *testing.T, series string) float64 {
 	return v
 }
 
-// with returns the series whose name starts with prefix, in order.
+// with returns the series whose names start with prefix, sorted.
 func (p page) with(prefix string) []string {
 	var series []string
 	for _, s := range slices.Sorted(maps.Keys(p)) {

@@ -26,7 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answer is what came back to a request.
+// answer is the response to a request.
 type answer struct {
 	status int
 	header http.Header
@@ -63,8 +63,8 @@ func (e *exporter) metrics(header http.Header) answer {
 	return a
 }
 
-// TestSlowClients expects that a client that does not finish its header is cut
-// off, silent or slow, and that others are served meanwhile.
+// TestSlowClients checks that clients that do not finish their header, silent or slow, are
+// disconnected, and that others are served meanwhile.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
 	e := start(t, nil)
@@ -100,8 +100,8 @@ func TestSlowClients(t *testing.T) {
 	e.scrape("")
 }
 
-// sendHalf sends half a request, goes on a letter at a time if it is to trickle,
-// and returns when the server has closed the connection.
+// sendHalf sends half a request and returns when the server has closed the connection. With
+// trickle it continues with a letter at a time.
 func sendHalf(address string, trickle bool) error {
 	c, err := net.Dial("tcp", address)
 	if err != nil {
@@ -121,18 +121,18 @@ func sendHalf(address string, trickle bool) error {
 			}
 		}()
 	}
-	// A letter that comes too late turns the end into a reset.
+	// A letter that arrives after the close causes a reset.
 	if _, err = io.Copy(io.Discard, c); errors.Is(err, unix.ECONNRESET) {
 		return nil
 	}
 	return err
 }
 
-// TestMaxRequests lets many scrapes and status pages wait for one reading, and expects
-// that all get a page although few are made at once.
+// TestMaxRequests checks that many scrapes and status pages that wait for one reading all get a
+// page, although few are rendered at once.
 func TestMaxRequests(t *testing.T) {
-	// To open a pipe that nobody writes to takes forever, to read it where a file
-	// is expected fails.
+	// Opening a pipe without a writer blocks forever, and reading it where a file is expected
+	// fails.
 	proc := t.TempDir()
 	pipe := filepath.Join(proc, "sys/fs/file-nr")
 	if err := os.MkdirAll(filepath.Dir(pipe), 0o755); err != nil {
@@ -189,8 +189,7 @@ func TestMaxRequests(t *testing.T) {
 	e.scrape("")
 }
 
-// TestScrapeTimeout expects that nothing a client may say of its deadline does
-// harm.
+// TestScrapeTimeout checks that no value of the scrape timeout header does harm.
 func TestScrapeTimeout(t *testing.T) {
 	e := start(t, nil)
 	complete := e.scrape("").stable()
@@ -204,7 +203,7 @@ func TestScrapeTimeout(t *testing.T) {
 		}
 		compareSeries(t, parsePage(t, a.body).stable(), complete)
 	}
-	// There may be no time to read anything, but there is for a page that says so.
+	// There may be no time to read anything, but the page still reports that.
 	for _, timeout := range []string{"1e-9", "5e-324", "0.001"} {
 		a := e.metrics(http.Header{"X-Prometheus-Scrape-Timeout-Seconds": {timeout}})
 		if a.status != http.StatusOK || !strings.Contains(a.body, success("sockstat")) {
@@ -214,11 +213,11 @@ func TestScrapeTimeout(t *testing.T) {
 	compareSeries(t, e.scrape("").stable(), complete)
 }
 
-// TestImpatientScrape expects that a scrape without time for a walk does not take
-// its result from others, at the default bound on walks.
+// TestImpatientScrape checks that a scrape without time for a walk does not take its result away
+// from others, at the default limit of walks.
 func TestImpatientScrape(t *testing.T) {
 	t.Parallel()
-	// The first walk is before the exporter listens, and there may be no one else.
+	// The exporter walks before it listens, so there must be another listener.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -254,7 +253,7 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// TestFormats expects the same series in each format that a client may ask for.
+// TestFormats checks that each format that a client may request has the same series.
 func TestFormats(t *testing.T) {
 	e := start(t, nil)
 	want := e.scrape("").stable()

@@ -21,7 +21,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// rootfs is given by .ci/image.
+// rootfs is set by .ci/image.
 var rootfs = flag.String("rootfs", "", "root filesystem of the image to test; without it, one with a static binary is made")
 
 const (
@@ -29,14 +29,14 @@ const (
 	imageUser = 65532
 	// imageBinary is the entry point of the image.
 	imageBinary = "/bin/sockpressure_exporter"
-	// seccompProfile is what CRI-O and Podman take for the runtime's default, in
-	// Debian's package golang-github-containers-common.
+	// seccompProfile is the default profile of CRI-O and Podman, in Debian's package
+	// golang-github-containers-common.
 	seccompProfile = "/usr/share/containers/seccomp.json"
 )
 
-// TestImage runs the image under the security context of the DaemonSet, and of the
-// one for all metrics, in the way of a node: runc, which containerd and CRI-O run
-// too, is given what they would make of the pod.
+// TestImage checks the image under the security contexts of the DaemonSet and of the one for all
+// metrics, as on a node: runc, which containerd and CRI-O use too, gets the configuration that
+// they would make for the pod.
 func TestImage(t *testing.T) {
 	needs.Check(t, needs.Root, needs.MountedRoot, "runc", seccompProfile)
 	image := *rootfs
@@ -94,7 +94,7 @@ func TestImage(t *testing.T) {
 			t.Error("no memory_slab_bytes")
 		}
 		load.find(t, p)
-		// It may enter the network namespaces of others, under the runtime's seccomp profile.
+		// It may enter other network namespaces, under the runtime's seccomp profile.
 		nettest.New(t).Listen(3, 2)
 		if limits := e.scrape("").with("sockpressure_netns_accept_queue_limit{"); len(limits) == 0 {
 			t.Error("no limit of an accept queue in another network namespace")
@@ -103,7 +103,7 @@ func TestImage(t *testing.T) {
 	})
 }
 
-// expectHost expects the host's numbers, as on an earlier page.
+// expectHost checks that a page has the host's numbers, as an earlier page has.
 func expectHost(t *testing.T, now, earlier page) {
 	t.Helper()
 	if now.value(t, "sockpressure_host_network_namespace") != 1 {
@@ -113,8 +113,8 @@ func expectHost(t *testing.T, now, earlier page) {
 	expectHostProcesses(t, now)
 }
 
-// expectHostProcesses expects the test's own process, which has many descriptors
-// and is not in the pod.
+// expectHostProcesses checks that a page has the test's own process, which has many descriptors
+// and is outside the pod.
 func expectHostProcesses(t *testing.T, p page) {
 	t.Helper()
 	comm, err := os.ReadFile("/proc/self/comm")
@@ -124,36 +124,35 @@ func expectHostProcesses(t *testing.T, p page) {
 	p.value(t, fmt.Sprintf("sockpressure_process_open_file_descriptors{process=%q}", strings.TrimSpace(string(comm))))
 }
 
-// pod is a container as a node makes it: a read-only root filesystem and
-// namespaces of its own, hostPID false, the host's /proc as /host/proc, its cgroups
-// as /host/cgroup.
+// pod is a container as on a node: with a read-only root filesystem, its own namespaces (hostPID
+// is false), the host's /proc as /host/proc, and its cgroups as /host/cgroup.
 type pod struct {
 	t            *testing.T
 	id           string
-	bundle       string // folder with rootfs and config.json
+	bundle       string // directory with rootfs and config.json
 	user         int
 	capabilities []string
 	network      *os.File // namespace, or nil for the host's
 }
 
-// newPod returns a pod of an image, to be started with wrap.
+// newPod returns a pod of an image, which start runs with wrap.
 func newPod(t *testing.T, image string, user int, capabilities ...string) *pod {
 	t.Helper()
 	p := &pod{t: t, id: "sockpressure-" + rand.Text(), bundle: t.TempDir(), user: user, capabilities: capabilities}
-	// runc makes folders to mount on.
+	// A copy, because runc creates mount points in it.
 	if out, err := exec.Command("cp", "-a", image, filepath.Join(p.bundle, "rootfs")).CombinedOutput(); err != nil {
 		t.Fatalf("cp: %v\n%s", err, out)
 	}
 	return p
 }
 
-// in is wrap in a network namespace.
+// in returns wrap for a pod in a network namespace.
 func (p *pod) in(network *os.File) func(*exec.Cmd) {
 	p.network = network
 	return p.wrap
 }
 
-// wrap makes the image's binary run in the pod instead of a command.
+// wrap replaces a command by one that runs the image's binary in the pod.
 func (p *pod) wrap(cmd *exec.Cmd) {
 	p.t.Helper()
 	cmd.Args[0] = imageBinary
@@ -167,17 +166,17 @@ func (p *pod) wrap(cmd *exec.Cmd) {
 	}
 	run := p.runc("run", "--bundle", p.bundle)
 	cmd.Path, cmd.Args = run.Path, run.Args
-	// To kill runc alone would leave the container.
+	// Killing runc would not end the container.
 	cmd.Cancel = p.runc("delete", "--force").Run
 }
 
-// runc returns a command about the pod's container.
+// runc returns a command of runc for the pod's container.
 func (p *pod) runc(args ...string) *exec.Cmd {
 	args = append([]string{"--root", filepath.Join(p.bundle, "state")}, args...)
 	return exec.Command("runc", append(args, p.id)...)
 }
 
-// config is what a container runtime tells runc about the pod.
+// config returns the OCI configuration that a container runtime passes to runc for the pod.
 func (p *pod) config(args []string) map[string]any {
 	type object = map[string]any
 	namespaces := []object{{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}}
@@ -214,8 +213,7 @@ func (p *pod) config(args []string) map[string]any {
 	}
 }
 
-// seccompFilter is a filter of system calls in the form of runc, made of the rules
-// of a profile.
+// seccompFilter is a filter of system calls in runc's format, with the rules of a profile.
 type seccompFilter struct {
 	DefaultAction   string        `json:"defaultAction"`
 	DefaultErrnoRet uint          `json:"defaultErrnoRet"`
@@ -235,8 +233,8 @@ type seccompCondition struct {
 	Caps, Arches []string
 }
 
-// seccomp returns the rules of the runtime's default profile that are for the
-// pod's capabilities and this machine.
+// seccomp returns the rules of the runtime's default profile that apply to the pod's capabilities
+// and this machine.
 func (p *pod) seccomp() seccompFilter {
 	var f seccompFilter
 	profile, err := os.ReadFile(seccompProfile)
@@ -258,11 +256,11 @@ func (p *pod) seccomp() seccompFilter {
 	return f
 }
 
-// expectConfined asks the kernel whether the running pod is as confined as it
-// should be, with no capabilities but these.
+// expectConfined checks that the running pod is confined as it should be, and has only the given
+// capabilities.
 func (p *pod) expectConfined(capabilities uint64) {
 	p.t.Helper()
-	// A file of runc's with the number may come after the container's first words.
+	// runc may write the file with the PID only after the container's first output.
 	var state struct{ Pid int }
 	out, err := p.runc("state").Output()
 	if err == nil {

@@ -11,9 +11,9 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestLeak expects that a thousand scrapes, in CI ten thousand, leave no descriptor,
-// no goroutine and no memory behind. bench/soak does it for a day, with resident
-// memory and threads, which depend on what else the machine does.
+// TestLeak checks that a thousand scrapes, ten thousand in CI, leak no descriptors, goroutines or
+// memory. bench/soak runs for a day, and also checks resident memory and threads, which depend on
+// the load of the machine.
 func TestLeak(t *testing.T) {
 	scrapes := 1_000
 	if needs.InCI() && !testing.Short() {
@@ -23,8 +23,8 @@ func TestLeak(t *testing.T) {
 	scrapeByFour(t, e, 200)
 	before := e.held()
 
-	// The collector of garbage finds scrapes that are being answered, so not always
-	// the same. What leaks stays, even where it is lowest.
+	// A garbage collection may run while scrapes are being answered, so the memory in use varies.
+	// A leak raises even the lowest value.
 	const batch = 100
 	var memory []int
 	for range scrapes / batch {
@@ -36,8 +36,8 @@ func TestLeak(t *testing.T) {
 		t.Errorf("%d scrapes left %d bytes of memory behind: from %d it went to %v", scrapes, grown, before.memory, memory)
 	}
 
-	// The server notices closed connections a moment later, and one or two goroutines
-	// may just be at work. A leak is one for each scrape, or for some.
+	// The server notices closed connections a moment later, and one or two goroutines may be
+	// running. A leak is one for each scrape, or for some.
 	few := scrapes / 100
 	after := e.held()
 	for end := time.Now().Add(patience); after.descriptors > before.descriptors+few || after.goroutines > before.goroutines+few; after = e.held() {
@@ -48,8 +48,8 @@ func TestLeak(t *testing.T) {
 	}
 }
 
-// scrapeByFour shares n scrapes among four clients that keep their connections
-// until the end.
+// scrapeByFour distributes n scrapes over four clients that keep their connections open until the
+// end.
 func scrapeByFour(t *testing.T, e *exporter, n int) {
 	t.Helper()
 	const clients = 4
@@ -72,11 +72,11 @@ func scrapeByFour(t *testing.T, e *exporter, n int) {
 	}
 }
 
-// held is what a process of the exporter holds.
+// held is the resources that an exporter process holds.
 type held struct {
 	descriptors int
 	goroutines  int
-	memory      int // in use at the last collection of garbage, in bytes
+	memory      int // in use at the last garbage collection, in bytes
 }
 
 func (e *exporter) held() held {
@@ -89,7 +89,7 @@ func (e *exporter) held() held {
 	return held{
 		descriptors: len(descriptors),
 		goroutines:  int(p.value(e.t, "go_goroutines")),
-		// With GOGC=100 the next collection is at twice as much, or at 4 MiB.
+		// With GOGC=100 the next collection is at twice the memory in use, or at 4 MiB.
 		memory: int(p.value(e.t, "go_memstats_next_gc_bytes")) / 2,
 	}
 }

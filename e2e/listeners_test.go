@@ -9,8 +9,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestManyListeners opens 10,000 listeners, one of them with a full queue, and
-// expects ten series of them with the full one in front.
+// TestManyListeners checks that of 10,000 listeners, one of them with a full queue, ten have
+// series, the full one first.
 func TestManyListeners(t *testing.T) {
 	const listeners = 10_000
 	var limit unix.Rlimit
@@ -42,7 +42,7 @@ func TestManyListeners(t *testing.T) {
 		if i > 0 {
 			continue
 		}
-		// The kernel chooses a port, which the others take too.
+		// The kernel chooses a port, which the other listeners use too.
 		bound, err := unix.Getsockname(fd)
 		if err != nil {
 			t.Fatal(err)
@@ -50,7 +50,7 @@ func TestManyListeners(t *testing.T) {
 		addr.Port = bound.(*unix.SockaddrInet4).Port
 	}
 	addr.Addr = [4]byte{127, 98, 50, 1}
-	for range 5 { // a queue of 4 takes one more
+	for range 5 { // a backlog of 4 allows one more
 		if err := unix.Connect(socket(), &addr); err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,7 @@ func TestManyListeners(t *testing.T) {
 	if got := p.value(t, fmt.Sprintf(`sockpressure_accept_queue_saturation_ratio{listener="127.98.50.1:%d"}`, addr.Port)); got != 1.25 {
 		t.Errorf("its saturation is %v", got)
 	}
-	// Another program on this machine may have a queue that is fuller still.
+	// A queue of another program on this machine may be even fuller.
 	if got := p.value(t, `sockpressure_saturation_ratio{resource="accept_queue"}`); got < 1.25 {
 		t.Errorf("saturation is %v", got)
 	}

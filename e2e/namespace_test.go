@@ -25,12 +25,11 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// The tests of this file take the network namespace that they run in for the
-// host's, put the exporter into another one, as in a container, and expect the
-// host's numbers or none.
+// The tests of this file use the network namespace that they run in as the host's, put the
+// exporter into another one, as in a container, and check that it has the host's numbers or none.
 
-// ownSysctls are sysctls of the exporter's own network namespace, with values
-// that nothing else has.
+// ownSysctls returns sysctls of the exporter's own network namespace, with values that are used
+// nowhere else.
 func ownSysctls() map[string][]float64 {
 	return map[string][]float64{
 		"core/somaxconn":           {54321},
@@ -44,18 +43,17 @@ func ownSysctls() map[string][]float64 {
 	}
 }
 
-// place is where and as whom the exporter runs.
+// place is where, and as which user, the exporter runs.
 type place struct {
 	network     *os.File // namespace, or nil for the host's
-	container   bool     // has a procfs of its own, and the host's as /mnt/proc
+	container   bool     // has its own procfs, and the host's as /mnt/proc
 	procOptions string   // of the host's procfs
 	nobody      bool
 }
 
-// wrap makes a command run in a place. It belongs to a process namespace whose
-// process 1, a shell, is in the test's network namespace and so represents the
-// host's: the real one may be out of reach even for root. All processes end with
-// that shell.
+// wrap makes a command run in a place, in a PID namespace. Process 1 of that, a shell, is in the
+// test's network namespace and so represents the host's process 1, which may be inaccessible even
+// to root. All processes end with that shell.
 func (p place) wrap(cmd *exec.Cmd) {
 	enter, prepare, run := "", "", "exec"
 	if p.network != nil {
@@ -85,7 +83,7 @@ func (p place) wrap(cmd *exec.Cmd) {
 	cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNS
 }
 
-// in is wrap in a network namespace.
+// in returns wrap for a place in a network namespace.
 func (p place) in(network *os.File) func(*exec.Cmd) {
 	p.network = network
 	return p.wrap
@@ -123,7 +121,7 @@ func TestNetworkNamespace(t *testing.T) {
 				t.Errorf("accept queues: %v", p.with("sockpressure_accept_queue"))
 			}
 			if log := inside.logged(); strings.Count(log, "level=WARN") != 3 || strings.Count(log, "PID namespace") != 3 {
-				t.Errorf("it complained of more than the processes:\n%s", log)
+				t.Errorf("it warned of more than the processes:\n%s", log)
 			}
 		})
 		t.Run(name+", unprivileged", func(t *testing.T) {
@@ -132,8 +130,8 @@ func TestNetworkNamespace(t *testing.T) {
 	}
 }
 
-// TestHiddenProcesses mounts procfs so that an ordinary user cannot see process
-// 1, in whose network namespace the exporter should be.
+// TestHiddenProcesses checks an exporter with a procfs in which an ordinary user cannot see
+// process 1, whose network namespace the exporter should be in.
 func TestHiddenProcesses(t *testing.T) {
 	needs.Check(t, needs.Root, needs.MountedRoot, "mount", "nsenter", "setpriv", "unshare")
 	load := putLoad(t)
@@ -144,9 +142,9 @@ func TestHiddenProcesses(t *testing.T) {
 		e := start(t, place{procOptions: hidden, nobody: true}.wrap)
 		p := e.scrape("")
 		if p.value(t, "sockpressure_host_network_namespace") != 1 {
-			t.Error("it does not know that it is in the host's network namespace")
+			t.Error("host_network_namespace is not 1 in the host's network namespace")
 		}
-		// The processes of one user would be shown as the host's.
+		// Those series would show the processes of one user as the host's.
 		host := host.withoutProcesses()
 		want := host.stable()
 		maps.DeleteFunc(want, func(s string, _ bool) bool { return needsPrivilege(family(s)) })
@@ -155,7 +153,7 @@ func TestHiddenProcesses(t *testing.T) {
 		load.find(t, p)
 		for _, name := range ofProcesses() {
 			if p.value(t, success(name)) != 0 {
-				t.Errorf("collector %s does not say that it failed", name)
+				t.Errorf("collector %s did not report its failure", name)
 			}
 		}
 		if log := e.logged(); strings.Count(log, "level=WARN") != 3 || !strings.Contains(log, "hidepid") {
@@ -166,10 +164,10 @@ func TestHiddenProcesses(t *testing.T) {
 		inside := startInside(t, place{procOptions: hidden, nobody: true}.in)
 		p := inside.scrape(t)
 		if p.value(t, "sockpressure_host_network_namespace") != 0 {
-			t.Error("the host's network namespace is said to be in reach")
+			t.Error("host_network_namespace is not 0")
 		}
 		inside.findNothing(t, p)
-		// What has nothing to do with networks is the same as ever.
+		// Collectors that do not depend on network namespaces still work.
 		for _, name := range []string{"filefd", "memory"} {
 			if p.value(t, success(name)) != 1 {
 				t.Errorf("collector %s failed", name)
@@ -183,8 +181,8 @@ func TestHiddenProcesses(t *testing.T) {
 	})
 }
 
-// needsNamespace reports whether a series is made from a sysctl or a socket of the
-// host's network namespace, not from a file below /proc/1/net.
+// needsNamespace reports whether a series comes from a sysctl or a socket of the host's network
+// namespace, not from a file below /proc/1/net.
 func needsNamespace(series string) bool {
 	for _, s := range collector.Specs() {
 		if slices.Contains(ofSockets(), s.Name) {
@@ -213,8 +211,8 @@ func needsNamespace(series string) bool {
 	}, family(series))
 }
 
-// compareNumbers expects limits as they were on an earlier page, and counters
-// that have not gone back, as far as both pages have them.
+// compareNumbers checks that limits are the same as on an earlier page, and that counters have
+// not fallen, as far as both pages have them.
 func compareNumbers(t *testing.T, now, earlier page) {
 	t.Helper()
 	for series, before := range earlier {
@@ -227,10 +225,10 @@ func compareNumbers(t *testing.T, now, earlier page) {
 			continue
 		}
 		limit := strings.Contains(f, "_limit") || strings.Contains(f, "_threshold_") || strings.Contains(f, "_buffer_")
-		// Each exporter of a test listens, and each listener takes a port.
+		// Each exporter of a test listens, and each listener uses a port.
 		moves := strings.HasPrefix(f, "sockpressure_process_") || strings.HasPrefix(f, "sockpressure_accept_queue_") ||
 			f == "sockpressure_ephemeral_ports_limit"
-		// Counted from an exporter's own start.
+		// These count from an exporter's own start.
 		own := strings.HasPrefix(f, "sockpressure_kernel_message") || strings.HasPrefix(f, "sockpressure_saturation_samples")
 		if limit && !moves && after != before || strings.HasSuffix(f, "_total") && !own && after < before {
 			t.Errorf("%s is %v, and %v on the host", series, after, before)
@@ -238,8 +236,8 @@ func compareNumbers(t *testing.T, now, earlier page) {
 	}
 }
 
-// hostLoad is what the test does on the host so that its numbers differ from those
-// of a new network namespace.
+// hostLoad is a load that the test puts on the host so that its numbers differ from those of a
+// new network namespace.
 type hostLoad struct {
 	listener              string
 	waiting, backlog      float64 // at the listener
@@ -286,7 +284,7 @@ func putLoad(t *testing.T) hostLoad {
 	return hostLoad{full, waiting, waiting, 2 * open, closed}
 }
 
-// find expects the load in what anybody can read of the host.
+// find checks that a page has the load, in the series that any user can read.
 func (l hostLoad) find(t *testing.T, p page) {
 	t.Helper()
 	for series, least := range map[string]float64{
@@ -301,8 +299,7 @@ func (l hostLoad) find(t *testing.T, p page) {
 	}
 }
 
-// fillQueue listens at a free port of an address until the test ends, and has so
-// many connections wait there as there may.
+// fillQueue listens on a free port of an address until the test ends, with a full accept queue.
 func fillQueue(t *testing.T, ip string, backlog int) (address string, err error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
@@ -335,11 +332,11 @@ type inside struct {
 	client *http.Client
 }
 
-// ownAddress is an address that only namespaces of the tests use.
+// ownAddress is an address that is used only in the namespaces of the tests.
 const ownAddress = "127.77.0.1"
 
-// startInside starts an exporter in a new network namespace, with a load on it
-// that is not the host's. wrap returns what makes a command run there.
+// startInside starts an exporter in a new network namespace, with a load of its own. wrap returns
+// a function that makes a command run there.
 func startInside(t *testing.T, wrap func(network *os.File) func(*exec.Cmd)) inside {
 	t.Helper()
 	network := newNetwork(t)
@@ -376,14 +373,14 @@ func (i inside) scrape(t *testing.T) page {
 	return parsePage(t, a.body)
 }
 
-// findHostOrNothing expects what an exporter that may not enter the host's network
-// namespace can know: the host's numbers, as on an earlier page, or none.
+// findHostOrNothing checks the page of an exporter that may not enter the host's network
+// namespace: it has the host's numbers, as on an earlier page, or none.
 func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	t.Helper()
 	i.scrape(t)
 	p := i.scrape(t)
 	if p.value(t, "sockpressure_host_network_namespace") != 0 {
-		t.Error("the host's network namespace is said to be in reach")
+		t.Error("host_network_namespace is not 0")
 	}
 	seen := p
 	if p.value(t, processView) == 0 {
@@ -404,8 +401,8 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 			t.Errorf("success of collector %s is %v, want %v", s.Name, got, want)
 		}
 	}
-	// One line each for the network, for the processes where they are out of sight, and
-	// for each collector that fails, however many scrapes there were.
+	// One line for the network, for the processes if they are not visible, and for each collector
+	// that fails, however many scrapes there were.
 	log := i.logged()
 	warnings := 5
 	if p.value(t, processView) == 0 {
@@ -413,23 +410,23 @@ func (i inside) findHostOrNothing(t *testing.T, host page, load hostLoad) {
 	}
 	for want, n := range map[string]int{"cannot enter the host's network namespace": 1, "collector=tcp": 1, "collector=ports": 1, "level=WARN": warnings} {
 		if strings.Count(log, want) != n {
-			t.Errorf("%q does not stand %d times in the log:\n%s", want, n, log)
+			t.Errorf("%q is not in the log %d times:\n%s", want, n, log)
 		}
 	}
 }
 
-// processView is the series that reports whether the host's processes are seen.
+// processView is the series that reports whether the host's processes are visible.
 const processView = `sockpressure_host_view{view="processes"}`
 
-// ofSockets are the collectors that walk sockets, which takes the host's network
+// ofSockets returns the collectors that walk sockets, which have to be in the host's network
 // namespace.
 func ofSockets() []string { return []string{"tcp", "ports", "unix", "udp"} }
 
-// ofProcesses are the collectors that look at every process.
+// ofProcesses returns the collectors that scan all processes.
 func ofProcesses() []string { return []string{"process", "netns"} }
 
-// withoutProcesses is a page without what is about processes: in a process
-// namespace of its own, as place has one, an exporter shows none.
+// withoutProcesses returns a page without the series about processes, of which an exporter in
+// another PID namespace, as in a place, has none.
 func (p page) withoutProcesses() page {
 	rest := maps.Clone(p)
 	maps.DeleteFunc(rest, func(s string, _ float64) bool {
@@ -439,7 +436,7 @@ func (p page) withoutProcesses() page {
 	return rest
 }
 
-// findNothing expects nothing of the exporter's own network namespace on a page.
+// findNothing checks that nothing of the exporter's own network namespace is on a page.
 func (i inside) findNothing(t *testing.T, p page) {
 	t.Helper()
 	numbers := []float64{53456 - 30000 + 1} // ports
@@ -457,8 +454,7 @@ func (i inside) findNothing(t *testing.T, p page) {
 	}
 }
 
-// newNetwork makes a network namespace, which lasts until the test and every
-// process in it end.
+// newNetwork creates a network namespace, which lasts until the test and every process in it end.
 func newNetwork(t *testing.T) *os.File {
 	t.Helper()
 	var network *os.File
@@ -476,8 +472,7 @@ func newNetwork(t *testing.T) *os.File {
 	return network
 }
 
-// within runs fn in a network namespace. A socket stays in the namespace that it
-// was made in.
+// within runs fn in a network namespace. A socket stays in the namespace in which it was created.
 func within(network *os.File, fn func() error) error {
 	return onThread(func() error {
 		if err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET); err != nil {
@@ -487,9 +482,9 @@ func within(network *os.File, fn func() error) error {
 	})
 }
 
-// onThread runs fn, which may change the network namespace of its thread. The
-// thread has to go back, and not end with its goroutine: that would be the signal
-// to end for the processes that it started.
+// onThread runs fn, which may change the network namespace of its thread. The thread then returns
+// to its own namespace. It must not end with its goroutine, because that would kill the processes
+// that it started (Pdeathsig).
 func onThread(fn func() error) error {
 	runtime.LockOSThread()
 	own, err := os.Open("/proc/thread-self/ns/net")

@@ -24,26 +24,25 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// init keeps the first thread of the process to TestMain. /proc/self/net is that
-// thread's, so no test may take it into another network namespace.
-func init() { runtime.LockOSThread() } //nolint:gochecknoinits // nowhere else can the first thread be kept //nolint:gochecknoinits // later than this, the main goroutine may be on another thread
+// init locks the first thread of the process to TestMain. /proc/self/net is that thread's, so no
+// test may move it to another network namespace.
+func init() { runtime.LockOSThread() } //nolint:gochecknoinits // later than this, the main goroutine may be on another thread
 
-// patience bounds every wait of these tests. It is for a machine that is very
-// busy: on an idle one all of them end within milliseconds.
+// patience is the limit of every wait of these tests, for a very busy machine: on an idle one
+// they all end within milliseconds.
 const patience = 20 * time.Second
 
-// netns is a network namespace of a test's own. The goroutine of the test is in
-// it, and with it the sockets that it opens, the commands that it starts, and
-// what it reads of /proc/thread-self/net and /proc/sys/net.
+// netns is a network namespace of a test. The goroutine of the test is in it, and so are the
+// sockets that it opens and the commands that it starts. It reads /proc/thread-self/net and
+// /proc/sys/net of that namespace.
 type netns struct {
 	t     *testing.T
 	open  map[int]bool // descriptors of sockets
 	lossy bool         // there is a table of this name
 }
 
-// enterNetns makes a namespace and enters it, for a test that needs these programs
-// as well. The thread is never given back: it ends with the test, and the namespace
-// with it, so nothing can be left behind.
+// enterNetns creates and enters a namespace, for a test that also needs the given programs. The
+// thread ends with the test, and the namespace with it, so nothing is left behind.
 func enterNetns(t *testing.T, programs ...string) *netns {
 	t.Helper()
 	needs.Check(t, append([]string{needs.Root, needs.MountedRoot, "unshare"}, programs...)...)
@@ -54,7 +53,7 @@ func enterNetns(t *testing.T, programs ...string) *netns {
 	n := &netns{t: t, open: map[int]bool{}}
 	t.Cleanup(func() {
 		if n.lossy {
-			// Nothing may hold up the resets that end the connections.
+			// The resets that end the connections must not be dropped.
 			n.nft("delete table inet lossy")
 		}
 		for fd := range n.open {
@@ -65,8 +64,8 @@ func enterNetns(t *testing.T, programs ...string) *netns {
 	return n
 }
 
-// command runs a program in the network namespace of the calling goroutine and
-// returns what it said.
+// command runs a program in the network namespace of the calling goroutine and returns its
+// output.
 func command(t *testing.T, stdin, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -82,8 +81,8 @@ func command(t *testing.T, stdin, name string, args ...string) string {
 	return string(out)
 }
 
-// nft changes the packet filter of the namespace, all at once. Rules that drop
-// packets belong into the table inet lossy.
+// nft changes the packet filter of the namespace in one transaction. Rules that drop packets
+// belong in the table inet lossy.
 func (n *netns) nft(commands string) {
 	n.t.Helper()
 	command(n.t, commands, "nft", "-f", "-")
@@ -99,8 +98,8 @@ func (n *netns) sysctl(name, value string) {
 	}
 }
 
-// line is an exporter and a connection to it. It stays open, so that a scrape
-// makes and ends no socket.
+// line is an exporter with a connection to it that stays open, so that scrapes neither create nor
+// end sockets.
 type line struct {
 	*exporter
 	http *http.Client
@@ -120,14 +119,14 @@ func connect(e *exporter) *line {
 			DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 		},
 	}}
-	// A connection may stay idle for minutes, but not before its first request.
+	// The server allows an idle connection for minutes, but not before its first request.
 	l.scrape()
 	return l
 }
 
-// asHost makes a command take the namespace that it runs in for the host's: the
-// network of process 1 is its own. It sees the processes of the machine. before is
-// run by the shell that becomes the command.
+// asHost makes a command use the namespace that it runs in as the host's: the network of process
+// 1 is its own. It sees the processes of the machine. before is run by the shell that then
+// executes the command.
 func asHost(cmd *exec.Cmd, before string, args ...string) {
 	const script = `
 		mount --make-rprivate /
@@ -138,15 +137,15 @@ func asHost(cmd *exec.Cmd, before string, args ...string) {
 	cmd.Path = "/usr/bin/unshare"
 }
 
-// start runs the exporter in the namespace, which it takes for the host's. It
-// would leave it otherwise.
+// start runs the exporter in the namespace, as if that were the host's. Otherwise the exporter
+// would enter the host's.
 func (n *netns) start(args ...string) *line {
 	n.t.Helper()
 	return connect(start(n.t, func(cmd *exec.Cmd) { asHost(cmd, "") }, args...))
 }
 
-// scrape fetches a page over the open connection. Every number of it must have
-// been read for it.
+// scrape fetches a page over the open connection, and checks that all its values were read for
+// it.
 func (l *line) scrape() page {
 	l.t.Helper()
 	resp, err := l.http.Get(l.url + "/metrics")
@@ -170,7 +169,7 @@ func (l *line) scrape() page {
 	return p
 }
 
-// socket opens a socket that does not block, of the family of an address.
+// socket opens a nonblocking socket of the family of an address.
 func (n *netns) socket(a netip.Addr, kind, protocol int) int {
 	n.t.Helper()
 	family := unix.AF_INET6
@@ -195,7 +194,7 @@ func (n *netns) close(fds ...int) {
 	}
 }
 
-// set gives an option the value 1: on, or as little as can be.
+// set sets an option to 1.
 func (n *netns) set(fd, level, option int) {
 	n.t.Helper()
 	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
@@ -229,8 +228,8 @@ func (n *netns) listen(at netip.AddrPort, backlog int) int {
 	return fd
 }
 
-// bound returns a TCP socket with an address. The port is chosen by connect, which
-// knows the destination.
+// bound returns a TCP socket with an address. connect chooses the port, depending on the
+// destination.
 func (n *netns) bound(from netip.AddrPort) int {
 	n.t.Helper()
 	fd := n.socket(from.Addr(), unix.SOCK_STREAM, 0)
@@ -239,7 +238,7 @@ func (n *netns) bound(from netip.AddrPort) int {
 	return fd
 }
 
-// dialing begins a connection. from is an address with port 0, or nothing.
+// dialing starts a connection. from is an address with port 0, or invalid.
 func (n *netns) dialing(from, to netip.AddrPort) int {
 	n.t.Helper()
 	var fd int
@@ -279,7 +278,7 @@ func (n *netns) accept(listener int) int {
 // pair is the two ends of a connection.
 type pair struct{ client, server int }
 
-// pairs makes connections to a listener, all accepted.
+// pairs makes connections to a listener and accepts them.
 func (n *netns) pairs(listener int, from, to netip.AddrPort, count int) []pair {
 	n.t.Helper()
 	var p []pair

@@ -27,12 +27,12 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// podImage is the image of every container of a node. It is made here.
+// podImage is the image of every container of a node. load builds it.
 const podImage = "localhost/podload:test"
 
-// node is a containerd, to which crictl speaks as a kubelet does. It runs in network,
-// mount and process namespaces of its own, so that nothing of the machine is changed but
-// for the cgroups of the pods, and that all of it ends with one process.
+// node is a containerd that tests use with crictl, as a kubelet uses it. It runs in its own
+// network, mount and PID namespaces, so that nothing of the machine changes except for the
+// cgroups of the pods, and everything ends with one process.
 type node struct {
 	t       *testing.T
 	dir     string
@@ -41,11 +41,11 @@ type node struct {
 	network *nettest.Namespace
 }
 
-// startNode starts it, to run until the test ends.
+// startNode starts a node that runs until the test ends.
 func startNode(t *testing.T) *node {
 	t.Helper()
 	needs.Check(t, needs.Root, needs.MountedRoot, "containerd", "crictl", "ctr", "ip", "mount", "runc", "/usr/lib/cni/ptp")
-	// A path of a socket may have 107 bytes, and every user gets to this one.
+	// The path of a unix socket is limited to 107 bytes, and every user may read this directory.
 	dir, err := os.MkdirTemp(filepath.Dir(binary), "node-")
 	if err != nil {
 		t.Fatal(err)
@@ -94,9 +94,9 @@ func (n *node) write(name, content string) {
 	}
 }
 
-// run starts containerd. The shell is process 1 of the namespace and takes care of the
-// processes whose parents have ended. What containerd keeps in fixed places it keeps in
-// file systems that end with the namespace.
+// run starts containerd. The shell is process 1 of the PID namespace and reaps the processes
+// whose parents have ended. Fixed paths of containerd are on file systems that end with the mount
+// namespace.
 func (n *node) run(config string) {
 	n.t.Helper()
 	log, err := os.Create(filepath.Join(n.dir, "log"))
@@ -123,7 +123,7 @@ func (n *node) run(config string) {
 	}
 	n.t.Cleanup(func() {
 		cancel()
-		_ = cmd.Wait() // for every process of the namespace
+		_ = cmd.Wait() // waits for every process of the namespace
 		if n.t.Failed() {
 			said, _ := os.ReadFile(log.Name())
 			pods, _ := filepath.Glob(filepath.Join(n.logs, "*/log"))
@@ -157,7 +157,7 @@ func eventually(t *testing.T, what string, try func() error) {
 	}
 }
 
-// load makes the image and gives it to containerd.
+// load builds the image and imports it into containerd.
 func (n *node) load() {
 	n.t.Helper()
 	program := filepath.Join(n.dir, "podload")
@@ -175,13 +175,13 @@ func (n *node) load() {
 		n.t.Fatal(err)
 	}
 	command(n.t, "", "ctr", "--address="+n.dir+"/socket", "--namespace=k8s.io", "images", "import", "--snapshotter=native", archive)
-	eventually(n.t, "it has the image", func() error { // of which it hears by an event
+	eventually(n.t, "it has the image", func() error { // containerd learns of the image by an event
 		_, err := n.cri("inspecti", "-q", podImage)
 		return err
 	})
 }
 
-// dockerArchive returns an image that is one program, as docker save writes it.
+// dockerArchive returns an image with one program, in the format of docker save.
 func dockerArchive(t *testing.T, tag, name string, program []byte) []byte {
 	t.Helper()
 	pack := func(names []string, files ...[]byte) []byte {
@@ -210,7 +210,7 @@ func dockerArchive(t *testing.T, tag, name string, program []byte) []byte {
 	return pack([]string{"manifest.json", "config.json", "layer.tar"}, manifest, config, layer)
 }
 
-// object is one of JSON.
+// object is a JSON object.
 type object = map[string]any
 
 func encode(t *testing.T, v any) []byte {
@@ -244,7 +244,7 @@ type realPod struct {
 	sandbox              string // its ID
 }
 
-// create makes a pod whose container runs podload with an argument.
+// create creates a pod whose container runs podload with an argument.
 func (n *node) create(namespace, name, load string, sysctls map[string]string) (realPod, error) {
 	var b [16]byte
 	_, _ = rand.Read(b[:])
@@ -289,7 +289,7 @@ func (n *node) create(namespace, name, load string, sysctls map[string]string) (
 	return p, nil
 }
 
-// delete ends a pod as a kubelet does. The folder of its logs stays for a while.
+// delete removes a pod as a kubelet does. The directory of its logs stays for a while.
 func (n *node) delete(p realPod) error {
 	if _, err := n.cri("stopp", p.sandbox); err != nil {
 		return err
@@ -298,7 +298,7 @@ func (n *node) delete(p realPod) error {
 	return err
 }
 
-// links are the network devices of the node.
+// links returns the names of the node's network devices.
 func (n *node) links() map[string]bool {
 	n.t.Helper()
 	there := map[string]bool{}
@@ -312,7 +312,8 @@ func (n *node) links() map[string]bool {
 	return there
 }
 
-// removeCgroups removes those of the pods, in every hierarchy, after their processes.
+// removeCgroups removes the cgroups of the pods, in every hierarchy, once their processes have
+// ended.
 func (n *node) removeCgroups() {
 	for _, root := range n.cgroupPaths() {
 		var dirs []string
@@ -328,13 +329,13 @@ func (n *node) removeCgroups() {
 	}
 }
 
-// cgroupPaths are where the cgroup of all pods is, in every hierarchy.
+// cgroupPaths returns the paths of the cgroup of all pods, in every hierarchy.
 func (n *node) cgroupPaths() []string {
 	paths, _ := filepath.Glob("/sys/fs/cgroup/*" + n.cgroups)
 	return append(paths, "/sys/fs/cgroup"+n.cgroups)
 }
 
-// pid returns a process of a pod, as the machine numbers it.
+// pid returns the PID of a process of a pod in the machine's PID namespace.
 func (n *node) pid(p realPod) int {
 	n.t.Helper()
 	for _, root := range n.cgroupPaths() {

@@ -18,8 +18,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// hierarchy returns the cgroup hierarchy by which systemd tells services apart: that of
-// cgroup v2, or of v1 beside it.
+// hierarchy returns the cgroup hierarchy in which systemd puts services: cgroup v2, alone or
+// beside v1, or systemd's of v1.
 func hierarchy(t *testing.T) string {
 	t.Helper()
 	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"} {
@@ -32,8 +32,8 @@ func hierarchy(t *testing.T) string {
 	return ""
 }
 
-// putInto moves the process of a namespace into a cgroup that is made for it, and ends
-// with the test, after the process.
+// putInto moves the process of a namespace into a new cgroup, and ends the process and removes
+// the cgroup when the test ends.
 func putInto(t *testing.T, n *nettest.Namespace, path string) {
 	t.Helper()
 	root := hierarchy(t)
@@ -60,13 +60,13 @@ func putInto(t *testing.T, n *nettest.Namespace, path string) {
 	t.Cleanup(n.End)
 }
 
-// TestPods expects what happens in network namespaces under the names of the pods,
-// containers and units that their processes' cgroups are of: drops for any user, how
-// near a limit is for who may enter.
+// TestPods checks that series of network namespaces are named after the pods, containers and
+// units of their processes' cgroups: drops for any user, saturation for a user who may enter
+// them.
 func TestPods(t *testing.T) {
 	needs.Check(t, needs.Root)
 	hierarchy(t)
-	logs := filepath.Join(filepath.Dir(binary), "pods") // where every user gets to
+	logs := filepath.Join(filepath.Dir(binary), "pods") // which every user may read
 	if err := os.Mkdir(logs, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestPods(t *testing.T) {
 		n := nettest.New(t)
 		putInto(t, n, cgroup)
 		n.Listen(1, 4)
-		if wants[cgroup] = labels; labels == "" { // a pod whose folder is gone
+		if wants[cgroup] = labels; labels == "" { // a pod without a log directory
 			nameless = fmt.Sprintf("/proc/%d/", n.PID)
 		}
 	}
@@ -103,7 +103,7 @@ func TestPods(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			number := "net/sockstat"
 			if wrap == nil {
-				number = "ns/net" // which lsns shows
+				number = "ns/net" // as lsns shows it
 			}
 			p := start(t, wrap, "--path.pod-logs="+logs, "--collector.top=100").scrape("")
 			for cgroup, labels := range wants {

@@ -16,17 +16,17 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// nobody is the user and the group that own nothing.
+// nobody is the ID of the user and the group nobody.
 const nobody = 65534
 
-// asNobody makes a command run as nobody: without capabilities, which go with the
-// user, and without groups.
+// asNobody makes a command run as nobody, without capabilities, which the change of user drops,
+// and without supplementary groups.
 func asNobody(cmd *exec.Cmd) {
 	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
 }
 
-// TestUnprivileged expects that a user without any privilege gets every series
-// that root gets, but those that a collector says need a privilege.
+// TestUnprivileged checks that a user without privileges gets every series that root gets, except
+// those that need a privilege according to their collector.
 func TestUnprivileged(t *testing.T) {
 	needs.Check(t, needs.Root)
 	root := start(t, nil).scrape("")
@@ -37,8 +37,8 @@ func TestUnprivileged(t *testing.T) {
 	expectQuiet(t, e)
 }
 
-// expectUnprivileged expects on the page of a user without any privilege what is
-// on root's but what needs one, and that everything worked.
+// expectUnprivileged checks that the page of a user without privileges has the series of root's
+// page that need none, and that every collector succeeded.
 func expectUnprivileged(t *testing.T, user, root page) {
 	t.Helper()
 	want := root.stable()
@@ -50,7 +50,7 @@ func expectUnprivileged(t *testing.T, user, root page) {
 	}
 }
 
-// expectSuccess expects every collector to have worked.
+// expectSuccess checks that every collector succeeded.
 func expectSuccess(t *testing.T, p page) {
 	t.Helper()
 	for _, s := range collector.Specs() {
@@ -60,20 +60,20 @@ func expectSuccess(t *testing.T, p page) {
 	}
 }
 
-// expectQuiet expects no complaint in the log.
+// expectQuiet checks that the log has no warnings and no errors.
 func expectQuiet(t *testing.T, e *exporter) {
 	t.Helper()
 	if log := e.logged(); strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
-		t.Errorf("it complained:\n%s", log)
+		t.Errorf("it logged:\n%s", log)
 	}
 }
 
-// words are those of a text, without punctuation.
+// words returns the words of a text, without punctuation.
 func words(text string) []string {
 	return strings.FieldsFunc(text, func(r rune) bool { return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r) })
 }
 
-// needsPrivilege reports whether a collector says so of a metric.
+// needsPrivilege reports whether a metric needs a privilege according to its collector.
 func needsPrivilege(name string) bool {
 	return slices.ContainsFunc(collector.Specs(), func(s collector.Spec) bool {
 		return slices.ContainsFunc(s.Metrics, func(m collector.MetricInfo) bool {
@@ -82,9 +82,9 @@ func needsPrivilege(name string) bool {
 	})
 }
 
-// others reports whether a series is of what other tests and programs have: network
-// namespaces, cgroups, and limits that are near because of them. The limit of
-// threads is there for who is in the machine's PID namespace, on a new kernel.
+// others reports whether a series depends on other tests and programs: on network namespaces,
+// cgroups, and limits that these approach. The limit of threads exists only in the machine's PID
+// namespace, on a new kernel.
 func others(series string) bool {
 	for _, prefix := range []string{"sockpressure_netns_", "sockpressure_cgroup_", "sockpressure_saturation_holder_ratio", "sockpressure_threads_limit"} {
 		if strings.HasPrefix(series, prefix) {
@@ -94,17 +94,16 @@ func others(series string) bool {
 	return strings.Contains(series, `{resource="cgroup_memory"}`) || strings.Contains(series, `{resource="threads"}`)
 }
 
-// stable returns the series of a page that two scrapes of one host have in
-// common. Of a list that changes from moment to moment (processes, listeners,
-// ports, caches, zones) it holds the name only.
+// stable returns the series of a page that two scrapes of one host have in common. Of lists that
+// change all the time (processes, listeners, ports, caches, zones) it has only the name.
 func (p page) stable() map[string]bool {
 	series := map[string]bool{}
 	for s := range p {
 		switch f := family(s); {
 		case strings.HasPrefix(f, "sockpressure_kernel_message"), others(s):
-			continue // other tests are in the log too, and in network namespaces of their own
+			continue // other tests also write to the log and have network namespaces of their own
 		case strings.HasPrefix(f, "sockpressure_cgroup_") && f != s, strings.Contains(s, `resource="cgroup_memory"`), f == "sockpressure_saturation_holder_ratio":
-			continue // or in cgroups, or near a limit
+			continue // and cgroups, and approach limits
 		case strings.HasPrefix(f, "sockpressure_process_"),
 			strings.HasPrefix(f, "sockpressure_accept_queue_"),
 			strings.HasPrefix(f, "sockpressure_memory_zone_"),
@@ -118,7 +117,7 @@ func (p page) stable() map[string]bool {
 	return series
 }
 
-// compareSeries expects the same series in both sets.
+// compareSeries checks that two sets have the same series.
 func compareSeries(t *testing.T, got, want map[string]bool) {
 	t.Helper()
 	for _, s := range slices.Sorted(maps.Keys(want)) {
@@ -144,7 +143,7 @@ func success(name string) string {
 	return fmt.Sprintf("sockpressure_scrape_collector_success{collector=%q}", name)
 }
 
-// kernelAtLeast compares the version of the running kernel.
+// kernelAtLeast reports whether the running kernel has at least the given version.
 func kernelAtLeast(t *testing.T, major, minor int) bool {
 	t.Helper()
 	var u unix.Utsname

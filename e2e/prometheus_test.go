@@ -19,15 +19,14 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// TestPrometheus has a real Prometheus scrape the exporter, and expects to find
-// every metric there.
+// TestPrometheus checks that a Prometheus that scrapes the exporter has every metric.
 func TestPrometheus(t *testing.T) {
 	needs.Check(t, "prometheus")
 	t.Parallel()
 	e := start(t, nil)
 	p := startPrometheus(t, e)
 
-	// On a busy machine not every scrape ends within a second.
+	// On a busy machine some scrapes take more than a second and fail.
 	scrapes := func() float64 { return slices.Max(append(p.query(t, `sum_over_time(up[1m])`), 0)) }
 	for end := time.Now().Add(time.Minute); scrapes() < 5; time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -50,7 +49,7 @@ func TestPrometheus(t *testing.T) {
 	}
 }
 
-// contract returns the name of every metric that this kernel has a value for.
+// contract returns the names of the metrics that have a value on this kernel.
 func contract(p page) []string {
 	names := map[string]bool{"sockpressure_saturation_ratio": true, "sockpressure_saturation_peak_ratio": true, "sockpressure_saturation_samples_skipped_total": true, "sockpressure_host_network_namespace": true, "sockpressure_host_view": true}
 	for _, health := range []string{"success", "supported", "duration_seconds", "age_seconds"} {
@@ -66,7 +65,8 @@ func contract(p page) []string {
 			}
 		}
 	}
-	// There are these where some other namespace has connections.
+	// These exist only if another namespace has connections, or if unix or UDP sockets have
+	// queues.
 	maps.DeleteFunc(names, func(name string, _ bool) bool {
 		return (others(name) || strings.HasPrefix(name, "sockpressure_unix_accept") || strings.HasPrefix(name, "sockpressure_udp_receive_queue") || strings.HasPrefix(name, "sockpressure_udp_socket")) && len(p.with(name)) == 0
 	})
@@ -103,8 +103,8 @@ scrape_configs:
 	if err != nil {
 		t.Fatal(err)
 	}
-	// It has the web server of the exporter, and says in the same words where it
-	// listens.
+	// Prometheus uses the same web server as the exporter, and logs its address in the same
+	// format.
 	return prometheus{start(t, func(cmd *exec.Cmd) {
 		prometheus := exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:0")
 		cmd.Path, cmd.Args = prometheus.Path, prometheus.Args
@@ -114,7 +114,7 @@ scrape_configs:
 // query returns the values of an instant query.
 func (p prometheus) query(t *testing.T, promQL string) []float64 {
 	t.Helper()
-	// It listens before it is ready, and answers 503 until then.
+	// Prometheus listens before it is ready, and answers 503 until then.
 	status, body := p.get("/api/v1/query?query=" + url.QueryEscape(promQL))
 	if status == http.StatusServiceUnavailable {
 		return nil

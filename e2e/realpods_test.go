@@ -25,19 +25,19 @@ var (
 	podsHold = flag.Duration("pods.hold", 0, "how long to hold them, for a Prometheus that scrapes the address in the log")
 )
 
-// The pods that fail, each in its way.
+// The pods that reach limits, each another one.
 const (
 	shop     = "shop"          // their namespace
 	fullPod  = "cart-0"        // its accept queue is full
-	nestPod  = "build-7f"      // the same of a network namespace in a user namespace, which it made
+	nestPod  = "build-7f"      // the same, in a network namespace that it created in a user namespace
 	portsPod = "checkout-5d9c" // has no ephemeral port left
-	waitPod  = "search-1"      // has as many connections in TIME_WAIT as may be
+	waitPod  = "search-1"      // its TIME_WAIT limit is reached
 )
 
-// TestRealPods makes pods by CRI as a kubelet does, some of which run into the limits
-// of their network namespaces, deletes pods and makes them again, all while two exporters
-// are scraped as fast as that goes. What fails is to be named, no number is to be
-// another pod's, and nothing of a deleted pod is to stay.
+// TestRealPods creates pods by CRI as a kubelet does, some of which reach the limits of their
+// network namespaces, and deletes and recreates pods, while it scrapes two exporters as fast as
+// possible. It checks that the pods at their limits are named, that no pod has another pod's
+// values, and that nothing of a deleted pod remains.
 func TestRealPods(t *testing.T) {
 	n := startNode(t)
 	args := []string{"--path.pod-logs=" + n.logs, "--collector.top=100"}
@@ -69,7 +69,7 @@ func TestRealPods(t *testing.T) {
 				p.refusals("tcp_time_wait_overflows", waitPod) > 0 &&
 				!slices.ContainsFunc(pods, func(r realPod) bool { return p.of(r.name)["sockpressure_netns_tcp_sockets_inuse"] == 0 })
 		})
-		// Those of this host's other namespaces are in it too.
+		// The totals include this host's other namespaces.
 		for resource, refused := range map[string]float64{
 			"accept_queue":  p.refusals("tcp_listen_overflows", fullPod) + p.refusals("tcp_listen_overflows", nestPod),
 			"tcp_time_wait": p.refusals("tcp_time_wait_overflows", waitPod),
@@ -109,7 +109,7 @@ func TestRealPods(t *testing.T) {
 		}
 	}
 	if *podsHold > 0 {
-		t.Logf("%v long at %s", *podsHold, root.url)
+		t.Logf("keeping the pods for %v at %s", *podsHold, root.url)
 		time.Sleep(*podsHold)
 	}
 
@@ -136,13 +136,13 @@ func TestRealPods(t *testing.T) {
 	t.Logf("%d scrapes as root, %d as nobody", root.stop(), nobody.stop())
 }
 
-// podLoad is a pod to be made.
+// podLoad is a pod to create.
 type podLoad struct {
 	name, load string
 	sysctls    map[string]string
 }
 
-// createAll makes pods, some at a time.
+// createAll creates pods, four at a time.
 func (n *node) createAll(loads []podLoad) []realPod {
 	n.t.Helper()
 	pods, errs := make([]realPod, len(loads)), make([]error, len(loads))
@@ -162,8 +162,8 @@ func (n *node) createAll(loads []podLoad) []realPod {
 	return pods
 }
 
-// of returns the series of a pod, by their names and resources. Of several network
-// namespaces it has one.
+// of returns the series of a pod, by name and resource. If it has several network namespaces, it
+// returns the highest value.
 func (p page) of(pod string) map[string]float64 {
 	series := map[string]float64{}
 	for s, v := range p {
@@ -178,17 +178,17 @@ func (p page) of(pod string) map[string]float64 {
 	return series
 }
 
-// nearest is the saturation of a limit of a pod, 0 where there is none.
+// nearest returns the saturation of a limit of a pod, 0 if there is no such series.
 func (p page) nearest(resource, pod string) float64 {
 	return p.of(pod)["sockpressure_netns_saturation_ratio "+resource]
 }
 
-// refusals is a counter of a pod, 0 where there is none.
+// refusals returns a counter of a pod, 0 if there is no such series.
 func (p page) refusals(counter, pod string) float64 {
 	return p.of(pod)["sockpressure_netns_"+counter+"_total"]
 }
 
-// follower scrapes an exporter as fast as that goes, and expects no counter to fall.
+// follower scrapes an exporter as fast as possible, and checks that no counter falls.
 type follower struct {
 	*exporter
 	end  context.CancelFunc
@@ -197,7 +197,7 @@ type follower struct {
 	mu     sync.Mutex
 	page   page
 	count  int
-	begins map[string]bool // pods whose counters may begin again
+	begins map[string]bool // pods whose counters may restart
 }
 
 func follow(t *testing.T, e *exporter) *follower {
@@ -210,14 +210,14 @@ func follow(t *testing.T, e *exporter) *follower {
 		for ctx.Err() == nil {
 			f.note(e.scrape("?collect[]=netns"))
 			if *podsHold > 0 {
-				time.Sleep(time.Second) // somebody makes pictures meanwhile
+				time.Sleep(time.Second) // once a second is enough while pictures are made
 			}
 		}
 	}()
 	return f
 }
 
-// stop ends it, and returns how many scrapes there were.
+// stop ends the scrapes, and returns how many there were.
 func (f *follower) stop() int {
 	f.end()
 	<-f.done
@@ -249,14 +249,14 @@ func (f *follower) latest() page {
 	return f.page
 }
 
-// mayBegin notes that a pod is created again.
+// mayBegin records that a pod is recreated, so that its counters may restart.
 func (f *follower) mayBegin(pod string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.begins[pod] = true
 }
 
-// expect waits for a page.
+// expect waits for a page that satisfies is.
 func (f *follower) expect(t *testing.T, what string, is func(page) bool) page {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
@@ -270,7 +270,7 @@ func (f *follower) expect(t *testing.T, what string, is func(page) bool) page {
 	}
 }
 
-// lines are the samples of a page with a word in the name or the labels.
+// lines returns the samples of a page that have a word in the name or the labels.
 func (p page) lines(word string) (lines []string) {
 	for _, s := range p.with("") {
 		if strings.Contains(s, word) {
@@ -280,7 +280,8 @@ func (p page) lines(word string) (lines []string) {
 	return lines
 }
 
-// expectCounted expects what the kernel has counted in a pod, no more and no less.
+// expectCounted checks that the overflows of a pod on the page equal those that the kernel has
+// counted in it.
 func (n *node) expectCounted(t *testing.T, f *follower, pod realPod) {
 	t.Helper()
 	overflows := func() float64 {
@@ -310,9 +311,9 @@ func (f *follower) scrapes() int {
 	return f.count
 }
 
-// expectNamed expects the status page and check to name the network namespace of a pod
-// as the one nearest to a limit. Other tests have some too, for a moment; and where one fills
-// a limit of the host, that is critical whatever the pod's is worth.
+// expectNamed checks that the status page and check name the network namespace of a pod as the
+// one nearest to a limit. Other tests may have nearer ones for a moment, and a full limit of the
+// host is critical whatever the level of the pod's.
 func (n *node) expectNamed(t *testing.T, e *exporter, check func(format string) string, level, resource, netns, pod string) {
 	t.Helper()
 	as := func(state string, own, critical float64) bool {
@@ -360,10 +361,10 @@ func (n *node) expectNamed(t *testing.T, e *exporter, check func(format string) 
 	})
 }
 
-// expectNothingLeft deletes a pod and expects its network namespace to end. CNI removes
-// its own devices; so the pod gets another one, whose other end the kernel removes with
-// the namespace, and so does a namespace that nobody reads and that ends later: how
-// long that takes is the kernel's business.
+// expectNothingLeft deletes a pod and checks that its network namespace ends. CNI removes its own
+// devices, so the pod gets another one, whose other end the kernel removes with the namespace. A
+// namespace that the exporter does not read, which ends afterwards, has one too: until that is
+// removed, the delay is the kernel's.
 func (n *node) expectNothingLeft(t *testing.T, pod realPod) {
 	t.Helper()
 	unread := newNetwork(t)
@@ -387,7 +388,7 @@ func (n *node) expectNothingLeft(t *testing.T, pod realPod) {
 	_ = unread.Close()
 	eventually(t, "an unread namespace ends", func() error {
 		if n.links()["of-unread"] {
-			return errors.New("it is there")
+			return errors.New("the device still exists")
 		}
 		return nil
 	})

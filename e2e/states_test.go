@@ -17,8 +17,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/byhand"
 )
 
-// ssStates counts the lines of ss -tan by state. An option (-4, -6) may choose
-// the address family.
+// ssStates counts the sockets that ss -tan lists, by state. An option (-4, -6) selects the
+// address family.
 func ssStates(t *testing.T, option ...string) map[string]int {
 	t.Helper()
 	names := map[string]string{
@@ -30,15 +30,15 @@ func ssStates(t *testing.T, option ...string) map[string]int {
 	for line := range strings.Lines(command(t, "", "ss", append(option, "-tanH")...)) {
 		state := strings.Fields(line)[0]
 		if names[state] == "" {
-			t.Fatalf("ss knows a state %s", state)
+			t.Fatalf("ss shows an unknown state %s", state)
 		}
 		count[names[state]]++
 	}
 	return count
 }
 
-// ssListeners adds up what ss -ltn says of the accept queues, by address, and
-// finds how full the fullest socket of each is.
+// ssListeners adds up the accept queues that ss -ltn shows, by address, and returns the
+// saturation of the fullest socket of each.
 func ssListeners(t *testing.T) (length, limit map[string]int, fullest map[string]float64) {
 	t.Helper()
 	length, limit, fullest = map[string]int{}, map[string]int{}, map[string]float64{}
@@ -68,14 +68,14 @@ func ssListeners(t *testing.T) (length, limit map[string]int, fullest map[string
 	return length, limit, fullest
 }
 
-// everyState makes TCP sockets in every state but CLOSE, over IPv4 and IPv6, and
-// reports how many. Sockets in CLOSE are in none of the kernel's tables of
-// sockets. Since Linux 6.8 those that have a port can be listed, but not by the
-// eleven states: neither ss nor the exporter shows them.
+// everyState creates TCP sockets in every state but CLOSE, over IPv4 and IPv6, and returns how
+// many. Sockets in CLOSE are in none of the kernel's tables of sockets. Since Linux 6.8 those
+// that have a port can be listed, but not by the eleven states: neither ss nor the exporter shows
+// them.
 func (n *netns) everyState() map[string]map[string]int {
 	n.t.Helper()
-	// What comes from, or goes to, a silent port is lost. A mute port hears, but
-	// what it says is lost.
+	// Packets to and from a silent port are dropped. A mute port receives packets, but those from
+	// it are dropped.
 	n.nft(`
 		table inet lossy {
 			set silent { type inet_service; }
@@ -93,8 +93,8 @@ func (n *netns) everyState() map[string]map[string]int {
 		family := []string{"ipv4", "ipv6"}[i]
 		count := map[string]int{}
 		made[family] = count
-		// Every scene has a port, and one connection more over IPv6. How often each
-		// is played sees to it that no two states have the same count.
+		// Every scene has its own port, and one more connection over IPv6. The numbers of
+		// connections are chosen so that no two states have the same count.
 		port := uint16(1000 + 100*i)
 		scene := func(times int, states ...string) (netip.AddrPort, int) {
 			port++
@@ -130,7 +130,7 @@ func (n *netns) everyState() map[string]map[string]int {
 			n.shutdown(p.client)
 		}
 
-		// Nobody holds the client any more, so the kernel makes it a mini-socket.
+		// The client is closed, so the kernel turns it into a mini-socket.
 		_, pairs = play(8, "fin_wait2", "close_wait")
 		for _, p := range pairs {
 			n.close(p.client)
@@ -146,7 +146,7 @@ func (n *netns) everyState() map[string]map[string]int {
 		at, pairs = play(3, "fin_wait1", "established")
 		silence(at.Port())
 		for _, p := range pairs {
-			n.close(p.client) // an orphan
+			n.close(p.client) // leaves an orphan
 		}
 
 		at, pairs = play(7, "fin_wait2", "last_ack")
@@ -159,8 +159,8 @@ func (n *netns) everyState() map[string]map[string]int {
 			n.shutdown(p.server)
 		}
 
-		// Both ends close and neither hears it. Then the client's FIN, sent again,
-		// comes through, but nothing that the server answers.
+		// Both ends close, and neither receives the other's FIN. Then the client's retransmitted
+		// FIN arrives, but the server's answers are dropped.
 		at, pairs = play(3, "fin_wait1", "closing")
 		silence(at.Port())
 		for _, p := range pairs {
@@ -191,8 +191,7 @@ func (n *netns) shutdown(fd int) {
 	}
 }
 
-// TestStates makes sockets in every TCP state and expects the exporter to count
-// them all, as ss does.
+// TestStates checks that the exporter counts sockets in every TCP state, as ss does.
 func TestStates(t *testing.T) {
 	n := enterNetns(t, "nft", "ss")
 	made := n.everyState()
@@ -237,7 +236,7 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// TestAcceptQueues lets connections wait at listeners of every kind.
+// TestAcceptQueues checks the accept queues of listeners of every kind, with waiting connections.
 func TestAcceptQueues(t *testing.T) {
 	n := enterNetns(t, "ss")
 	n.sysctl("net.core.somaxconn", "50")
@@ -247,9 +246,9 @@ func TestAcceptQueues(t *testing.T) {
 
 	type queue struct {
 		listener netip.AddrPort
-		backlogs []int // of each socket that listens there
+		backlogs []int // of each socket on the address
 		clients  []netip.Addr
-		late     []int // backlogs of sockets that join when the clients are there
+		late     []int // backlogs of sockets that listen after the clients have connected
 		limit    int
 	}
 	queues := map[string]queue{
@@ -257,14 +256,14 @@ func TestAcceptQueues(t *testing.T) {
 		"[::1]:1002":     {listener: at(v6, 1002), backlogs: []int{9}, clients: slices.Repeat([]netip.Addr{v6}, 4), limit: 9},
 		// One listener for both families.
 		"[::]:1003": {listener: at(anyone, 1003), backlogs: []int{10}, clients: []netip.Addr{v4, v6, v4, v6, v6}, limit: 10},
-		// A listener of the IPv6 kind whose address is an IPv4 one.
+		// An IPv6 listener with an IPv4-mapped address.
 		"127.0.0.2:1004": {listener: at(mapped, 1004), backlogs: []int{11}, clients: slices.Repeat([]netip.Addr{mapped.Unmap()}, 6), limit: 11},
-		// A group among which the kernel spreads the connections.
+		// A group over which the kernel distributes the connections.
 		"127.0.0.1:1005": {listener: at(v4, 1005), backlogs: []int{20, 21}, clients: slices.Repeat([]netip.Addr{v4}, 7), limit: 41},
 		"[::1]:1006":     {listener: at(v6, 1006), backlogs: []int{20, 22}, clients: slices.Repeat([]netip.Addr{v6}, 8), limit: 42},
-		// somaxconn bounds what a program asks for.
+		// somaxconn limits the backlog.
 		"127.0.0.1:1007": {listener: at(v4, 1007), backlogs: []int{1000}, limit: 50},
-		// The kernel lets in one more than the backlog says.
+		// The kernel allows one more connection than the backlog.
 		"127.0.0.1:1008": {listener: at(v4, 1008), backlogs: []int{2}, clients: slices.Repeat([]netip.Addr{v4}, 3), limit: 2},
 		"127.0.0.1:1009": {listener: at(v4, 1009), backlogs: []int{0}, limit: 0},
 		// One socket of the group is full, the other is empty.
@@ -320,7 +319,7 @@ func TestAcceptQueues(t *testing.T) {
 	}
 }
 
-// comm is the name of this process.
+// comm returns the name of this process.
 func comm(t *testing.T) string {
 	b, err := os.ReadFile("/proc/self/comm")
 	if err != nil {
@@ -329,8 +328,8 @@ func comm(t *testing.T) string {
 	return strings.TrimSpace(string(b))
 }
 
-// holder returns the process that holds all of a limit of an item, empty if there is no
-// such series.
+// holder returns the process that holds all of an item of a limit, empty if there is no such
+// series.
 func (p page) holder(t *testing.T, resource, item string) string {
 	t.Helper()
 	for _, s := range p.with("sockpressure_saturation_holder_ratio{") {
@@ -345,18 +344,18 @@ func (p page) holder(t *testing.T, resource, item string) string {
 	return ""
 }
 
-// limitPorts leaves 169 ephemeral ports in the namespace, away from those that
-// listeners were given before.
+// limitPorts leaves 169 ephemeral ports in the namespace, in a range that excludes the ports of
+// earlier listeners.
 func (n *netns) limitPorts() (limit int) {
 	n.t.Helper()
 	n.sysctl("net.ipv4.ip_local_port_range", "20000 20199")
 	n.sysctl("net.ipv4.ip_local_reserved_ports", "19990-20009,20030,20100-20119,30000")
-	// A busy machine may take so long that ports in TIME_WAIT are used again.
+	// A busy machine may be so slow that ports in TIME_WAIT are reused.
 	n.sysctl("net.ipv4.tcp_tw_reuse", "0")
 	return 200 - 10 - 1 - 20
 }
 
-// TestEphemeralPorts holds ports by connections from one address to another.
+// TestEphemeralPorts checks the used ephemeral ports of connections between pairs of addresses.
 func TestEphemeralPorts(t *testing.T) {
 	n := enterNetns(t, "nft")
 	e := n.start()
@@ -370,8 +369,8 @@ func TestEphemeralPorts(t *testing.T) {
 	// Some connections stay, some are closed by the client, which keeps its port
 	// in TIME_WAIT.
 	for i, c := range []struct{ from, to netip.AddrPort }{
-		// IPv4 by sockets of the IPv6 kind, to a port of the range itself, which the
-		// other ends hold without having been given it.
+		// IPv4 by IPv6 sockets, to a port of the ephemeral range, which the other ends use
+		// without having been assigned it.
 		{at("::ffff:127.0.0.7", 0), at("::ffff:127.0.0.8", 20050)},
 		{at("127.0.0.7", 0), at("127.0.0.9", 1001)},
 		{at("::1", 0), at("::1", 1002)},
@@ -385,7 +384,7 @@ func TestEphemeralPorts(t *testing.T) {
 		expect(c.from, c.to, len(pairs))
 	}
 
-	// Connections that the peer has yet to answer.
+	// Connections in SYN_SENT.
 	n.nft(`
 		table inet lossy {
 			chain in {
@@ -410,7 +409,7 @@ func TestEphemeralPorts(t *testing.T) {
 		t.Fatalf("/proc/net/tcp has %v, made were %v", byHand, want)
 	}
 
-	limit-- // 20050 is listened on
+	limit-- // there is a listener on 20050
 	p := e.scrape()
 	got := map[string]int{}
 	for _, s := range p.with("sockpressure_ephemeral_ports_used{") {
@@ -428,13 +427,13 @@ func TestEphemeralPorts(t *testing.T) {
 	}
 }
 
-// TestNoEphemeralPorts makes connections to one destination until the kernel
-// refuses, and expects that to be at the limit.
+// TestNoEphemeralPorts checks that the kernel refuses connections to one destination exactly when
+// the limit is reached.
 func TestNoEphemeralPorts(t *testing.T) {
 	n := enterNetns(t)
 	e := n.start()
 	limit := n.limitPorts()
-	// No connection is given the port of a listener, whatever its address.
+	// Connections are not assigned the port of a listener, whatever its address.
 	for _, listener := range []string{"127.0.0.99:20060", "0.0.0.0:20061", "[::1]:20062"} {
 		n.listen(netip.MustParseAddrPort(listener), 1)
 		limit--

@@ -19,11 +19,11 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/needs"
 )
 
-// hashOfRight is that of the password "right", at the lowest cost.
+// hashOfRight is the hash of the password "right", at the lowest cost.
 const hashOfRight = "$2a$04$soSj4sq3CLU8L6kTSUAKiuNrdP4gz4ZG/Vqc1mEM6Cp8NsHTSyF2a"
 
-// TestWebFile expects answers whatever becomes of the web file, and none without the
-// password, with and without TLS.
+// TestWebFile checks that the exporter keeps answering whatever happens to the web configuration
+// file, and never without the password, with and without TLS.
 func TestWebFile(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %t", secure), func(t *testing.T) { testWebFile(t, nil, secure) })
@@ -36,7 +36,7 @@ func TestWebFile(t *testing.T) {
 
 func testWebFile(t *testing.T, wrap func(*exec.Cmd), secure bool) {
 	needs.Check(t, "prlimit")
-	// Not below a folder that only this user may enter.
+	// Not t.TempDir, which other users may not enter.
 	dir, err := os.MkdirTemp("", "sockpressure-web-")
 	if err != nil {
 		t.Fatal(err)
@@ -100,15 +100,15 @@ func testWebFile(t *testing.T, wrap func(*exec.Cmd), secure bool) {
 		}
 	}
 	all("as it was")
-	// Nothing can be opened, and nothing has to be.
+	// No file can be opened, and none has to be.
 	time.Sleep(1100 * time.Millisecond)
 	all("settled")
 	limit("3")
 	all("without descriptors")
 	if strings.Contains(e.logged(), "Keeping the previous web configuration") {
-		t.Error("it opens the file though it did not change")
+		t.Error("it opens the file although it did not change")
 	}
-	// It is written again, and cannot be read.
+	// The file is rewritten, and cannot be opened.
 	write(path, "")
 	all("without descriptors, made empty")
 	write(path, strings.ReplaceAll(text, "prometheus", "somebody"))
@@ -135,7 +135,7 @@ func testWebFile(t *testing.T, wrap func(*exec.Cmd), secure bool) {
 		t.Fatal(err)
 	}
 	all("removed")
-	// What is wrong is said once each time, however many requests there are.
+	// Each failure is logged once, however many requests there are.
 	if n := strings.Count(e.logged(), "Keeping the previous web configuration"); n < 4 || n > 8 {
 		t.Errorf("%d warnings", n)
 	}
@@ -146,7 +146,7 @@ func testWebFile(t *testing.T, wrap func(*exec.Cmd), secure bool) {
 	all("replaced")
 }
 
-// TestLogReader expects the exporter to go on when nobody reads its log any more.
+// TestLogReader checks that the exporter keeps working when its log cannot be written.
 func TestLogReader(t *testing.T) {
 	for name, stderr := range map[string]func(t *testing.T) *os.File{
 		"pipe without a reader": func(t *testing.T) *os.File {
@@ -167,7 +167,7 @@ func TestLogReader(t *testing.T) {
 				_ = r.Close()
 				_ = w.Close()
 			})
-			// There is room for a page of it, of which most is taken.
+			// The pipe has room for a page, most of which is used.
 			if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize()); err != nil {
 				t.Fatal(err)
 			}
@@ -186,7 +186,7 @@ func TestLogReader(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			// It cannot say where it listens.
+			// The exporter cannot log its address.
 			address := freeAddress(t)
 			cmd := exec.CommandContext(t.Context(), binary, "--log.level=debug", "--web.listen-address="+address)
 			cmd.Stderr = stderr(t)
@@ -219,7 +219,7 @@ func TestLogReader(t *testing.T) {
 			select {
 			case err := <-ended:
 				if err != nil {
-					t.Error("it did not stop in order:", err)
+					t.Error("it did not stop cleanly:", err)
 				}
 			case <-time.After(patience):
 				t.Error("it does not stop")
@@ -230,8 +230,8 @@ func TestLogReader(t *testing.T) {
 	}
 }
 
-// sendNonsense has the exporter write a line of log at its level debug, by a client
-// that does not take its page.
+// sendNonsense makes the exporter log a line at level debug, by closing a connection without
+// reading the page.
 func sendNonsense(address string) {
 	c, err := net.Dial("tcp", address)
 	if err != nil {
@@ -242,7 +242,7 @@ func sendNonsense(address string) {
 	_, _ = c.Write([]byte("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))
 }
 
-// freeAddress is one of loopback that nobody listens on.
+// freeAddress returns a loopback address that is not in use.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -23,7 +23,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// whoAnswer is what who prints as JSON, as README.md has it.
+// whoAnswer is the JSON output of who, as documented in README.md.
 type whoAnswer struct {
 	Resource   string     `json:"resource"`
 	State      string     `json:"state"`
@@ -55,7 +55,7 @@ type whoGroup struct {
 	Mostly    string   `json:"mostly"`
 }
 
-// askWho runs who in the namespace of the calling goroutine, as wrap changes it.
+// askWho runs who in the network namespace of the calling goroutine. wrap may change the command.
 func askWho(t *testing.T, wrap func(*exec.Cmd), args ...string) whoAnswer {
 	t.Helper()
 	cmd := exec.Command(binary, append([]string{"who", "--format=json", "--top=1000"}, args...)...)
@@ -78,7 +78,7 @@ func askWho(t *testing.T, wrap func(*exec.Cmd), args ...string) whoAnswer {
 	return a
 }
 
-// ask runs who in the namespace, which it takes for the host's and looks at alone.
+// ask runs who in the namespace, as if that were the host's, and only for it.
 func (n *netns) ask(args ...string) whoAnswer {
 	n.t.Helper()
 	return askWho(n.t, func(cmd *exec.Cmd) { asHost(cmd, "") }, append(args, "--netns=host")...)
@@ -94,7 +94,7 @@ func (a whoAnswer) group(t *testing.T, who string) whoGroup {
 	return a.Groups[i]
 }
 
-// this is what this process is called by who.
+// this returns the name of this process in the output of who.
 func this(t *testing.T) string {
 	t.Helper()
 	comm, err := os.ReadFile("/proc/self/comm")
@@ -104,8 +104,8 @@ func this(t *testing.T) string {
 	return fmt.Sprintf("%s[%d]", strings.TrimSpace(string(comm)), os.Getpid())
 }
 
-// skmem is what `ss -tanmH` or `ss -uanmH` says of the sockets that are in no state of
-// mini-sockets: how many there are, and what they have of the protocol's memory.
+// skmem returns how many sockets `ss -tanmH` or `ss -uanmH` lists, except for mini-sockets, and
+// how much of the protocol's memory they use.
 func skmem(t *testing.T, flag string) (count, memory float64) {
 	t.Helper()
 	numbers := regexp.MustCompile(`skmem:\(r(\d+),rb\d+,t\d+,tb\d+,f(\d+),w(\d+),`)
@@ -129,13 +129,13 @@ func skmem(t *testing.T, flag string) (count, memory float64) {
 	return count, memory
 }
 
-// TestWhoMemory compares the memory of TCP and UDP sockets with what ss says of them, to
-// the byte, and expects this process to hold it, however it is grouped.
+// TestWhoMemory checks that the memory of TCP and UDP sockets equals that shown by ss, to the
+// byte, and that this process holds it, however it is grouped.
 func TestWhoMemory(t *testing.T) {
 	n := enterNetns(t, "ss")
 	at := netip.MustParseAddrPort("127.0.0.1:4100")
 	for i, p := range n.pairs(n.listen(at, 64), netip.AddrPort{}, at, 20) {
-		// Unread at one end, and more than that in the queue of the other.
+		// Unread data at one end, and more than that in the send queue of the other.
 		for range 10 * i {
 			if _, err := unix.Write(p.client, make([]byte, 10_000)); err != nil && !errors.Is(err, unix.EAGAIN) {
 				t.Fatal(err)
@@ -153,7 +153,7 @@ func TestWhoMemory(t *testing.T) {
 		{"tcp_memory", "-t", "at 127.0.0.1:4100"}, {"udp_memory", "-u", "at 127.0.0.1:4100"},
 	} {
 		for _, by := range []string{"process", "unit", "listener"} {
-			// The kernel may be about to send again what was not taken.
+			// The kernel may be about to retransmit data that was not received.
 			var a whoAnswer
 			n.until("the same before and after", func() bool {
 				count, memory := skmem(t, protocol.flag)
@@ -195,8 +195,8 @@ func TestWhoMemory(t *testing.T) {
 	}
 }
 
-// TestWhoAcceptQueue fills the queue of a listener in a network namespace of its own, and
-// expects the listener in front, with its process, and the peer whose connections wait.
+// TestWhoAcceptQueue checks that a listener with a full queue, in a network namespace of its own,
+// is first, with its process and the peer whose connections wait.
 func TestWhoAcceptQueue(t *testing.T) {
 	needs.Check(t, needs.Root)
 	n, calm := nettest.New(t), nettest.New(t)
@@ -220,8 +220,8 @@ func TestWhoAcceptQueue(t *testing.T) {
 	}
 }
 
-// TestWhoUnixQueue fills the queue of a unix socket, and expects it in front of all others,
-// with this process.
+// TestWhoUnixQueue checks that a unix socket with waiting connections is first, with this
+// process.
 func TestWhoUnixQueue(t *testing.T) {
 	needs.Check(t, needs.Root)
 	n := enterNetns(t)
@@ -249,7 +249,7 @@ func TestWhoUnixQueue(t *testing.T) {
 	}
 }
 
-// netnsName is what a namespace that nobody owns is called.
+// netnsName returns the name of a namespace without a pod, container or unit.
 func netnsName(t *testing.T, n *nettest.Namespace) string {
 	t.Helper()
 	link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", n.PID))
@@ -259,8 +259,9 @@ func netnsName(t *testing.T, n *nettest.Namespace) string {
 	return "inode/" + strings.TrimSuffix(strings.TrimPrefix(link, "net:["), "]")
 }
 
-// TestWhoPorts expects the pair of addresses that holds the most ephemeral ports, with the
-// process that connects, TIME_WAIT without one, and orphans by where they were accepted.
+// TestWhoPorts checks that the pair of addresses that uses the most ephemeral ports is first,
+// with the process that connects, that sockets in TIME_WAIT have no process, and that orphans are
+// grouped by where they were accepted.
 func TestWhoPorts(t *testing.T) {
 	n := enterNetns(t)
 	n.sysctl("net.ipv4.ip_local_port_range", "40000 40099")
@@ -269,7 +270,7 @@ func TestWhoPorts(t *testing.T) {
 	listener := n.listen(to, 64)
 	pairs := n.pairs(listener, from, to, 30)
 	n.pairs(listener, netip.MustParseAddrPort("127.0.0.6:0"), to, 5)
-	for _, p := range pairs[:8] { // the client's end goes into TIME_WAIT
+	for _, p := range pairs[:8] { // the client's end enters TIME_WAIT
 		n.close(p.client)
 		n.close(p.server)
 	}
@@ -289,7 +290,7 @@ func TestWhoPorts(t *testing.T) {
 		t.Errorf("TIME_WAIT: %+v", a)
 	}
 
-	// Orphans: what they were to send is not taken.
+	// Orphans: their peers do not read the data that they have to send.
 	for _, p := range pairs[10:16] {
 		for {
 			if _, err := unix.Write(p.server, make([]byte, 64<<10)); errors.Is(err, unix.EAGAIN) {
@@ -309,8 +310,8 @@ func TestWhoPorts(t *testing.T) {
 	}
 }
 
-// TestWhoDescriptors expects the process that hogs descriptors, what they are, and an
-// estimate where there are very many.
+// TestWhoDescriptors checks that the process with the most descriptors is named, with their kind,
+// which is estimated if there are very many.
 func TestWhoDescriptors(t *testing.T) {
 	const files = 3000
 	for range files {
@@ -325,7 +326,7 @@ func TestWhoDescriptors(t *testing.T) {
 	if g.Count < files || g.Count > files+200 || g.Mostly != "device" {
 		t.Errorf("%+v", g)
 	}
-	// Other tests have some too.
+	// Other tests have descriptors too.
 	if a = askWho(t, nil, "file_descriptors", "--by=kind"); a.group(t, "device").Count < files*0.9 || !a.group(t, "device").Estimated {
 		t.Errorf("by kind: %+v", a)
 	}
@@ -340,8 +341,8 @@ func TestWhoDescriptors(t *testing.T) {
 	}
 }
 
-// TestWhoUnit expects sockets under the unit that the cgroup of their process names, to
-// any user.
+// TestWhoUnit checks that sockets are grouped by the unit of their process's cgroup, for any
+// user.
 func TestWhoUnit(t *testing.T) {
 	needs.Check(t, needs.Root)
 	root := ""
@@ -375,7 +376,7 @@ func TestWhoUnit(t *testing.T) {
 		e.scrape("")
 		unit := "unit/" + filepath.Base(cgroup)
 		process := fmt.Sprintf("sockpressure_ex[%d]", e.cmd.Process.Pid)
-		a := askWho(t, nil, "tcp_memory") // there is a unit, so it is what sockets go by
+		a := askWho(t, nil, "tcp_memory") // the default is by unit, because there is one
 		if g := a.group(t, unit); a.By != "unit" || g.Count < 1 || !slices.Equal(g.Processes, []string{process}) {
 			t.Errorf("%s by %s: %+v", unit, a.By, g)
 		}
@@ -384,7 +385,7 @@ func TestWhoUnit(t *testing.T) {
 		}
 		a = askWho(t, asNobody, "tcp_memory")
 		if g := a.group(t, unit); g.Count < 1 || len(g.Processes) != 0 {
-			t.Errorf("to any user: %+v", g)
+			t.Errorf("as any user: %+v", g)
 		}
 		if !slices.ContainsFunc(a.Notes, func(s string) bool { return strings.Contains(s, "needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH") }) {
 			t.Errorf("what it lacks is not said: %q", a.Notes)
@@ -392,8 +393,8 @@ func TestWhoUnit(t *testing.T) {
 	})
 }
 
-// TestWhoUnprivileged expects an answer to every question of a user without any
-// privilege, which says what it lacks.
+// TestWhoUnprivileged checks that who answers every question of a user without privileges, and
+// reports which ones it lacks.
 func TestWhoUnprivileged(t *testing.T) {
 	needs.Check(t, needs.Root)
 	n := nettest.New(t)
@@ -418,7 +419,7 @@ func TestWhoUnprivileged(t *testing.T) {
 	}
 }
 
-// TestWhoConntrack compares the connections that are tracked with those that were made.
+// TestWhoConntrack checks the groups of tracked connections.
 func TestWhoConntrack(t *testing.T) {
 	n := enterNetns(t, "nft")
 	n.nft("add table inet tracked; add chain inet tracked in { type filter hook input priority 0; ct state invalid counter; }")
@@ -449,7 +450,7 @@ func TestWhoConntrack(t *testing.T) {
 	}
 }
 
-// TestWhoNeighbours expects neighbours by interface, network and state.
+// TestWhoNeighbours checks neighbours by interface, network and state.
 func TestWhoNeighbours(t *testing.T) {
 	n := enterNetns(t, "ip")
 	for _, args := range []string{
@@ -472,7 +473,7 @@ func TestWhoNeighbours(t *testing.T) {
 	}
 }
 
-// TestWhoPod expects a pod's listener by the name of the pod, and no other one.
+// TestWhoPod checks that --pod selects the listener of the pod, and no other one.
 func TestWhoPod(t *testing.T) {
 	needs.Check(t, needs.Root)
 	n, other := nettest.New(t), nettest.New(t)
@@ -498,7 +499,7 @@ func TestWhoPod(t *testing.T) {
 	}
 }
 
-// TestWhoChurn asks while processes come and go.
+// TestWhoChurn checks that who works while processes start and end.
 func TestWhoChurn(t *testing.T) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -522,11 +523,11 @@ func TestWhoChurn(t *testing.T) {
 	}
 }
 
-// TestWhoText expects the table that README.md shows, and one clear line where a person
-// got something wrong.
+// TestWhoText checks the table that README.md shows, and that each mistake in the arguments gives
+// one line that names it.
 func TestWhoText(t *testing.T) {
 	out := command(t, "", binary, "who", "file_descriptors", "--top=3")
-	// Between the first line and the others is what happens when it is reached, if that is near.
+	// The second line, the effect of reaching the limit, appears only near the limit.
 	table := regexp.MustCompile(`^file_descriptors: .*% of its limit \(.*\)\n(When the limit is reached: .*\n)?[\d,]+ descriptors, by process:\nSHARE +CUMULATIVE +DESCRIPTORS +PROCESS .*\n([\d.]+% .*\n){3}`)
 	if !table.MatchString(out) {
 		t.Error(out)

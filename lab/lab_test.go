@@ -85,7 +85,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestRecords compares lab/recordings and docs/kernels.md with the lab's kernels.
+// TestRecords checks that lab/recordings and docs/kernels.md agree with the lab's kernels.
 func TestRecords(t *testing.T) {
 	files, err := filepath.Glob("recordings/*/*.txt")
 	if err != nil {
@@ -133,7 +133,7 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// TestWriteKernels replaces one kernel and keeps the others.
+// TestWriteKernels checks that writing one kernel leaves the others unchanged.
 func TestWriteKernels(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kernels.md")
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
@@ -162,7 +162,7 @@ func TestWriteKernels(t *testing.T) {
 		t.Errorf("another release of a kernel: got\n%s\nwant\n%s", got, want)
 	}
 
-	// A scenario alone is added to those that were run before.
+	// A single scenario is added to those of earlier runs.
 	busy := of(1, "d")
 	busy.scenario, busy.failures = "busy", []string{"it failed"}
 	got := write(busy)
@@ -173,6 +173,6 @@ func TestWriteKernels(t *testing.T) {
 	}
 	busy.failures = nil
 	if got = write(busy); !strings.Contains(got, "| 2 of 2 |") || strings.Contains(got, failedMark) {
-		t.Errorf("what failed passes:\n%s", got)
+		t.Errorf("a scenario that failed before is not updated:\n%s", got)
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestCompare has series inside and outside of the readings. The other readings
-// are held by e2e against the running kernel.
+// TestCompare checks series whose values are inside and outside of the range of the two
+// readings. The end-to-end tests compare the other readings with the running kernel.
 func TestCompare(t *testing.T) {
 	before, after, page := Readings{}, Readings{}, Readings{}
 	const none = -1
@@ -53,7 +53,7 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// TestErrors wants an error, not a panic or a wrong value, for what is not such a file.
+// TestErrors checks that an invalid file gives an error, not a panic or a wrong value.
 func TestErrors(t *testing.T) {
 	for what, read := range map[string]func(*pass){
 		"no number":  func(p *pass) { p.numbers("/proc/version") },

@@ -22,11 +22,11 @@ func write(t *testing.T, content string, elem ...string) {
 	}
 }
 
-// TestFind expects the hierarchy that a host has, and none where a container's is mounted.
+// TestFind checks that the hierarchy of a host is found, and that a container's is rejected.
 func TestFind(t *testing.T) {
 	for name, c := range map[string]struct {
 		files           map[string]string
-		memory, unified string // the error, or the version and the folder
+		memory, unified string // the error, or the version and the directory
 	}{
 		"nothing":  {nil, "file does not exist", "file does not exist"},
 		"v2":       {map[string]string{"cgroup.controllers": "cpuset cpu io memory pids\n"}, "2 .", "2 ."},
@@ -89,7 +89,7 @@ func TestWalk(t *testing.T) {
 	got := h.walked(t, "", all)
 	for i, path := range got {
 		if parent := filepath.Dir(path); parent != "/" && !slices.Contains(got[:i], parent) {
-			t.Errorf("%q comes before the one above it", path)
+			t.Errorf("%q comes before its parent", path)
 		}
 	}
 	slices.Sort(got)
@@ -102,7 +102,7 @@ func TestWalk(t *testing.T) {
 		t.Errorf("below /a %q, want %q", got, want)
 	}
 	if got := h.walked(t, "/gone", all); len(got) > 0 {
-		t.Errorf("below a group that is gone: %q", got)
+		t.Errorf("below a removed cgroup: %q", got)
 	}
 	got = h.walked(t, "", func(g Group) error {
 		if g.Path == "/a" {
@@ -123,7 +123,7 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// TestRemoved expects groups that are removed during a walk to be left out.
+// TestRemoved checks that cgroups that are removed during a walk are left out.
 func TestRemoved(t *testing.T) {
 	h := tree(t, "a/b", "c/d", "e/f")
 	left := ""

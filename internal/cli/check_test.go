@@ -18,8 +18,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
-// TestCheckJSON expects the same limits, states and exit status as in the table,
-// under the names that README.md has.
+// TestCheckJSON checks that the JSON output has the same limits, states and exit status as the
+// table, under the names that README.md documents.
 func TestCheckJSON(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
@@ -102,7 +102,7 @@ func TestCheckJSON(t *testing.T) {
 	}
 }
 
-// TestCheckJSONEmpty expects empty lists and no numbers where nothing was read.
+// TestCheckJSONEmpty checks that lists are empty and numbers are absent if nothing was read.
 func TestCheckJSONEmpty(t *testing.T) {
 	var out bytes.Buffer
 	container := kernel.View{Network: errors.New("a container's"), Processes: errors.New("a container's")}
@@ -116,8 +116,8 @@ func TestCheckJSONEmpty(t *testing.T) {
 	}
 }
 
-// TestCheckItems expects the things that are nearest to a limit below it, where it is
-// no longer well, and all of them in the document.
+// TestCheckItems checks that the items closest to a limit are shown below it if the limit is
+// not ok, and that the JSON output has all of them.
 func TestCheckItems(t *testing.T) {
 	var items []collector.Item
 	for _, name := range []string{"a", "b", "c", "d"} {
@@ -150,7 +150,8 @@ func TestCheckItems(t *testing.T) {
 	}
 }
 
-// TestCheckStatus expects unknown only where no limit that was read is near.
+// TestCheckStatus checks that the status is unknown only if no limit that was read is at its
+// warning level.
 func TestCheckStatus(t *testing.T) {
 	limit := func(usage float64) collector.LimitReading {
 		return collector.LimitReading{LimitInfo: &collector.LimitInfo{WarningRatio: 0.5, CriticalRatio: 0.9}, Usage: usage, Limit: 1}
@@ -174,7 +175,7 @@ func TestCheckStatus(t *testing.T) {
 	}
 }
 
-// TestCheckUnwritten expects unknown where the result cannot be written.
+// TestCheckUnwritten checks that the status is unknown if the result cannot be written.
 func TestCheckUnwritten(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
@@ -190,7 +191,8 @@ func TestCheckUnwritten(t *testing.T) {
 	}
 }
 
-// TestCheckFor expects the highest saturation while check watched beside the present.
+// TestCheckFor checks that the highest saturation while check watched is shown next to the
+// current one.
 func TestCheckFor(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
@@ -207,7 +209,7 @@ func TestCheckFor(t *testing.T) {
 	entries("65536")
 	go func() { ended <- Run(t.Context(), append(args, "3s"), nil, &stdout, &stderr) }()
 	time.Sleep(1500 * time.Millisecond)
-	entries("6553") // 10 % of it
+	entries("6553") // 10 % of the limit
 	if status := <-ended; status != 0 || stderr.Len() > 0 {
 		t.Errorf("status %d: %s", status, stderr.String())
 	}
@@ -224,8 +226,8 @@ func TestCheckFor(t *testing.T) {
 	}
 }
 
-// TestCheckPlugin expects one line as plugins for monitoring print it, with a number for each
-// limit, and thresholds from the command line instead of the limits' own.
+// TestCheckPlugin checks that the first line is that of a monitoring plugin, with a number for
+// each limit, and that thresholds from the command line replace those of the limits.
 func TestCheckPlugin(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {

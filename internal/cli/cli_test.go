@@ -21,8 +21,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/ptytest"
 )
 
-// TestCheck expects the exit status of the worst limit, and the nearest limit on
-// top, on a recorded kernel whose conntrack table fills.
+// TestCheck checks that the exit status is that of the worst limit, and that the limit closest
+// to being reached is listed first, on a recorded kernel whose conntrack table fills.
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {
@@ -34,8 +34,7 @@ func TestCheck(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The recording has no sockets but those of the running kernel, which are
-	// not shown beside it.
+	// The recording has no sockets, and those of the running kernel must not be mixed with it.
 	args := []string{"check", "--path.procfs=" + dir, "--no-collector.cgroup", "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
 	for _, c := range []struct {
 		entries string
@@ -61,16 +60,16 @@ func TestCheck(t *testing.T) {
 		}
 		effect := strings.Contains(stdout.String(), "\nWhen conntrack_entries reaches its limit: Packets of new connections are dropped")
 		if pressing := c.status == 1 || c.status == 2; effect != pressing {
-			t.Errorf("%s entries: what happens is said: %t", c.entries, effect)
+			t.Errorf("%s entries: the effect is shown: %t", c.entries, effect)
 		}
 		if c.status == unknown && !strings.Contains(stderr.String(), "collector tcp failed") {
-			t.Errorf("it says %q", stderr.String())
+			t.Errorf("standard error is %q, want none", stderr.String())
 		}
 	}
 }
 
-// TestCheckColours expects colours on a terminal, unless NO_COLOR is set, and the
-// same table.
+// TestCheckColours checks that a terminal gets colours, unless NO_COLOR is set, and the same
+// table otherwise.
 func TestCheckColours(t *testing.T) {
 	args := []string{"check", "--path.procfs=../../testdata/linux-6.12/proc", "--no-collector.cgroup", "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
 	table := func(noColour, term string) string {
@@ -81,7 +80,7 @@ func TestCheckColours(t *testing.T) {
 			t.Errorf("status %d", status)
 		}
 		_ = terminal.Close()
-		// If nobody has the terminal any more, reading ends with EIO.
+		// Reading ends with EIO once the terminal is closed.
 		b, err := io.ReadAll(shown)
 		if !errors.Is(err, unix.EIO) {
 			t.Fatal(err)
@@ -109,11 +108,11 @@ func TestCheckColours(t *testing.T) {
 	}
 }
 
-// squeezed makes runs of blanks one.
+// squeezed replaces each run of white space with one space.
 func squeezed(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// TestStop expects status 0 at the end of ctx, whatever clients leave unfinished,
-// and that nothing but a request is waited for.
+// TestStop checks that the status is 0 when ctx ends, whatever clients left unfinished, and
+// that only requests are waited for.
 func TestStop(t *testing.T) {
 	for name, c := range map[string]struct {
 		sends string
@@ -141,7 +140,7 @@ func TestStop(t *testing.T) {
 				}, nil, io.Discard, stderr)
 				_ = stderr.Close()
 			}()
-			// That is the last that it says until it stops.
+			// This is the last line that is logged before the server stops.
 			address := regexp.MustCompile(`msg="TLS is disabled." .*address=(\S+)`)
 			var stopped time.Time
 			var warnings []string
@@ -150,7 +149,7 @@ func TestStop(t *testing.T) {
 					warnings = append(warnings, lines.Text())
 				}
 				if m := address.FindStringSubmatch(lines.Text()); m != nil {
-					// To open a pipe that nobody writes to takes forever.
+					// Opening a pipe without a writer blocks.
 					pipe := filepath.Join(proc, "sys/fs/file-nr")
 					if err := unix.Mkfifo(pipe, 0o600); err != nil {
 						t.Fatal(err)
@@ -164,22 +163,22 @@ func TestStop(t *testing.T) {
 			if got := <-status; got != 0 {
 				t.Errorf("status %d", got)
 			}
-			// It tells by itself what it waited for; how long the rest takes depends on what
-			// else the machine does.
+			// The server itself logs what it waited for. How long the rest takes depends on
+			// the load of the machine.
 			if took := time.Since(stopped); c.waits && took < lastRequests {
-				t.Errorf("it took %v", took)
+				t.Errorf("stopping took only %v", took)
 			}
-			// Outside of the host's network namespace it says so at its start.
+			// Outside of the host's network namespace, a warning is logged at the start.
 			warnings = slices.DeleteFunc(warnings, func(s string) bool { return strings.Contains(s, "network namespace") })
 			if len(warnings) > 1 || len(warnings) == 1 != c.waits {
-				t.Errorf("it warns: %q", warnings)
+				t.Errorf("the warnings are %q", warnings)
 			}
 		})
 	}
 }
 
-// send opens a connection, sends something and waits for the server to begin with
-// it. The function that it returns closes the connection.
+// send opens a connection, sends a string and waits until the server handles it. The function
+// that it returns closes the connection.
 func send(t *testing.T, address, something string) func() {
 	t.Helper()
 	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
@@ -193,17 +192,17 @@ func send(t *testing.T, address, something string) func() {
 		time.Sleep(300 * time.Millisecond)
 		return func() { _ = conn.Close() }
 	}
-	// A whole request makes it open the pipe.
+	// A complete request makes the server open the pipe.
 	stacks := make([]byte, 1<<20)
 	for end := time.Now().Add(20 * time.Second); !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("openat(")); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("the server does not begin with a request")
+			t.Fatal("the server does not handle the request")
 		}
 	}
 	return func() { _ = conn.Close() }
 }
 
-// unblock ends what waits for a writer of the pipe.
+// unblock lets those that wait for a writer of the pipe continue.
 func unblock(t *testing.T, pipe string) {
 	t.Helper()
 	f, err := os.OpenFile(pipe, os.O_RDWR, 0)
@@ -213,8 +212,8 @@ func unblock(t *testing.T, pipe string) {
 	_ = f.Close()
 }
 
-// TestCheckMisused expects that a plugin that is called wrongly neither warns nor
-// is silent.
+// TestCheckMisused checks that a plugin that is called with wrong arguments returns status
+// unknown and prints an error.
 func TestCheckMisused(t *testing.T) {
 	for args, want := range map[string]int{
 		"check --nonsense":             unknown,

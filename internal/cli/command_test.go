@@ -12,8 +12,8 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 )
 
-// greetCommand is a command as a file of this package would have it: with a flag of
-// each kind, an argument, and exit statuses of its own.
+// greetCommand is an example of a command, with a flag of each kind, an argument, and its own
+// exit statuses.
 func greetCommand() command {
 	var (
 		tone   string
@@ -46,9 +46,9 @@ func greetCommand() command {
 	}
 }
 
-// TestNewCommand expects that a row in the table is all that a new command takes: it
-// is in the help, the man page and the completions, has its flags beside the
-// program's, and its own exit statuses. What others have stays.
+// TestNewCommand checks that adding a command to the table is sufficient: it is in the help,
+// the man page and the completions, has its own flags and those of the program, and its own
+// exit statuses. The other commands do not change.
 func TestNewCommand(t *testing.T) {
 	table := append(commands(), greetCommand())
 	do := func(table []command, args string) (status int, stdout, stderr string) {
@@ -81,7 +81,7 @@ func TestNewCommand(t *testing.T) {
 			}
 		}
 		if _, before, _ := do(commands(), args); strings.Contains(before, "tone") {
-			t.Errorf("%s has it without the row", args)
+			t.Errorf("%s mentions the command although it is not in the table", args)
 		}
 	}
 

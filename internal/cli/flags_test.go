@@ -24,8 +24,8 @@ func (c *config) collectors() []string {
 	return names
 }
 
-// TestBooleanFlags expects that each boolean flag of --help takes a value, and no
-// value that is not one.
+// TestBooleanFlags checks that each boolean flag of --help accepts a boolean value and no
+// other.
 func TestBooleanFlags(t *testing.T) {
 	var help bytes.Buffer
 	if status := Run(t.Context(), []string{"--help"}, nil, &help, t.Output()); status != 0 {
@@ -42,7 +42,7 @@ func TestBooleanFlags(t *testing.T) {
 		for _, value := range []string{"true", "false", "1", "0", "TRUE", "False"} {
 			for _, prefix := range []string{"--", "--no-"} {
 				arg := prefix + flag + "=" + value
-				// Something else is enabled whatever the flag does.
+				// Another collector is enabled, whatever the flag does.
 				other := "--collector.memory"
 				if flag == "collector.memory" {
 					other = "--collector.tcp"
@@ -87,7 +87,8 @@ func TestBooleanFlags(t *testing.T) {
 	}
 }
 
-// TestFlagValues expects what other flags make of a value to be as before.
+// TestFlagValues checks the values of flags that are not boolean, and of combinations of
+// flags.
 func TestFlagValues(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, content string) string {
@@ -146,8 +147,8 @@ func TestFlagValues(t *testing.T) {
 	}
 }
 
-// TestSysfsPath expects that a path that is given has to be a sysfs or a copy of
-// one, and that the default may be absent.
+// TestSysfsPath checks that a path on the command line must be a sysfs or a copy of one, and
+// that the default path may be absent.
 func TestSysfsPath(t *testing.T) {
 	dir := t.TempDir()
 	join := func(name string) string { return filepath.Join(dir, name) }
@@ -213,7 +214,7 @@ func TestSysfsPath(t *testing.T) {
 	}
 }
 
-// defaults returns what an empty command line says.
+// defaults returns the configuration of an empty command line.
 func defaults(t *testing.T) *config {
 	t.Helper()
 	c, _, err := parseFlags(commands(), nil, io.Discard)
@@ -223,7 +224,7 @@ func defaults(t *testing.T) *config {
 	return c
 }
 
-// TestErrorOfManyLines expects one line of an error that has more.
+// TestErrorOfManyLines checks that an error of several lines is printed as one.
 func TestErrorOfManyLines(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "web.yml")
 	if err := os.WriteFile(config, []byte("nonsense: 1\nmore: 2\n"), 0o600); err != nil {

@@ -21,7 +21,7 @@ func planned(t *testing.T, flags ...string) (status int, stdout, stderr string) 
 	return status, out.String(), err.String()
 }
 
-// sysfs is a folder that passes for a sysfs.
+// sysfs returns a directory that is accepted as a copy of a sysfs.
 func sysfs(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -36,8 +36,8 @@ func sysfs(t *testing.T) string {
 	return dir
 }
 
-// TestPlanSysctl expects a file that sysctl reads, with what has to be raised and nothing
-// else.
+// TestPlanSysctl checks that the output is a file that sysctl can read, with only the settings
+// that have to be raised.
 func TestPlanSysctl(t *testing.T) {
 	status, out, errors := planned(t, "--path.sysfs="+sysfs(t), "--connections=60000", "--opens-per-second=100", "--closes-per-second=100", "--format=sysctl")
 	if status != 1 || errors != "" {
@@ -68,7 +68,7 @@ func TestPlanSysctl(t *testing.T) {
 			t.Errorf("the file lacks %q:\n%s", words, out)
 		}
 	}
-	// With what it prints the host has what is needed of it.
+	// No setting has to be raised for few connections.
 	status, out, _ = planned(t, "--path.sysfs="+sysfs(t), "--connections=100", "--format=sysctl")
 	if status != 0 || strings.Contains(out, " = ") || !strings.Contains(out, "as it is") {
 		t.Errorf("status %d:\n%s", status, out)
@@ -79,7 +79,8 @@ func TestPlanSysctl(t *testing.T) {
 	}
 }
 
-// TestPlanPods expects what a network namespace has for itself in the words of a pod.
+// TestPlanPods checks that sysctls of a network namespace are also given in the form used for
+// pods.
 func TestPlanPods(t *testing.T) {
 	_, out, _ := planned(t, "--path.sysfs="+sysfs(t), "--connections=20000", "--opens-per-second=200", "--closes-per-second=200", "--format=sysctl")
 	for _, words := range []string{
@@ -92,8 +93,8 @@ func TestPlanPods(t *testing.T) {
 	}
 }
 
-// TestPlanJSON expects the document that README.md describes, and the same statuses as
-// those of the table.
+// TestPlanJSON checks that the output is the document that README.md describes, and that its
+// statuses are those of the table.
 func TestPlanJSON(t *testing.T) {
 	dir := sysfs(t)
 	for connections, want := range map[string]struct {
@@ -137,7 +138,7 @@ func TestPlanJSON(t *testing.T) {
 	}
 }
 
-// TestPlanGrowth expects the present load and the limits on its way.
+// TestPlanGrowth checks that the current load is shown with the limits that growth reaches.
 func TestPlanGrowth(t *testing.T) {
 	dir := sysfs(t)
 	status, out, errors := planned(t, "--path.sysfs="+dir)
@@ -151,8 +152,8 @@ func TestPlanGrowth(t *testing.T) {
 	}
 }
 
-// TestPlanInput expects one line for what cannot be asked, and a status that is none of
-// a plan's.
+// TestPlanInput checks that an invalid command line gives one line of error, and a status that
+// no plan has.
 func TestPlanInput(t *testing.T) {
 	for flags, want := range map[string]string{
 		"--connections=-1":                   "--connections=-1 must be between 1 and 4294967296",
@@ -179,7 +180,7 @@ func TestPlanInput(t *testing.T) {
 	}
 }
 
-// TestPlanUnread expects no plan where a limit could not be read.
+// TestPlanUnread checks that there is no plan if a limit could not be read.
 func TestPlanUnread(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12/proc")); err != nil {

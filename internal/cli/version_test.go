@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestBuilt goes through what Go records of a build: of a tag, of a commit, of one
-// with changes, of go install, and without a repository.
+// TestBuilt checks the version and the date of each kind of build that Go records: from a tag,
+// from a commit, from one with changes, by go install, and without a repository.
 func TestBuilt(t *testing.T) {
 	for _, c := range []struct{ module, time, version, date string }{
 		{"v0.1.0", "2026-01-31T23:30:00+02:00", "0.1.0", "20260131-21:30:00"},

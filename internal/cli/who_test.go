@@ -15,7 +15,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/who"
 )
 
-// hog copies a recorded kernel and adds a process with so many descriptors.
+// hog copies a recorded kernel and adds a process with the given number of descriptors.
 func hog(t *testing.T, descriptors int) (procfs string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -44,8 +44,8 @@ func hog(t *testing.T, descriptors int) (procfs string) {
 	return dir
 }
 
-// TestWho expects the state of the limit and the process, of a limit that is named and of
-// the one that is the nearest.
+// TestWho checks the state of a limit and the process that uses it, for a limit given by name
+// and for the one closest to being reached.
 func TestWho(t *testing.T) {
 	args := []string{"--path.procfs=" + hog(t, 10), "--no-collector.tcp", "--no-collector.ports", "--no-collector.unix", "--no-collector.udp"}
 	for _, resource := range []string{"process_file_descriptors", ""} {
@@ -77,8 +77,8 @@ SHARE   CUMULATIVE  DESCRIPTORS  LIMIT  USED    PROCESS  USER  UNIT             
 	}
 }
 
-// TestWhoNothing expects an error where no limit can be read, and where the host's sockets
-// are out of reach.
+// TestWhoNothing checks that there is an error if no limit can be read, or if the host's
+// sockets cannot be reached, or if the arguments are invalid.
 func TestWhoNothing(t *testing.T) {
 	procfs := "--path.procfs=" + hog(t, 1)
 	for want, args := range map[string][]string{
@@ -96,8 +96,8 @@ func TestWhoNothing(t *testing.T) {
 	}
 }
 
-// TestProgress expects a line that reports how far it is, on a terminal only, and nothing of
-// it at the end.
+// TestProgress checks that a line on a terminal, and only there, reports the progress, and
+// that it is erased in the end.
 func TestProgress(t *testing.T) {
 	shown, terminal := ptytest.Open(t)
 	p := newProgress(terminal)
@@ -109,7 +109,7 @@ func TestProgress(t *testing.T) {
 	p.erase()
 	const erased = "\r\x1b[K"
 	const want = erased + "read 1,240,000 of about 2,059,200 sockets" + erased + "read 2,500,000 sockets" + erased
-	got := make([]byte, len(want)) // a terminal may give it bit by bit
+	got := make([]byte, len(want)) // a terminal may return it in parts
 	if _, err := io.ReadFull(shown, got); err != nil || string(got) != want {
 		t.Errorf("%q, %v; want %q", got, err, want)
 	}
@@ -123,7 +123,7 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// TestWhoCompletion expects each resource in the completions.
+// TestWhoCompletion checks that the completions have each resource.
 func TestWhoCompletion(t *testing.T) {
 	for _, flag := range []string{"--completion-script-bash", "--completion-script-zsh"} {
 		var stdout bytes.Buffer

@@ -19,7 +19,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 )
 
-// conn is a connection of nltest that has deadlines and an end.
+// conn is a connection of nltest that records its deadline and whether it was closed.
 type conn struct {
 	*netlink.Conn
 	deadline time.Time
@@ -36,12 +36,12 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// kernel answers requests as the kernel would.
+// kernel answers requests as the Linux kernel does.
 type kernel struct {
 	conns []*conn
-	// answer is the messages to a request, before the end of the dump.
+	// answer returns the messages in reply to a request.
 	answer func(request netlink.Message) ([]netlink.Message, error)
-	// more is the messages that follow where answer gave none that ends the dump.
+	// more returns further messages, if those of answer do not end the dump.
 	more     func() []netlink.Message
 	requests []netlink.Message
 }
@@ -64,7 +64,7 @@ func (k *kernel) dial() (ctnetlink.Conn, error) {
 	return c, nil
 }
 
-// stats is a message of CPU's statistics, in reply to a request.
+// stats returns a message with a CPU's statistics, in reply to a request.
 func stats(request netlink.Message, cpu uint16, attributes ...netlink.Attribute) netlink.Message {
 	return netlink.Message{
 		Header: netlink.Header{
@@ -75,12 +75,12 @@ func stats(request netlink.Message, cpu uint16, attributes ...netlink.Attribute)
 	}
 }
 
-// counter is an attribute of 32 bits, big-endian.
+// counter returns a big-endian 32-bit attribute.
 func counter(typ uint16, v uint32) netlink.Attribute {
 	return netlink.Attribute{Type: typ, Data: binary.BigEndian.AppendUint32(nil, v)}
 }
 
-// end is the message that ends a dump, with an error or 0.
+// end returns the message that ends a dump with an error, or with 0 for none.
 func end(request netlink.Message, errno unix.Errno) netlink.Message {
 	m := stats(request, 0)
 	m.Header.Type = netlink.Done
@@ -93,7 +93,8 @@ func whole(r netlink.Message) ([]netlink.Message, error) {
 	return []netlink.Message{stats(r, 0), stats(r, 1), end(r, 0)}, nil
 }
 
-// TestStats reads what Linux 6.12 sends for two CPUs, of which one is not 1.
+// TestStats checks the statistics that Linux 6.12 sends for two CPUs, whose numbers are not
+// consecutive.
 func TestStats(t *testing.T) {
 	k := &kernel{answer: func(r netlink.Message) ([]netlink.Message, error) {
 		return []netlink.Message{
@@ -101,7 +102,7 @@ func TestStats(t *testing.T) {
 				r, 0, counter(2, 91), counter(4, 1), counter(8, 92), counter(9, 2), counter(10, 3), counter(11, 4),
 				counter(12, 93), counter(13, 1<<32-1), counter(14, 94), counter(15, 95),
 			),
-			// Of an older kernel, which has fewer.
+			// An older kernel has fewer counters.
 			stats(r, 0x102, counter(10, 7)),
 			end(r, 0),
 		}, nil
@@ -130,8 +131,7 @@ func TestStats(t *testing.T) {
 	}
 }
 
-// TestRequest compares the bytes that are sent with those of the kernel's
-// structures.
+// TestRequest checks that the bytes that are sent are those of the kernel's structures.
 func TestRequest(t *testing.T) {
 	k := &kernel{answer: whole}
 	c := ctnetlink.New(k.dial)
@@ -160,8 +160,8 @@ func TestRequest(t *testing.T) {
 	}
 }
 
-// TestRefused expects what the kernel refuses to be told apart from what failed,
-// and only the latter to cost the socket.
+// TestRefused checks that a refusal by the kernel is distinguished from a failure, and that
+// only a failure closes the socket.
 func TestRefused(t *testing.T) {
 	for errno, want := range map[unix.Errno]error{
 		unix.EPERM:           ctnetlink.ErrNotPermitted,
@@ -205,8 +205,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestBroken expects an error, no statistics and no socket from what no kernel
-// sends.
+// TestBroken checks that an invalid reply gives an error and no statistics, and closes the
+// socket.
 func TestBroken(t *testing.T) {
 	for name, c := range map[string]struct {
 		reply func(r netlink.Message) []netlink.Message
@@ -281,7 +281,7 @@ func TestBroken(t *testing.T) {
 			if !k.conns[0].closed {
 				t.Error("the socket stays open")
 			}
-			// It works again when the kernel does.
+			// The next request succeeds.
 			k.answer = whole
 			if got, err := client.Stats(t.Context()); err != nil || len(got) != 2 {
 				t.Errorf("the next time: %v, %v", got, err)
@@ -290,8 +290,8 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// TestEndless expects a reply that never ends to be left after the first message
-// that cannot belong to it.
+// TestEndless checks that an endless reply is abandoned at the first message that cannot
+// belong to it.
 func TestEndless(t *testing.T) {
 	for name, next := range map[string]func(last uint16) uint16{
 		"ever the same CPU": func(last uint16) uint16 { return last },
@@ -320,7 +320,8 @@ func TestEndless(t *testing.T) {
 	}
 }
 
-// TestInterrupted expects a torn dump to be asked for again once, and to fail then.
+// TestInterrupted checks that an interrupted dump is requested again once, and fails if that
+// one is interrupted too.
 func TestInterrupted(t *testing.T) {
 	for torn, ok := range map[int]bool{0: true, 1: true, 2: false} {
 		k := &kernel{}
@@ -338,7 +339,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestDeadline expects the socket to have the deadline of the context, or none.
+// TestDeadline checks that the socket gets the deadline of the context, or none.
 func TestDeadline(t *testing.T) {
 	k := &kernel{answer: whole}
 	c := ctnetlink.New(k.dial)
@@ -366,7 +367,7 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
-// TestOnce expects nothing to stay open between readings.
+// TestOnce checks that a client from NewOnce keeps no socket open between readings.
 func TestOnce(t *testing.T) {
 	k := &kernel{answer: whole}
 	c := ctnetlink.NewOnce(k.dial)

@@ -14,12 +14,12 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/ctnetlink"
 )
 
-// nested is an attribute of attributes.
+// nested returns an attribute that contains attributes.
 func nested(typ uint16, of ...netlink.Attribute) netlink.Attribute {
 	return netlink.Attribute{Type: typ | unix.NLA_F_NESTED, Data: nltest.MustMarshalAttributes(of)}
 }
 
-// tracked is a message of a connection, in reply to a request.
+// tracked returns a message about a connection, in reply to a request.
 func tracked(request netlink.Message, source, destination string, protocol uint8, info ...netlink.Attribute) netlink.Message {
 	from, to := netip.MustParseAddrPort(source), netip.MustParseAddrPort(destination)
 	first := uint16(1) // of IPv4
@@ -32,15 +32,15 @@ func tracked(request netlink.Message, source, destination string, protocol uint8
 			nested(1, netlink.Attribute{Type: first, Data: from.Addr().AsSlice()}, netlink.Attribute{Type: first + 1, Data: to.Addr().AsSlice()}),
 			nested(2, netlink.Attribute{Type: 1, Data: []byte{protocol}}, netlink.Attribute{Type: 2, Data: port(from.Port())}, netlink.Attribute{Type: 3, Data: port(to.Port())}),
 		),
-		nested(2, nested(1, netlink.Attribute{Type: 1, Data: []byte{9, 9, 9, 9}})), // the reply is not looked at
-		counter(7, 120), // the time that is left
+		nested(2, nested(1, netlink.Attribute{Type: 1, Data: []byte{9, 9, 9, 9}})), // the reply direction is ignored
+		counter(7, 120), // the remaining time
 	}, info...)...)
 	m.Header.Type = 1 << 8
 	return m
 }
 
-// TestWalk expects connections as they were when they began, and a request for all of
-// them.
+// TestWalk checks that connections are returned with the addresses of their original
+// direction, and that the request is for all connections.
 func TestWalk(t *testing.T) {
 	k := &kernel{}
 	k.answer = func(request netlink.Message) ([]netlink.Message, error) {
@@ -67,12 +67,12 @@ func TestWalk(t *testing.T) {
 		t.Errorf("the request is %+v", r)
 	}
 	if !k.conns[0].closed {
-		t.Error("the socket is open after it")
+		t.Error("the socket is still open")
 	}
 }
 
-// TestWalkErrors expects what the kernel refuses, what is truncated and a context that
-// ends as errors, and the next walk to be whole.
+// TestWalkErrors checks that a refusal by the kernel, a truncated message and a canceled
+// context are errors, and that the next walk is complete.
 func TestWalkErrors(t *testing.T) {
 	k := &kernel{}
 	c := ctnetlink.New(k.dial)

@@ -2,7 +2,7 @@ package ctnetlink
 
 import "testing"
 
-// FuzzMessage parses what the kernel might send.
+// FuzzMessage checks that parsing any message returns either valid counters or an error.
 func FuzzMessage(f *testing.F) {
 	// CPU 1: found, invalid, insert_failed, drop, early_drop, search_restart.
 	f.Add([]byte{
@@ -14,7 +14,7 @@ func FuzzMessage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		cpu, err := parse(b)
 		if err != nil && cpu != (CPU{}) {
-			t.Errorf("%+v beside %v", cpu, err)
+			t.Errorf("%+v together with error %v", cpu, err)
 		}
 		for _, c := range []Counter{cpu.Drop, cpu.EarlyDrop, cpu.InsertFailed, cpu.Invalid, cpu.SearchRestart} {
 			if c.Value != 0 && !c.Present {

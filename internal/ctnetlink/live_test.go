@@ -22,11 +22,12 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 
-// TestLive compares the statistics with those of /proc, CPU by CPU and column by
-// column, in a network namespace of its own.
+// TestLive checks, in a new network namespace, that the statistics agree with those of /proc
+// for each CPU and column.
 func TestLive(t *testing.T) {
 	needs.Check(t, needs.Root, "nft")
-	// The thread is never given back: it ends with the test, and the namespace too.
+	// The goroutine never unlocks its thread, so the thread ends with the test, and the
+	// namespace with it.
 	runtime.LockOSThread()
 	if err := nettest.Unshare(); err != nil {
 		t.Fatal(err)
@@ -55,8 +56,8 @@ func TestLive(t *testing.T) {
 			if err := unix.SchedSetaffinity(0, &set); err != nil {
 				t.Fatal(err)
 			}
-			// Answers that nobody asked for are invalid. Of connections that the rule
-			// gives the same source, all but the first fail.
+			// Unsolicited replies are invalid. Of the connections that the rule gives the same
+			// source, all but the first fail.
 			for range 3 + i {
 				send(t, unix.SOCK_RAW, unix.IPPROTO_ICMP, 0, []byte{0, 0, 0xff, 0xff, 0, 0, 0, 0})
 			}
@@ -65,7 +66,7 @@ func TestLive(t *testing.T) {
 			}
 		}
 
-		// Packets may still be on their way, so /proc is read before and after.
+		// Packets may still be in transit, so /proc is read before and after.
 		var got, want map[cell]uint32
 		for want == nil || !maps.Equal(want, table(t)) {
 			want = table(t)
@@ -96,10 +97,10 @@ func TestLive(t *testing.T) {
 	}
 }
 
-// TestLiveRefused asks the kernel without any capability, as every user may, twice
-// over one socket.
+// TestLiveRefused checks that the kernel refuses a process without capabilities, twice over
+// the same socket.
 func TestLiveRefused(t *testing.T) {
-	// The thread is never given back, and its capabilities end with it.
+	// The goroutine never unlocks its thread, so its capabilities end with it.
 	runtime.LockOSThread()
 	var none [2]unix.CapUserData
 	if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
@@ -125,13 +126,13 @@ func TestLiveRefused(t *testing.T) {
 	}
 }
 
-// cell is a row and a column of /proc/net/stat/nf_conntrack.
+// cell identifies a row and a column of /proc/net/stat/nf_conntrack.
 type cell struct {
 	cpu    int
 	column string
 }
 
-// counters are those of a CPU by their names in /proc.
+// counters returns the counters of a CPU by their names in /proc.
 func counters(c ctnetlink.CPU) map[string]ctnetlink.Counter {
 	return map[string]ctnetlink.Counter{
 		"drop": c.Drop, "early_drop": c.EarlyDrop, "insert_failed": c.InsertFailed,
@@ -139,7 +140,7 @@ func counters(c ctnetlink.CPU) map[string]ctnetlink.Counter {
 	}
 }
 
-// table reads the columns that counters has, of the thread's namespace.
+// table reads the columns that counters returns, for the thread's network namespace.
 func table(t *testing.T) map[cell]uint32 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/thread-self/net/stat/nf_conntrack")
@@ -184,8 +185,8 @@ func onlineCPUs(t *testing.T) []int {
 	return cpus
 }
 
-// send sends a datagram to this host, by a new socket. Some of what the tests send
-// is refused.
+// send sends a datagram to this host from a new socket. Some of the datagrams of these tests
+// are refused.
 func send(t *testing.T, kind, protocol, port int, b []byte) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, protocol)
@@ -199,7 +200,7 @@ func send(t *testing.T, kind, protocol, port int, b []byte) {
 	}
 }
 
-// nft changes the packet filter of the thread of the calling goroutine.
+// nft changes the packet filter in the network namespace of the current thread.
 func nft(t *testing.T, commands string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)

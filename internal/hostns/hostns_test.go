@@ -17,8 +17,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/nettest"
 )
 
-// elsewhere returns the folder, below /proc, of a thread that is in a new network
-// namespace until the test ends.
+// elsewhere returns the directory in /proc of a thread that is in a new network namespace
+// until the test ends.
 func elsewhere(t *testing.T) string {
 	t.Helper()
 	needs.Check(t, needs.Root)
@@ -28,14 +28,14 @@ func elsewhere(t *testing.T) string {
 	move = func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// /proc/self is the main thread: what it is in is no longer elsewhere. While
-			// this goroutine holds it, another one gets another thread.
+			// This is the main thread, whose namespace /proc/self shows, so it must not
+			// change. While this goroutine holds it, another goroutine gets another thread.
 			defer runtime.UnlockOSThread()
 			go move()
 			<-leave
 			return
 		}
-		// The goroutine ends locked, and its thread with it.
+		// The goroutine ends without unlocking its thread, which ends with it.
 		err := nettest.Unshare()
 		thread = fmt.Sprintf("/proc/self/task/%d", unix.Gettid())
 		entered <- err
@@ -51,7 +51,7 @@ func elsewhere(t *testing.T) string {
 	return thread
 }
 
-// network returns the inode number of the network namespace of this thread.
+// network returns the inode number of the network namespace of the current thread.
 func network(t *testing.T) uint64 {
 	t.Helper()
 	var st unix.Stat_t
@@ -61,14 +61,14 @@ func network(t *testing.T) uint64 {
 	return st.Ino
 }
 
-// TestDo expects functions to run in the namespace, however others there end, and
-// no thread of this process to stay in it but the one that made it.
+// TestDo checks that functions run in the namespace, even if others there fail, panic or hang,
+// and that no thread of this process stays in it except the one that created it.
 func TestDo(t *testing.T) {
 	h := &Host{view: Entered, path: elsewhere(t) + "/ns/net"}
 	own := network(t)
 	var inside uint64
 	if err := h.Do(func() error { inside = network(t); return nil }); err != nil || inside == own {
-		t.Fatalf("%v, in namespace %d, which is its own", err, inside)
+		t.Fatalf("%v, in namespace %d, want another one than that of this thread", err, inside)
 	}
 	broken := errors.New("broken")
 	if err := h.Do(func() error { return broken }); !errors.Is(err, broken) {
@@ -78,7 +78,7 @@ func TestDo(t *testing.T) {
 		t.Errorf("a panic became %v", err)
 	}
 
-	// One that hangs holds up no other.
+	// A function that hangs does not delay others.
 	release := make(chan struct{})
 	var hanging sync.WaitGroup
 	hanging.Go(func() {
@@ -96,13 +96,13 @@ func TestDo(t *testing.T) {
 				t.Error(err)
 			}
 		case <-time.After(20 * time.Second):
-			t.Fatal("it waits for the one that hangs")
+			t.Fatal("it waits for the function that hangs")
 		}
 	}
 	close(release)
 	hanging.Wait()
 
-	// Threads end a moment after their goroutine.
+	// A thread may end after its goroutine.
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		tasks, err := os.ReadDir("/proc/self/task")
 		if err != nil {
@@ -119,28 +119,28 @@ func TestDo(t *testing.T) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%d threads are in the namespace, of which one made it", there)
+			t.Fatalf("%d threads are in the namespace, want only the one that created it", there)
 		}
 	}
 }
 
-// TestForeign expects nothing to run where the namespace cannot be reached.
+// TestForeign checks that nothing runs if the namespace cannot be reached.
 func TestForeign(t *testing.T) {
 	why := errors.New("not allowed")
 	h := Unreachable(why)
 	err := h.Do(func() error {
-		t.Error("it ran")
+		t.Error("the function ran")
 		return nil
 	})
 	if !errors.Is(err, ErrForeign) || !errors.Is(h.Why(), why) || h.View() != Foreign {
 		t.Errorf("%v, %v", err, h.Why())
 	}
 	if h := (&Host{view: Entered, path: "/nowhere"}); !errors.Is(h.Do(func() error { return nil }), unix.ENOENT) {
-		t.Error("it entered nowhere")
+		t.Error("no error for a namespace that does not exist")
 	}
 }
 
-// TestFind expects the namespace of process 1 to be found, whichever it is.
+// TestFind checks that the namespace of process 1 is found.
 func TestFind(t *testing.T) {
 	procfs := func(t *testing.T, names map[string]string) string {
 		t.Helper()
@@ -165,7 +165,7 @@ func TestFind(t *testing.T) {
 	}
 	t.Run("own", func(t *testing.T) {
 		find(t, procfs(t, map[string]string{"self": "/proc/self", "1": "/proc/self"}), Own)
-		// Of a PID namespace in which this process does not exist.
+		// A procfs of a PID namespace in which this process does not exist.
 		find(t, procfs(t, map[string]string{"1": "/proc/self"}), Own)
 	})
 	t.Run("entered", func(t *testing.T) {
@@ -187,7 +187,7 @@ func TestFind(t *testing.T) {
 	t.Run("hidden", func(t *testing.T) {
 		find(t, procfs(t, map[string]string{"self": "/proc/self"}), Foreign)
 		proc := procfs(t, map[string]string{"self": "/proc/self"})
-		// tcp_mem is in the initial network namespace alone.
+		// tcp_mem exists only in the initial network namespace.
 		if err := os.MkdirAll(filepath.Join(proc, "sys/net/ipv4"), 0o700); err != nil {
 			t.Fatal(err)
 		}

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestSettings expects a sample to take a setting as the last reading found it, and
-// what the kernel changes as it is.
+// TestSettings checks that a sample reuses the value of a setting from the last reading, but
+// reads values that the kernel changes.
 func TestSettings(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12")); err != nil {
@@ -33,7 +33,7 @@ func TestSettings(t *testing.T) {
 		expect := func(what, want string) {
 			t.Helper()
 			if b, err := file.Read(); err != nil || string(b) != want {
-				t.Errorf("%s: %s, it is %q: %v", name, what, b, err)
+				t.Errorf("%s: %s: %q, %v", name, what, b, err)
 			}
 		}
 		change := func(to string) {

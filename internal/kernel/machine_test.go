@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestHostNetwork expects that only the absence of a limit tells of a container,
-// and not that it cannot be read.
+// TestHostNetwork checks that the network is taken for that of a container only if a global
+// limit is absent, not if it cannot be read.
 func TestHostNetwork(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../../testdata/linux-6.12")); err != nil {

@@ -15,13 +15,13 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// ring is a log of which the oldest records are overwritten.
+// ring is a log whose oldest records are overwritten.
 type ring struct {
 	mu            sync.Mutex
 	size, written int // records
-	// cost is what it takes to read a record.
+	// cost is how long it takes to read a record.
 	cost time.Duration
-	// flood has a record there whenever one is read.
+	// flood makes a record available at every read.
 	flood bool
 }
 
@@ -30,7 +30,7 @@ type reader struct {
 	next int
 }
 
-// write adds records, and reports whether more come all the time.
+// write adds n records and sets whether more arrive all the time.
 func (r *ring) write(n int, flood bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -75,7 +75,8 @@ func (r *reader) Wait(ctx context.Context) error {
 
 func (r *reader) Close() error { return nil }
 
-// follow runs a follower of a ring and returns what it counts, and what ends it.
+// follow runs a follower of a ring. It returns the counts of records, and a function that ends
+// the follower.
 func follow(t *testing.T, r *ring) (old, visited, lost *uint64, end func()) {
 	t.Helper()
 	old, visited, lost = new(uint64), new(uint64), new(uint64)
@@ -96,7 +97,7 @@ func follow(t *testing.T, r *ring) (old, visited, lost *uint64, end func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- f.Run(ctx) }()
-	time.Sleep(time.Millisecond) // for the old ones
+	time.Sleep(time.Millisecond) // to read the old records
 	return old, visited, lost, func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -105,7 +106,7 @@ func follow(t *testing.T, r *ring) (old, visited, lost *uint64, end func()) {
 	}
 }
 
-// TestFollow expects each record once, and what was overwritten to be counted.
+// TestFollow checks that each record is visited once and that overwritten records are counted.
 func TestFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &ring{size: 100, written: 250}
@@ -122,8 +123,8 @@ func TestFollow(t *testing.T) {
 	})
 }
 
-// TestFlood expects a flood to take 5 % of the time, and the rest of it to
-// be counted as lost.
+// TestFlood checks that reading a flood takes 5 % of the time and that the unread records are
+// counted as lost.
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &ring{size: 1000, written: 10, cost: 20 * time.Microsecond}
@@ -147,7 +148,7 @@ func TestFlood(t *testing.T) {
 	})
 }
 
-// TestOpen expects nothing but the device itself.
+// TestOpen checks that only the device itself is accepted.
 func TestOpen(t *testing.T) {
 	for _, path := range []string{"/dev/null", t.TempDir(), "/nowhere"} {
 		if _, err := Open(path); !errors.Is(err, os.ErrNotExist) {
@@ -156,7 +157,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestWait expects to wait until there is something to read, or the context ends.
+// TestWait checks that Wait returns once there is something to read or the context ends.
 func TestWait(t *testing.T) {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/parse"
 )
 
-// TestSyslog expects each line once, whatever the kernel shows again, and those that
-// are gone to be noticed.
+// TestSyslog checks that each line is returned once, although the kernel returns earlier lines
+// again, and that lost lines are noticed.
 func TestSyslog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex

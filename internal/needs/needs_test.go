@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// child makes the test binary write a line to the standard error of its parent, as
-// go test has it: by the function that it names.
+// child is an environment variable that makes the test binary write a line to the standard
+// error of its parent, which go test sets up. Its value selects the function that opens it.
 const child = "SOCKPRESSURE_CHILD"
 
 func TestMain(m *testing.M) {
@@ -26,8 +26,8 @@ func TestMain(m *testing.M) {
 	_, _ = f.WriteString("between\n")
 }
 
-// TestStderr expects the line behind what the parent wrote before, and before what
-// it writes afterwards, or none where that cannot be.
+// TestStderr checks that the line appears between what the parent wrote before and after, or
+// not at all if that is impossible.
 func TestStderr(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
@@ -98,7 +98,7 @@ func TestSummarize(t *testing.T) {
 	}
 }
 
-// TestPackages holds the list to its form, which .ci/run takes apart too.
+// TestPackages checks the format of the list, which .ci/run parses too.
 func TestPackages(t *testing.T) {
 	form := regexp.MustCompile(`^(/[^ :]+|[a-z0-9_.-]+):([a-z0-9.+-]+|[A-Za-z0-9./-]+/[a-z0-9./-]+@v[0-9.]+)$`)
 	seen := map[string]bool{}
@@ -106,7 +106,7 @@ func TestPackages(t *testing.T) {
 		line = strings.TrimSuffix(line, "\n")
 		need, _, _ := strings.Cut(line, ":")
 		if !form.MatchString(line) || seen[need] {
-			t.Errorf("%q: want a program or file of its own, a colon and a package", line)
+			t.Errorf("%q: want a unique program or file, a colon and a package", line)
 		}
 		seen[need] = true
 	}
@@ -115,7 +115,7 @@ func TestPackages(t *testing.T) {
 	}
 }
 
-// TestMet tells what is there from what is not.
+// TestMet checks that met reports which needs are available.
 func TestMet(t *testing.T) {
 	path := t.TempDir()
 	t.Setenv("PATH", path)

@@ -14,8 +14,9 @@ const (
 	static = "8daa50c3a64c9ff60bb9eab7b44b56fd"
 )
 
-// layouts are files as they are found, <id>, <other>, <uid>, <u_id> and <static> standing
-// for those above, <u_id> with systemd's _ for -.
+// layouts returns contents of /proc/PID/cgroup as container runtimes write them. <id>,
+// <other>, <uid>, <u_id> and <static> stand for the constants above; <u_id> is the form used
+// by systemd, with _ instead of -.
 func layouts() []struct{ from, cgroup, want string } {
 	return []struct{ from, cgroup, want string }{
 		// Kubernetes: pkg/kubelet/cm/cgroup_manager_linux.go and pod_container_manager_linux.go.
@@ -88,7 +89,7 @@ func layouts() []struct{ from, cgroup, want string } {
 		{"a session", "0::/user.slice/user-0.slice/session-3.scope", ""},
 		{"a suffix alone", "0::/.service", ""},
 
-		// Lines that disagree.
+		// Lines with different owners.
 		{"v2 before systemd's before others", "3:a:/a.service\n1:name=systemd:/b.service\n0::/c.service", "unit/c.service"},
 		{"systemd's before others", "3:a:/a.service\n1:name=systemd:/b.service\n0::/", "unit/b.service"},
 		{"the first of others", "3:a:/a.service\n2:b:/b.service", "unit/a.service"},

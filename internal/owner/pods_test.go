@@ -17,7 +17,7 @@ func mkdir(t *testing.T, elem ...string) {
 	}
 }
 
-// find returns what Find does, as one string.
+// find returns the result of Find as one string.
 func find(t *testing.T, p *Pods, uid string) string {
 	t.Helper()
 	namespace, name, ok, err := p.Find(uid)
@@ -36,7 +36,7 @@ func TestOwner(t *testing.T) {
 	p := NewPods(dir)
 	for cgroup, want := range map[string]Owner{
 		"0::/kubepods/pod<static>/<id>": {"pod/kube-system/etcd-node1", "kube-system", "etcd-node1"},
-		// A pod without a folder is nobody's, in whatever it runs.
+		// A pod without a directory has no owner, whatever it runs in.
 		"0::/kubepods/pod<uid>/<id>":             {},
 		"0::/docker/<other>/kubepods/pod<uid>/x": {},
 		"0::/docker/<id>":                        {Name: "docker/7dea796eb5d6"},
@@ -48,7 +48,8 @@ func TestOwner(t *testing.T) {
 	}
 }
 
-// TestPods expects a listing for a uid that is not known, and no other within 5 seconds.
+// TestPods checks that the directory is listed for an unknown UID, but not again within 5
+// seconds.
 func TestPods(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "pods")
 	synctest.Test(t, func(t *testing.T) {
@@ -59,7 +60,7 @@ func TestPods(t *testing.T) {
 				t.Errorf("%s: %s, want %s", uid, got, want)
 			}
 		}
-		expect(uid, "/") // no folder
+		expect(uid, "/") // no directory
 		web, etcd := filepath.Join(dir, "default_web-1.a_"+uid), filepath.Join(dir, "kube-system_etcd_"+static)
 		mkdir(t, web)
 		expect(uid, "/")
@@ -73,11 +74,11 @@ func TestPods(t *testing.T) {
 		if err := os.Remove(web); err != nil {
 			t.Fatal(err)
 		}
-		expect(uid, "default/web-1.a") // known still, as nothing was listed
+		expect(uid, "default/web-1.a") // still known, because nothing was listed
 		expect(static, "kube-system/etcd")
 		expect(uid, "/")
 
-		// It cannot be listed: what is known stays so.
+		// The directory cannot be listed: what is already known is kept.
 		if err := os.Rename(dir, dir+".old"); err != nil {
 			t.Fatal(err)
 		}
@@ -88,14 +89,14 @@ func TestPods(t *testing.T) {
 		for range 2 {
 			_, _, ok, err := p.Find(uid)
 			if ok || err == nil || !strings.Contains(err.Error(), dir) {
-				t.Errorf("a file for a folder: %t, %v", ok, err)
+				t.Errorf("a file instead of the directory: %t, %v", ok, err)
 			}
 		}
 		expect(static, "kube-system/etcd")
 	})
 }
 
-// TestEntries expects names that are not of pods to be passed over.
+// TestEntries checks that names that are not those of pods are ignored.
 func TestEntries(t *testing.T) {
 	const twice = "00000000000000000000000000000000"
 	dir := t.TempDir()
@@ -113,8 +114,8 @@ func TestEntries(t *testing.T) {
 	}
 }
 
-// TestMany expects a folder with more entries than one reading of it gives to be
-// read to its end, or to the bound.
+// TestMany checks that a directory with more entries than one read returns is read to its end,
+// or up to the bound.
 func TestMany(t *testing.T) {
 	dir := t.TempDir()
 	for i := range 2500 {

@@ -12,7 +12,7 @@ import (
 
 const testdata = "../../testdata"
 
-// seed adds a file of every recorded kernel, whole and cut.
+// seed adds a file of every recorded kernel, complete and cut in half.
 func seed(f *testing.F, name string) {
 	f.Helper()
 	files, err := filepath.Glob(filepath.Join(testdata, "linux-*", "proc", name))
@@ -29,7 +29,7 @@ func seed(f *testing.F, name string) {
 	}
 }
 
-// sane fails for a number that no kernel counts.
+// sane reports an error for a number that no kernel can return.
 func sane(t *testing.T, name string, numbers ...Number) {
 	t.Helper()
 	for i, n := range numbers {
@@ -196,7 +196,7 @@ func FuzzArcstats(f *testing.F) {
 			t.Error("no error, and a field is missing")
 		}
 		if s.Size.IsMissing() {
-			t.Error("the file is there, and its size counts as that of a kernel without ZFS")
+			t.Error("the file exists but its size counts as missing, as on a kernel without ZFS")
 		}
 		sane(t, "arcstats", s.Size, s.Min)
 	})
@@ -237,11 +237,11 @@ func FuzzFields(f *testing.F) {
 	})
 }
 
-// caches are some that every recorded kernel shows in slabinfo.
+// caches returns some caches that are in the slabinfo of every recorded kernel.
 func caches() []string { return []string{"TCP", "UDP", "filp", "dentry", "sock_inode_cache"} }
 
-// FuzzUnknown puts a line that is not known anywhere into a recorded file. The
-// numbers are those of the file without it.
+// FuzzUnknown checks that inserting an unknown line into a recorded file does not change the
+// numbers.
 func FuzzUnknown(f *testing.F) {
 	files := []struct {
 		name  string
@@ -357,7 +357,7 @@ func FuzzCgroupLimit(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		limit, err := CgroupLimit(b, "memory.max")
 		if err != nil && limit.Present {
-			t.Errorf("%v beside %v", limit, err)
+			t.Errorf("%v together with error %v", limit, err)
 		}
 		sane(t, "memory.max", limit)
 	})

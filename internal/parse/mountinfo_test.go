@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestNetnsMounts expects each namespace once, with its path as it is.
+// TestNetnsMounts checks that each namespace is returned once, with its path unescaped.
 func TestNetnsMounts(t *testing.T) {
 	const mountinfo = `21 26 0:20 / /proc rw,relatime - proc proc rw
 98 31 0:4 net:[4026532256] /run/netns/blue rw shared:51 - nsfs nsfs rw

@@ -16,7 +16,7 @@ import (
 
 var update = flag.Bool("update", false, "write docs/sizing.md")
 
-// TestDocument holds docs/sizing.md to the rows of the limits.
+// TestDocument checks that docs/sizing.md matches the definitions of the limits.
 func TestDocument(t *testing.T) {
 	var b strings.Builder
 	page := template.Must(template.New("sizing.md.tmpl").Funcs(template.FuncMap{
@@ -76,11 +76,11 @@ func TestDocument(t *testing.T) {
 		}
 	}
 	if have, err := os.ReadFile(path); err != nil || string(have) != b.String() {
-		t.Errorf("docs/sizing.md is not what the rows say (%v): go test ./internal/plan -update", err)
+		t.Errorf("docs/sizing.md is stale (%v): go test ./internal/plan -update", err)
 	}
 }
 
-// TestSized expects a rule for each limit that depends on connections.
+// TestSized checks that each limit that depends on connections has a rule.
 func TestSized(t *testing.T) {
 	for _, s := range collector.Specs() {
 		for _, l := range s.Limits {
@@ -99,7 +99,8 @@ func TestSized(t *testing.T) {
 // stockMemory is the memory of the host in the document.
 const stockMemory = 64 << 30
 
-// stock is a host with 64 GiB as Linux 6.12 and systemd 257 leave it.
+// stock returns the facts of a host with 64 GiB and the defaults of Linux 6.12 and systemd
+// 257.
 func stock() Facts {
 	f := host(map[string]float64{
 		"tcp_memory": 1548288 * 4096, "file_descriptors": 9223372036854775807, "conntrack_entries": 262144, "ephemeral_ports": 28232,

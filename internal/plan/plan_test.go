@@ -10,8 +10,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// host returns facts of a host with the given limits of the program's own rows, whose
-// usage is 0 unless set.
+// host returns the facts of a host with the given limits of the exporter. A usage that is not
+// given is 0.
 func host(limits, usages map[string]float64) Facts {
 	f := Facts{
 		PageSize: 4096, Unit: 4096,
@@ -33,7 +33,7 @@ func host(limits, usages map[string]float64) Facts {
 	return f
 }
 
-// tight are limits that the demands of these tests pass.
+// tight returns limits that the demands of these tests exceed.
 func tight() map[string]float64 {
 	return map[string]float64{
 		"tcp_memory": 3000 * 4096, "file_descriptors": 10000, "conntrack_entries": 65536, "ephemeral_ports": 28230,
@@ -49,8 +49,8 @@ func (p Plan) of(resource string) *Row {
 	return &p.Rows[at]
 }
 
-// TestMake expects of each limit what the connections take of it, with room for no
-// warning, and so little that a third less is too low.
+// TestMake checks how much of each limit the connections take, and that the new limit is high
+// enough to avoid a warning, but not so high that two thirds of it would suffice.
 func TestMake(t *testing.T) {
 	d := Demand{
 		Connections: 1_000_000, Outbound: 400_000, Destinations: 10, Opens: 5000, Closes: 1000, Unread: 4096,
@@ -106,20 +106,20 @@ func TestMake(t *testing.T) {
 		}
 	}
 	if r := p.of("process_file_descriptors"); r.Now != 1024 || len(r.Writes) != 0 || r.Verdict != Set {
-		t.Errorf("descriptors of a process that is yet to come: %+v", r)
+		t.Errorf("descriptors of a process that does not run yet: %+v", r)
 	}
 	if first := p.First(); first == nil || first.Resource != "tcp_memory" {
 		t.Errorf("the first is %+v", first)
 	}
 	if !slices.Contains(p.Other, "udp_memory") || p.of("udp_memory") != nil {
-		t.Errorf("UDP is moved: %v", p.Other)
+		t.Errorf("the plan changes UDP memory: %v", p.Other)
 	}
 	if p.of("low_memory") != nil {
-		t.Error("this host has no low memory")
+		t.Error("the plan has low memory, which this host does not have")
 	}
 }
 
-// TestRaises expects no number of any sysctl to be lower than it is.
+// TestRaises checks that no number of a sysctl is lowered.
 func TestRaises(t *testing.T) {
 	f := host(tight(), nil)
 	f.Sysctls["net.ipv4.tcp_mem"] = []float64{1 << 30, 2000, 3000}
@@ -155,7 +155,8 @@ func TestRaises(t *testing.T) {
 	}
 }
 
-// TestCannot expects a host that is too small, and a limit that cannot be so high.
+// TestCannot checks demands that exceed the memory of the host or the highest value of a
+// limit.
 func TestCannot(t *testing.T) {
 	for _, c := range []struct {
 		d       Demand
@@ -178,17 +179,17 @@ func TestCannot(t *testing.T) {
 			t.Errorf("%+v: %v, want %v", c.d, p.Verdict, c.verdict)
 		}
 		if c.want != "" && p.of(c.want).Verdict != Cannot {
-			t.Errorf("%+v: %s is not what does not fit", c.d, c.want)
+			t.Errorf("%+v: the verdict of %s is not Cannot", c.d, c.want)
 		}
 	}
-	// All of the range is the most that can be had: then there is less room.
+	// At most the whole range can be used, which leaves less room.
 	if r := Make(Demand{Connections: 60_000, Outbound: 60_000, Processes: 1}, host(tight(), nil)).of("ephemeral_ports"); r.Needed != 64512 {
 		t.Errorf("%v ports, want the whole range", r.Needed)
 	}
 }
 
-// TestLowMemory expects a 32-bit kernel to have what it allocates in low memory, and the
-// programs elsewhere.
+// TestLowMemory checks that memory of a 32-bit kernel counts as low memory, and that of
+// programs does not.
 func TestLowMemory(t *testing.T) {
 	limits := tight()
 	limits["low_memory"] = 800 << 20
@@ -202,7 +203,7 @@ func TestLowMemory(t *testing.T) {
 	}
 }
 
-// TestBill expects the objects of the kernel that runs, each once.
+// TestBill checks that the bill lists each kind of object of the running kernel once.
 func TestBill(t *testing.T) {
 	f := host(tight(), nil)
 	f.Objects = map[string]float64{"TCP": 3000, "filp": 192, "nf_conntrack": 256}
@@ -210,7 +211,7 @@ func TestBill(t *testing.T) {
 	seen, kernel := map[string]Item{}, 0.0
 	for _, i := range p.Bill {
 		if _, twice := seen[i.What]; twice {
-			t.Errorf("%s is there twice", i.What)
+			t.Errorf("%s is listed twice", i.What)
 		}
 		seen[i.What] = i
 	}
@@ -236,16 +237,16 @@ func TestBill(t *testing.T) {
 	if got := p.Kernel + p.Programs; math.Abs(got-kernel) > 1 || p.Programs != 2000*tls+77 {
 		t.Errorf("together %v, want %v", got, kernel)
 	}
-	// A host without connection tracking pays nothing for it, and is told nothing of it.
+	// The plan of a host without connection tracking does not mention it.
 	limits := tight()
 	delete(limits, "conntrack_entries")
 	p = Make(Demand{Connections: 1000, Processes: 1}, host(limits, nil))
 	if p.of("conntrack_entries") != nil || slices.ContainsFunc(p.Bill, func(i Item) bool { return i.What == "nf_conntrack" }) {
-		t.Error("connections are tracked where nothing is")
+		t.Error("the plan has connection tracking, which this host does not have")
 	}
 }
 
-// TestProxy expects two ends for each client.
+// TestProxy checks that each client of a proxy counts for two connections.
 func TestProxy(t *testing.T) {
 	p := Make(Demand{Connections: 1000, Proxy: true, Opens: 10, Closes: 10, Destinations: 2, Processes: 1}, host(tight(), nil))
 	for resource, want := range map[string]float64{
@@ -257,7 +258,7 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// TestValidate expects a line that names the flag.
+// TestValidate checks that an error names the flag.
 func TestValidate(t *testing.T) {
 	for want, d := range map[string]Demand{
 		"":                         {Connections: 1, Processes: 1},
@@ -287,7 +288,8 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// TestGrow expects the first limit, and each at how many connections it is reached.
+// TestGrow checks which limit is reached first, and the number of connections at which each is
+// reached.
 func TestGrow(t *testing.T) {
 	limits := tight()
 	f := host(limits, map[string]float64{
@@ -311,7 +313,7 @@ func TestGrow(t *testing.T) {
 	} {
 		at := slices.IndexFunc(g.Steps, func(s Step) bool { return s.Resource == resource })
 		if at < 0 {
-			t.Errorf("%s is not on the way", resource)
+			t.Errorf("%s is not among the steps", resource)
 		} else if s := g.Steps[at]; s.Connections != want || resource == "process_file_descriptors" && s.Item != "haproxy" {
 			t.Errorf("%s of %q at %v, want %v", resource, s.Item, s.Connections, want)
 		}
@@ -330,7 +332,7 @@ func TestGrow(t *testing.T) {
 	}
 }
 
-// TestNewLimit expects a row that is new to the program to be in the plan.
+// TestNewLimit checks that a limit that is added to a collector appears in the plan.
 func TestNewLimit(t *testing.T) {
 	f := host(tight(), nil)
 	f.Sysctls["net.things"] = []float64{5}
@@ -353,7 +355,8 @@ func TestNewLimit(t *testing.T) {
 	}
 }
 
-// TestUnite expects a sysctl that moves two limits once, as high as the higher needs it.
+// TestUnite checks that a sysctl that sets two limits is written once, with the higher of the
+// values they need.
 func TestUnite(t *testing.T) {
 	f := host(tight(), nil)
 	f.Infos = append(f.Infos, collector.LimitInfo{

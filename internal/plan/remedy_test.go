@@ -7,8 +7,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// TestRemedy expects what to set for a limit that is full: enough for its usage to be no
-// warning, in the sysctl's unit, and the program's own backlog where that is the lower.
+// TestRemedy checks the commands for a limit that is full: the new value is high enough to
+// avoid a warning and is in the unit of the sysctl.
 func TestRemedy(t *testing.T) {
 	f := host(nil, nil)
 	for _, c := range []struct {
@@ -22,7 +22,7 @@ func TestRemedy(t *testing.T) {
 			"kube-proxy, which sets it whenever it starts: --conntrack-min=110000",
 		}},
 		{"tcp_memory", 3000 * 4096, 3000 * 4096, []string{`sysctl -w net.ipv4.tcp_mem="3223 4297 5372" # now 1000 2000 3000`}},
-		// Beyond the soft threshold alone, the limit is not used up.
+		// The usage exceeds only the soft threshold, not the limit.
 		{"tcp_memory", 2100 * 4096, 3000 * 4096, []string{`sysctl -w net.ipv4.tcp_mem="2256 3008 3760" # now 1000 2000 3000`}},
 		{"ephemeral_ports", 28232, 28232, []string{`sysctl -w net.ipv4.ip_local_port_range="15036 65535" # now 32768 60999`}},
 		{"memory", 60 << 30, 64 << 30, nil},

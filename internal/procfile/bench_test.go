@@ -2,8 +2,8 @@ package procfile
 
 import "testing"
 
-// BenchmarkProcfileRead rereads files of the running kernel, a short one and a
-// long one: without an allocation once the buffer has grown.
+// BenchmarkProcfileRead reads a short and a long file of the running kernel repeatedly,
+// without an allocation once the buffer has grown.
 func BenchmarkProcfileRead(b *testing.B) {
 	for _, name := range []string{"sys/fs/file-nr", "net/netstat", "zoneinfo"} {
 		b.Run(name, func(b *testing.B) {

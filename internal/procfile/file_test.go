@@ -19,7 +19,7 @@ func TestRead(t *testing.T) {
 	if _, err := f.Read(); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
 		t.Fatalf("a file that does not exist: %v", err)
 	}
-	// It appears, changes, grows past the buffer, and shrinks.
+	// The file is created, changes, grows beyond the buffer, and shrinks.
 	for _, content := range []string{"one\n", "two\n", strings.Repeat("long\n", 5000), "short\n", ""} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -34,7 +34,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestProc compares files of the running kernel with what a plain read gives.
+// TestProc checks that files of the running kernel have as many lines as os.ReadFile returns.
 func TestProc(t *testing.T) {
 	for _, path := range []string{"/proc/version", "/proc/cpuinfo", "/proc/self/limits", "/proc/zoneinfo", "/proc/sys/fs/nr_open"} {
 		f := New(path, Options{})
@@ -55,8 +55,8 @@ func TestProc(t *testing.T) {
 	}
 }
 
-// TestOpenOnce counts how often a file is opened: once, and again only after a
-// read has failed, as it does when a kernel module goes away.
+// TestOpenOnce checks that a file is opened only once, and again only after a read failed, as
+// when a kernel module is unloaded.
 func TestOpenOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, []byte("x\n"), 0o600); err != nil {
@@ -76,7 +76,7 @@ func TestOpenOnce(t *testing.T) {
 	if opened != 1 {
 		t.Errorf("opened %d times", opened)
 	}
-	// A descriptor that has gone bad.
+	// Make the descriptor invalid.
 	if err := unix.Close(f.fd); err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,8 @@ func TestOpenOnce(t *testing.T) {
 	}
 }
 
-// TestWithoutDescriptors reads while the process may open nothing.
+// TestWithoutDescriptors checks that an open file can be read while the process cannot open
+// any.
 func TestWithoutDescriptors(t *testing.T) {
 	f := New("/proc/net/sockstat", Options{})
 	defer f.Close()
@@ -116,8 +117,8 @@ func TestWithoutDescriptors(t *testing.T) {
 	if err != nil || len(b) == 0 {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
-	// What did not exist is taken not to exist still; what was never looked for is
-	// a failure.
+	// A file that did not exist is assumed still not to exist. One that was never opened gives
+	// an error.
 	if !errors.Is(absentErr, fs.ErrNotExist) || !errors.Is(unknownErr, unix.EMFILE) {
 		t.Errorf("%v, %v", absentErr, unknownErr)
 	}
@@ -131,6 +132,6 @@ func TestNoAllocation(t *testing.T) {
 			t.Fatal(err)
 		}
 	}); n != 0 {
-		t.Errorf("%v allocations a read", n)
+		t.Errorf("%v allocations per read", n)
 	}
 }

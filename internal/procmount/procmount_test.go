@@ -19,7 +19,7 @@ import (
 func TestIsKernelThread(t *testing.T) {
 	for stat, want := range map[string]bool{
 		"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0":          true,
-		"2 (a) S 0 0 0 0 -1 2129984) S 1 1 1 0 -1 4 0 0": false, // a name of such bytes
+		"2 (a) S 0 0 0 0 -1 2129984) S 1 1 1 0 -1 4 0 0": false, // a name that looks like the fields after it
 		"2 (sh) S 1 2 2 0 -1 4194560 0 0":                false,
 		"2 (sh) S 1 2 2 0 -1":                            false,
 		"2 (sh":                                          false,
@@ -51,14 +51,15 @@ broken
 	}
 }
 
-// TestCopy expects a folder that is not a procfs to be taken as it is.
+// TestCopy checks that a directory that is not a procfs is used as a copy of one if it has
+// net.
 func TestCopy(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Find(filepath.Join(dir, "absent")); err == nil {
 		t.Error("a path that does not exist is a procfs")
 	}
 	if _, err := Find(dir); err == nil || !strings.Contains(err.Error(), "is not a procfs") {
-		t.Errorf("an empty folder: %v", err)
+		t.Errorf("an empty directory: %v", err)
 	}
 	if err := os.Mkdir(filepath.Join(dir, "net"), 0o700); err != nil {
 		t.Fatal(err)
@@ -72,8 +73,8 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// TestMounts asks in places as containers have them: each is a mount namespace in
-// which a child of this test runs what environment names.
+// TestMounts checks mounts of procfs as containers have them. Each case is a mount namespace
+// in which a child of this test runs tell on a path from the environment.
 func TestMounts(t *testing.T) {
 	if script := os.Getenv("PROCMOUNT_PATH"); script != "" {
 		tell(script)
@@ -105,7 +106,7 @@ func TestMounts(t *testing.T) {
 		"PID namespace without its own proc": {prepare: "mount -t tmpfs none /mnt; mkdir /mnt/p; mount -t proc proc /mnt/p", newPID: true, path: "/mnt/p", processes: "PID namespace"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			// The test's own folders are closed to other users.
+			// Other users have no access to the directories of the test.
 			exe := filepath.Join("/run", "procmount-test-"+strconv.Itoa(os.Getpid()))
 			self, err := os.ReadFile("/proc/self/exe")
 			if err != nil {
@@ -138,7 +139,7 @@ func TestMounts(t *testing.T) {
 	}
 }
 
-// tell prints what is found at a path.
+// tell prints what Find reports about a path.
 func tell(path string) {
 	m, err := Find(path)
 	if err != nil {
@@ -154,7 +155,7 @@ func text(err error) string {
 	return strings.ReplaceAll(err.Error(), "\n", " ")
 }
 
-// TestCheck expects only files of the procfs itself to pass.
+// TestCheck checks that only files of the procfs itself are accepted.
 func TestCheck(t *testing.T) {
 	m, err := Find("/proc")
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/klauspost/compress/snappy"
 )
 
-// TestBatch holds a request to the bytes of prompb.WriteRequest, and an answer that is an
-// error to being one.
+// TestBatch checks that a request has the bytes of prompb.WriteRequest, and that an error
+// status is returned as an error.
 func TestBatch(t *testing.T) {
 	t.Parallel()
 	var got string
@@ -56,6 +56,6 @@ func TestBatch(t *testing.T) {
 
 	status = http.StatusBadRequest
 	if err := send(); err == nil || !strings.Contains(err.Error(), "400 Bad Request: too old") {
-		t.Errorf("no error of a request that was refused: %v", err)
+		t.Errorf("the error of a rejected request is %v", err)
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestUnit expects what the running kernel reserves for a socket to be a multiple
-// of a page, which is what a page of 4096 bytes is on every kernel.
+// TestUnit checks that the unit of socket memory is the page size or 4096 bytes, and that a
+// socket with one datagram reserves one unit.
 func TestUnit(t *testing.T) {
 	unit, err := Unit()
 	if err != nil {

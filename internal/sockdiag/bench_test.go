@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// BenchmarkDatagram decodes datagrams of recorded messages, as full as the
-// kernel makes them: no allocation for any number of sockets.
+// BenchmarkDatagram decodes datagrams of recorded messages, as large as those of the kernel.
+// It does not allocate, whatever the number of sockets.
 func BenchmarkDatagram(b *testing.B) {
 	for _, sockets := range []int{1, 1_000, 100_000} {
 		b.Run(fmt.Sprintf("%d-sockets", sockets), func(b *testing.B) {
@@ -38,7 +38,7 @@ func BenchmarkDatagram(b *testing.B) {
 	}
 }
 
-// datagramsOf repeats the messages of a recording.
+// datagramsOf returns datagrams with the messages of a recording, repeated.
 func datagramsOf(t testing.TB, sockets int) [][]byte {
 	t.Helper()
 	var messages [][]byte
@@ -62,7 +62,7 @@ func datagramsOf(t testing.TB, sockets int) [][]byte {
 	return append(datagrams, d.Bytes())
 }
 
-// TestNoAllocation holds what the benchmark shows.
+// TestNoAllocation checks that decoding does not allocate.
 func TestNoAllocation(t *testing.T) {
 	datagrams := datagramsOf(t, 1000)
 	c := New(nil)

@@ -16,18 +16,18 @@ const (
 	sizeofOp = 4 // struct inet_diag_bc_op
 )
 
-// bytecode is a program as the kernel gets it.
+// bytecode is a program as the kernel receives it.
 type bytecode []byte
 
 func (b bytecode) code() byte { return b[0] }
 func (b bytecode) yes() int   { return int(b[1]) }
 func (b bytecode) no() int    { return int(binary.NativeEndian.Uint16(b[2:])) }
 
-// operand is the port with which the operation compares.
+// operand returns the port that the operation compares with.
 func (b bytecode) operand() uint16 { return uint16(b[sizeofOp:].no()) }
 
-// audit models inet_diag_bc_audit (net/ipv4/inet_diag.c), which refuses a program
-// with EINVAL that might not end, or read what is not its own. It returns why.
+// audit models inet_diag_bc_audit (net/ipv4/inet_diag.c), which rejects with EINVAL a program
+// that might not end or might read out of bounds. It returns the reason.
 func (b bytecode) audit() error {
 	if len(b) < sizeofOp {
 		return errors.New("shorter than an operation")
@@ -49,7 +49,7 @@ func (b bytecode) audit() error {
 		default:
 			return fmt.Errorf("%s: operation %d is unknown, or not of this model", at, rest.code())
 		}
-		// A jump may end exactly behind the program, or four bytes behind that.
+		// A jump may go to the end of the program, or four bytes beyond it.
 		beyond := func(jump int) bool { return jump < least || jump > len(rest)+4 || jump%4 != 0 }
 		if rest.code() != opNop {
 			if beyond(rest.no()) {
@@ -63,15 +63,15 @@ func (b bytecode) audit() error {
 			return fmt.Errorf("%s: yes jumps by %d of %d", at, rest.yes(), len(rest))
 		}
 		if rest.yes() > len(rest) {
-			return fmt.Errorf("%s: the program ends behind its end", at)
+			return fmt.Errorf("%s: the last operation extends beyond the end of the program", at)
 		}
 		rest = rest[rest.yes():]
 	}
 	return nil
 }
 
-// begins models valid_cc: it reports whether an operation begins at an offset, for
-// whoever follows the jumps of yes from the start.
+// begins models valid_cc: it reports whether an operation begins at an offset that is reached
+// by following the yes jumps from the start.
 func (b bytecode) begins(offset int) bool {
 	for at := 0; at <= offset; {
 		if at == offset {
@@ -109,7 +109,8 @@ func (b bytecode) accepts(source uint16) bool {
 	return left == 0
 }
 
-// portRanges makes a set of ranges of any bytes, at most as many as may be sent.
+// portRanges returns a set of ranges made from any bytes, with at most as many ranges as may
+// be sent.
 func portRanges(b []byte) []PortRange {
 	var ends []uint16
 	for ; len(b) >= 2; b = b[2:] {
@@ -124,7 +125,7 @@ func portRanges(b []byte) []PortRange {
 			p.High = ends[0]
 			ends = ends[1:]
 		}
-		// What is the end of this one cannot be the beginning of the next.
+		// The end of one range must not be the start of the next.
 		for len(ends) > 0 && ends[0] == p.High {
 			ends = ends[1:]
 		}
@@ -133,8 +134,8 @@ func portRanges(b []byte) []PortRange {
 	return ranges
 }
 
-// FuzzBytecode makes programs of any set of ports. The kernel must take each, and each
-// must select these ports and no others.
+// FuzzBytecode checks that the kernel accepts the program for any set of ports, and that it
+// selects exactly these ports.
 func FuzzBytecode(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte{0, 0, 0xff, 0xff})
@@ -161,8 +162,8 @@ func FuzzBytecode(f *testing.F) {
 		if err := program.audit(); err != nil {
 			t.Fatalf("%v: EINVAL: %v", r.Ports, err)
 		}
-		// Between two neighbours of all that a port is compared with, here and in the
-		// kernel, every port has the same answer.
+		// The result changes only at ports that the ranges or the program compare with, so it
+		// is sufficient to check these and their neighbours.
 		ports := []uint16{0, math.MaxUint16}
 		near := func(port uint16) { ports = append(ports, port-1, port, port+1) }
 		for _, p := range r.Ports {
@@ -177,13 +178,13 @@ func FuzzBytecode(f *testing.F) {
 		slices.Sort(ports)
 		for _, port := range slices.Compact(ports) {
 			if got, want := program.accepts(port), r.selects(&Socket{State: Established, SourcePort: port}); got != want {
-				t.Fatalf("%v: port %d: the kernel's answer is %t, not %t", r.Ports, port, got, want)
+				t.Fatalf("%v: port %d: the kernel's result is %t, want %t", r.Ports, port, got, want)
 			}
 		}
 	})
 }
 
-// TestAudit holds the model to programs that the kernel refuses.
+// TestAudit checks that the model rejects programs that the kernel rejects.
 func TestAudit(t *testing.T) {
 	op := func(code, yes byte, no uint16) []byte {
 		return binary.NativeEndian.AppendUint16([]byte{code, yes}, no)

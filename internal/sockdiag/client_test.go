@@ -44,13 +44,13 @@ func recording(t testing.TB, kernel string) []byte {
 	return b
 }
 
-// client returns a client whose one transport is r.
+// client returns a client whose only transport is r.
 func client(r *sockdiagtest.Replay) *sockdiag.Client {
 	return sockdiag.New(func() (sockdiag.Transport, error) { return r, nil })
 }
 
-// TestWalk walks the recorded load: 12 connections to 127.0.0.1:8080 and
-// [::1]:8081, of which one is half closed and one in time-wait.
+// TestWalk checks the sockets of the recorded load: 12 connections to 127.0.0.1:8080 and
+// [::1]:8081, one of them half closed and one in TIME_WAIT.
 func TestWalk(t *testing.T) {
 	for _, kernel := range []string{"linux-5.10", "linux-6.1", "linux-6.1-686-pae", "linux-6.12", "linux-7.2"} {
 		var v tally
@@ -68,8 +68,8 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// TestRequests compares the bytes that are sent with those of the kernel's
-// structures, field by field.
+// TestRequests checks that the bytes that are sent are those of the kernel's structures, field
+// by field.
 func TestRequests(t *testing.T) {
 	r := &sockdiagtest.Replay{RefuseLegacy: unix.EOPNOTSUPP}
 	err := client(r).Walk(t.Context(), sockdiag.Request{
@@ -106,8 +106,8 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestFallback expects the same sockets from one request for each family where
-// the kernel refuses the request for both.
+// TestFallback checks that one request for each family returns the same sockets if the kernel
+// refuses the request for both.
 func TestFallback(t *testing.T) {
 	dump := recording(t, "linux-6.12")
 	var want, got tally
@@ -130,11 +130,12 @@ func TestNotSupported(t *testing.T) {
 	}
 	err = client(&sockdiagtest.Replay{RefuseAll: unix.EPERM}).Walk(t.Context(), sockdiag.Request{}, &tally{})
 	if errors.Is(err, sockdiag.ErrNotSupported) || !errors.Is(err, unix.EPERM) {
-		t.Errorf("a refusal of permission is %v", err)
+		t.Errorf("a denied permission gives %v", err)
 	}
 }
 
-// TestInterrupted expects a torn walk to start over once, and to fail then.
+// TestInterrupted checks that an interrupted walk starts over once, and fails if that one is
+// interrupted too.
 func TestInterrupted(t *testing.T) {
 	dump := recording(t, "linux-6.12")
 	for torn, ok := range map[int]bool{0: true, 1: true, 2: false} {
@@ -158,10 +159,10 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
-// TestDeadlineInTheMiddle ends walks at their deadline after some sockets, and
-// expects the next walk over the same netlink socket to be whole.
+// TestDeadlineInTheMiddle checks that a walk after one that ended at its deadline is complete,
+// over the same netlink socket.
 func TestDeadlineInTheMiddle(t *testing.T) {
-	// More than the kernel sends at a time.
+	// More than the kernel sends at once.
 	for range 600 {
 		l, err := net.Listen("tcp4", "127.99.2.1:0")
 		if err != nil {
@@ -192,7 +193,7 @@ func TestDeadlineInTheMiddle(t *testing.T) {
 			t.Fatalf("the next walk: %v after %d sockets", err, visited)
 		}
 	}
-	// One whose deadline came before it began sends nothing.
+	// A walk whose deadline has already passed sends nothing.
 	ctx, cancel := context.WithTimeout(t.Context(), -time.Second)
 	defer cancel()
 	if err := c.Walk(ctx, r, &tally{}); !errors.Is(err, context.DeadlineExceeded) {
@@ -206,7 +207,7 @@ func TestDeadlineInTheMiddle(t *testing.T) {
 	}
 }
 
-// deadlined is a context whose end looks like a deadline.
+// deadlined is a context that reports its end as an exceeded deadline.
 type deadlined struct{ context.Context }
 
 func (d deadlined) Err() error {
@@ -221,8 +222,8 @@ type visitor func()
 func (visitor) Reset()                   {}
 func (v visitor) Visit(*sockdiag.Socket) { v() }
 
-// TestDetails expects inodes, users and memory of sockets of this process, and nothing of
-// it where it was not asked for.
+// TestDetails checks the inodes, users and memory of sockets of this process, and that they
+// are absent if they were not requested.
 func TestDetails(t *testing.T) {
 	l, err := net.Listen("tcp4", "127.99.4.1:0")
 	if err != nil {
@@ -293,7 +294,7 @@ func TestDetails(t *testing.T) {
 		if s := with(in); s.Memory.Receive < sent || s.Memory.Charged()%4096 != 0 {
 			t.Errorf("memory %+v", s.Memory)
 		}
-		// A client that did not ask for it gets none of it.
+		// A client that does not request details gets none.
 		got = nil
 		r.Details = false
 		if err := c.Walk(t.Context(), r, &got); err != nil || got[0].Inode != 0 || got[0].Memory != (sockdiag.Memory{}) {
@@ -311,7 +312,7 @@ func (d *details) Visit(s *sockdiag.Socket) { *d = append(*d, *s) }
 func TestLive(t *testing.T) {
 	c := sockdiag.New(sockdiag.Dial)
 	defer c.Close()
-	// As many ranges as can be sent: every odd port of the lowest.
+	// Use as many ranges as can be sent: every odd port, from the lowest.
 	var ports []sockdiag.PortRange
 	for i := range sockdiag.MaxRanges {
 		ports = append(ports, sockdiag.PortRange{Low: uint16(2*i + 1), High: uint16(2*i + 1)})

@@ -12,7 +12,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// counting counts the sockets that the kernel sends.
+// counting is a transport that counts the sockets that the kernel sends.
 type counting struct {
 	sockdiag.Transport
 	sent int
@@ -34,10 +34,10 @@ type ports []uint16
 func (p *ports) Reset()                   { *p = nil }
 func (p *ports) Visit(s *sockdiag.Socket) { *p = append(*p, s.SourcePort) }
 
-// TestFilteredByKernel expects the kernel itself to leave out what lies outside
-// the ranges of ports, at their very edges, for both kinds of request.
+// TestFilteredByKernel checks that the kernel itself leaves out ports just outside the ranges,
+// with both kinds of request.
 func TestFilteredByKernel(t *testing.T) {
-	// Listeners on an address of their own, at ports that the kernel chooses.
+	// Listeners on an address used only here, at ports that the kernel chooses.
 	var all []uint16
 	for range 12 {
 		l, err := net.Listen("tcp4", "127.99.1.1:0")
@@ -81,7 +81,7 @@ func TestFilteredByKernel(t *testing.T) {
 				t.Fatal(err)
 			}
 			if transport.sent != len(got) {
-				t.Errorf("%s: the kernel sent %d sockets, %d were asked for", name, transport.sent, len(got))
+				t.Errorf("%s: the kernel sent %d sockets, %d were requested", name, transport.sent, len(got))
 			}
 			got = slices.DeleteFunc(got, func(p uint16) bool { return !slices.Contains(all, p) })
 			slices.Sort(got)
@@ -92,7 +92,7 @@ func TestFilteredByKernel(t *testing.T) {
 	}
 }
 
-// refusing turns the older request into one that no kernel knows.
+// refusing replaces the older request by one that no kernel supports.
 type refusing struct{ *counting }
 
 func (r refusing) Send(m netlink.Message) (netlink.Message, error) {

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkReceive compares the ways to receive a dump of 2,000 listeners: ours,
-// and those that the netlink package offers. All of them decode every socket.
+// BenchmarkReceive compares ways to receive a dump of 2,000 listeners: that of this package,
+// and those of the netlink package. All of them decode every socket.
 func BenchmarkReceive(b *testing.B) {
 	for range 2000 {
 		l, err := net.Listen("tcp4", "127.99.3.1:0")

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(needs.Run(m)) }
 
-// unixMessage is the payload of a message on a unix socket.
+// unixMessage returns the payload of a message about a unix socket.
 func unixMessage(state State, inode uint32, name string, queue, backlog uint32) []byte {
 	b := []byte{unix.AF_UNIX, unix.SOCK_STREAM, byte(state), 0}
 	b = binary.NativeEndian.AppendUint32(b, inode)
@@ -31,12 +31,13 @@ func unixMessage(state State, inode uint32, name string, queue, backlog uint32) 
 	if name != "" {
 		attr(attrUnixName, []byte(name))
 	}
-	attr(99, []byte{1}) // of a later kernel
+	attr(99, []byte{1}) // an attribute of a later kernel
 	attr(attrUnixQueue, binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, queue), backlog))
 	return b
 }
 
-// TestDecodeUnix expects name and queue, whatever is beside them.
+// TestDecodeUnix checks that the name and the queue are decoded, whatever other attributes
+// there are.
 func TestDecodeUnix(t *testing.T) {
 	var s UnixSocket
 	b := unixMessage(Listen, 7, "/run/a.sock", 3, 128)
@@ -74,7 +75,7 @@ func FuzzDecodeUnix(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s UnixSocket
 		if known, err := decodeUnix(b, &s); err != nil && known {
-			t.Error("known, and an error")
+			t.Error("known although there is an error")
 		}
 		if len(s.Name) > len(b) {
 			t.Error("a name that is longer than the message")
@@ -87,7 +88,8 @@ type unixSeen map[string]UnixSocket
 func (v unixSeen) Reset()                  { clear(v) }
 func (v unixSeen) VisitUnix(s *UnixSocket) { v[string(s.Name)] = *s }
 
-// TestWalkUnix expects the listeners of the running kernel, with who waits there.
+// TestWalkUnix checks that listeners of the running kernel are returned with the number of
+// waiting connections.
 func TestWalkUnix(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)

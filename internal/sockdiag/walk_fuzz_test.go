@@ -15,45 +15,45 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// hostile is a kernel that does what a script says, a byte for each thing that it is
-// asked for, and that keeps account of what a walk may make of it. At the end of the
-// script, and when it is good, it gives the rest of the answer that it owes. Requests it
-// answers only when it is good.
+// hostile is a kernel that follows a script, which has a byte for each call, and records what
+// a walk may make of that. At the end of the script, and when good is set, it sends the rest
+// of its unfinished reply. It replies to requests only when good is set.
 type hostile struct {
 	t      *testing.T
 	script []byte
 	good   bool
-	// sour makes a good kernel end the answer that it owes with an error.
+	// sour makes a good kernel end its unfinished reply with an error.
 	sour bool
 	// expire makes the walk's deadline pass.
 	expire func()
 
-	// closed is set once the descriptor was closed under the client, until it dials.
+	// closed is set when the descriptor is closed without the client, and reset when the
+	// client dials.
 	closed bool
 	seq    uint32
-	// owes is set while the last message of an answer is to come.
+	// owes is set while the last message of a reply has not been sent.
 	owes    bool
 	pending [][]byte // the datagrams of a good answer
-	port    uint16   // of the last socket, which tells it from all others
+	port    uint16   // the port of the last socket, unique to it
 	// How often the kernel may still be called in this walk.
 	receives, sends int
 
-	// asked is set from a request on: what comes before it is the rest of an answer
-	// that nobody waits for.
+	// asked is set by the first request. What is received before it is the rest of an earlier
+	// reply.
 	asked bool
-	// wrong is set by what must make the walk fail, or start over.
+	// wrong is set if the walk must fail or start over.
 	wrong bool
-	// Any bytes were sent, and it is not known what they mean: whether they ended the
-	// answer, and what they make of the walk.
+	// Random bytes were sent, so it is unknown whether they ended the reply, and what the walk
+	// should make of them.
 	unsureEnd, unsureWalk bool
-	// mayVisit are the sockets that were sent whole, in their turn, and before
-	// anything that is wrong.
+	// mayVisit has the sockets that were sent completely, in a reply to the current request,
+	// and before anything invalid.
 	mayVisit map[uint16]bool
 	visited  map[uint16]bool
 	visits   int
 }
 
-// The mistakes of a hostile kernel.
+// The steps of a script.
 const (
 	oneSocket = iota
 	manySockets
@@ -120,7 +120,7 @@ func (h *hostile) Send(m netlink.Message) (netlink.Message, error) {
 		return m, h.errno()
 	}
 	if h.owes && !h.unsureEnd {
-		h.t.Fatal("a request before the end of the last answer, which the kernel refuses with EBUSY")
+		h.t.Fatal("a request before the end of the last reply, which the kernel refuses with EBUSY")
 	}
 	h.seq++
 	m.Header.Sequence = h.seq
@@ -128,7 +128,7 @@ func (h *hostile) Send(m netlink.Message) (netlink.Message, error) {
 	if !h.good {
 		return m, nil
 	}
-	// Each family has as many sockets as its number.
+	// Each family has as many sockets as its number: 2 for AF_INET and 10 for AF_INET6.
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		if m.Header.Type == 20 && m.Data[0] != family {
 			continue
@@ -142,7 +142,7 @@ func (h *hostile) Send(m netlink.Message) (netlink.Message, error) {
 	return m, nil
 }
 
-// message encodes one, padded.
+// message returns an encoded message with padding.
 func message(typ, flags uint16, seq uint32, payload []byte) []byte {
 	b := binary.NativeEndian.AppendUint32(nil, uint32(16+len(payload)))
 	b = binary.NativeEndian.AppendUint16(b, typ)
@@ -153,7 +153,8 @@ func message(typ, flags uint16, seq uint32, payload []byte) []byte {
 	return append(b, make([]byte, -len(payload)&3)...)
 }
 
-// socket encodes one that no other is like. counts is set if it may be visited.
+// socket returns an encoded socket with a unique port. counts is set if the socket may be
+// visited.
 func (h *hostile) socket(family byte, seq uint32, counts bool) []byte {
 	h.port++
 	payload := make([]byte, 72)
@@ -188,7 +189,7 @@ func (h *hostile) Receive(b []byte) (int, error) {
 		}
 		return n, nil
 	case repeated:
-		// A socket may be sent twice: a walk is not a snapshot.
+		// A socket may be sent twice, because a walk is not a snapshot.
 		m := h.socket(unix.AF_INET, seq, true)
 		return copy(b, slices.Concat(m, m)), nil
 	case foreignSocket:
@@ -239,12 +240,12 @@ func (h *hostile) Receive(b []byte) (int, error) {
 	}
 }
 
-// receiveRest gives the rest of an answer, and nothing where none is owed: such a read
-// would wait until its deadline.
+// receiveRest returns the rest of a reply. If no reply is unfinished, it returns nothing,
+// because such a read would wait until its deadline.
 func (h *hostile) receiveRest(b []byte) (int, error) {
 	if !h.owes {
 		if !h.unsureEnd {
-			h.t.Fatal("a read where nothing is to come")
+			h.t.Fatal("a read although no reply is unfinished")
 		}
 		return 0, context.DeadlineExceeded
 	}
@@ -273,24 +274,25 @@ func (h *hostile) Visit(s *sockdiag.Socket) {
 		return
 	}
 	if !h.mayVisit[s.SourcePort] {
-		h.t.Fatalf("visited %d, which is of another answer, or behind an error", s.SourcePort)
+		h.t.Fatalf("visited %d, which belongs to another reply or follows an error", s.SourcePort)
 	}
 	h.visited[s.SourcePort] = true
 }
 
-// walk walks, and expects an end, and no success but over a whole answer.
+// walk runs a walk. It checks that the walk ends, and that it succeeds only if the reply was
+// complete.
 func (h *hostile) walk(ctx context.Context, c *sockdiag.Client) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	h.expire = cancel
-	// Two tries, of one request for both families and one for each; before each
-	// request there may be the end of an answer to read.
+	// Two tries, each with one request for both families and one for each family. Before each
+	// request, the end of an earlier reply may have to be read.
 	h.sends = 2 * 3
 	h.receives = len(h.script) + 3*h.sends
 	err := c.Walk(deadlined{ctx}, sockdiag.Request{States: sockdiag.AllStates}, h)
 	if err == nil && !h.unsureWalk {
 		if h.wrong {
-			h.t.Error("no error, and an answer that is not whole")
+			h.t.Error("no error although the reply was incomplete")
 		}
 		if !maps.Equal(h.visited, h.mayVisit) {
 			h.t.Errorf("visited %v of %v", h.visited, h.mayVisit)
@@ -299,12 +301,11 @@ func (h *hostile) walk(ctx context.Context, c *sockdiag.Client) error {
 	return err
 }
 
-// FuzzWalk walks over a kernel that does anything, and then once more, with the same
-// client, when the kernel is good again.
+// FuzzWalk checks a walk over a kernel that does anything, followed by another walk with the
+// same client when the kernel works correctly.
 func FuzzWalk(f *testing.F) {
 	for what := range byte(mistakes) {
-		// The first two bytes are for dialling and for the deadline, the third for the
-		// request.
+		// The first two bytes are for dialing and for the deadline, the third for the request.
 		f.Add([]byte{0, 0, 0, what, what, oneSocket, end}, false)
 		f.Add([]byte{0, 0, 0, oneSocket, what, 1, 0, 0, what, end}, true)
 	}
@@ -318,7 +319,7 @@ func FuzzWalk(f *testing.F) {
 
 		h.good, h.sour = true, sour
 		if err := h.walk(t.Context(), c); err != nil {
-			t.Fatalf("over a good kernel: %v", err)
+			t.Fatalf("over a working kernel: %v", err)
 		}
 		if h.visits != unix.AF_INET+unix.AF_INET6 {
 			t.Errorf("%d sockets", h.visits)

@@ -18,16 +18,16 @@ import (
 	"time"
 )
 
-// few is a server that takes ten connections. It answers, at /held not to the end
-// before the test is over.
+// few is a server that accepts at most ten connections. A response to /held does not end
+// before the test does.
 type few struct {
 	*testing.T
 	all    connections
 	server *httptest.Server
 }
 
-// elsewhere has addresses of 127.0.0.0/8 be others, 192.0.0.0/8, which are clients of
-// their own.
+// elsewhere is a listener that maps client addresses of 127.0.0.0/8 to 192.0.0.0/8, each of
+// which counts as a separate client.
 type elsewhere struct{ net.Listener }
 
 func (l elsewhere) Accept() (net.Conn, error) {
@@ -73,7 +73,7 @@ func serveFew(t *testing.T, secure bool) *few {
 	}
 	t.Cleanup(func() {
 		close(held)
-		// None is left when all are gone; the clients have closed theirs.
+		// No connection may be left after the clients have closed theirs.
 		f.until("connections are left", func() bool { return len(f.all.open) == 0 })
 		f.server.Close()
 	})
@@ -92,7 +92,7 @@ func (f *few) dial(from string) net.Conn {
 	return conn
 }
 
-// dialTLS has a connection over TLS.
+// dialTLS opens a TLS connection.
 func (f *few) dialTLS(from string) net.Conn {
 	f.Helper()
 	roots := x509.NewCertPool()
@@ -104,7 +104,7 @@ func (f *few) dialTLS(from string) net.Conn {
 	return conn
 }
 
-// ask makes a request, and returns once the server knows of its end too.
+// ask makes a request and returns once the server has finished it.
 func (f *few) ask(conn net.Conn, path string) error {
 	f.Helper()
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
@@ -119,26 +119,27 @@ func (f *few) ask(conn net.Conn, path string) error {
 	if _, err := io.ReadAll(resp.Body); err != nil {
 		return err
 	}
-	// The client has its answer a moment before the connection is idle.
+	// The client may have the response before the server marks the connection as idle.
 	f.until("the connection is not idle", func() bool { return f.state(conn) == http.StateIdle })
 	return nil
 }
 
-// begin makes a request, and returns once the server knows of it.
+// begin makes a request and returns once the server has started it.
 func (f *few) begin(conn net.Conn, path string) {
 	f.Helper()
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
 	f.until("no request has come", func() bool { return f.state(conn) == http.StateActive })
 }
 
-// current is what the server has the connection for now.
+// current returns the state of the connection on the server. The caller must not hold the
+// mutex.
 func (f *few) current(conn net.Conn) http.ConnState {
 	f.all.mu.Lock()
 	defer f.all.mu.Unlock()
 	return f.state(conn)
 }
 
-// state is what the server has the connection for.
+// state returns the state of the connection on the server. The caller must hold the mutex.
 func (f *few) state(conn net.Conn) http.ConnState {
 	// Connections of two addresses may have the same port.
 	remote := elsewhereAddr(conn.LocalAddr())
@@ -168,8 +169,8 @@ func (f *few) until(what string, done func() bool) {
 	}
 }
 
-// TestConnections expects that a client with very many connections loses its own,
-// and that another one keeps the one that it has had for longest.
+// TestConnections checks that a client with very many connections loses its own, and that
+// another client keeps its only one.
 func TestConnections(t *testing.T) {
 	f := serveFew(t, false)
 	prometheus := f.dial("127.0.0.2")
@@ -185,13 +186,14 @@ func TestConnections(t *testing.T) {
 		greedy = append(greedy, conn)
 	}
 	if err := f.ask(greedy[0], "/"); err == nil {
-		t.Error("the oldest connection is still there")
+		t.Error("the oldest connection is still open")
 	}
 	if err := f.ask(greedy[49], "/"); err != nil {
-		t.Error("the newest connection is gone:", err)
+		t.Error("the newest connection was closed:", err)
 	}
 
-	// Where all of the greedy one's are at work, it loses the one that is for longest.
+	// If all connections of the greedy client have a request in progress, it loses the one
+	// that has been open longest.
 	held := greedy[41:]
 	for _, conn := range held {
 		if err := f.ask(conn, "/held"); err != nil {
@@ -215,8 +217,8 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// TestCrowd expects that a client gets in however many addresses have a connection
-// each, and that a request under way is not cut off for them.
+// TestCrowd checks that a client is served even if very many addresses have a connection each,
+// and that its request is not aborted because of them.
 func TestCrowd(t *testing.T) {
 	for name, begin := range map[string]func(f *few, conn net.Conn){
 		"idle": func(f *few, conn net.Conn) {
@@ -240,12 +242,12 @@ func TestCrowd(t *testing.T) {
 			for range 5 {
 				prometheus := f.dial("127.0.0.2")
 				if err := f.ask(prometheus, "/"); err != nil {
-					t.Fatal("Prometheus does not get in:", err)
+					t.Fatal("Prometheus is not served:", err)
 				}
 				f.begin(prometheus, "/held")
 				crowd(map[string]int{"idle": 30, "new": 30, "at work": 4}[name])
 				if got := f.current(prometheus); got != http.StateActive {
-					t.Errorf("the scrape under way is %v", got)
+					t.Errorf("the connection of the scrape is %v", got)
 				}
 				_ = prometheus.Close()
 			}
@@ -253,7 +255,7 @@ func TestCrowd(t *testing.T) {
 	}
 }
 
-// TestClientOf expects addresses that one machine can have to be one client.
+// TestClientOf checks that addresses that may belong to the same machine count as one client.
 func TestClientOf(t *testing.T) {
 	for _, same := range [][]string{
 		{"192.0.2.1:1", "192.0.2.1:65535", "[::ffff:192.0.2.1]:1"},
@@ -275,7 +277,7 @@ func TestClientOf(t *testing.T) {
 	}
 }
 
-// FuzzConnections has connections come, go and change in any order, and expects that
+// FuzzConnections checks, for connections that open, close and change state in any order, that
 // there are never too many, and that only a client with the most loses one.
 func FuzzConnections(f *testing.F) {
 	f.Add([]byte("\x00\x10\x20\x30\x01\x02\x03\x11\x00\x00\x00"))
@@ -288,7 +290,7 @@ func FuzzConnections(f *testing.F) {
 		for _, e := range events {
 			who, what := int(e>>4), e&15
 			if what < 8 {
-				// A client, of eight, connects.
+				// One of eight clients connects.
 				conn := &stub{client: what}
 				before := len(c.open)
 				has, unused := map[byte]int{conn.client: 1}, 1
@@ -305,11 +307,11 @@ func FuzzConnections(f *testing.F) {
 						continue
 					}
 					if before < limit {
-						t.Fatal("one was closed though there was room")
+						t.Fatal("a connection was closed although there was room")
 					}
 					for _, n := range has {
 						if n > has[o.(*stub).client] {
-							t.Fatal("a client lost one that has fewer than another")
+							t.Fatal("a client with fewer connections than another lost one")
 						}
 					}
 					for other, s := range open {
@@ -317,16 +319,16 @@ func FuzzConnections(f *testing.F) {
 							continue
 						}
 						if state != http.StateIdle && s == http.StateIdle {
-							t.Fatal("a request was cut off though a connection was idle")
+							t.Fatal("a request was aborted although a connection was idle")
 						}
 						if state == http.StateActive && s == http.StateNew && unused > limit/2 {
-							t.Fatal("a request was cut off though most had brought none")
+							t.Fatal("a request was aborted although most connections had none yet")
 						}
 					}
 					delete(open, o)
 				}
 			} else if len(conns) > 0 {
-				// What net/http may say of a connection, one that was cut included.
+				// net/http reports a new state of a connection, possibly one that was closed.
 				conn := conns[who%len(conns)]
 				state := []http.ConnState{http.StateActive, http.StateIdle, http.StateClosed, http.StateHijacked}[what&3]
 				c.changed(conn, state)
@@ -338,18 +340,18 @@ func FuzzConnections(f *testing.F) {
 				}
 			}
 			if len(c.open) > limit || len(c.open) != len(open) {
-				t.Fatalf("%d connections are open, %d of them known, want %d at most", len(open), len(c.open), limit)
+				t.Fatalf("%d connections are open, %d of them counted, want %d at most", len(open), len(c.open), limit)
 			}
 			for o := range open {
 				if o.(*stub).closed {
-					t.Fatal("one was closed and is still known")
+					t.Fatal("a closed connection is still counted")
 				}
 			}
 		}
 	})
 }
 
-// stub is a connection that knows whether it was closed.
+// stub is a connection that records whether it was closed.
 type stub struct {
 	net.Conn
 	client byte
@@ -363,8 +365,8 @@ func (s *stub) Close() error {
 	return nil
 }
 
-// TestFlood expects that a client whose requests or answers do not end closes only
-// its own connections.
+// TestFlood checks that a client whose requests or responses never end loses only its own
+// connections.
 func TestFlood(t *testing.T) {
 	for name, c := range map[string]struct {
 		secure bool
@@ -411,23 +413,23 @@ func TestFlood(t *testing.T) {
 			if err := f.ask(prometheus, "/"); err != nil {
 				t.Error("Prometheus has lost its connection:", err)
 			}
-			// Others come in as well, and whoever shares the flood's address.
+			// Other clients can connect as well, even from the same address.
 			for _, from := range []string{"127.0.0.3", "127.0.0.2", "127.0.0.1"} {
 				if err := f.ask(dial(from), "/"); err != nil {
 					t.Errorf("%s is not served: %v", from, err)
 				}
 			}
 			if err := f.ask(prometheus, "/"); err != nil {
-				t.Error("Prometheus has lost its connection at last:", err)
+				t.Error("Prometheus has lost its connection in the end:", err)
 			}
-			f.until("it was no flood", func() bool {
+			f.until("the first connection was not closed, or the last one was", func() bool {
 				return f.state(flood[0]) == http.StateClosed && f.state(flood[29]) != http.StateClosed
 			})
 		})
 	}
 }
 
-// TestHTTP1 expects HTTP/2 not to be spoken, whatever a client proposes.
+// TestHTTP1 checks that HTTP/2 is never negotiated.
 func TestHTTP1(t *testing.T) {
 	f := few{T: t, server: httptest.NewUnstartedServer(nil)}
 	f.server.Config = Server(recordedSet(t, nil), Config{TelemetryPath: "/metrics", MaxRequests: 1, Logger: slog.New(slog.DiscardHandler)})
@@ -446,7 +448,7 @@ func TestHTTP1(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := conn.ConnectionState().NegotiatedProtocol; got != c.want {
-			t.Errorf("of %q, %q was chosen", c.proposed, got)
+			t.Errorf("proposed %q: %q was chosen", c.proposed, got)
 		}
 	}
 	conn := f.dialTLS("127.0.0.1")
@@ -456,12 +458,12 @@ func TestHTTP1(t *testing.T) {
 	}
 }
 
-// TestUnasked expects a connection to end that sends too much before its request, and
-// one to go on that sends as much in many requests.
+// TestUnasked checks that a connection is closed if too much data precedes its request, but
+// not if as much is sent in many requests.
 func TestUnasked(t *testing.T) {
 	f := serveFew(t, true)
 	conn := f.dial("127.0.0.1")
-	// A certificate of 256 KiB would come like this, in records of 16 KiB.
+	// A certificate of 256 KiB would be sent like this, in records of 16 KiB.
 	record := append([]byte{22, 3, 1, 64, 0, 1, 0, 255, 255}, make([]byte, 16<<10-4)...)
 	for range 4 {
 		_, _ = conn.Write(record)

@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// leaving is a client that goes away after so many writes.
+// leaving is a client that disconnects after a number of writes.
 type leaving struct {
 	*httptest.ResponseRecorder
 	takes int
@@ -27,7 +27,7 @@ func (l *leaving) Write(b []byte) (int, error) {
 	return l.ResponseRecorder.Write(b)
 }
 
-// broken is a collector that cannot give its metric.
+// broken is a collector whose metric fails.
 type broken struct{}
 
 func (broken) Describe(chan<- *prometheus.Desc) {}
@@ -37,8 +37,8 @@ func (broken) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.NewInvalidMetric(prometheus.NewInvalidDesc(err), err)
 }
 
-// TestErrors expects one warning of a metric that fails, with all others served,
-// and none of a client that goes away, to which nothing more is sent.
+// TestErrors checks that a metric that fails is logged once as a warning and all others are
+// served, and that a client that disconnects causes no warning and no further writes.
 func TestErrors(t *testing.T) {
 	for name, c := range map[string]struct {
 		takes         int
@@ -68,7 +68,7 @@ func TestErrors(t *testing.T) {
 			if got := strings.Count(log.String(), "\n") - c.warned; got != c.noted {
 				t.Errorf("%d other lines, want %d", got, c.noted)
 			}
-			// What it exports of itself comes last.
+			// The metrics of the exporter itself come last.
 			complete := strings.Contains(client.Body.String(), "\nsockpressure_tcp_memory_bytes ") &&
 				strings.Contains(client.Body.String(), "\npromhttp_metric_handler_requests_in_flight 1\n")
 			if complete != (c.noted == 0) {
@@ -84,7 +84,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestUnread lets a client not read its page, and expects that the next one gets one.
+// TestUnread checks that a client that does not read its page does not block the next one.
 func TestUnread(t *testing.T) {
 	h := handler(recordedSet(t, nil), Config{TelemetryPath: "/metrics", MaxRequests: 1, Logger: slog.New(slog.DiscardHandler)})
 	client := &unread{httptest.NewRecorder(), make(chan bool), make(chan bool)}
@@ -100,11 +100,11 @@ func TestUnread(t *testing.T) {
 	close(client.reads)
 	<-done
 	if !strings.Contains(client.Body.String(), "\nsockpressure_tcp_memory_bytes ") {
-		t.Errorf("what it reads at last: %s", client.Body)
+		t.Errorf("the page it reads in the end: %s", client.Body)
 	}
 }
 
-// unread is a client that reads nothing until it is told to.
+// unread is a client that does not read until its channel is closed.
 type unread struct {
 	*httptest.ResponseRecorder
 	asked, reads chan bool

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// logged is a log that many write.
+// logged is a log that is safe for concurrent use.
 type logged struct {
 	mu sync.Mutex
 	b  strings.Builder
@@ -21,14 +21,14 @@ func (l *logged) Write(b []byte) (int, error) {
 	return l.b.Write(b)
 }
 
-// String returns what has been logged.
+// String returns everything logged since the last take.
 func (l *logged) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
 }
 
-// take returns what has been logged since the last time.
+// take returns what has been logged since the last take.
 func (l *logged) take() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -36,8 +36,8 @@ func (l *logged) take() string {
 	return l.b.String()
 }
 
-// TestRepeated expects the beginning and the end of what happens at each request in
-// the log, and what is new once a minute.
+// TestRepeated checks that the first and the last occurrence of a repeated message are logged,
+// and at most one line a minute in between.
 func TestRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b logged
@@ -76,8 +76,8 @@ func TestRepeated(t *testing.T) {
 	})
 }
 
-// TestServerLog expects what is the host's trouble or our fault to be logged, and
-// what clients do to be left to debugging.
+// TestServerLog checks that errors of the host and of the exporter are logged, and that errors
+// caused by clients are logged only at level debug.
 func TestServerLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b logged

@@ -14,8 +14,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/collector"
 )
 
-// TestShared expects a page to be made once for all requests that came before it was
-// ready and show the same reading in the same form.
+// TestShared checks that a page is rendered once for all requests that ask for the same
+// reading in the same form before it is ready.
 func TestShared(t *testing.T) {
 	set := recordedSet(t, nil)
 	p := newPages(Config{MaxRequests: 1, Logger: slog.New(slog.DiscardHandler)})
@@ -42,22 +42,22 @@ func TestShared(t *testing.T) {
 			t.Errorf("%s: %d %v %q", name, w.Code, w.Header(), w.Body)
 		}
 	}
-	// While one request is under way, what was made stays.
+	// While a request is in progress, rendered pages are kept.
 	p.asked++
 	var all sync.WaitGroup
-	for range maxConnections / 3 { // no more than may wait
+	for range maxConnections / 3 { // fewer than may wait
 		all.Go(func() { ask("a", first, asked) })
 		all.Go(func() { ask("b", first, asked) })
 	}
 	all.Wait()
 	if made["a"] != 1 || made["b"] != 1 {
-		t.Errorf("they were made %v times", made)
+		t.Errorf("pages were rendered %v times", made)
 	}
 	ask("a", second, asked)
 	ask("a", part, asked)
 	ask("a", first, time.Now())
 	if made["a"] != 4 {
-		t.Errorf("made %d times, for two other readings and one that came later", made["a"]-1)
+		t.Errorf("rendered %d more times, want once each for two other readings and a later request", made["a"]-1)
 	}
 	for _, name := range []string{"c", "d", "e", "f", "g"} {
 		ask(name, first, asked)
@@ -68,11 +68,11 @@ func TestShared(t *testing.T) {
 	p.asked--
 	ask("h", first, asked)
 	if len(p.kept) != 0 {
-		t.Errorf("%d pages are kept for nobody", len(p.kept))
+		t.Errorf("%d pages are kept without a request", len(p.kept))
 	}
 }
 
-// TestPatience expects requests to wait for a turn as long as their clients do.
+// TestPatience checks that a request waits for its turn until its context ends.
 func TestPatience(t *testing.T) {
 	var log logged
 	set := recordedSet(t, nil)
@@ -98,7 +98,7 @@ func TestPatience(t *testing.T) {
 	for range 20 {
 		if w := ask("impatient", time.Millisecond, nil); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "try again") ||
 			w.Header().Get("Retry-After") == "" {
-			t.Errorf("who waited out gets %d %q", w.Code, w.Body)
+			t.Errorf("the response after the timeout is %d %q", w.Code, w.Body)
 		}
 	}
 	if got := strings.Count(log.String(), "\n"); got != 1 {
@@ -113,12 +113,13 @@ func TestPatience(t *testing.T) {
 	close(end)
 	for range 2 {
 		if w := <-answers; w.Code != http.StatusOK || w.Body.String() != "slow" {
-			t.Errorf("who waits gets %d %q", w.Code, w.Body)
+			t.Errorf("the response after waiting is %d %q", w.Code, w.Body)
 		}
 	}
 }
 
-// TestPanic expects one page to be lost by it, with one line of log for many.
+// TestPanic checks that a panic fails only its own page, and that repeated panics are logged
+// once.
 func TestPanic(t *testing.T) {
 	var log logged
 	p := newPages(Config{MaxRequests: 1, Logger: slog.New(slog.NewTextHandler(&log, nil))})
@@ -168,12 +169,12 @@ func TestAcceptsGzip(t *testing.T) {
 		}
 	}
 	if !acceptsGzip(http.Header{"Accept-Encoding": {"identity", "gzip"}}) {
-		t.Error("a second header does not count")
+		t.Error("a second header is ignored")
 	}
 }
 
-// FuzzRequest expects an answer to whatever a client says of what it wants and how
-// long it waits, and no line of log.
+// FuzzRequest checks that every request is answered, whatever its parameters and headers, and
+// that nothing is logged.
 func FuzzRequest(f *testing.F) {
 	f.Add("collect[]=netstat&name[]=x", "10", "gzip;q=0.1", "application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1")
 	f.Add("exclude[]=tcp", "NaN", "identity;q=0", "")

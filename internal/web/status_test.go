@@ -20,7 +20,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/kernel"
 )
 
-// recorded serves a recorded kernel, which files may change.
+// recorded returns a handler for a recorded kernel, some of whose files are replaced.
 func recorded(t *testing.T, files map[string]string) http.Handler {
 	t.Helper()
 	c := Config{TelemetryPath: "/metrics", MaxRequests: 1, Host: "<node>", Version: "1.2.3", Logger: slog.New(slog.DiscardHandler)}
@@ -60,7 +60,7 @@ func get(t *testing.T, h http.Handler, path string) (header http.Header, body st
 	return w.Header(), strings.ReplaceAll(w.Body.String(), "<wbr>", "")
 }
 
-// found returns what the first group of a pattern matches, wherever it does.
+// found returns what the first group of the pattern matches in each match.
 func found(text, pattern string) []string {
 	var all []string
 	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
@@ -69,8 +69,8 @@ func found(text, pattern string) []string {
 	return all
 }
 
-// TestStatus expects the limits of /metrics on the page, in order, and in words
-// what is not there.
+// TestStatus checks that the page shows the limits of /metrics in order, and explains what is
+// missing.
 func TestStatus(t *testing.T) {
 	h := recorded(t, map[string]string{
 		"sys/net/netfilter/nf_conntrack_count": "49152\n",
@@ -113,7 +113,7 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// TestRunbooks expects a section for every limit, and the contents to lead to each.
+// TestRunbooks checks that every limit has a section, and that the contents link to it.
 func TestRunbooks(t *testing.T) {
 	_, page := get(t, recorded(t, nil), runbooksPath)
 	for _, s := range collector.Specs() {
@@ -129,8 +129,8 @@ func TestRunbooks(t *testing.T) {
 	}
 }
 
-// TestStatusHeadroom expects how far the load can grow on a host whose limits are all ok, and
-// nothing of it where one is close already.
+// TestStatusHeadroom checks that the page shows how far the load can grow if all limits are
+// ok, and only then.
 func TestStatusHeadroom(t *testing.T) {
 	for entries, want := range map[string]bool{"100\n": true, "65000\n": false} {
 		_, page := get(t, recorded(t, map[string]string{"sys/net/netfilter/nf_conntrack_count": entries}), "/")
@@ -140,7 +140,8 @@ func TestStatusHeadroom(t *testing.T) {
 	}
 }
 
-// TestStatusPolicy expects that the page may load nothing, and does not try.
+// TestStatusPolicy checks that the content security policy of the page forbids loading
+// anything, and that the page does not try to.
 func TestStatusPolicy(t *testing.T) {
 	h := recorded(t, nil)
 	header, page := get(t, h, "/")
@@ -160,11 +161,11 @@ func TestStatusPolicy(t *testing.T) {
 	}
 	_, still := get(t, h, "/?still")
 	if !strings.Contains(page, `http-equiv="refresh"`) || strings.Contains(still, `http-equiv="refresh"`) {
-		t.Error("the page is not refreshed, or cannot be made to stand still")
+		t.Error("the page is not refreshed, or refreshing cannot be turned off")
 	}
 }
 
-// TestStatusWords expects that the page says in words why something is missing.
+// TestStatusWords checks that the page explains why something is missing.
 func TestStatusWords(t *testing.T) {
 	foreign := errors.New(`<b>may not enter</b>`)
 	p := newView(&collector.Reading{Results: []collector.Result{
@@ -198,12 +199,12 @@ func TestStatusWords(t *testing.T) {
 		t.Fatal(err)
 	}
 	if strings.Contains(page, note) || !strings.Contains(b.String(), note) {
-		t.Error("how to read a list stands where there is none, or not where there is one")
+		t.Error("the note on lists is shown without a list, or missing with one")
 	}
 }
 
-// TestStatusLog expects what the kernel said beside its limit for a day, and in its
-// own list for longer, and a peak where it is above what is now.
+// TestStatusLog checks that a kernel message is shown next to its limit for a day and longer
+// in the list of messages, and that a peak is shown if it is above the current value.
 func TestStatusLog(t *testing.T) {
 	conntrack := limitsOf(t, "conntrack")[0]
 	at := func(d time.Duration, text string, resources ...string) collector.Note {
@@ -228,7 +229,7 @@ func TestStatusLog(t *testing.T) {
 		}
 	}
 	if page := show(0.5, at(25*time.Hour, "table full", "conntrack_entries")); strings.Contains(page, "Kernel message ") || strings.Contains(page, "peak in") {
-		t.Error("what is long ago, or no higher, stands beside the limit")
+		t.Error("an old message or a lower peak is shown next to the limit")
 	}
 }
 
@@ -262,7 +263,7 @@ func TestBarAmount(t *testing.T) {
 	}
 }
 
-// TestHeadline expects the worst first.
+// TestHeadline checks that the headline and the limits start with the worst.
 func TestHeadline(t *testing.T) {
 	limit := func(usage float64) collector.LimitReading {
 		return collector.LimitReading{LimitInfo: &collector.LimitInfo{WarningRatio: 0.5, CriticalRatio: 0.9}, Usage: usage, Limit: 1}

@@ -16,7 +16,7 @@ import (
 
 func client(n int) netip.Prefix { return clientOf(fmt.Sprintf("192.0.2.%d:1", n)) }
 
-// TestTurns expects clients to take turns, however many requests one of them has.
+// TestTurns checks that clients take turns, however many requests one of them has.
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := newTurns(1, 100)
@@ -46,16 +46,16 @@ func TestTurns(t *testing.T) {
 		turns.giveBack()
 		synctest.Wait()
 		if got := strings.Join(order, ""); got != "12313111" {
-			t.Errorf("the turns are of %s", got)
+			t.Errorf("the order of turns is %s", got)
 		}
 		if turns.free != 1 || turns.waiting != 0 || len(turns.lines) != 0 {
-			t.Errorf("at last: %+v", turns)
+			t.Errorf("in the end: %+v", turns)
 		}
 	})
 }
 
-// TestTurnsRefused expects that those with the most are refused, and those that wait
-// for too long.
+// TestTurnsRefused checks that requests of the client with the most are refused first, and
+// those that wait for too long.
 func TestTurnsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := newTurns(1, 4)
@@ -101,7 +101,7 @@ func TestTurnsRefused(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		if err, _ := outcome("other"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("what waited out: %v", err)
+			t.Errorf("after the timeout: %v", err)
 		}
 		turns.giveBack()
 		synctest.Wait()
@@ -110,12 +110,12 @@ func TestTurnsRefused(t *testing.T) {
 				t.Errorf("%s: %t %v", name, ok, err)
 			}
 		}
-		// What is not needed any more takes no turn.
+		// A request that is already served takes no turn.
 		_, _ = turns.take(t.Context(), client(9), nil)
 		enough := make(chan struct{})
 		close(enough)
 		if ok, err := turns.take(t.Context(), client(1), enough); ok || err != nil {
-			t.Errorf("with enough there is a turn %t, %v", ok, err)
+			t.Errorf("a request that is already served: %t, %v", ok, err)
 		}
 		if turns.waiting != 0 {
 			t.Errorf("%d wait", turns.waiting)
@@ -123,8 +123,9 @@ func TestTurnsRefused(t *testing.T) {
 	})
 }
 
-// FuzzTurns has requests come, go and end in any order. There are never more turns
-// than there may be, none is lost, and a client does not wait for two of another's.
+// FuzzTurns checks, for requests that arrive and end in any order, that there are never too
+// many turns, that none is lost, and that a client never waits while another one gets two
+// turns.
 func FuzzTurns(f *testing.F) {
 	f.Add([]byte("\x00\x00\x01\x41\x80\xc0\x02\x81\xc1"))
 	f.Fuzz(func(t *testing.T, events []byte) {
@@ -136,7 +137,7 @@ func FuzzTurns(f *testing.F) {
 		}
 		var waiting []asked
 		working := 0
-		// others is how many turns each other client had since one began to wait.
+		// others is the number of turns of each other client since a client began to wait.
 		others := map[int]map[int]int{}
 		settle := func() {
 			waiting = slices.DeleteFunc(waiting, func(a asked) bool {
@@ -172,7 +173,7 @@ func FuzzTurns(f *testing.F) {
 				t.Fatalf("%d have a turn, %d wait, %d are counted", working, len(waiting), turns.waiting)
 			}
 			if len(waiting) > 0 && working < atOnce {
-				t.Fatal("one waits though there is a turn")
+				t.Fatal("a request waits although a turn is free")
 			}
 		}
 		for _, e := range events {
@@ -216,7 +217,7 @@ func FuzzTurns(f *testing.F) {
 			settle()
 		}
 		if turns.free != atOnce || len(turns.lines) != 0 {
-			t.Fatalf("at last: %+v", turns)
+			t.Fatalf("in the end: %+v", turns)
 		}
 	})
 }

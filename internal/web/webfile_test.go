@@ -29,7 +29,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// hash is of a password, at the lowest cost.
+// hash returns the bcrypt hash of a password.
 func hash(t *testing.T, password string, cost int) string {
 	t.Helper()
 	h, err := bcrypt.GenerateFromPassword([]byte(password), cost)
@@ -56,7 +56,7 @@ func write(t *testing.T, path, content string) {
 	}
 }
 
-// guarded is a handler behind a web file.
+// guarded is a handler protected by a web configuration file.
 type guarded struct {
 	*testing.T
 	path  string
@@ -77,7 +77,7 @@ func newGuarded(t *testing.T, content string) *guarded {
 	return g
 }
 
-// ask returns the status for a password, or for none.
+// ask returns the status of a request with the given password, or without one if it is empty.
 func (g *guarded) ask(password string) int { return g.askAs("prometheus", password).Code }
 
 func (g *guarded) askAs(user, password string) *httptest.ResponseRecorder {
@@ -93,7 +93,7 @@ func (g *guarded) askAs(user, password string) *httptest.ResponseRecorder {
 	return w
 }
 
-// eventually waits for what becomes true within lookAgain.
+// eventually waits until done is true, for a few times lookAgain.
 func (g *guarded) eventually(what string, done func() bool) {
 	g.Helper()
 	for end := time.Now().Add(5 * lookAgain); !done(); time.Sleep(10 * time.Millisecond) {
@@ -103,8 +103,8 @@ func (g *guarded) eventually(what string, done func() bool) {
 	}
 }
 
-// TestWebFileKept expects a web file that makes no sense, or protects less, to change
-// nothing, with one line of log when that begins and one when it ends.
+// TestWebFileKept checks that a web configuration that is invalid or protects less is ignored,
+// with one line of log when that starts and one when it ends.
 func TestWebFileKept(t *testing.T) {
 	before := users(t, map[string]string{"prometheus": "right", "other": "right"})
 	for name, change := range map[string]func(t *testing.T, path string){
@@ -156,7 +156,7 @@ func TestWebFileKept(t *testing.T) {
 				t.Errorf("the log is %s", got)
 			}
 			_ = os.Remove(g.path)
-			// As people are told to replace it.
+			// Replace the file as the documentation says.
 			write(t, g.path+".new", users(t, map[string]string{"prometheus": "new"}))
 			if err := os.Rename(g.path+".new", g.path); err != nil {
 				t.Fatal(err)
@@ -174,7 +174,7 @@ func TestWebFileKept(t *testing.T) {
 	}
 }
 
-// TestWebFileChanged expects changes to be taken that protect as much.
+// TestWebFileChanged checks that a change that protects as much is applied.
 func TestWebFileChanged(t *testing.T) {
 	g := newGuarded(t, "http_server_config:\n  headers:\n    X-Frame-Options: deny\n")
 	if w := g.askAs("", ""); w.Code != http.StatusOK || w.Header().Get("X-Frame-Options") != "deny" {
@@ -196,7 +196,7 @@ func TestWebFileChanged(t *testing.T) {
 			t.Errorf("%q %q: %d %v", c.user, c.password, got.Code, got.Header())
 		}
 	}
-	// Written at the same moment, and as long: found a second later.
+	// A file of the same size and modification time: the change is noticed a second later.
 	text := users(t, map[string]string{"other": "abc"})
 	write(t, g.path, text)
 	_ = g.ask("one")
@@ -205,7 +205,7 @@ func TestWebFileChanged(t *testing.T) {
 	if got := g.askAs("other", "abc").Code; got != http.StatusUnauthorized {
 		t.Errorf("a user that was removed gets %d", got)
 	}
-	// Once it is settled, it is not read again.
+	// Once the file has settled, it is not read again.
 	g.eventually("it does not settle", func() bool {
 		g.guard.file.get()
 		return g.guard.file.settled
@@ -213,11 +213,11 @@ func TestWebFileChanged(t *testing.T) {
 	looked := g.guard.file.looked
 	time.Sleep(lookAgain + 100*time.Millisecond)
 	if _ = g.askAs("othrr", "abc"); g.guard.file.looked != looked {
-		t.Error("it was read again without need")
+		t.Error("the file was read again although it has not changed")
 	}
 }
 
-// TestWebFileAtStart expects a file that is not in order to be an error.
+// TestWebFileAtStart checks that an invalid file is an error at startup.
 func TestWebFileAtStart(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{
@@ -278,7 +278,7 @@ func secure(t *testing.T, config string) *secured {
 
 func (s *secured) file(name string) string { return filepath.Join(s.dir, name) }
 
-// certificate writes one that signs itself, with its key.
+// certificate writes a self-signed certificate and its key.
 func (s *secured) certificate(file, name string) {
 	s.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -301,7 +301,7 @@ func (s *secured) certificate(file, name string) {
 	write(s.T, s.file(file+".key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
 }
 
-// serves returns whose certificate the server has, or the error.
+// serves returns the name in the certificate of the server, or the error.
 func (s *secured) serves(client ...tls.Certificate) string {
 	dialer := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, Certificates: client}} //nolint:gosec // it is the name that is asked for
 	ctx, cancel := context.WithTimeout(s.Context(), 10*time.Second)
@@ -311,7 +311,7 @@ func (s *secured) serves(client ...tls.Certificate) string {
 		return err.Error()
 	}
 	defer func() { _ = conn.Close() }()
-	// A server that wants another certificate says so after the handshake.
+	// A server that requires another certificate reports it after the handshake.
 	_, _ = conn.Write([]byte("GET /-/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
 	if _, err := conn.Read(make([]byte, 1)); err != nil {
 		return err.Error()
@@ -332,8 +332,8 @@ func (s *secured) expect(what, want string, client ...tls.Certificate) {
 
 const withTLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
 
-// TestCertificates expects a renewed certificate to be served, and the last good one
-// until it is whole.
+// TestCertificates checks that a renewed certificate is served once it is complete, and the
+// last valid one until then.
 func TestCertificates(t *testing.T) {
 	s := secure(t, withTLS)
 	s.expect("at first", "first")
@@ -370,7 +370,8 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// TestClientCertificates expects that less is never asked of a client than at start.
+// TestClientCertificates checks that the requirements on clients never become weaker than at
+// startup.
 func TestClientCertificates(t *testing.T) {
 	config := withTLS + "  min_version: TLS13\n  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: client.crt\n  client_allowed_sans: [client]\n"
 	s := secure(t, config)
@@ -407,7 +408,7 @@ func TestClientCertificates(t *testing.T) {
 		write(t, s.file("web.yml"), config)
 		s.expect(name+", undone", "first", client)
 	}
-	// The authority is renewed.
+	// Renew the authority.
 	write(t, s.file("client.crt"), "")
 	s.expect("an empty authority", "first", client)
 	s.certificate("client", "client")
@@ -415,8 +416,8 @@ func TestClientCertificates(t *testing.T) {
 	s.expect("the old one's", "certificate", client)
 }
 
-// TestManyPasswords expects a client with the right password to be heard beside one
-// with very many wrong ones, and to be remembered.
+// TestManyPasswords checks that a client with the right password is served while another one
+// tries very many wrong ones, and that the right password is remembered.
 func TestManyPasswords(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the race detector makes each comparison of passwords ten times as slow")
@@ -432,13 +433,13 @@ func TestManyPasswords(t *testing.T) {
 		g.guard.ServeHTTP(w, r)
 		return w.Code, time.Since(began)
 	}
-	// The quickest of several, for others may be at work on this machine.
+	// Take the shortest of several, because this machine may be busy.
 	refusal := func(user string) time.Duration {
 		quickest := time.Hour
 		for range 5 {
 			_, d := ask(ctx, "192.0.2.9:1", user, "wrong")
 			quickest = min(quickest, d)
-			time.Sleep(5 * d) // the pause that each costs
+			time.Sleep(5 * d) // the pause after a wrong password
 		}
 		return quickest
 	}
@@ -469,18 +470,18 @@ func TestManyPasswords(t *testing.T) {
 		took = append(took, d)
 	}
 	t.Logf("a wrong password takes %v, the right one among them %v", known, took)
-	// At first two wrong ones may be before it, with the pause after each.
+	// At first, two wrong passwords may be ahead of it, each followed by a pause.
 	if took[0] > max(40*known, 5*time.Second) || slices.Max(took[1:]) > max(2*known, 50*time.Millisecond) {
 		t.Error("the right password waits for too long")
 	}
 	stop()
 	flood.Wait()
 	if g.guard.turns.clients() > 0 {
-		t.Error("some still wait")
+		t.Error("requests are still waiting")
 	}
 }
 
-// TestRateLimit expects what web.yml says of it.
+// TestRateLimit checks that the rate limit of the web configuration is applied.
 func TestRateLimit(t *testing.T) {
 	g := newGuarded(t, "rate_limit: {burst: 3, interval: 1h}\n")
 	for i := range 5 {
@@ -494,7 +495,8 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
-// TestListenAndServe expects several addresses to be served, and none if one cannot.
+// TestListenAndServe checks that several addresses are served, and none if one of them is
+// invalid or in use.
 func TestListenAndServe(t *testing.T) {
 	var log logged
 	none, socket := "", false

@@ -8,8 +8,8 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag"
 )
 
-// BenchmarkVisit counts a million sockets of a hundred listeners, half of them accepted,
-// as bench/who has them.
+// BenchmarkVisit counts the sockets of a hundred listeners, half of them accepted, as
+// bench/who does.
 func BenchmarkVisit(b *testing.B) {
 	for _, by := range []Grouping{ByUnit, ByListener, ByPeer} {
 		b.Run(string(by), func(b *testing.B) {

@@ -29,7 +29,8 @@ func TestSocketInode(t *testing.T) {
 	}
 }
 
-// TestLocalAddresses reads the files of a namespace with an interface besides loopback.
+// TestLocalAddresses checks the addresses of a namespace that has another interface in
+// addition to loopback.
 func TestLocalAddresses(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{
@@ -62,11 +63,11 @@ func TestLocalAddresses(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 	if got := localAddresses(t.TempDir()); got != nil {
-		t.Errorf("%v of nothing", got)
+		t.Errorf("%v for empty files", got)
 	}
 }
 
-// TestMemoryKinds reads what memory of a recorded kernel is for.
+// TestMemoryKinds checks what the memory of a recorded kernel is used for.
 func TestMemoryKinds(t *testing.T) {
 	h := newHost(t)
 	h.write("sys/kernel/slab/dentry/reclaim_account", "1\n")
@@ -78,7 +79,7 @@ func TestMemoryKinds(t *testing.T) {
 		t.Errorf("%v", lines)
 	}
 	if _, lines = h.ask(Question{Resource: "low_memory", Top: 1000}); has("programs (AnonPages)") || !has("slab cache dentry (can be given back)") {
-		t.Errorf("of low memory: %v", lines)
+		t.Errorf("low memory: %v", lines)
 	}
 }
 

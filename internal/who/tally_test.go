@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestTally expects exact numbers where the groups have room, and where they have not the
-// largest ones, too low by what it says at most.
+// TestTally checks that counts are exact if there is room for all groups. Otherwise the
+// largest groups are kept, with counts that are too low by at most the amount dropped.
 func TestTally(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for _, most := range []int{10_000, 64} {
@@ -16,7 +16,7 @@ func TestTally(t *testing.T) {
 		want := map[uint64]amount{}
 		processes := map[holding]float64{} // by the ID of the group
 		for range 20_000 {
-			// A few are frequent, and thousands come once or twice.
+			// A few IDs are frequent, and thousands occur once or twice.
 			id := uint64(random.IntN(8))
 			if random.IntN(2) == 0 {
 				id = 100 + uint64(random.IntN(5000))
@@ -56,7 +56,8 @@ func TestTally(t *testing.T) {
 	}
 }
 
-// TestBallot expects the cgroup of more than half, and no other.
+// TestBallot checks that the cgroup with more than half of the votes is chosen, and none if
+// there is none.
 func TestBallot(t *testing.T) {
 	for _, c := range []struct {
 		cast []float64 // by cgroup
@@ -67,7 +68,7 @@ func TestBallot(t *testing.T) {
 		{[]float64{0, 3, 3, 3}, 0},
 		{[]float64{0, 0, 0, 0}, 0},
 	} {
-		// In every order.
+		// Start with each of the cgroups.
 		for shift := range 4 {
 			var b ballot
 			for i := range 4 {
@@ -83,8 +84,8 @@ func TestBallot(t *testing.T) {
 	}
 }
 
-// TestDistributeSmall expects what is in groups too small for a sample with the process
-// that should have more, in the end as many as it has.
+// TestDistributeSmall checks that sockets in groups too small for a sample are given to the
+// process that should have more, up to the number that it has.
 func TestDistributeSmall(t *testing.T) {
 	crawler := &process{pid: 2, open: 10_000, looked: 100}
 	q := &inquiry{answer: new(Answer), tally: newTally(maxGroups)}
@@ -96,7 +97,7 @@ func TestDistributeSmall(t *testing.T) {
 		}
 	}
 	q.tally.add(key{id: 7, loose: true}, amount{50, 500}, 1) // no process can have these
-	q.tally.add(key{id: 8, fromPort: 1}, amount{30, 300}, 1) // of somebody else
+	q.tally.add(key{id: 8, fromPort: 1}, amount{30, 300}, 1) // of another owner
 	got := map[*process]amount{}
 	for _, p := range q.distribute() {
 		a := got[p.process]
@@ -111,7 +112,7 @@ func TestDistributeSmall(t *testing.T) {
 	}
 }
 
-// TestHolders compares the table with a map.
+// TestHolders checks the table against a map.
 func TestHolders(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	var h holders
@@ -130,19 +131,20 @@ func TestHolders(t *testing.T) {
 	}
 	for inode, process := range want {
 		if got, ok := h.find(inode); !ok || got != process {
-			t.Fatalf("%d is of %d (%v), want %d", inode, got, ok, process)
+			t.Fatalf("%d is held by %d (%v), want %d", inode, got, ok, process)
 		}
 	}
 	if _, ok := h.find(4_000_000_000); ok {
-		t.Error("an inode that nobody has was found")
+		t.Error("an inode that is not in the table was found")
 	}
 	if _, ok := new(holders).find(1); ok {
 		t.Error("an empty table has an inode")
 	}
 }
 
-// TestDistribute takes groups apart by process: what was found is exact, what a sample of
-// one process stands for too, and what samples do not account for is nobody's.
+// TestDistribute checks how groups are divided among processes: what was found and what a
+// sample of only one process stands for are exact, and what samples do not account for belongs
+// to nobody.
 func TestDistribute(t *testing.T) {
 	whole := &process{pid: 1, open: 10, looked: 10}
 	big, large := &process{pid: 2, open: 10_000, looked: 100}, &process{pid: 3, open: 30_000, looked: 100}

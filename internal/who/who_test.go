@@ -23,21 +23,21 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/internal/sockdiag/sockdiagtest"
 )
 
-// TestRows expects a row for each limit, that the default of each is one of its groupings,
-// and that it says who or why nobody.
+// TestRows checks that each limit has a row, and that each row either has groupings or says
+// why nobody can be named.
 func TestRows(t *testing.T) {
 	var limits []string
 	for _, s := range collector.Specs() {
 		for _, l := range s.Limits {
 			limits = append(limits, l.Resource)
 			if !slices.Contains(Resources(), l.Resource) {
-				t.Errorf("no row for %s", l.Resource)
+				t.Errorf("there is no row for %s", l.Resource)
 			}
 		}
 	}
 	for _, r := range rows() {
 		if !slices.Contains(limits, r.resource) {
-			t.Errorf("%s is no limit", r.resource)
+			t.Errorf("%s is not a limit", r.resource)
 		}
 		if answers := r.read != nil && len(r.by) > 0 && r.things != ""; answers == (r.nobody != "") {
 			t.Errorf("%s: %+v", r.resource, r)
@@ -50,7 +50,7 @@ func TestRows(t *testing.T) {
 	}
 }
 
-// host is a machine of files and recorded sockets.
+// host is a machine made of files and recorded sockets.
 type host struct {
 	t      *testing.T
 	dir    string
@@ -75,7 +75,7 @@ func (h *host) write(name, content string) {
 	}
 }
 
-// process adds a process with descriptors.
+// process adds a process with the given descriptors.
 func (h *host) process(pid int, name string, user int, cgroup string, links ...string) {
 	h.t.Helper()
 	dir := fmt.Sprintf("proc/%d/", pid)
@@ -124,7 +124,7 @@ func (h *host) add(sockets ...sockdiag.Socket) {
 	}
 }
 
-// socket is an IPv4 socket.
+// socket returns an IPv4 socket.
 func socket(state sockdiag.State, from, to string, inode uint32, memory uint32) sockdiag.Socket {
 	a, b := netip.MustParseAddrPort(from), netip.MustParseAddrPort(to)
 	s := sockdiag.Socket{State: state, SourcePort: a.Port(), DestinationPort: b.Port(), Inode: inode, Cgroup: 1, UID: 1000}
@@ -152,7 +152,8 @@ func (h *host) scope() *collector.Scope {
 	return k
 }
 
-// ask asks, and returns the groups as lines: count, memory, whose, processes, mostly.
+// ask asks a question and returns the groups as lines: count, memory, owner, processes, main
+// process.
 func (h *host) ask(q Question) (*Answer, []string) {
 	h.t.Helper()
 	if q.Top == 0 {
@@ -173,8 +174,8 @@ func (h *host) ask(q Question) (*Answer, []string) {
 	return a, lines
 }
 
-// busy is a host with a listener, four accepted connections, two that wait, two outbound
-// ones, an orphan and two sockets in TIME_WAIT.
+// busy returns a host with a listener, four accepted connections, two that wait to be
+// accepted, two outbound ones, an orphan and two sockets in TIME_WAIT.
 func busy(t *testing.T) *host {
 	h := newHost(t)
 	h.write("proc/1/root/etc/passwd", "root:x:0:0::/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n")
@@ -210,7 +211,7 @@ func TestSockets(t *testing.T) {
 		{Question{Resource: "tcp_memory"}, []string{
 			"2 40000 unit/app.service java[30] to 10.0.0.2:5432",
 			"5 6100 unit/nginx.service nginx[21],nginx[20] at *:80",
-			"3 520 (cgroup 1) at *:80", // those that wait, and the orphan
+			"3 520 (cgroup 1) at *:80", // the two that wait and the orphan
 		}},
 		{Question{Resource: "tcp_memory", By: ByProcess}, []string{
 			"2 40000 java[30] web unit/app.service to 10.0.0.2:5432",
@@ -264,7 +265,7 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// TestTop expects what is not shown to be counted all the same.
+// TestTop checks that groups that are not shown are counted.
 func TestTop(t *testing.T) {
 	a, got := busy(t).ask(Question{Resource: "tcp_memory", By: ByPeer, Top: 2})
 	if len(got) != 2 || a.Others != 5 || a.Count != 10 || a.Memory != 46620 {
@@ -275,14 +276,14 @@ func TestTop(t *testing.T) {
 	}
 }
 
-// TestNobody expects a reason where nobody can be named.
+// TestNobody checks that there is a reason if nobody can be named.
 func TestNobody(t *testing.T) {
 	if a, _ := newHost(t).ask(Question{Resource: "netdev_backlog"}); a.Nobody == "" || len(a.Groups) > 0 {
 		t.Errorf("%+v", a)
 	}
 }
 
-// TestDamage expects an answer while processes end or have files that make no sense.
+// TestDamage checks that there is an answer although processes end or have invalid files.
 func TestDamage(t *testing.T) {
 	h := busy(t)
 	h.write("proc/40/status", "")
@@ -302,7 +303,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// endless is a transport whose answer never ends, and that tells when it was read.
+// endless is a transport that calls cancel when a reply with more than listeners is first
+// read.
 type endless struct {
 	*sockdiagtest.Replay
 	reads, until int
@@ -329,7 +331,7 @@ func (e *endless) Receive(b []byte) (int, error) {
 	return n, err
 }
 
-// TestStopped expects what was found until it was told to stop.
+// TestStopped checks that the answer has what was found until the context was canceled.
 func TestStopped(t *testing.T) {
 	h := busy(t)
 	for i := range 1000 {
@@ -351,7 +353,7 @@ func TestStopped(t *testing.T) {
 	}
 }
 
-// TestQuestions expects one clear line for what cannot be answered.
+// TestQuestions checks that a question that cannot be answered gives one clear line of error.
 func TestQuestions(t *testing.T) {
 	for want, q := range map[string]Question{
 		`unknown resource "nonsense": it is one of tcp_memory, udp_memory`:                        {Resource: "nonsense"},

@@ -66,7 +66,7 @@ The descriptors of 2 processes are hidden.
 	}
 }
 
-// TestJSON expects the fields that README.md has, all of them always.
+// TestJSON checks that the output always has all fields that README.md documents.
 func TestJSON(t *testing.T) {
 	var out bytes.Buffer
 	if err := answer().WriteJSON(&out, limit()); err != nil {

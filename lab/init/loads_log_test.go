@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestForged expects a line to be forged for everything that the exporter waits for.
+// TestForged checks that forged has a line for each of logLines.
 func TestForged(t *testing.T) {
 	for _, line := range logLines() {
 		if !slices.ContainsFunc(forged(), line.Matches) {

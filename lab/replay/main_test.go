@@ -13,7 +13,7 @@ import (
 	"github.com/sockpressure/sockpressure_exporter/lab/recording"
 )
 
-// TestReplay reads the pages of nodes as Prometheus would.
+// TestReplay checks the list of targets and the pages of nodes, as Prometheus reads them.
 func TestReplay(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	pr, pw := io.Pipe()
