@@ -84,7 +84,7 @@ func cgroupSpec() Spec {
 		Lists: []Lister[cgroups]{
 			List[cgroups, *cgroupReading]{
 				Items: func(s *cgroups) iter.Seq[*cgroupReading] {
-					return those(s.owners, func(c *cgroupReading) bool { return c.sockets.Value > 0 })
+					return where(s.owners, func(c *cgroupReading) bool { return c.sockets.Value > 0 })
 				},
 				Before: func(a, b *cgroupReading) bool {
 					return cmp.Or(cmp.Compare(b.sockets.Value, a.sockets.Value), cmp.Compare(a.inode, b.inode)) < 0
@@ -141,7 +141,7 @@ func cgroupSpec() Spec {
 			},
 			List[cgroups, *cgroupReading]{
 				Items: func(s *cgroups) iter.Seq[*cgroupReading] {
-					return those(s.owners, func(c *cgroupReading) bool { return c.events.Kills.Value > 0 })
+					return where(s.owners, func(c *cgroupReading) bool { return c.events.Kills.Value > 0 })
 				},
 				Before: func(a, b *cgroupReading) bool {
 					return cmp.Or(cmp.Compare(b.past.rose, a.past.rose), cmp.Compare(b.events.Kills.Value, a.events.Kills.Value), cmp.Compare(a.inode, b.inode)) < 0
@@ -172,8 +172,8 @@ func cgroupSpec() Spec {
 	})
 }
 
-// those yields the cgroups for which wanted returns true.
-func those(all []*cgroupReading, wanted func(*cgroupReading) bool) iter.Seq[*cgroupReading] {
+// where yields the cgroups for which wanted returns true.
+func where(all []*cgroupReading, wanted func(*cgroupReading) bool) iter.Seq[*cgroupReading] {
 	return func(yield func(*cgroupReading) bool) {
 		for _, c := range all {
 			if wanted(c) && !yield(c) {

@@ -44,14 +44,14 @@ type Set struct {
 // read.
 func NewSet(m *kernel.Machine, specs []Spec, c Config) *Set {
 	s := &Set{machine: m, health: healthRows(), sampler: newSampler(c.SampleInterval)}
-	peaks, course := newPeaks(specs), newCourses()
+	peaks, trends := newPeaks(specs), newTrends()
 	walks := &budget{maxCPU: c.MaxCPU, cpuTime: c.cpuTime, took: map[string]time.Duration{}}
 	if walks.cpuTime == nil {
 		walks.cpuTime = processCPUTime
 	}
 	for _, spec := range specs {
 		logger := c.Logger.With("collector", spec.Name)
-		r := &runner{spec: spec, logger: logger, scope: NewScope(m, c.Top, logger), course: course, reading: make(chan struct{}, 1)}
+		r := &runner{spec: spec, logger: logger, scope: NewScope(m, c.Top, logger), trends: trends, reading: make(chan struct{}, 1)}
 		r.read = spec.open(r.scope)
 		if spec.Walk {
 			r.budget = walks
@@ -225,7 +225,7 @@ type runner struct {
 	// peaks records the readings.
 	sample reader
 	peaks  *peaks
-	course *courses
+	trends *trends
 	// reading is a semaphore of one, held while reading for a scrape or a sample.
 	reading chan struct{}
 	logger  *slog.Logger
@@ -355,7 +355,7 @@ func (r *runner) start(ctx context.Context, run *run) {
 	if r.peaks != nil {
 		r.peaks.observe(run.reading)
 	}
-	r.course.observe(run.limits, time.Now())
+	r.trends.observe(run.limits, time.Now())
 }
 
 var errDeadline = errors.New("no result before the deadline of the scrape")
@@ -429,7 +429,7 @@ func (t ticket) wait(ctx context.Context, asked time.Time) Result {
 		if t.peaks != nil {
 			l.Peak = t.peaks.peak(l.Resource)
 		}
-		l.Since, l.Longer, l.Full = t.course.last(l.Resource)
+		l.Since, l.Longer, l.Full = t.trends.last(l.Resource)
 	}
 	if t.run.ended().Before(asked) {
 		res.Age = asked.Sub(t.run.began)

@@ -31,8 +31,8 @@ type netnsReading struct {
 	inuse, udp, timeWait, conntrack Number
 	// others counts sockets that are neither TCP nor UDP, such as unix sockets.
 	others Number
-	// stirred is the sum of the counters that rise while connection requests wait.
-	stirred    Number
+	// requested is the sum of the counters that rise while connection requests wait.
+	requested  Number
 	saturation [netnsLimitCount]Number
 	// uses are what the saturations are made of.
 	uses [netnsLimitCount]netnsUse
@@ -104,9 +104,9 @@ func netnsLimits() [netnsLimitCount]netnsLimit {
 	}
 }
 
-// netnsStirs returns the counters of the host that rise while connection requests wait: a
+// netnsRequestCounters returns the counters of the host that rise while connection requests wait: a
 // SYN/ACK is retransmitted after a second, and a full queue is counted.
-func netnsStirs() []string {
+func netnsRequestCounters() []string {
 	return []string{
 		"tcp_syn_retransmits_total", "tcp_listen_overflows_total",
 		"tcp_request_queue_full_drops_total", "tcp_request_queue_full_cookies_total",
@@ -158,7 +158,7 @@ func netnsSpec() Spec {
 	most := func(name, help string, of func(*netnsReading) Number) Lister[namespaces] {
 		return List[namespaces, *netnsReading]{
 			Items: func(s *namespaces) iter.Seq[*netnsReading] {
-				return s.those(func(n *netnsReading) bool { return of(n).Value > 0 })
+				return s.where(func(n *netnsReading) bool { return of(n).Value > 0 })
 			},
 			Before: func(a, b *netnsReading) bool {
 				return cmp.Or(cmp.Compare(of(b).Value, of(a).Value), cmp.Compare(a.id, b.id)) < 0
@@ -249,9 +249,9 @@ func netnsSpec() Spec {
 			},
 			List[namespaces, *netnsReading]{
 				Items: func(s *namespaces) iter.Seq[*netnsReading] {
-					return s.those((*netnsReading).refused)
+					return s.where((*netnsReading).refused)
 				},
-				Before:  (*netnsReading).wounded,
+				Before:  (*netnsReading).refusedLater,
 				Labels:  labels,
 				Key:     key,
 				Columns: counters,
@@ -261,8 +261,8 @@ func netnsSpec() Spec {
 	})
 }
 
-// those yields the namespaces for which wanted returns true.
-func (s *namespaces) those(wanted func(*netnsReading) bool) iter.Seq[*netnsReading] {
+// where yields the namespaces for which wanted returns true.
+func (s *namespaces) where(wanted func(*netnsReading) bool) iter.Seq[*netnsReading] {
 	return func(yield func(*netnsReading) bool) {
 		for i := range s.all {
 			if n := &s.all[i]; wanted(n) && !yield(n) {
@@ -277,9 +277,9 @@ func (n *netnsReading) refused() bool {
 	return slices.ContainsFunc(n.counters[:], func(c Number) bool { return c.Value > 0 })
 }
 
-// wounded reports whether n refused something later than o, or more at the same reading.
+// refusedLater reports whether n refused something later than o, or more at the same reading.
 // So old refusals do not hide new ones.
-func (n *netnsReading) wounded(o *netnsReading) bool {
+func (n *netnsReading) refusedLater(o *netnsReading) bool {
 	return cmp.Or(cmp.Compare(o.rose, n.rose), cmp.Compare(o.rise, n.rise), cmp.Compare(n.id, o.id)) < 0
 }
 
@@ -312,7 +312,7 @@ func (s *namespaces) nearest(limit, most int) []*netnsReading {
 	nearest := top[*netnsReading]{n: most, before: func(a, b *netnsReading) bool {
 		return cmp.Or(cmp.Compare(b.saturation[limit].Value, a.saturation[limit].Value), cmp.Compare(a.id, b.id)) < 0
 	}}
-	for n := range s.those(func(n *netnsReading) bool { return n.saturation[limit].Value > 0 }) {
+	for n := range s.where(func(n *netnsReading) bool { return n.saturation[limit].Value > 0 }) {
 		nearest.offer(n)
 	}
 	return nearest.items

@@ -10,9 +10,9 @@ import (
 type netnsHistory struct {
 	of      map[uint64]*netnsPast
 	reading int // number of the current reading
-	// stirring is the number of namespaces in which connection requests wait, stirred
+	// waiting is the number of namespaces in which connection requests wait, waited
 	// that number at the last reading.
-	stirring, stirred int
+	waiting, waited int
 	// complete is set after the first reading that was not truncated.
 	complete bool
 	refused  [netnsCounterCount]Number
@@ -21,28 +21,28 @@ type netnsHistory struct {
 // netnsPast is the state of a namespace at earlier readings.
 type netnsPast struct {
 	// known is set once it has been read.
-	known    bool
-	counters [netnsCounterCount]Number
-	clashes  Number
-	udp      Number // sockets
-	stirred  Number
-	requests netnsUse // of its fullest request queue
-	settings netnsSettings
+	known     bool
+	counters  [netnsCounterCount]Number
+	clashes   Number
+	udp       Number // sockets
+	requested Number
+	requests  netnsUse // of its fullest request queue
+	settings  netnsSettings
 	// processes are those through which it was found, claim the owner chosen from theirs,
 	// and name its last name.
 	processes []string
 	claim     owner.Claim
 	name      string
-	// nobodys counts the last readings in which the same processes had no owner.
-	nobodys int
-	rose    int
-	rise    float64
-	reading int // the last in which it existed
+	// ownerless counts the last readings in which the same processes had no owner.
+	ownerless int
+	rose      int
+	rise      float64
+	reading   int // the last in which it existed
 }
 
 func (h *netnsHistory) begin() {
 	h.reading++
-	h.stirring, h.stirred = 0, h.stirring
+	h.waiting, h.waited = 0, h.waiting
 	for i := range h.refused {
 		h.refused[i] = h.refused[i].OrZero()
 	}
@@ -72,7 +72,7 @@ const freshEvery = 8
 // is final, even if they have none: a process is put into its cgroup a moment after it is
 // started.
 func (p *netnsPast) settled(processes []string) bool {
-	return (p.claim.Kind != "" || p.nobodys >= freshEvery) && slices.Equal(p.processes, processes)
+	return (p.claim.Kind != "" || p.ownerless >= freshEvery) && slices.Equal(p.processes, processes)
 }
 
 // last returns the past of a namespace, and whether values that seldom change have to be
@@ -91,13 +91,13 @@ const requestTurns = 4
 
 // turn reports whether the connection requests of a namespace are to be read now.
 func (h *netnsHistory) turn(id uint64) bool {
-	turns := (h.stirred + requestTurns - 1) / requestTurns
+	turns := (h.waited + requestTurns - 1) / requestTurns
 	return turns < 2 || (uint64(h.reading)+id)%uint64(turns) == 0
 }
 
-// stirs reports whether connection requests have waited in a namespace since past.
-func (n *netnsReading) stirs(past *netnsPast) bool {
-	return past.known && n.stirred.Value > past.stirred.Value
+// hasRequests reports whether connection requests have waited in a namespace since past.
+func (n *netnsReading) hasRequests(past *netnsPast) bool {
+	return past.known && n.requested.Value > past.requested.Value
 }
 
 // note compares the counters of a namespace with their previous values. Everything that a
@@ -112,8 +112,8 @@ func (h *netnsHistory) note(n *netnsReading, processes []string) {
 	} else {
 		counts = past.known
 	}
-	if n.stirs(past) {
-		h.stirring++
+	if n.hasRequests(past) {
+		h.waiting++
 	}
 	rise := 0.0
 	var grew [netnsCounterCount]float64
@@ -132,11 +132,11 @@ func (h *netnsHistory) note(n *netnsReading, processes []string) {
 	}
 	n.rose, n.rise = past.rose, past.rise
 	past.known, past.udp, past.settings, past.reading = true, n.udp, n.settings, h.reading
-	past.stirred, past.requests = n.stirred, n.uses[netnsRequestQueue]
+	past.requested, past.requests = n.requested, n.uses[netnsRequestQueue]
 	if n.claim.Kind != "" || !slices.Equal(past.processes, processes) {
-		past.nobodys = 0
+		past.ownerless = 0
 	} else {
-		past.nobodys++
+		past.ownerless++
 	}
 	past.processes, past.claim = processes, n.claim
 }

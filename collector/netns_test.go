@@ -573,7 +573,7 @@ func TestSettled(t *testing.T) {
 // TestNewWounds checks that the namespaces with the latest refusals are listed first, not
 // those with the most.
 func TestNewWounds(t *testing.T) {
-	first := top[*netnsReading]{n: 2, before: (*netnsReading).wounded}
+	first := top[*netnsReading]{n: 2, before: (*netnsReading).refusedLater}
 	for id := range uint64(50) {
 		n := &netnsReading{id: id, rose: 1, rise: float64(id)}
 		if id == 40 {

@@ -29,9 +29,9 @@ type netnsVisitor struct {
 	udp                            func(context.Context) (*udpVisitor, error)
 	// places are, for each counter, the indexes of the host's counters that it sums up.
 	places [netnsCounterCount][]int
-	// stirs are the indexes of netnsStirs.
-	stirs []int
-	buf   []byte
+	// requestCounters are the indexes of netnsRequestCounters.
+	requestCounters []int
+	buf             []byte
 	// brief is set if only the numbers of sockets and connections are wanted.
 	brief bool
 }
@@ -48,8 +48,8 @@ func newNetnsVisitor(k *Scope, t *kernel.Tour) *netnsVisitor {
 		buf: make([]byte, 4096),
 	}
 	for place, c := range netstatCounters() {
-		if slices.Contains(netnsStirs(), c.name) {
-			v.stirs = append(v.stirs, place)
+		if slices.Contains(netnsRequestCounters(), c.name) {
+			v.requestCounters = append(v.requestCounters, place)
 		}
 		for i, n := range netnsCounters() {
 			for _, name := range n.of {
@@ -177,9 +177,9 @@ func (v *netnsVisitor) count(ctx context.Context, read func(context.Context, *ne
 			}
 		}
 	}
-	for _, place := range v.stirs {
+	for _, place := range v.requestCounters {
 		if c := counters[place]; c.Present {
-			n.stirred = n.stirred.OrZero().Plus(c)
+			n.requested = n.requested.OrZero().Plus(c)
 		}
 	}
 	return err
@@ -262,7 +262,7 @@ func (v *netnsVisitor) readTCP(ctx context.Context, at netnsPlace, n *netnsReadi
 			n.use(netnsAcceptQueue, netnsUse{float64(worst.length), float64(worst.limit), n.queues[0].listener.String()})
 		}
 	}
-	if n.stirs(&at.past) && len(n.queues) > 0 {
+	if n.hasRequests(&at.past) && len(n.queues) > 0 {
 		fullest := at.past.requests // until it is its turn
 		if at.turn {
 			var err error

@@ -129,7 +129,7 @@ func (r *runner) takeSample(ctx context.Context, patience time.Duration) {
 	defer func() { r.scope.sampling = false }()
 	reading, err := r.sample(ctx, r.peaks.counts)
 	r.peaks.observe(reading)
-	r.course.observe(reading.limits, time.Now())
+	r.trends.observe(reading.limits, time.Now())
 	if err != nil {
 		r.logger.Log(ctx, slog.LevelDebug, "sample failed", "err", err)
 	}

@@ -167,28 +167,28 @@ func TestUDPConnected(t *testing.T) {
 // and in every namespace in turn.
 func TestNetnsTurns(t *testing.T) {
 	h := netnsHistory{of: map[uint64]*netnsPast{}}
-	const stirring = 10 // a third of them at each reading
-	for id := range uint64(stirring) {
+	const waiting = 10 // a third of them at each reading
+	for id := range uint64(waiting) {
 		if !h.turn(id) {
 			t.Error("not read although no other namespace is waiting")
 		}
 	}
-	h.stirred = stirring
+	h.waited = waiting
 	asked := map[uint64]int{}
 	for range 3 {
 		h.reading++
 		now := 0
-		for id := range uint64(stirring) {
+		for id := range uint64(waiting) {
 			if h.turn(id) {
 				asked[id]++
 				now++
 			}
 		}
 		if now > requestTurns {
-			t.Errorf("%d of %d at once", now, stirring)
+			t.Errorf("%d of %d at once", now, waiting)
 		}
 	}
-	for id := range uint64(stirring) {
+	for id := range uint64(waiting) {
 		if asked[id] != 1 {
 			t.Errorf("%d: asked %d times", id, asked[id])
 		}

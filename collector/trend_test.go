@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// TestCourse checks the time until a limit is full, which is forecast only if usage grew in
+// TestTrends checks the time until a limit is full, which is forecast only if usage grew in
 // both halves of the last minute, and the time since which the limit has been at its warning
 // level, for different intervals of reading.
-func TestCourse(t *testing.T) {
+func TestTrends(t *testing.T) {
 	start := time.Unix(1e9, 0)
 	for name, c := range map[string]struct {
 		every, until time.Duration
@@ -31,11 +31,11 @@ func TestCourse(t *testing.T) {
 		if name == "falling" {
 			info.WarningRatio = 0.6
 		}
-		courses := newCourses()
+		trends := newTrends()
 		for at := time.Duration(0); at <= c.until; at += c.every {
-			courses.observe([]LimitReading{{LimitInfo: &info, Usage: c.saturation(at.Seconds()), Limit: 1}}, start.Add(at))
+			trends.observe([]LimitReading{{LimitInfo: &info, Usage: c.saturation(at.Seconds()), Limit: 1}}, start.Add(at))
 		}
-		since, longer, full := courses.last("r")
+		since, longer, full := trends.last("r")
 		if d := full - c.full; d.Abs() > 3*time.Second {
 			t.Errorf("%s: full in %v, want %v", name, full, c.full)
 		}
@@ -47,11 +47,11 @@ func TestCourse(t *testing.T) {
 		if longer != (c.since == 0) {
 			t.Errorf("%s: longer is %v", name, longer)
 		}
-		if n := len(courses.of["r"].points); n > 30 {
+		if n := len(trends.of["r"].points); n > 30 {
 			t.Errorf("%s: %d points are kept", name, n)
 		}
 	}
-	if since, _, full := newCourses().last("unknown"); !since.IsZero() || full != 0 {
+	if since, _, full := newTrends().last("unknown"); !since.IsZero() || full != 0 {
 		t.Errorf("a limit that was never read: %v, %v", since, full)
 	}
 }

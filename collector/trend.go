@@ -6,17 +6,17 @@ import (
 	"time"
 )
 
-// courses keeps the recent course of each limit's saturation: since when it has been at
+// trends keeps the recent trend of each limit's saturation: since when it has been at
 // its warning level, and how fast it grows.
-type courses struct {
+type trends struct {
 	mu sync.Mutex
-	of map[string]*course // by resource
+	of map[string]*trend // by resource
 }
 
-func newCourses() *courses { return &courses{of: map[string]*course{}} }
+func newTrends() *trends { return &trends{of: map[string]*trend{}} }
 
-// course is the recent course of one limit's saturation.
-type course struct {
+// trend is the recent trend of one limit's saturation.
+type trend struct {
 	// since is when it reached its warning level, zero while it is below.
 	since time.Time
 	// longer is set if the first reading was at that level.
@@ -40,55 +40,55 @@ const (
 )
 
 // observe records a reading of limits.
-func (c *courses) observe(limits []LimitReading, now time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+func (t *trends) observe(limits []LimitReading, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, l := range limits {
-		of := c.of[l.Resource]
+		of := t.of[l.Resource]
 		if of == nil {
-			of = new(course)
-			c.of[l.Resource] = of
+			of = new(trend)
+			t.of[l.Resource] = of
 		}
 		of.add(point{now, l.Saturation()}, l.Warning())
 	}
 }
 
-func (c *course) add(p point, warning float64) {
+func (t *trend) add(p point, warning float64) {
 	switch {
 	case p.saturation < warning:
-		c.since, c.longer = time.Time{}, false
-	case c.since.IsZero():
-		c.since, c.longer = p.at, len(c.points) == 0
+		t.since, t.longer = time.Time{}, false
+	case t.since.IsZero():
+		t.since, t.longer = p.at, len(t.points) == 0
 	}
-	if last := len(c.points) - 1; last > 0 && c.points[last].at.Sub(c.points[last-1].at) < pointGap {
-		c.points[last] = p
+	if last := len(t.points) - 1; last > 0 && t.points[last].at.Sub(t.points[last-1].at) < pointGap {
+		t.points[last] = p
 	} else {
-		c.points = append(c.points, p)
+		t.points = append(t.points, p)
 	}
 	// Points are kept for twice the time, in case readings are far apart.
-	c.points = slices.DeleteFunc(c.points, func(o point) bool { return p.at.Sub(o.at) > 2*paceTime })
+	t.points = slices.DeleteFunc(t.points, func(o point) bool { return p.at.Sub(o.at) > 2*paceTime })
 }
 
 // last returns since when a limit has been at its warning level, or longer, and in how
 // long it will be reached at the pace of the last minute. full is 0 if the saturation does not grow or
 // the limit will not be reached within foreseen.
-func (c *courses) last(resource string) (since time.Time, longer bool, full time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if of := c.of[resource]; of != nil {
+func (t *trends) last(resource string) (since time.Time, longer bool, full time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if of := t.of[resource]; of != nil {
 		return of.since, of.longer, of.full()
 	}
 	return time.Time{}, false, 0
 }
 
-func (c *course) full() time.Duration {
-	if len(c.points) == 0 {
+func (t *trend) full() time.Duration {
+	if len(t.points) == 0 {
 		return 0
 	}
-	now := c.points[len(c.points)-1]
+	now := t.points[len(t.points)-1]
 	// before returns the latest point that is at least this old.
 	before := func(age time.Duration) (p point, ok bool) {
-		for _, p := range slices.Backward(c.points) {
+		for _, p := range slices.Backward(t.points) {
 			if now.at.Sub(p.at) >= age {
 				return p, true
 			}
