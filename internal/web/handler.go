@@ -127,7 +127,7 @@ func metrics(set *collector.Set, c Config) http.Handler {
 		}
 		format := expfmt.NegotiateAccept(r.Header, expfmt.DefaultOpenMetricsAcceptedFormats()...)
 		names := slices.Sorted(slices.Values(query["name[]"]))
-		pages.serve(w, r, wish{
+		pages.serve(w, r, pageRequest{
 			ctx:     ctx,
 			asked:   asked,
 			name:    fmt.Sprintf("%s %s %q", format, encoding, slices.Compact(names)),

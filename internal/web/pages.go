@@ -65,8 +65,8 @@ func newPages(c Config) *pages {
 	}
 }
 
-// wish is one request for a page.
-type wish struct {
+// pageRequest is one request for a page.
+type pageRequest struct {
 	ctx   context.Context // ends when the client no longer waits
 	asked time.Time
 	// What the page shows: a name for what was asked for and in which form, and the
@@ -78,8 +78,8 @@ type wish struct {
 }
 
 // serve answers a request with the page.
-func (p *pages) serve(w http.ResponseWriter, r *http.Request, wish wish) {
-	page, err := p.get(r, wish)
+func (p *pages) serve(w http.ResponseWriter, r *http.Request, wanted pageRequest) {
+	page, err := p.get(r, wanted)
 	if err != nil {
 		if r.Context().Err() != nil {
 			return // the client has disconnected
@@ -117,17 +117,17 @@ func unavailable(w http.ResponseWriter, err error) {
 
 // get returns the page, either made when it is the client's turn or made by another
 // request.
-func (p *pages) get(r *http.Request, wish wish) (*page, error) {
-	page := p.find(wish)
+func (p *pages) get(r *http.Request, wanted pageRequest) (*page, error) {
+	page := p.find(wanted)
 	defer p.leave(page)
-	turn, err := p.turns.take(wish.ctx, clientOf(r.RemoteAddr), page.made)
+	turn, err := p.turns.take(wanted.ctx, clientOf(r.RemoteAddr), page.made)
 	if err != nil {
 		return nil, err
 	}
 	if turn {
 		defer p.turns.giveBack()
 		if p.begin(page) {
-			p.make(page, wish.render, r)
+			p.make(page, wanted.render, r)
 		}
 	}
 	<-page.made // making it waits for nothing
@@ -135,17 +135,17 @@ func (p *pages) get(r *http.Request, wish wish) (*page, error) {
 }
 
 // find returns a page that can be shared, or a new one.
-func (p *pages) find(wish wish) *page {
+func (p *pages) find(wanted pageRequest) *page {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.asked++
 	for _, k := range p.kept {
-		if k.name == wish.name && (k.at.IsZero() || wish.asked.Before(k.at)) && slices.EqualFunc(k.reading.Results, wish.reading.Results, same) {
+		if k.name == wanted.name && (k.at.IsZero() || wanted.asked.Before(k.at)) && slices.EqualFunc(k.reading.Results, wanted.reading.Results, same) {
 			k.wanted++
 			return k
 		}
 	}
-	n := &page{name: wish.name, reading: wish.reading, wanted: 1, made: make(chan struct{})}
+	n := &page{name: wanted.name, reading: wanted.reading, wanted: 1, made: make(chan struct{})}
 	p.kept = append(p.kept, n)
 	return n
 }

@@ -26,7 +26,7 @@ func TestShared(t *testing.T) {
 	asked := time.Now()
 	ask := func(name string, reading *collector.Reading, asked time.Time) {
 		w := httptest.NewRecorder()
-		p.serve(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), wish{
+		p.serve(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), pageRequest{
 			ctx: t.Context(), asked: asked, name: name, reading: reading,
 			render: func(w http.ResponseWriter, _ *http.Request) {
 				mu.Lock()
@@ -89,7 +89,7 @@ func TestPatience(t *testing.T) {
 		defer cancel()
 		w := httptest.NewRecorder()
 		p.serve(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody),
-			wish{ctx: ctx, asked: time.Now(), name: name, reading: reading, render: render})
+			pageRequest{ctx: ctx, asked: time.Now(), name: name, reading: reading, render: render})
 		return w
 	}
 	answers := make(chan *httptest.ResponseRecorder)
@@ -125,7 +125,7 @@ func TestPanic(t *testing.T) {
 	p := newPages(Config{MaxRequests: 1, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	for range 10 {
 		w := httptest.NewRecorder()
-		p.serve(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), wish{
+		p.serve(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), pageRequest{
 			ctx: t.Context(), asked: time.Now(),
 			render: func(w http.ResponseWriter, _ *http.Request) {
 				_, _ = io.WriteString(w, "half a page")

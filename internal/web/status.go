@@ -92,7 +92,7 @@ func status(set *collector.Set, c Config) http.Handler {
 		defer cancel()
 		reading := read(r.Context(), set, collector.Query{}, defaultTimeout)
 		still := r.URL.Query().Has("still")
-		pages.serve(w, r, wish{
+		pages.serve(w, r, pageRequest{
 			ctx:     ctx,
 			asked:   asked,
 			name:    strconv.FormatBool(still),

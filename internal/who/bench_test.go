@@ -29,7 +29,7 @@ func BenchmarkVisit(b *testing.B) {
 				all = append(all, s)
 				v.listening.Visit(&sockdiag.Socket{Family: unix.AF_INET, SourceAddr: server, SourcePort: 9000})
 				if i%20 == 0 {
-					q.people.inodes.set(s.Inode, uint32(i%100))
+					q.processes.inodes.set(s.Inode, uint32(i%100))
 				}
 			}
 			b.ReportAllocs()

@@ -102,7 +102,7 @@ func (q *inquiry) addListeners(title func(g *group) string) error {
 			g := &q.tally.groups[i]
 			p := part{group: g, amount: g.amount}
 			if h := holders[uint32(g.id)]; len(h) > 0 {
-				p.process = q.people.list[h[0]]
+				p.process = q.processes.list[h[0]]
 			}
 			g.id = g.cgroup
 			parts = append(parts, p)
@@ -118,10 +118,10 @@ func (q *inquiry) addListeners(title func(g *group) string) error {
 		of := map[*process]amount{}
 		var whose string
 		for _, h := range holders[uint32(t.id)] {
-			p := q.people.list[h]
+			p := q.processes.list[h]
 			of[p] = t.amount
 			if whose == "" {
-				q.know(p)
+				q.withOwner(p)
 				whose = cmp.Or(p.owner.Name, p.cgroup)
 				g.Namespace, g.Pod = p.owner.Namespace, p.owner.Pod
 				g.User = q.user(p.user)

@@ -117,10 +117,10 @@ func (q *inquiry) nameShown() {
 	for i := range q.answer.Groups {
 		g := &q.answer.Groups[i]
 		name := "ended"
-		at, err := q.person(g.PID, q.ProcPath+"/"+strconv.Itoa(g.PID))
+		at, err := q.processAt(g.PID, q.ProcPath+"/"+strconv.Itoa(g.PID))
 		var p *process
 		if err == nil {
-			p = q.know(q.people.list[at])
+			p = q.withOwner(q.processes.list[at])
 			name = p.name
 		}
 		label := (&process{pid: g.PID, name: name}).label()
@@ -321,7 +321,7 @@ func readKinds(q *inquiry) error {
 		if err != nil || len(of) == 0 {
 			return err
 		}
-		p := q.people.list[at]
+		p := q.processes.list[at]
 		estimated = estimated || p.weight() > 1
 		for kind, n := range of {
 			id, known := kinds[kind]
@@ -343,7 +343,7 @@ func readKinds(q *inquiry) error {
 		g := Group{Who: parse.Printable(strings.TrimSpace(names[t.id])), Count: t.count, score: t.score, Estimated: estimated}
 		of := map[*process]amount{}
 		for _, h := range held {
-			of[q.people.list[h.process]] = h.amount
+			of[q.processes.list[h.process]] = h.amount
 		}
 		q.nameProcesses(&g, of)
 		q.answer.add(g)

@@ -128,7 +128,7 @@ func (v *socketVisitor) Visit(s *sockdiag.Socket) {
 		v.tally.groups[at].vote(s.Cgroup, score)
 	}
 	if s.Inode != 0 {
-		if process, ok := v.people.inodes.find(s.Inode); ok {
+		if process, ok := v.processes.inodes.find(s.Inode); ok {
 			v.tally.hold(at, process).add(a)
 		}
 	}
@@ -281,7 +281,7 @@ func (q *inquiry) distribute() []part {
 		var expected amount
 		few := false
 		for _, h := range held {
-			p := q.people.list[h.process]
+			p := q.processes.list[h.process]
 			rest.subtract(h.amount)
 			found := part{group: g, process: p, amount: h.amount}
 			if p.weight() == 1 {
@@ -424,7 +424,7 @@ func (q *inquiry) addOwners(parts []part) {
 func (q *inquiry) ownerGroup(p part) (g Group) {
 	whose, cgroup := q.socketOwner(p.group.id)
 	if p.process != nil {
-		q.know(p.process)
+		q.withOwner(p.process)
 		if p.process.owner.Name != "" || whose.Name == "" {
 			whose, cgroup = p.process.owner, p.process.cgroup
 		}
@@ -506,7 +506,7 @@ func (q *inquiry) addSocketGroups(v *socketVisitor) {
 		}
 		of := map[*process]amount{}
 		for _, h := range held {
-			p := q.people.list[h.process]
+			p := q.processes.list[h.process]
 			of[p] = h.times(p.weight())
 		}
 		q.nameProcesses(&g, of)

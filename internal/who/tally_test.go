@@ -89,7 +89,7 @@ func TestBallot(t *testing.T) {
 func TestDistributeSmall(t *testing.T) {
 	crawler := &process{pid: 2, open: 10_000, looked: 100}
 	q := &inquiry{answer: new(Answer), tally: newTally(maxGroups)}
-	q.people.list = []*process{crawler}
+	q.processes.list = []*process{crawler}
 	for i := range 10_000 {
 		at := q.tally.add(key{id: 7, out: true, fromPort: uint16(i + 1)}, amount{1, 10}, 1)
 		if i%100 == 0 {
@@ -166,8 +166,8 @@ func TestDistribute(t *testing.T) {
 		q := &inquiry{answer: new(Answer), tally: newTally(10)}
 		at := q.tally.add(key{}, amount{c.group, 10 * c.group}, c.group)
 		for p, n := range c.held {
-			q.people.list = append(q.people.list, p)
-			q.tally.hold(at, uint32(len(q.people.list)-1)).add(amount{n, 10 * n})
+			q.processes.list = append(q.processes.list, p)
+			q.tally.hold(at, uint32(len(q.processes.list)-1)).add(amount{n, 10 * n})
 		}
 		got, sum := counts{}, 0.0
 		for _, p := range q.distribute() {

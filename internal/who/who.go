@@ -155,9 +155,9 @@ type inquiry struct {
 	tally  *tally
 
 	// places are the network namespaces to read. The first is the host's.
-	places []place
-	people people
-	groups cgroups
+	places    []place
+	processes processTable
+	groups    cgroups
 }
 
 // place is a network namespace. The first one is the host's.
