@@ -105,7 +105,7 @@ func limits() []collector.LimitInfo {
 // TestLevels checks that every limit has a warning and a critical alert of one name, at the
 // ratios of its LimitInfo, which the status page and the check command use too.
 func TestLevels(t *testing.T) {
-	level := regexp.MustCompile(quarter + `\{resource="([^"]+)"\}(?:\[1m\]\))? >= ([0-9.]+)`)
+	level := regexp.MustCompile(`(?:saturation:max1m|sockpressure_saturation_ratio)\{resource="([^"]+)"\} >= ([0-9.]+)`)
 	found := map[string]map[string]float64{}
 	names := map[string]string{}
 	for _, r := range alertsOf(readRules(t)) {

@@ -27,13 +27,23 @@ func TestLoud(t *testing.T) {
 	t.Parallel()
 	const conntrack = `sockpressure_saturation_ratio{resource="conntrack_entries"}`
 	for _, unit := range []struct {
-		duration time.Duration
-		hosts    []loud
+		duration, interval time.Duration
+		hosts              []loud
 	}{
-		{30 * time.Minute, loudHosts()},
-		{3 * time.Hour, vanishing(conntrack)},
+		{30 * time.Minute, step, loudHosts()},
+		{3 * time.Hour, step, vanishing(conntrack)},
+		// Only a scrape that no evaluation uses saw the table full.
+		{30 * time.Minute, 2 * step, []loud{{
+			host: host{name: "between evaluations", rates: series{"sockpressure_conntrack_drops_total": until(5, 0, 5)}, gauges: series{conntrack: func(at time.Duration) float64 {
+				if at == 5*time.Minute+step {
+					return 0.95
+				}
+				return 0.5
+			}}},
+			want: []string{"SockPressureConntrackFull/critical"}, within: 7 * time.Minute,
+		}}},
 	} {
-		r := run{tick: step, interval: step}
+		r := run{tick: step, interval: unit.interval}
 		for _, l := range unit.hosts {
 			r.nodes = append(r.nodes, l.node(unit.duration, step))
 		}
@@ -131,6 +141,14 @@ func loudHosts() []loud {
 			not:  []string{"SockPressureNetnsNearLimit" + note},
 		},
 		{
+			host: host{name: "a pod hangs", gauges: series{`sockpressure_netns_saturation_ratio{resource="udp_receive_queue",netns="pod/shop/a",namespace="shop",pod="a"}`: until(5, 0, 1.02)}},
+			want: []string{"SockPressureNetnsNearLimit" + note}, within: 11 * time.Minute,
+		},
+		{
+			host: host{name: "a program hangs, with few drops", gauges: of(until(5, 0, 1.01), "udp_receive_queue")},
+			want: []string{"SockPressureUDPReceiveQueueNearlyFull" + note}, within: 11 * time.Minute,
+		},
+		{
 			host: host{name: "a pod does not accept", gauges: series{`sockpressure_netns_saturation_ratio{resource="accept_queue",netns="pod/shop/a",namespace="shop",pod="a"}`: until(5, 0, 1.02)}},
 			want: []string{"SockPressureNetnsNearLimit" + note}, within: 11 * time.Minute, not: []string{"SockPressureNetnsNearLimit" + page},
 		},
@@ -166,7 +184,7 @@ func loudHosts() []loud {
 			want: []string{"SockPressureConntrackFull" + page}, within: 2 * time.Minute,
 		},
 		{
-			host: host{name: "tcp_mem 0 0 N", gauges: merged(of(at(0), "tcp_memory"), series{"sockpressure_tcp_memory_bytes": at(0), `sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`: at(0)})},
+			host: host{name: "tcp_mem 0 0 N", gauges: merged(of(at(0), "tcp_memory"), series{"sockpressure_tcp_memory_bytes": at(4096), `sockpressure_tcp_memory_threshold_bytes{threshold="pressure"}`: at(0)})},
 			not:  []string{"SockPressureTCPMemoryNearlyFull" + note},
 		},
 		{

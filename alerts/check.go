@@ -116,7 +116,8 @@ func (c Change) check(params map[string]bool) error {
 // ratios are the parameters that are compared with a ratio, and the least value of each:
 // the series that the rules read have no lower ones.
 var ratios = map[string]float64{
-	"warning": leastLevel, "critical": leastLevel, "full": leastLevel, "from": leastLevel, "fast": leastLevel,
+	"warning": leastLevel, "critical": leastLevel, "full": leastLevel,
+	"from": leastRising, "fast": leastRising,
 	"share": 0.01,
 }
 

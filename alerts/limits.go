@@ -62,7 +62,7 @@ func themes() []theme {
 					or: saturation + `
 and ignoring (resource) (
   sockpressure_tcp_memory_bytes
-  >= ignoring (threshold) sockpressure_tcp_memory_threshold_bytes{threshold="pressure"} > 0
+  >= ignoring (threshold) (sockpressure_tcp_memory_threshold_bytes{threshold="pressure"} > 0)
 )`,
 					met: []Rule{
 						{
@@ -76,7 +76,7 @@ and ignoring (resource) (
 and ` + seen + `
 or
 increase(sockpressure_tcp_aborts_on_memory_total[5m]) > 300 * ${rate}
-unless ignoring (resource) max_over_time(` + quarter + `{resource="tcp_orphans"}[5m]) >= 0.25`,
+unless ignoring (resource) max_over_time(${levels}{resource="tcp_orphans"}[4m]) >= 0.25`,
 							Params:  map[string]string{"rate": "1"},
 							Summary: "TCP is out of memory and drops data or resets connections.",
 							Description: `{{ $labels.instance }} reset connections or dropped received segments {{ $value | printf "%.0f" }} times
@@ -87,7 +87,7 @@ unless ignoring (resource) max_over_time(` + quarter + `{resource="tcp_orphans"}
 							Comment: "No scrape saw memory full; it was full between two scrapes. A burst drops some segments at\nthe buffers of single sockets.",
 							Expr: `(
   increase(sockpressure_tcp_aborts_on_memory_total[5m]) > ${count}
-  unless ignoring (resource) max_over_time(` + quarter + `{resource="tcp_orphans"}[5m]) >= 0.25
+  unless ignoring (resource) max_over_time(${levels}{resource="tcp_orphans"}[4m]) >= 0.25
   or
   increase(sockpressure_tcp_receive_queue_drops_total[5m]) > ${drops}
 )
@@ -119,7 +119,7 @@ unless ` + seen,
 							Alert: "SockPressureTCPOrphansReset", Severity: Critical,
 							Comment: "TCP memory increments the same counter, so there must be many orphans as well.",
 							Expr: `increase(sockpressure_tcp_aborts_on_memory_total[2m]) > ${count}
-and ignoring (resource) max_over_time(` + level + `[1m]) >= ${warning}`,
+and ignoring (resource) ` + level + ` >= ${warning}`,
 							Params:  map[string]string{"count": "10"},
 							Summary: "Closed connections are reset with their data unsent because there are too many orphans.",
 							Description: `{{ $labels.instance }} reset {{ $value | printf "%.0f" }} connections in the last 2 minutes while its
@@ -128,7 +128,7 @@ and ignoring (resource) max_over_time(` + level + `[1m]) >= ${warning}`,
 						{
 							Alert: "SockPressureTCPOrphansReset", Severity: Warning,
 							Expr: `increase(sockpressure_tcp_aborts_on_memory_total[5m]) > 0
-and ignoring (resource) max_over_time(` + level + `[5m]) >= ${warning}`,
+and ignoring (resource) max_over_time(` + level + `[4m]) >= ${warning}`,
 							Summary: "Closed connections are reset with their data unsent because there are too many orphans.",
 							Description: `{{ $labels.instance }} reset {{ $value | printf "%.0f" }} connections in the last 5 minutes while its
 								orphans were above 25 % of net.ipv4.tcp_max_orphans.`,
@@ -211,7 +211,7 @@ and ` + seen,
 				met: []Rule{{
 					Alert: "SockPressureUnixAcceptQueueFull", Severity: Info,
 					Comment: "The kernel does not count refusals, and a queue that is full for a moment does no harm, so\nthis is only for the record.",
-					Expr:    level + " >= 1",
+					Expr:    saturation + " >= 1",
 					Summary: "The accept queue of a unix socket was full.",
 					Description: `{{ $labels.instance }} has a unix socket whose accept queue is {{ $value | humanizePercentage }} full:
 						connect blocks or fails with EAGAIN.`,
@@ -281,7 +281,7 @@ increase(sockpressure_tcp_request_queue_full_cookies_total[5m])
 						worst("sockpressure_udp_receive_queue_bytes", "sockpressure_udp_receive_queue_limit_bytes", `{{ . | first | label "socket" }}`),
 					effect:  "While it is full, datagrams to that socket are dropped.",
 					comment: "Every burst fills a queue for a moment, so only one that stays full writes a ticket. Some\nprograms never read one of their sockets (dhclient, for example), so its queue stays full and\ndoes not change. This alerts only if datagrams for it keep arriving.",
-					unless:  "(\n  changes(" + level + "[10m]) == 0\n  unless ignoring (resource) " + udpDrops("rate") + " > 1\n)",
+					unless:  "(\n  changes(" + saturation + "[10m]) == 0\n  unless ignoring (resource) " + udpDrops("rate") + " > 1\n)",
 					met: []Rule{{
 						Alert: "SockPressureUDPReceiveQueueFull", Severity: Info,
 						Comment: "Larger numbers of drops raise SockPressureUDPReceiveErrors.",
@@ -413,10 +413,10 @@ unless ` + seen,
 or
 increase(sockpressure_oom_kills_total[5m]) > 0
 and ignoring (resource) (
-  max_over_time(` + level + `[5m]) >= ${critical}
+  max_over_time(` + level + `[4m]) >= ${critical}
   or
-  max_over_time(` + level + `[5m]) >= ${warning}
-  and max_over_time(` + level + `[5m]) - min_over_time(` + saturation + `[5m]) > 0.05
+  max_over_time(` + level + `[4m]) >= ${warning}
+  and max_over_time(` + level + `[4m]) - min_over_time(` + saturation + `[5m]) > 0.05
 )
 unless min_over_time(sockpressure_memory_available_bytes[5m]) > ` + plenty,
 							Summary: "The OOM killer killed processes.",
@@ -434,7 +434,7 @@ unless min_over_time(sockpressure_memory_available_bytes[5m]) > ` + plenty,
 					met: []Rule{{
 						Alert: "SockPressureOOMKill", Severity: Critical,
 						Expr: `increase(sockpressure_oom_kills_total[5m]) > 0
-and ignoring (resource) max_over_time(` + level + `[5m]) >= ${warning}`,
+and ignoring (resource) max_over_time(` + level + `[4m]) >= ${warning}`,
 						Summary: "The OOM killer killed processes.",
 						Description: `{{ $labels.instance }} killed {{ $value | printf "%.0f" }} processes in the last 5 minutes; its 32-bit
 							kernel was out of low memory, while high memory may have been free.`,
@@ -472,11 +472,11 @@ and ignoring (resource) max_over_time(` + level + `[5m]) >= ${warning}`,
 					Comment: "No scrape saw the machine out of memory: a memory cgroup reached its limit (usually a\ncontainer's), or the machine ran out of memory between two scrapes.",
 					Expr: `increase(sockpressure_oom_kills_total[5m]) > 0
 unless ignoring (resource) (
-  max_over_time(` + quarter + `{resource="memory"}[5m]) >= ` + number(levels("memory").CriticalRatio) + `
+  max_over_time(${levels}{resource="memory"}[4m]) >= ` + number(levels("memory").CriticalRatio) + `
   unless ignoring (resource) sockpressure_memory_available_bytes > ` + plenty + `
 )
 unless ignoring (resource)
-max_over_time(` + quarter + `{resource="low_memory"}[5m]) >= ` + number(levels("low_memory").WarningRatio),
+max_over_time(${levels}{resource="low_memory"}[4m]) >= ` + number(levels("low_memory").WarningRatio),
 					Summary: "The OOM killer killed processes.",
 					Description: `{{ $labels.instance }} killed {{ $value | printf "%.0f" }} processes in the last 5 minutes; the machine's
 						memory was not full at any scrape, so probably a memory cgroup reached its own limit` + killedIn() + `.`,
@@ -561,13 +561,13 @@ func neighbours(family string) limit {
 		met: []Rule{
 			{
 				Alert: "SockPressureNeighbourTableFull", Severity: Critical,
-				Expr:    counter + " > 0\nand ignoring (family, resource) max_over_time(" + level + "[5m]) >= ${critical}",
+				Expr:    counter + " > 0\nand ignoring (family, resource) max_over_time(" + level + "[4m]) >= ${critical}",
 				Summary: summary, Description: description,
 			},
 			{
 				Alert: "SockPressureNeighbourTableFull", Severity: Warning,
 				Comment: "No scrape saw the table full; it was full between two scrapes.",
-				Expr:    counter + " > ${count}\nunless ignoring (family, resource) max_over_time(" + level + "[5m]) >= ${critical}",
+				Expr:    counter + " > ${count}\nunless ignoring (family, resource) max_over_time(" + level + "[4m]) >= ${critical}",
 				Params:  map[string]string{"count": "10"},
 				Summary: summary, Description: description,
 			},

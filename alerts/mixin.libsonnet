@@ -57,7 +57,7 @@ local numeric(value) = std.isNumber(value) || (std.isString(value) && value != '
 local float(value) = if std.isNumber(value) then value else std.parseJson(value);
 
 // Thresholds that are compared with a ratio, and the least value of each.
-local ratios = { warning: 0.25, critical: 0.25, full: 0.25, from: 0.25, fast: 0.25, share: 0.01 };
+local ratios = { warning: 0.25, critical: 0.25, full: 0.25, from: 0.5, fast: 0.5, share: 0.01 };
 local isRatio(param) = std.objectHas(ratios, param);
 
 // Refuses names that no rule has, and thresholds that cannot be meant.

@@ -102,7 +102,8 @@ unless max_over_time(` + used + `{` + watched + `}[2m]) >= 0.9`,
 	}
 }
 
-// quarterOfNetns is what quarter is for the limits of a network namespace.
+// quarterOfNetns is the record of the limits of network namespaces that are at leastLevel
+// or more.
 const quarterOfNetns = "instance_resource_netns:sockpressure_netns_saturation:quarter"
 
 // namespaces returns alerts on the network namespaces other than the host's, such as
@@ -122,7 +123,7 @@ func namespaces() Group {
 	ticket.Severity, ticket.For, ticket.Params = Warning, "5m", map[string]string{"warning": "0.8"}
 	ticket.Comment = "A burst fills a queue for a moment without harm; a program that has stopped accepting keeps\nit full for minutes. A UDP queue that does not change belongs to a program that never reads\nit. TIME_WAIT is left out because some pods run at the limit by design, and request queues\nbecause SYN cookies work without them."
 	ticket.Expr = quarterOfNetns + `{resource=~"accept_queue|conntrack_entries|ephemeral_ports|udp_receive_queue|unix_accept_queue"} >= ${warning}
-unless changes(` + quarterOfNetns + `{resource="udp_receive_queue"}[10m]) == 0`
+unless changes(sockpressure_netns_saturation_ratio{resource="udp_receive_queue"}[10m]) == 0`
 	page.Severity, page.For, page.Params = Critical, "2m", map[string]string{"critical": "0.95"}
 	page.Comment = "Connections of the pod fail or will fail soon."
 	page.Expr = quarterOfNetns + `{resource=~"conntrack_entries|ephemeral_ports"} >= ${critical}`
@@ -294,7 +295,7 @@ unless ` + same + ` (` + alive + ` or up)`,
 // limit that is reached.
 func refusals() []Rule {
 	seen := func(resource string, level float64) string {
-		return fmt.Sprintf("ignoring (resource)\nmax_over_time("+quarter+"{resource=%q}[5m]) >= %v", resource, level)
+		return fmt.Sprintf("ignoring (resource)\nmax_over_time(%s{resource=%q}[4m]) >= %v", levelsOf(themeOf(resource)), resource, level)
 	}
 	orphans, lowMemory := seen("tcp_orphans", levels("tcp_orphans").WarningRatio), seen("low_memory", levels("low_memory").WarningRatio)
 	family := func(family string) string {
@@ -310,7 +311,7 @@ func refusals() []Rule {
 	all := []struct{ comment, resource, expr string }{
 		{
 			"A connection that could not be inserted counts as a drop but is not a refusal.",
-			"conntrack_entries", "rate(sockpressure_conntrack_drops_total[5m])\n- (rate(sockpressure_conntrack_insert_failures_total[5m]) or 0 * rate(sockpressure_conntrack_drops_total[5m]))\n> 0",
+			"conntrack_entries", "rate(sockpressure_conntrack_drops_total[5m])\n- (1.25 * rate(sockpressure_conntrack_insert_failures_total[5m]) or 0 * rate(sockpressure_conntrack_drops_total[5m]))\n> 0",
 		},
 		{
 			"Orphans also cause resets for lack of memory, and the buffer of a single socket also causes\ndropped data. The saturation tells them apart, as in the alerts.",
@@ -367,7 +368,11 @@ func fleet() Group {
 			Expr:   "max by (cluster, job, resource) (instance_resource:sockpressure_saturation:max5m)",
 		},
 	}
-	rules = append(rules, refusals()...)
+	var refused []string // limits with refusals that the kernel counts
+	for _, r := range refusals() {
+		rules = append(rules, r)
+		refused = append(refused, r.Labels["resource"])
+	}
 	rules = append(
 		rules,
 		Rule{
@@ -378,7 +383,7 @@ func fleet() Group {
 		Rule{
 			Record: "job_resource:sockpressure_refusals:rate5m",
 			about:  "each limit: refusals of all nodes",
-			Expr:   "sum by (cluster, job, resource) (instance_resource:sockpressure_refusals:rate5m)\nor\n0 * job_resource:sockpressure_saturation:max5m",
+			Expr:   "sum by (cluster, job, resource) (instance_resource:sockpressure_refusals:rate5m)\nor\n0 * job_resource:sockpressure_saturation:max5m{resource=~\"" + strings.Join(refused, "|") + "\"}",
 		},
 		Rule{
 			Record: "instance:sockpressure_collectors_failing:count",
@@ -408,12 +413,12 @@ func fleet() Group {
 	)
 	return Group{
 		Name: "sockpressure-fleet", Interval: "1m", Rules: rules,
-		Comment: `Recording rules for fleets: of about 300 series per node, those that a dashboard over ten thousand nodes needs. It reads no others.
+		Comment: `Recording rules for fleets: of about 300 series per node, those that a dashboard over ten thousand nodes needs. What is refused, logged, and close to a limit in pods is read from what the groups of alerts record.
 
   job_resource:...       the worst of all nodes of a job, 17 series for each
   job_message:...        what the kernels of a job logged, 17 series for each
-  job_resource_netns:... the worst 20 pods of a job, at most 80 series for each
-  instance:...           one series a node
+  job_resource_netns:... of the pods of a job at 25 % or more, the worst 20 for each limit
+  instance:...           at most one series a node
   instance_resource:...  one series for each node and limit; for the nodes chosen`,
 	}
 }

@@ -12,6 +12,7 @@ package alerts
 
 import (
 	"maps"
+	"slices"
 	"strings"
 )
 
@@ -89,6 +90,16 @@ func Groups() []Group {
 		}
 	}
 	return all
+}
+
+// themeOf returns the theme of a limit.
+func themeOf(resource string) string {
+	for _, t := range themes() {
+		if slices.ContainsFunc(t.limits, func(l limit) bool { return l.resource == resource }) {
+			return t.name
+		}
+	}
+	return ""
 }
 
 // Runbook returns the name of the alert that warns about a limit. The section of

@@ -73,18 +73,24 @@ func levels(resource string) collector.LimitInfo {
 	return collector.LimitInfo{}
 }
 
-// saturation is the series of the rule's limits, and level the one that is compared with
-// their levels. It has only the limits that are at leastLevel or more; see share.
+// saturation is the series of the rule's limits, and level the highest of the last minute,
+// which the group of the limits' theme records where it is leastLevel or more. Together
+// with what was recorded within 4 minutes it is the highest of the last 5.
 const (
 	saturation = "sockpressure_saturation_ratio{${resource}}"
-	quarter    = "instance_resource:sockpressure_saturation:quarter"
-	level      = quarter + "{${resource}}"
+	level      = "${levels}{${resource}}"
 	leastLevel = 0.25
 )
 
+// levelsOf returns the name of the record of a theme's levels. Each theme has its own,
+// because promtool takes two rules that record the same series for a mistake.
+func levelsOf(theme string) string {
+	return "instance_resource:sockpressure_" + theme + "_saturation:max1m"
+}
+
 // seen is an additional condition for an alert on a counter: the limit was at its
 // critical level within the last 5 minutes.
-const seen = "ignoring (resource) max_over_time(" + level + "[5m]) >= ${critical}"
+const seen = "ignoring (resource) max_over_time(" + level + "[4m]) >= ${critical}"
 
 // rules returns the whole set of rules for a limit.
 func (l limit) rules() []Rule {
@@ -106,9 +112,9 @@ func (l limit) rules() []Rule {
 		if l.hold[severity] != "" {
 			r.For = l.hold[severity]
 		}
-		r.Expr = "max_over_time(" + level + "[1m]) >= ${" + severity + "}"
+		r.Expr = level + " >= ${" + severity + "}"
 		if l.raw {
-			r.Expr = level + " >= ${" + severity + "}"
+			r.Expr = saturation + " >= ${" + severity + "}"
 		}
 		if severity == Warning {
 			r.Comment = l.comment
@@ -164,8 +170,8 @@ func limitGroups() []Group {
 	for _, t := range themes() {
 		g := Group{Name: "sockpressure-" + t.name, Comment: t.comment}
 		recorded := Rule{
-			Record: quarter, Expr: saturation + " >= " + number(leastLevel),
-			about: "each node and limit at 25 % or more; alerts on levels read these",
+			Record: levelsOf(t.name), Expr: "max_over_time(" + saturation + "[1m]) >= " + number(leastLevel),
+			about: "each node and limit of the theme " + t.name + " that was at 25 % or more within the last minute: its maximum; alerts on levels read these",
 		}
 		for _, l := range t.limits {
 			recorded.Resources = append(recorded.Resources, l.resource)
@@ -176,21 +182,26 @@ func limitGroups() []Group {
 			g.Rules = append(g.Rules, l.rules()...)
 		}
 		g.Rules = append(g.Rules, t.others...)
+		for i := range g.Rules {
+			g.Rules[i].Expr = strings.ReplaceAll(g.Rules[i].Expr, "${levels}", levelsOf(t.name))
+		}
 		groups = append(groups, g)
 	}
 	return append(groups, forecasts(by)...)
 }
 
 // The series that forecasts read. Ten thousand nodes have some 170,000 limits, and each
-// selector over all of them takes at least a fifth of a second. So what the forecasts
+// selector over all of them takes about half a second. So what the forecasts
 // share is recorded once, for limits that are at least 10 % used, and the rest only for
 // the few of these that grow.
 const (
 	used   = "instance_resource:sockpressure_saturation:used"
 	rising = "instance_resource:sockpressure_saturation:rising"
 	left1m = "instance_resource:sockpressure_saturation:left1m"
+	// leastRising is the least value of rising.
+	leastRising = 0.5
 	// The maximum of each limit over the last day and the last week: usage that is no
-	// higher than a harmless peak is not growth. See otherGroups.
+	// higher than a harmless peak is not growth. See history.
 	dayAgo  = "instance_resource:sockpressure_saturation:max1d offset 5m"
 	weekAgo = "instance_resource:sockpressure_saturation:max1w offset 2h"
 )
@@ -222,9 +233,9 @@ func forecasts(by map[forecasting][]string) []Group {
 		record(used, "each node and limit at 10 % or more; forecasts look back at these",
 			"A limit that fills evenly in five minutes is above this three minutes before it reaches 0.75.",
 			saturation+" >= 0.1"),
-		record(rising, "each node and limit at 25 % or more that grew since the previous evaluation; forecasts use these",
+		record(rising, "each node and limit at 50 % or more that grew since the previous evaluation; forecasts use these",
 			"Limits that grew since the previous evaluation. If scrapes are further apart, that is true once after each.",
-			saturation+" >= "+number(leastLevel)+" < 1\n> "+used+" offset 15s"),
+			saturation+" >= "+number(leastRising)+" < 1\n> "+used+" offset 15s"),
 		record(left1m, "each node and limit that will be reached within 8 minutes at the rate of the last minute: the minutes left",
 			"Minutes left, at the rate of the last minute. With x for usage now and y for usage a minute ago, the limit is reached (1 - y) / (x - y) minutes after that minute began.",
 			"((1 - "+y+") / (("+saturation+" >= 0.1) - "+y+") - 1) >= 0 < 8"),
@@ -234,14 +245,14 @@ func forecasts(by map[forecasting][]string) []Group {
 	sudden.Labels, sudden.Except = map[string]string{"stage": forecast, "window": "2m"}, append(slices.Clone(never), slow...)
 	sudden.Params = map[string]string{"from": "0.6", "fast": "0.72"}
 	sudden.Description = describe("will reach it within 5 minutes at the rate of the last one or two")
-	sudden.Comment = "A ticket: full within 5 minutes, growing for two minutes, or for one if usage is above what bursts reach. With x for usage now and y for usage 30 s ago, x >= (1 + 10 * y) / 11 means that growing at this rate for ten times as long reaches the limit. From 0.9 on, the level alerts take over."
+	sudden.Comment = "A ticket: full within 5 minutes, growing for two minutes, or for one minute if usage is above what bursts reach. With x for usage now and y for usage 30 s ago, x >= (1 + 10 * y) / 11 means that growing at this rate for ten times as long reaches the limit. From 0.9 on, the level alerts take over."
 	growing := rising + "{${resource}}"
 	sudden.Expr = lines(
 		growing+" >= ${from} < 0.9",
 		"and (",
 		"  "+left1m+" <= 5 and "+left1m+" offset 1m <= 6",
 		"  or",
-		"  "+growing+" >= ${fast} >= (1 + 10 * "+rising+" offset 30s) / 11 and "+left1m+" <= 5 and "+left1m+" offset 30s < 8",
+		"  "+growing+" >= ${fast} >= (1 + 10 * "+used+" offset 30s) / 11 and "+left1m+" <= 5 and "+left1m+" offset 30s < 8",
 		")",
 		unless(rising, dayAgo, "1"))
 
@@ -249,13 +260,13 @@ func forecasts(by map[forecasting][]string) []Group {
 	waves.Labels, waves.Resources = map[string]string{"stage": forecast, "window": "3m"}, slow
 	waves.Params = map[string]string{"from": "0.6", "fast": "0.75"}
 	waves.Description = describe("will reach it within 5 minutes at the rate of the last 3, or within 2 at the rate of the last one")
-	waves.Comment = "The same for limits whose usage jumps at program starts or comes in waves: growing for three minutes, or about to be full."
+	waves.Comment = "The same for limits whose usage jumps at program starts or comes in waves: growing for three minutes, or about to be full, which is within 90 s at the rate of the last 30: x >= (1 + 3 * y) / 4."
 	waves.Expr = lines(
 		growing+" >= ${from} < 0.9",
 		"and (",
 		"  "+left1m+" <= 5 and "+left1m+" offset 1m <= 6 and "+left1m+" offset 2m <= 7",
 		"  or",
-		"  "+growing+" >= ${fast} >= (1 + 3 * "+rising+" offset 30s) / 4 and "+left1m+" <= 1.5 and "+left1m+" offset 30s <= 4",
+		"  "+growing+" >= ${fast} >= (1 + 3 * "+used+" offset 30s) / 4 and "+left1m+" <= 1.5 and "+left1m+" offset 30s <= 4",
 		")",
 		unless(rising, dayAgo, "1"))
 
@@ -285,7 +296,7 @@ func forecasts(by map[forecasting][]string) []Group {
 			Comment: `Limits that are not close yet, but will be reached at the present rate. The series that the alerts read are recorded first in the same group, so that they refer to the same time. The last line of each alert excludes usage that is not above an earlier peak by half of the remaining headroom: x < (1 + 2 * peak) / 3.`,
 		},
 		{
-			Name: "sockpressure-forecast-hours", file: "forecast", Interval: "1m", Rules: []Rule{hours},
+			Name: "sockpressure-hours", file: "forecast", Interval: "1m", Rules: []Rule{hours},
 			Comment: "The same over hours, where a minute does not matter. With x for usage now and y for usage half an hour ago, x >= (1 + 8 * y) / 9 means that growing at this rate for eight times as long reaches the limit.",
 		},
 	}

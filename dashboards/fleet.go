@@ -90,7 +90,7 @@ func fleet(limits []collector.LimitInfo, books runbooks) dashboard {
 
 	return dashboard{
 		uid: fleetUID, title: "Sockpressure / Fleet", from: "now-6h",
-		about: "Nodes that are close to a kernel limit on sockets or memory, and nodes whose kernel already refuses. Needs the recording rules of alerts/fleet.rules.yml.",
+		about: "Nodes that are close to a kernel limit on sockets or memory, and nodes whose kernel already refuses. Needs all rules of alerts/.",
 		variables: []variable{
 			{name: "cluster", label: "Cluster", metric: nodeFailing, all: true},
 			{name: "job", label: "Job", metric: nodeFailing, all: true},

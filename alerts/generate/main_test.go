@@ -69,7 +69,7 @@ func TestConfig(t *testing.T) {
 		}
 	}
 	for document, want := range map[string][2]string{ // removed and added text
-		"resources: {conntrack_entries: {params: {critical: 0.95}}}":        {`{resource="conntrack_entries"}[1m]) >= 0.9` + "\n", `{resource="conntrack_entries"}[1m]) >= 0.95` + "\n"},
+		"resources: {conntrack_entries: {params: {critical: 0.95}}}":        {`max1m{resource="conntrack_entries"} >= 0.9` + "\n", `max1m{resource="conntrack_entries"} >= 0.95` + "\n"},
 		"resources: {tcp_time_wait: {enabled: false}}":                      {"alert: SockPressureTimeWaitNearlyFull", "alert:"},
 		"resources: {memory: {enabled: false}}":                             {`:rising{resource!~"tcp_time_wait|request_queue|udp_receive_queue|cgroup_memory"}`, `:rising{resource!~"tcp_time_wait|request_queue|udp_receive_queue|cgroup_memory|memory"}`},
 		"alerts: {SockPressureFillingFast/critical: {params: {from: 0.8}}}": {`>= 0.75 < 1`, `>= 0.8 < 1`},
@@ -109,7 +109,7 @@ func TestMistakes(t *testing.T) {
 		"resources: {memory: {params: {warning: high}}}":                  `resources: memory: warning is "high", want a ratio`,
 		"alerts: {SockPressureConntrackDropping: {params: {count: NaN}}}": `count is "NaN", want a number`,
 		"resources: {memory: {params: {warning: 0}}}":                     "resources: memory: warning is 0, want a ratio",
-		"alerts: {SockPressureFillingFast: {params: {from: 0.2}}}":        "alerts: SockPressureFillingFast: from is 0.2, want a ratio such as 0.8, between 0.25 and 1.5",
+		"alerts: {SockPressureFillingFast: {params: {from: 0.2}}}":        "alerts: SockPressureFillingFast: from is 0.2, want a ratio such as 0.8, between 0.5 and 1.5",
 		"resources: {memory: {params: {warning: 0.97}}}":                  "SockPressureMemoryNearlyFull, memory: warning, 0.97, is not below critical, 0.97",
 		"jobs: {a: {resources: {memory: {params: {critical: 0.9}}}}}":     "jobs: a: SockPressureMemoryNearlyFull, memory: warning, 0.9, is not below critical, 0.9",
 		"alerts: {SockPressureNetnsNearLimit: {params: {warning: 1}}}":    "SockPressureNetnsNearLimit: warning, 1, is not below critical, 0.95",

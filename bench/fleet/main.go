@@ -176,7 +176,7 @@ func (m *measurement) load(ctx context.Context) error {
 		return err
 	}
 	// Alerts look back at these over minutes, in which they were recorded at each evaluation.
-	latest := func(r recorded) bool { return r.counter != "" || strings.HasSuffix(r.name, ":quarter") }
+	latest := func(r recorded) bool { return r.counter != "" || strings.HasSuffix(r.name, ":max1m") }
 	// Oldest first. The maximum of an hour needs the whole hour; other values are looked
 	// up at one time.
 	type window struct{ from, to, step time.Duration }

@@ -46,6 +46,7 @@ func readRules(dir string) ([]asked, []recorded, error) {
 		return nil, nil, fmt.Errorf("%s has no rule files: %w", dir, err)
 	}
 	level := regexp.MustCompile(`>=? ([0-9.]+)\s*$`)
+	resources := regexp.MustCompile(`resource=~?"([^"]+)"`)
 	var all []asked
 	var series []recorded
 	for _, file := range files {
@@ -80,7 +81,7 @@ func readRules(dir string) ([]asked, []recorded, error) {
 				switch perNode := strings.HasPrefix(r.Record, "instance:"); {
 				case strings.HasSuffix(r.Record, ":left1m"): // a handful
 				case strings.HasSuffix(r.Record, ":rising"):
-					series = append(series, recorded{name: r.Record, from: 0.25})
+					series = append(series, recorded{name: r.Record, from: 0.5})
 				case slices.ContainsFunc(series, func(s recorded) bool { return s.name == r.Record }):
 				case strings.HasSuffix(r.Record, ":increase5m"):
 					counter := strings.Split(r.Record, ":")[1] + "_total"
@@ -89,6 +90,9 @@ func readRules(dir string) ([]asked, []recorded, error) {
 					series = append(series, recorded{name: r.Record, perNode: perNode, ill: true})
 				case perNode || strings.HasPrefix(r.Record, "instance_resource:"):
 					s := recorded{name: r.Record, perNode: perNode}
+					if m := resources.FindStringSubmatch(r.Expr); m != nil && strings.HasSuffix(r.Record, ":max1m") {
+						s.resources = strings.Split(m[1], "|")
+					}
 					// A rule over another recorded series has at most its series.
 					for _, other := range series {
 						if strings.Contains(r.Expr, other.name) {

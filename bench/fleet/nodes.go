@@ -56,8 +56,10 @@ type recorded struct {
 	name    string
 	from    float64 // lower values are not recorded
 	perNode bool
-	ill     bool   // only of nodes in trouble
-	counter string // of which the growth within 5 minutes is recorded, if there is any
+	ill     bool // only of nodes in trouble
+	// resources are the limits that are recorded, nil for all.
+	resources []string
+	counter   string // of which the growth within 5 minutes is recorded, if there is any
 }
 
 // value returns what is recorded for a series of the node, NaN if nothing is.
@@ -83,6 +85,8 @@ func (r recorded) labels(n node, s *series) []label {
 	case r.counter != "" && metric == r.counter && s.grown > 0:
 		return append(own, s.labels[1:]...)
 	case r.counter != "" || metric != "sockpressure_saturation_ratio" || r.ill && !n.ill:
+		return nil
+	case r.resources != nil && !slices.Contains(r.resources, s.resource):
 		return nil
 	case !r.perNode:
 		return append(own, label{Name: "resource", Value: s.resource})

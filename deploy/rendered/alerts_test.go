@@ -91,7 +91,7 @@ func TestAlertMistakes(t *testing.T) {
 		"resources: {memory: {params: {critical: 0}}}":                  `critical`,
 		"resources: {memory: {params: {warning: 0.2}}}":                 `warning`,
 		"resources: {memory: {params: {warning: '0.2'}}}":               `warning`,
-		"alerts: {SockPressureFillingFast: {params: {from: 0.1}}}":      `from`,
+		"alerts: {SockPressureFillingFast: {params: {from: 0.4}}}":      `from`,
 		"alerts: {SockPressureMemoryStalls: {params: {share: 0}}}":      `share`,
 		"resources: {memory: {params: {warning: 0.98}}}":                `SockPressureMemoryNearlyFull, memory: warning, 0.98, is not below critical, 0.97`,
 		"jobs: {a: {resources: {memory: {params: {critical: 0.9}}}}}":   `SockPressureMemoryNearlyFull, memory: warning, 0.9, is not below critical, 0.9`,
@@ -195,7 +195,7 @@ func TestAlertsLoad(t *testing.T) {
 			found[g.Name+" "+r.Name+" "+r.Labels["severity"]] = fmt.Sprintf("%s for %vs, team %s", r.Query, r.Duration, r.Labels["team"])
 		}
 	}
-	const want = `max_over_time(sockpressure_saturation_ratio{env="prod",job!~"db|edge\\.eu",resource="conntrack_entries"}[1m]) >= 0.95 for 45s, team nat`
+	const want = `instance_resource:sockpressure_conntrack_saturation:max1m{env="prod",job!~"db|edge\\.eu",resource="conntrack_entries"} >= 0.95 for 45s, team nat`
 	if got := found["sockpressure-conntrack SockPressureConntrackNearlyFull page"]; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
