@@ -30,7 +30,7 @@ const (
 	// often it is tried, and fresh how long a walk may be delayed.
 	deadline = 10 * time.Second
 	tries    = 5
-	fresh    = 30 * time.Second
+	fresh    = time.Minute
 	// again is how long to wait before asking for a walk again.
 	again = 100 * time.Millisecond
 	// compareEvery is the number of steps from one that is compared to the next.
