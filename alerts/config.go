@@ -160,17 +160,17 @@ func over[V any](a, b map[string]V) map[string]V {
 func (c Config) group(g Group, name, matchers string, s Scope, recording bool) OutputGroup {
 	out := OutputGroup{Name: name, Interval: g.Interval, comment: g.Comment, file: g.file}
 	matchers = strings.Trim(c.Select+","+matchers, ",")
-	alerting := alerting(g)
-	if alerting && c.Interval != "" && g.Interval == "15s" {
+	hasAlerts := alerting(g)
+	if hasAlerts && c.Interval != "" && g.Interval == "15s" {
 		out.Interval = c.Interval
 	}
 	for _, r := range g.Rules {
 		if r.Record != "" {
 			own := matchers
-			if !alerting {
+			if !hasAlerts {
 				own = c.Select
 			}
-			if alerting || recording {
+			if hasAlerts || recording {
 				out.Rules = append(out.Rules, Output{Record: r.Record, Expr: r.expand(own, nil), Labels: r.Labels, comment: r.Comment})
 			}
 			continue

@@ -1,8 +1,9 @@
 // Package alerts makes the alert bundle: rules for Prometheus from one table of limits
 // (limits.go), from a set of templates that applies to every limit (set.go), and from
-// rules on other things (other.go). Command alerts/generate writes them as rule files, as
-// a PrometheusRule object and as the data (rules.json) from which the Helm chart and the
-// Jsonnet mixin are made; regenerate them with
+// rules on other things (other.go); share.go records what several of them read. Command
+// alerts/generate writes them as rule files, as a PrometheusRule object and as the data
+// (rules.json) from which the Helm chart and the Jsonnet mixin are made; regenerate them
+// with
 //
 //	go generate ./alerts
 //

@@ -13,15 +13,15 @@ import (
 // counted is an increase or a rate of a counter over 5 minutes.
 var counted = regexp.MustCompile(`\b(increase|rate)\((sockpressure_[a-z0-9_]+_total)(\{[^}]*\})?\[5m\]\)`)
 
-// share makes the rules of a group read each counter once. The rules of a limit ask for the same
-// counters, each of which has a series for every node, and so do the recording rules for
-// fleets. So where a counter is read more than once, the group of alerts that reads it
-// most records its increase, and all rules of that group and the fleet rules read the
-// record. The record leaves out counters that did not grow, which are most of them: rules must
-// treat an increase that is absent as 0.
+// share makes the rules of a group read each counter once. The rules of a limit ask for
+// the same counters, each of which has a series for every node, and so do the recording
+// rules for fleets. So where a counter is read more than once, the group of alerts that
+// reads it most records its increase, and all rules of that group and the fleet rules read
+// the record. The record leaves out counters that did not grow, which are most of them:
+// rules must treat an increase that is absent as 0.
 //
-// The record is in the group of the alerts, so that record and alerts refer to the same time. Alerts of
-// other groups read the counter itself.
+// The record is in the group of the alerts, so that record and alerts refer to the same
+// time. Alerts of other groups read the counter itself.
 func share(groups []Group) []Group {
 	recorders := map[string]int{} // index of the group that records a counter
 	reads := map[string][]string{}

@@ -188,13 +188,7 @@ func (h *held) close() (string, error) {
 		if err != nil {
 			return fmt.Sprintf("connection %d that is closed: %v", n, err), nil
 		}
-		if err := unix.Close(client); err != nil {
-			return "", err
-		}
-		if _, err := poll(server, unix.POLLRDHUP, answer); err != nil {
-			return "", err
-		}
-		if err := unix.Close(server); err != nil {
+		if err := closePair(client, server); err != nil {
 			return "", err
 		}
 	}

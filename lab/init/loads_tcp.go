@@ -171,13 +171,7 @@ func tcpTimeWait(*guest) (*load, error) {
 			if err != nil {
 				return "", err
 			}
-			if err := unix.Close(client); err != nil {
-				return "", err
-			}
-			if _, err := poll(server, unix.POLLRDHUP, answer); err != nil {
-				return "", err
-			}
-			if err := unix.Close(server); err != nil {
+			if err := closePair(client, server); err != nil {
 				return "", err
 			}
 			// A port in TIME_WAIT cannot be bound.
@@ -343,4 +337,16 @@ func ports(limit int) (*load, error) {
 		},
 		release: func() error { return open.close() },
 	}, nil
+}
+
+// closePair closes both ends of a connection, first that of the client, which therefore
+// keeps the TIME_WAIT.
+func closePair(client, server int) error {
+	if err := unix.Close(client); err != nil {
+		return err
+	}
+	if _, err := poll(server, unix.POLLRDHUP, answer); err != nil {
+		return err
+	}
+	return unix.Close(server)
 }
